@@ -1,0 +1,68 @@
+"""
+The errors of the layer, in one tree under `ChannelLayerError`.
+
+`ChannelFull` and `MessageTooLarge` are not here: they are those of `channels.exceptions`, because code that
+catches them was written against Channels.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ChannelClosed", "ChannelLayerError", "DeliveryUnknown", "LayerClosed", "LayerUnavailable"]
+
+
+class ChannelLayerError(Exception):
+    """Everything that this layer raises of its own accord."""
+
+
+class ChannelClosed(ChannelLayerError):
+    """
+    The channel was closed: nothing can be sent to it or received from it any more.
+
+    Attributes:
+        channel: the full name of the channel.
+    """
+
+    def __init__(self, channel: str, message: str | None = None) -> None:
+        # All arguments go to Exception, so that the error survives pickling and copying.
+        super().__init__(channel, message)
+        self.channel = channel
+        self._message = message or f"Channel {channel!r} is closed."
+
+    def __str__(self) -> str:
+        return self._message
+
+
+class LayerClosed(ChannelClosed):
+    """
+    The whole layer was closed with `close()`, and with it every channel.
+
+    Attributes:
+        channel: the name that was used, `""` where the operation names no channel.
+    """
+
+    def __init__(self, channel: str = "", message: str | None = None) -> None:
+        where = f"; channel {channel!r} cannot be used any more" if channel else ""
+        super().__init__(channel, message or f"The channel layer is closed{where}.")
+
+
+class LayerUnavailable(ChannelLayerError, ConnectionError):
+    """
+    The server cannot be reached. Also a builtin `ConnectionError`.
+
+    Attributes:
+        address: where the server was expected, without credentials.
+        reason: what went wrong, in words.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        # One argument only: two would become an OSError's errno and strerror.
+        super().__init__(f"No connection to {address}: {reason}")
+        self.address = address
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[LayerUnavailable], tuple[str, str]]:
+        return type(self), (self.address, self.reason)
+
+
+class DeliveryUnknown(ChannelLayerError):
+    """The message was written to the server, and no answer came: it may or may not have been delivered."""
