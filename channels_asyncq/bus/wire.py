@@ -1,0 +1,619 @@
+"""
+One connection to a Redis server: RESP2 over hiredis, as an `asyncio.Protocol`.
+
+What is called in one turn of the loop leaves in one `write`; replies are matched, in order, to a FIFO of
+futures. Nothing here knows hosts, topics or scripts, and nothing here is a task: a connection is callbacks,
+futures and at most one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from time import monotonic
+from typing import Any, cast
+
+from hiredis import Reader, ReplyError, pack_command
+
+__all__ = ["NoAnswer", "NotSent", "WireProtocol"]
+
+# What the reader answers when it needs more bytes. None and False are legitimate replies.
+_MORE = object()
+
+# Messages may be delivered for so many seconds before the loop gets a turn, looked at every so many messages.
+_READ_SECONDS = 0.005
+_READ_CHECK_MASK = 7
+
+# Timers and flushes run in an empty context: they belong to the connection, not to whoever called first.
+_CONTEXT = Context()
+
+
+class NotSent(ConnectionError):
+    """The connection ended before the command was handed to the transport: the server has not seen it."""
+
+
+class NoAnswer(ConnectionError):
+    """The command was written, and the connection ended before its reply: it may have been executed."""
+
+
+def _discard(topic: bytes, payload: bytes) -> bool:
+    """Stand in for `on_message` once nobody wants messages any more."""
+    return True
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    """Give the future an error, marked as seen: a caller who does not look is not told through the log."""
+    future.set_exception(error)
+    future.exception()
+
+
+class _Waiter:
+    """A place in the queue of `room()`. It keeps its place when it is woken and finds no room."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
+
+
+class WireProtocol(asyncio.Protocol):
+    """
+    Commands out, replies and messages in, until the connection ends.
+
+    With `on_message` this is a subscriber's connection: `message` and `smessage` arrays go to
+    `on_message(topic, payload)`, and everything else, confirmations of subscriptions included, answers the
+    FIFO. `SUBSCRIBE` and its relatives are therefore called with one topic each.
+
+    `on_message` returns `True` when it took the message. `False` holds it: reading stops, nothing further is
+    parsed, and `resume()` offers the same message again. `on_message` must not raise; if it does, the
+    connection ends with that error.
+
+    `on_lost(error)` is called exactly once, after every future is done, and never from inside a method that
+    the owner calls. `error` is `None` only when `close()` was asked for and succeeded. If the connection ends
+    while a message is held or messages wait their turn, these are delivered first and the end is told after
+    them, so that a successor's messages cannot overtake; `timeout` bounds that too.
+
+    Args:
+        timeout: seconds after which the oldest written command must be answered; else the connection is given
+        up.
+            Time in which reading was stopped by our own side does not count.
+        max_pending: unanswered commands beyond which `room()` waits.
+        max_bytes: bytes of unanswered commands beyond which `room()` waits.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_closing",
+        "_continuation",
+        "_deadline",
+        "_error",
+        "_feed",
+        "_flush_scheduled",
+        "_gets",
+        "_gone",
+        "_grace_used",
+        "_held",
+        "_idle",
+        "_is_aborted",
+        "_is_disconnected",
+        "_is_finished",
+        "_is_stalled",
+        "_loop",
+        "_marks",
+        "_max_bytes",
+        "_max_pending",
+        "_on_lost",
+        "_on_message",
+        "_outgoing",
+        "_read_since",
+        "_sizes",
+        "_timeout",
+        "_timer",
+        "_transport",
+        "_unanswered",
+        "_waiters",
+        "_wake_scheduled",
+        "_write_paused",
+        "commands",
+        "is_lost",
+        "messages",
+        "replies",
+        "unanswered_bytes",
+        "writes",
+    )
+
+    def __init__(
+        self,
+        *,
+        on_lost: Callable[[Exception | None], None],
+        on_message: Callable[[bytes, bytes], bool] | None = None,
+        timeout: float = 5.0,
+        max_pending: int = 1024,
+        max_bytes: int = 16 * 2**20,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        reader = Reader(notEnoughData=_MORE)
+        self._feed = reader.feed
+        self._gets = reader.gets
+        self._on_lost = on_lost
+        self._on_message = on_message
+        self._timeout = timeout
+        self._max_pending = max_pending
+        self._max_bytes = max_bytes
+
+        # Every unanswered command: its future and its packed size. The last len(_outgoing) are not yet
+        # written.
+        self._unanswered: deque[asyncio.Future[Any]] = deque()
+        self._sizes: deque[int] = deque()
+        self._outgoing: list[bytes] = []
+        self._flush_scheduled = False
+        # True until connection_made(): nothing can be written before there is a transport.
+        self._write_paused = True
+        self._waiters: deque[_Waiter] = deque()
+        self._wake_scheduled = False
+
+        # One mark for each write: the number of the last command in it, and when it was written.
+        self._marks: deque[tuple[int, float]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
+        self._grace_used = False
+
+        # A stalled reader has paused the transport: a message is held, or the loop gets a turn.
+        self._is_stalled = False
+        self._held: tuple[bytes, bytes] | None = None
+        self._continuation: asyncio.Handle | None = None
+        self._read_since = 0.0
+
+        # connection_lost() or abort() sets is_lost; connection_lost() alone sets _is_disconnected. A
+        # connection that is disconnected and not aborted still delivers what it received; _finish() is the
+        # end.
+        self._closing = False
+        self._is_disconnected = False
+        self._is_aborted = False
+        self._error: Exception | None = None
+        self._is_finished = False
+        self._idle: asyncio.Future[None] | None = None
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+
+        #: The connection has ended, or was given up: nothing can be called any more.
+        self.is_lost = False
+        #: Packed bytes of the commands that are not answered.
+        self.unanswered_bytes = 0
+        #: Calls of transport.write(), and the commands they carried.
+        self.writes = 0
+        self.commands = 0
+        #: Replies matched to commands, and messages that on_message took.
+        self.replies = 0
+        self.messages = 0
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The transport, from `connection_made()` on."""
+        return self._transport
+
+    @property
+    def pending(self) -> int:
+        """Commands that are not answered, written or not."""
+        return len(self._unanswered)
+
+    # Out
+
+    def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
+        """
+        Send one command; the future's result is the reply.
+
+        An error reply is raised as `hiredis.ReplyError`; errors inside an array are left in it. If the
+        connection ends first, the future raises `NotSent` or `NoAnswer`. Cancelling it does not unsend the
+        command: the reply is awaited and thrown away. A future that nobody awaits complains about nothing.
+
+        Raises:
+            TypeError: an argument is of another type. Nothing was sent.
+        """
+        packed = pack_command(args)  # type: ignore[arg-type]  # its stub says: a tuple of one
+        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+        if self.is_lost or self._closing:
+            _fail(future, self._not_sent())
+            return future
+        self._outgoing.append(packed)
+        self._unanswered.append(future)
+        size = len(packed)
+        self._sizes.append(size)
+        self.unanswered_bytes += size
+        if not self._flush_scheduled and not self._write_paused:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush, context=_CONTEXT)
+        return future
+
+    @property
+    def has_room(self) -> bool:
+        """May another command be called without waiting? Not while others wait in `room()`."""
+        return not self._waiters and self._has_space()
+
+    async def room(self) -> None:
+        """
+        Wait until another command may be called, first come, first served. Call it without awaiting in
+        between.
+
+        Cancelling gives the place to the next in the queue.
+
+        Raises:
+            NotSent: the connection ended, or is being closed.
+        """
+        if self._is_ending():
+            raise self._not_sent()
+        if self.has_room:
+            return
+        waiter = _Waiter(self._loop.create_future())
+        self._waiters.append(waiter)
+        try:
+            await waiter.future
+            # Those woken before us may have called much: then keep our place in the queue.
+            while not self._is_ending() and not self._has_space():
+                waiter.future = self._loop.create_future()
+                await waiter.future
+        finally:
+            if self._waiters and self._waiters[0] is waiter:
+                self._waiters.popleft()
+            elif waiter in self._waiters:
+                self._waiters.remove(waiter)
+            # Whether this one calls or not: look again once it had its turn, lest the rest wait for ever.
+            self._wake_soon()
+        if self._is_ending():
+            raise self._not_sent()
+
+    def _is_ending(self) -> bool:
+        return self.is_lost or self._closing
+
+    def _has_space(self) -> bool:
+        return (
+            len(self._unanswered) < self._max_pending
+            and self.unanswered_bytes < self._max_bytes
+            and not self._write_paused
+            and not self.is_lost
+        )
+
+    def _wake_soon(self) -> None:
+        if self._waiters and not self._wake_scheduled:
+            self._wake_scheduled = True
+            self._loop.call_soon(self._wake, context=_CONTEXT)
+
+    def _wake(self) -> None:
+        """Wake as many as there are free places; each looks at the bytes itself when it runs."""
+        self._wake_scheduled = False
+        if not self._has_space():
+            return
+        free = self._max_pending - len(self._unanswered)
+        for waiter in self._waiters:
+            if not free:
+                break
+            # One that is already woken and has not run yet will take a place as well.
+            if not waiter.future.done():
+                waiter.future.set_result(None)
+            free -= 1
+
+    def _flush(self) -> None:
+        """Write everything that was called since the last time."""
+        self._flush_scheduled = False
+        outgoing = self._outgoing
+        if not outgoing or self._write_paused or self.is_lost:
+            return
+        assert self._transport is not None
+        data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
+        self.writes += 1
+        self.commands += len(outgoing)
+        outgoing.clear()
+        marks = self._marks
+        while marks and marks[0][0] <= self.replies:
+            marks.popleft()
+        marks.append((self.commands, monotonic()))
+        if self._timer is None:
+            self._set_timer(self._timeout)
+        # Last: it may call pause_writing().
+        self._transport.write(data)
+
+    # The deadline. The timer is not cancelled when the last reply arrives, which would cost a timer for each
+    # write of a quiet connection: it runs out once, finds nothing to wait for, and is not set again.
+
+    def _set_timer(self, seconds: float) -> None:
+        self._deadline = monotonic() + seconds
+        self._timer = self._loop.call_later(seconds, self._check_deadline, context=_CONTEXT)
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        marks = self._marks
+        while marks and marks[0][0] <= self.replies:
+            marks.popleft()
+        if not marks:
+            self._grace_used = False
+            return
+        now = monotonic()
+        if self._is_stalled:
+            # We are not reading, so the server's silence means nothing.
+            self._set_timer(self._timeout)
+            return
+        due = max(marks[0][1], self._read_since) + self._timeout
+        grace = self._timeout / 10
+        if due > now:
+            self._grace_used = False
+            self._set_timer(due - now)
+        elif now - self._deadline > grace and not self._grace_used:
+            # This loop was blocked, or the machine asleep: the reply may be there, unread.
+            self._grace_used = True
+            self._set_timer(grace)
+        else:
+            self.abort(TimeoutError(f"no reply within {self._timeout:g} s"))
+
+    # In
+
+    def data_received(self, data: bytes) -> None:
+        self._feed(data)
+        # A paused transport may still deliver what it had already read or decrypted.
+        if self._is_stalled or self.is_lost:
+            return
+        if self._on_message is None:
+            self._read_replies()
+        else:
+            self._read_messages()
+
+    def _read_replies(self) -> None:
+        """Answer the FIFO from what is in the reader."""
+        gets = self._gets
+        unanswered = self._unanswered
+        sizes = self._sizes
+        written = len(unanswered) - len(self._outgoing)
+        count = size = 0
+        try:
+            while (reply := gets()) is not _MORE:
+                if count == written:
+                    self._abort_unexpected(reply)
+                    break
+                count += 1
+                size += sizes.popleft()
+                future = unanswered.popleft()
+                if not future.done():
+                    if isinstance(reply, ReplyError):
+                        _fail(future, reply)
+                    else:
+                        future.set_result(reply)
+        except Exception as exc:
+            self.abort(exc)
+        self.replies += count
+        self.unanswered_bytes -= size
+        if self._waiters:
+            self._wake()
+        if self._idle is not None and not unanswered and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _read_messages(self) -> None:
+        """Deliver messages and answer the FIFO, until nothing is left, a message is held, or time is up."""
+        gets = self._gets
+        on_message = self._on_message
+        assert on_message is not None
+        count = 0
+        stop_at = monotonic() + _READ_SECONDS
+        try:
+            while (reply := gets()) is not _MORE:
+                if type(reply) is list and reply and (reply[0] == b"message" or reply[0] == b"smessage"):
+                    _, topic, payload = reply
+                    if not on_message(topic, payload):
+                        if self._is_aborted:
+                            break
+                        self._held = (topic, payload)
+                        self._stall()
+                        break
+                    count += 1
+                    if self._is_aborted:
+                        break
+                    if not count & _READ_CHECK_MASK and monotonic() > stop_at:
+                        self._stall()
+                        self._continuation = self._loop.call_soon(self._continue, context=_CONTEXT)
+                        break
+                elif not self._answer(reply):
+                    self._abort_unexpected(reply)
+                    break
+        except Exception as exc:
+            self.abort(exc)
+        self.messages += count
+        if self._waiters:
+            self._wake()
+
+    def _answer(self, reply: Any) -> bool:
+        """Give a subscriber's reply to the oldest command. False: no command waits for one."""
+        unanswered = self._unanswered
+        if len(unanswered) == len(self._outgoing):
+            return False
+        self.replies += 1
+        self.unanswered_bytes -= self._sizes.popleft()
+        future = unanswered.popleft()
+        if not future.done():
+            if isinstance(reply, ReplyError):
+                _fail(future, reply)
+            else:
+                future.set_result(reply)
+        if self._idle is not None and not unanswered and not self._idle.done():
+            self._idle.set_result(None)
+        return True
+
+    def resume(self) -> None:
+        """
+        Offer the held message again, on the next turn of the loop, and go on reading if it is taken.
+
+        Does nothing when no message is held or one is about to be offered.
+        """
+        if self._held is not None and self._continuation is None and not self._is_finished:
+            self._continuation = self._loop.call_soon(self._continue, context=_CONTEXT)
+
+    def _stall(self) -> None:
+        self._is_stalled = True
+        assert self._transport is not None
+        if not self._is_disconnected and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def _continue(self) -> None:
+        """The reader's next turn: the held message if there is one, then the rest."""
+        self._continuation = None
+        assert self._on_message is not None
+        if self._held is not None:
+            try:
+                taken = self._on_message(*self._held)
+            except Exception as exc:
+                self.abort(exc)
+                return
+            if not taken or self._is_aborted:
+                return
+            self._held = None
+            self.messages += 1
+        self._is_stalled = False
+        self._read_messages()
+        if self._is_stalled or self._is_aborted:
+            return
+        if self._is_disconnected:
+            self._finish()
+        else:
+            self._read_since = monotonic()
+            assert self._transport is not None
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def _abort_unexpected(self, reply: object) -> None:
+        text = repr(reply)
+        if len(text) > 200:
+            text = text[:200] + "..."
+        self.abort(ConnectionAbortedError(f"the server sent what no command asked for: {text}"))
+
+    # The life of the connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._outgoing and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush, context=_CONTEXT)
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_disconnected = True
+        self.is_lost = True
+        if self._error is None:
+            if exc is not None:
+                self._error = exc
+            elif not self._closing or self._unanswered:
+                self._error = ConnectionResetError("the server closed the connection")
+        if self._is_stalled and not self._is_aborted:
+            # What was received is delivered before its end is told: _continue() comes back to _finish().
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(self._timeout, self._finish, context=_CONTEXT)
+        else:
+            self._finish()
+
+    def abort(self, exc: Exception) -> None:
+        """
+        End the connection now, because of `exc`. What was received and not yet delivered is dropped.
+
+        The futures fail and `on_lost(exc)` is called on a later turn of the loop. Does nothing on a
+        connection that has ended.
+        """
+        if self._is_aborted or self._is_finished:
+            return
+        self.is_lost = True
+        self._is_aborted = True
+        if self._error is None:
+            self._error = exc
+        self._held = None
+        if self._continuation is not None:
+            self._continuation.cancel()
+            self._continuation = None
+        if self._is_disconnected or self._transport is None:
+            self._loop.call_soon(self._finish, context=_CONTEXT)
+        else:
+            # connection_lost() follows.
+            self._transport.abort()
+
+    async def close(self) -> None:
+        """
+        Close the connection once everything called so far is written and answered, within `timeout` seconds
+        in all; whatever takes longer is cut off. Messages that arrive, or are held, are dropped from now on.
+
+        Safe to call twice. Cancelling it ends the connection at once.
+        """
+        if self._is_finished:
+            return
+        if self._transport is None:
+            self.abort(ConnectionAbortedError("closed before it was connected"))
+            return
+        if not self._closing:
+            self._closing = True
+            self._release_waiters()
+            if self._on_message is not None:
+                self._on_message = _discard
+                self.resume()
+        until = self._loop.time() + self._timeout
+        try:
+            if self._unanswered and not self.is_lost:
+                if self._idle is None:
+                    self._idle = self._loop.create_future()
+                await asyncio.wait(
+                    {self._idle, self._gone}, timeout=self._timeout, return_when="FIRST_COMPLETED"
+                )
+            if not self._unanswered and not self.is_lost:
+                self._transport.close()
+                # TLS says goodbye, and a peer that is silent need not answer.
+                await asyncio.wait({self._gone}, timeout=max(0.0, until - self._loop.time()))
+            if not self._is_finished:
+                self.abort(TimeoutError(f"not closed within {self._timeout:g} s"))
+                await asyncio.wait({self._gone})
+        except asyncio.CancelledError:
+            self.abort(ConnectionAbortedError("closing was cancelled"))
+            raise
+
+    def _finish(self) -> None:
+        """Fail what is left and tell the owner: once, from the loop, after the transport is gone."""
+        if self._is_finished:
+            return
+        self._is_finished = True
+        self._held = None
+        self._is_stalled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._continuation is not None:
+            self._continuation.cancel()
+            self._continuation = None
+        written = len(self._unanswered) - len(self._outgoing)
+        for number, future in enumerate(self._unanswered):
+            if not future.done():
+                _fail(future, self._no_answer() if number < written else self._not_sent())
+        self._unanswered.clear()
+        self._sizes.clear()
+        self._outgoing.clear()
+        self._marks.clear()
+        self.unanswered_bytes = 0
+        self._release_waiters()
+        self._gone.set_result(None)
+        self._on_lost(self._error)
+
+    def _release_waiters(self) -> None:
+        """Let everybody in room() see that there will be none."""
+        for waiter in self._waiters:
+            if not waiter.future.done():
+                waiter.future.set_result(None)
+
+    def _not_sent(self) -> NotSent:
+        error = NotSent(f"not sent: {self._error or 'the connection is closed'}")
+        error.__cause__ = self._error
+        return error
+
+    def _no_answer(self) -> NoAnswer:
+        error = NoAnswer(f"sent, but not answered: {self._error or 'the connection is closed'}")
+        error.__cause__ = self._error
+        return error
