@@ -1,3 +1,3 @@
-"""A channel layer for Django Channels: each channel a bounded queue, Redis pub/sub for what crosses a process."""
+"""A channel layer for Django Channels: a bounded queue per channel, Redis between processes."""
 
 __version__ = "0.1.0"

