@@ -1,0 +1,40 @@
+"""What every test module shares: Django's settings, a server, and names of the test's own."""
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from channels_asyncq.testing import EmbeddedServer
+
+# Not in pyproject.toml: pytest-django would import the settings before pytest knows the folder they are in.
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedServer]:
+    """A server that all tests of this run share; they keep apart by `prefix`."""
+    with EmbeddedServer(external=False) as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[EmbeddedServer]:
+    """A server of this test alone, to pause, kill and restart."""
+    with EmbeddedServer(external=False) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedServer) -> str:
+    """The URL of the shared server."""
+    return redis_server.url
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix no other test has, here or in a process beside this one."""
+    return f"t{os.getpid()}x{next(_numbers)}"
