@@ -2,8 +2,8 @@
 What `CONFIG` says, as typed values.
 
 `Options.from_config` takes every key of `channels_redis` (core and pubsub) with its meaning, and this layer's
-own. Whatever is wrong becomes an `ImproperlyConfigured` that names the key, the value and what would be right;
-passwords and encryption keys appear in no message and no `repr`.
+own. Whatever is wrong becomes an `ImproperlyConfigured` that names the key, the value and what would be
+right; passwords and encryption keys appear in no message and no `repr`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ class Host:
     """
     One entry of `hosts`, checked.
 
-    A Redis host has a `url`, or `sentinels`, or neither: then `arguments` holds `host` and `port`, or `path`.
+    For Redis, `transport` and `arguments` are all that a redis-py connection needs, wherever they were given: in
+    the URL, its query or the dict. With `sentinels` there is no `host`: they are asked for it.
     """
 
     kind: Literal["memory", "redis"]
     #: As configured, credentials included.
     url: str | None = field(default=None, repr=False)
-    #: Arguments for a redis-py connection, beside those in `url`. `ssl` is not among them: see `transport`.
+    #: `host`, `port`, `path`, `db`, `password` ... for the connection class that `transport` stands for.
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     sentinels: tuple[tuple[str, int], ...] = ()
     master_name: str | None = None
@@ -446,16 +447,7 @@ def _url_host(where: str, url: str, given: Mapping[Any, Any]) -> Host:
             _refuse(f"{where}[{name!r}]", "***", "is given by the address too. Keep one of them.")
     if "ssl" in given and given["ssl"] is not (transport == "tls"):
         _refuse(f"{where}['ssl']", given["ssl"], "the address says otherwise: use rediss:// for TLS.")
-    arguments = _arguments(where, given, tls=transport == "tls")
-    db = from_url.get("db", arguments.get("db", 0))
-    return Host(
-        "redis",
-        url=url,
-        arguments=arguments,
-        db=db,
-        address=_address(transport, db, {"host": "localhost", **from_url}),
-        transport=transport,
-    )
+    return _redis_host(where, transport, {**from_url, **given}, url)
 
 
 def _url_arguments(where: str, url: str, transport: Transport) -> dict[str, Any]:
@@ -503,7 +495,6 @@ def _url_arguments(where: str, url: str, transport: Transport) -> dict[str, Any]
             # redis-py would take any text for True, "False" too.
             _refuse(f"{where}, {name} in the URL", text, "leave it out.")
         query[name] = value
-    _arguments(f"{where}, URL", query, tls=transport == "tls")
     return found | query
 
 
@@ -530,13 +521,16 @@ def _plain_host(where: str, given: Mapping[Any, Any]) -> Host:
     if unix and ("host" in given or "port" in given or given.get("ssl")):
         _refuse(where, given, "give either path (a Unix socket) or host and port.")
     transport: Transport = "unix" if unix else "tls" if given.get("ssl") is True else "tcp"
+    return _redis_host(where, transport, given, None)
+
+
+def _redis_host(where: str, transport: Transport, given: Mapping[Any, Any], url: str | None) -> Host:
     arguments = _arguments(where, given, tls=transport == "tls")
-    if not unix:
-        arguments.setdefault("host", "localhost")
-    db = arguments.get("db", 0)
-    return Host(
-        "redis", arguments=arguments, db=db, address=_address(transport, db, arguments), transport=transport
-    )
+    if transport != "unix":
+        arguments = {"host": "localhost", "port": DEFAULT_PORT} | arguments
+    db = arguments.setdefault("db", 0)
+    address = _address(transport, db, arguments)
+    return Host("redis", url=url, arguments=arguments, db=db, address=address, transport=transport)
 
 
 def _sentinel_host(where: str, given: dict[Any, Any]) -> Host:
@@ -569,7 +563,7 @@ def _sentinel_host(where: str, given: dict[Any, Any]) -> Host:
     _no_target(where, given)
     transport: Transport = "tls" if given.get("ssl") is True else "tcp"
     arguments = _arguments(where, given, tls=transport == "tls")
-    db = arguments.get("db", 0)
+    db = arguments.setdefault("db", 0)
     watchers = ",".join(_netloc(name, port) for name, port in pairs)
     return Host(
         "redis",
@@ -597,7 +591,7 @@ def _address(transport: Transport, db: int, arguments: Mapping[str, Any]) -> str
     if transport == "unix":
         return f"unix://{arguments['path']}?db={db}"
     scheme = "rediss" if transport == "tls" else "redis"
-    return f"{scheme}://{_netloc(arguments['host'], arguments.get('port', DEFAULT_PORT))}/{db}"
+    return f"{scheme}://{_netloc(arguments['host'], arguments['port'])}/{db}"
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
