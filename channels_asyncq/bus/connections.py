@@ -1,0 +1,269 @@
+"""
+From a host in the settings to a connected, authenticated `WireProtocol`. The only importer of redis-py.
+
+redis-py reads the URL, holds the credentials, asks the Sentinels, does TLS, AUTH and SELECT. Then its
+transport is taken from it, in `_hand_over()`, and redis-py is out of the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import redis
+from django.core.exceptions import ImproperlyConfigured
+from redis.asyncio import Redis
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.backoff import NoBackoff
+
+from channels_asyncq.bus.wire import WireProtocol
+from channels_asyncq.exceptions import LayerUnavailable
+from channels_asyncq.options import Host
+
+__all__ = ["Connector"]
+
+# redis-py would retry, check health and decode behind our back; deadlines and reconnects are the bus's.
+_NOT_FOR_US = frozenset(
+    {
+        "connection_class",
+        "decode_responses",
+        "health_check_interval",
+        "max_connections",
+        "parser_class",
+        "protocol",
+        "retry",
+        "retry_on_error",
+        "retry_on_timeout",
+        "timeout",
+    }
+)
+_SECRETS = ("password", "ssl_password")
+
+# From 7.2 on redis-py wants the name of the library by driver_info, and warns of the arguments before it.
+_HAS_DRIVER_INFO = "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
+_NO_SETINFO: Mapping[str, Any] = (
+    {"driver_info": None} if _HAS_DRIVER_INFO else {"lib_name": None, "lib_version": None}
+)
+
+# A peer that is gone without a word is noticed when it leaves what was sent unacknowledged for so long.
+_USER_TIMEOUT_MS = 10_000
+_KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+
+
+class Connector:
+    """
+    Makes connections to one host of the settings. Holds no connection itself.
+
+    Args:
+        host: one entry of `Options.hosts` that is not memory.
+        connect_timeout: seconds that a whole `connect()` may take: asking Sentinels, TLS and AUTH included.
+
+    Raises:
+        ImproperlyConfigured: the installed redis-py does not take the host's arguments.
+    """
+
+    def __init__(self, host: Host, *, connect_timeout: float = 5.0) -> None:
+        self._host = host
+        self._connect_timeout = connect_timeout
+        given: dict[str, Any] = dict(host.arguments)
+        # As in redis-py: where both say something, the URL counts.
+        if host.url is not None:
+            given.update(parse_url(host.url))
+        self._arguments = _for_redis_py(given, None) | {"db": host.db}
+        self._connection_class: type[AbstractConnection] = {
+            "tcp": Connection,
+            "tls": SSLConnection,
+            "unix": UnixDomainSocketConnection,
+        }[host.transport]
+        every = [given, host.sentinel_kwargs or {}]
+        self._secrets = {_text(source[name]) for source in every for name in _SECRETS if source.get(name)}
+        try:
+            self._connection_class(**self._arguments)
+        except (TypeError, ValueError, redis.RedisError) as exc:
+            raise ImproperlyConfigured(
+                f"CHANNEL_LAYERS: redis-py {redis.__version__} does not take the arguments "
+                f"for {host.address}: {self._without_secrets(exc)}"
+            ) from None
+
+    @property
+    def address(self) -> str:
+        """Where this leads, for messages: no credentials."""
+        return self._host.address
+
+    async def connect(self, make_protocol: Callable[[], WireProtocol]) -> WireProtocol:
+        """
+        Return a protocol of `make_protocol` on a new connection: authenticated, its database selected.
+
+        The Sentinels, if there are any, are asked anew each time. Cancelling leaves no connection behind.
+
+        Raises:
+            LayerUnavailable: whatever the reason; its text has no credentials.
+        """
+        try:
+            async with asyncio.timeout(self._connect_timeout) as deadline:
+                return await self._connect(make_protocol)
+        except Exception as exc:
+            if deadline.expired():
+                reason = f"no connection within {self._connect_timeout:g} s"
+            elif isinstance(exc, MasterNotFoundError):
+                sentinels = ", ".join(f"{name}:{port}" for name, port in self._host.sentinels)
+                reason = f"no Sentinel of {sentinels} knows a master {self._host.master_name!r} that is up"
+            else:
+                reason = self._without_secrets(exc)
+            # The server's text may hold what it was sent, and then a traceback must not show it either.
+            cause = exc if not self._has_secrets(exc) else None
+            raise LayerUnavailable(self.address, reason) from cause
+
+    async def _connect(self, make_protocol: Callable[[], WireProtocol]) -> WireProtocol:
+        arguments = self._arguments
+        if self._host.sentinels:
+            name, port = await self._find_master()
+            arguments = arguments | {"host": name, "port": port}
+        connection: Any = self._connection_class(**arguments)
+        try:
+            await connection.connect()
+            protocol = make_protocol()
+            transport = _hand_over(connection, protocol)
+        except BaseException:
+            await _abandon(connection)
+            raise
+        _tune(transport, arguments)
+        return protocol
+
+    async def _find_master(self) -> tuple[str, int]:
+        """Ask the Sentinels, one after the other, and leave no connection to them."""
+        # One that does not answer must leave time for the others, and for the master.
+        share = self._connect_timeout / (len(self._host.sentinels) + 1)
+        given = self._host.sentinel_kwargs
+        if given is None:
+            given = {
+                name: value for name, value in self._host.arguments.items() if name.startswith("socket_")
+            }
+        arguments = _for_redis_py({"socket_timeout": share, **given}, share)
+        sentinel: Any = cast(Any, Sentinel)(self._host.sentinels, sentinel_kwargs=arguments)
+        # discover_master() moves the one that answered to the front of this list.
+        clients: list[Redis] = list(sentinel.sentinels)
+        try:
+            name, port = await sentinel.discover_master(self._host.master_name)
+        finally:
+            await asyncio.gather(*(client.aclose() for client in clients), return_exceptions=True)
+        return _text(name), int(port)
+
+    def _without_secrets(self, exc: BaseException) -> str:
+        text = " ".join(str(exc).split())
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text or type(exc).__name__
+
+    def _has_secrets(self, exc: BaseException | None) -> bool:
+        """Does the error, or one that it came from, tell a password?"""
+        while exc is not None:
+            if any(secret in str(exc) for secret in self._secrets):
+                return True
+            exc = exc.__cause__ or exc.__context__
+        return False
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _for_redis_py(given: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
+    """Return the arguments for a redis-py connection that only connects and authenticates."""
+    kept = {name: value for name, value in given.items() if name not in _NOT_FOR_US}
+    if not any(name in kept for name in ("driver_info", "lib_name", "lib_version")):
+        kept.update(_NO_SETINFO)
+    # Given here, because redis-py's own defaults differ between its versions.
+    kept.setdefault("socket_connect_timeout", timeout)
+    kept.setdefault("socket_timeout", None)
+    return kept | {"protocol": 2, "retry": Retry(NoBackoff(), 0)}
+
+
+class _ClosedTransport(asyncio.Transport):
+    """What redis-py's StreamWriter holds after the handover: nothing that collecting it could close."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def _hand_over(connection: Any, protocol: WireProtocol) -> asyncio.Transport:
+    """
+    Give the transport of a connected redis-py connection to `protocol`.
+
+    Nothing is awaited between looking and taking, so nothing can arrive in between.
+
+    Raises:
+        RuntimeError: this redis-py is built in another way.
+        ConnectionError: the connection has ended, or the server said more than it was asked.
+    """
+    try:
+        stream, writer = connection._reader, connection._writer
+        transport: asyncio.Transport = writer.transport
+        unread = bool(stream._buffer) or connection._parser._reader.has_data()
+        has_ended = stream.at_eof() or stream.exception() is not None or transport.is_closing()
+        _ = writer._transport
+    except AttributeError as exc:
+        raise RuntimeError(
+            f"the connections of redis-py {redis.__version__} cannot be taken over ({exc}): "
+            "install redis>=6.4,<9"
+        ) from exc
+    if unread:
+        raise ConnectionError("the server sent more than was asked for")
+    if has_ended:
+        raise ConnectionResetError("the server closed the connection")
+    transport.set_protocol(protocol)
+    # Collecting a StreamWriter closes its transport, and collecting a redis-py connection closes its writer.
+    writer._transport = _ClosedTransport()
+    connection._reader = connection._writer = None
+    # asyncio calls it for a new transport only.
+    protocol.connection_made(transport)
+    return transport
+
+
+async def _abandon(connection: Any) -> None:
+    """Close what a failed or cancelled connect() left open."""
+    writer = connection._writer
+    connection._reader = connection._writer = None
+    if writer is not None:
+        writer.transport.abort()
+    # The socket is closed on the loop's next turn; have it happen before the caller goes on.
+    await asyncio.sleep(0)
+
+
+def _tune(transport: asyncio.Transport, arguments: Mapping[str, Any]) -> None:
+    """Make a TCP socket prompt, and quick to notice a peer that is gone."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    wanted: list[tuple[int, int | None, int]] = [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", None), _USER_TIMEOUT_MS),
+    ]
+    if arguments.get("socket_keepalive", True):
+        wanted.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
+        if not arguments.get("socket_keepalive_options"):
+            wanted += [(socket.IPPROTO_TCP, getattr(socket, name, None), value) for name, value in _KEEPALIVE]
+    for level, option, value in wanted:
+        if option is not None:
+            try:
+                sock.setsockopt(level, option, value)
+            except OSError:
+                # A system that knows the option and refuses it is no reason to do without a connection.
+                continue
