@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import http.client
+import os
+import signal
+import socket
+import sys
+from argparse import ArgumentParser
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management import BaseCommand, CommandError, call_command
+from django.db import connections
+
+from channels_asyncq import AsyncQueueChannelLayer, LayerUnavailable
+from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
+
+PROJECT = Path(__file__).resolve().parents[3]
+HOST = "127.0.0.1"
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 5.0
+RESTART_DELAY = 10.0
+
+Say = Callable[[str, str], None]
+
+
+class ProcessEnded(Exception):
+    """A process of the demo ended by itself or never answered; the text says which and what it said last."""
+
+
+class Child:
+    """One process of the demo: started, watched, its output passed on line by line, stopped."""
+
+    def __init__(
+        self, name: str, label: str, arguments: list[str], answers: Callable[[], Awaitable[bool]]
+    ) -> None:
+        self.name = name
+        self.label = label
+        self.arguments = arguments
+        self.answers = answers
+        self.ready = asyncio.Event()
+        self.last_lines: deque[str] = deque(maxlen=15)
+        self.process: asyncio.subprocess.Process | None = None
+        self.output: asyncio.Task[None] | None = None
+        self.was_killed = False
+
+    async def keep(self, environment: dict[str, str], say: Say) -> None:
+        """
+        Keep the process running, until this is cancelled.
+
+        When somebody kills it, it is started again after a while, as a supervisor would do: that is an
+        experiment worth making.
+
+        Raises:
+            ProcessEnded: it ended by itself, or did not answer.
+        """
+        while True:
+            process = await self._start(environment, say)
+            await self._wait_for_answer(process)
+            if self.was_killed:
+                say("demo", f"{self.name} answers again (pid {process.pid}).")
+            self.ready.set()
+            code = await process.wait()
+            if self.output is not None:
+                await self.output
+            if code >= 0:
+                raise ProcessEnded(self._obituary(code))
+            self.was_killed = True
+            say("demo", f"{self._obituary(code)} It is started again in {RESTART_DELAY:g} seconds.")
+            await asyncio.sleep(RESTART_DELAY)
+
+    async def stop(self) -> None:
+        """End the process: ask first, then kill. Safe to call twice, and before the start."""
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await self.process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            await self.process.wait()
+        if self.output is not None:
+            await self.output
+
+    async def _start(self, environment: dict[str, str], say: Say) -> asyncio.subprocess.Process:
+        self.last_lines.clear()
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *self.arguments,
+            cwd=PROJECT,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            # Ctrl-C in the terminal is for the demo, which stops the others in its own order.
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self.output = asyncio.create_task(
+            self._pass_on(self.process.stdout, say), name=f"output of {self.name}"
+        )
+        return self.process
+
+    async def _pass_on(self, stream: asyncio.StreamReader, say: Say) -> None:
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:
+                continue  # Longer than the reader's limit; what follows is a line again.
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            self.last_lines.append(text)
+            say(self.label, text)
+
+    async def _wait_for_answer(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                while not await self.answers():
+                    if process.returncode is not None and self.output is not None:
+                        await self.output
+                        raise ProcessEnded(self._obituary(process.returncode))
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            text = f"{self.name} runs but gave no answer for {START_TIMEOUT:g} seconds."
+            raise ProcessEnded(text + self._last_words()) from None
+
+    def _obituary(self, code: int) -> str:
+        if code < 0:
+            return f"{self.name} was killed by {signal.Signals(-code).name}." + self._last_words()
+        return f"{self.name} ended by itself with exit code {code}." + self._last_words()
+
+    def _last_words(self) -> str:
+        return (
+            "".join(["\nThe last it said:", *(f"\n    {line}" for line in self.last_lines)])
+            if self.last_lines
+            else ""
+        )
+
+
+class Command(BaseCommand):
+    help = (
+        "Run the chat on this machine as it would run in production: a Redis or Valkey server (that of "
+        "REDIS_URL, or one of its own), two Daphne processes and a worker. Ctrl-C stops everything."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--port", type=int, default=8000, help="port of the first Daphne (8000)")
+        parser.add_argument("--second-port", type=int, default=8001, help="port of the second Daphne (8001)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        first, second = options["port"], options["second_port"]
+        check_port("--port", first)
+        check_port("--second-port", second)
+        if first == second:
+            raise CommandError(f"Two servers cannot share port {first}: choose another with --second-port.")
+        # Daphne lists each request from its level 1 on.
+        self.daphne_verbosity = str(max(0, options["verbosity"] - 1))
+        try:
+            with EmbeddedServer() as server:
+                call_command("migrate", verbosity=0)
+                connections.close_all()
+                asyncio.run(self.run(server, first, second))
+        except EmbeddedServerError as error:
+            raise CommandError(str(error)) from error
+        except ProcessEnded as error:
+            raise CommandError(f"{error}\nEverything else has been stopped.") from error
+        except KeyboardInterrupt:
+            pass
+        self.stdout.write("Everything has been stopped.")
+
+    async def run(self, server: EmbeddedServer, first: int, second: int) -> None:
+        """Start everything, look after it until a signal comes, stop everything."""
+        stop = asyncio.Event()
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            # Windows has no such handlers; there Ctrl-C is a KeyboardInterrupt.
+            with contextlib.suppress(NotImplementedError, AttributeError):
+                asyncio.get_running_loop().add_signal_handler(getattr(signal, name), stop.set)
+        environment = os.environ | {
+            "DJANGO_SETTINGS_MODULE": "chat_site.settings",
+            "PYTHONUNBUFFERED": "1",
+            "REDIS_URL": server.url,
+        }
+        layer = AsyncQueueChannelLayer(
+            **settings.CHANNEL_LAYERS["default"]["CONFIG"] | {"hosts": [server.url]}
+        )
+        daphnes = [self.daphne(first), self.daphne(second)]
+        arguments = ["manage.py", "runworker", "wordcount"]
+        worker = Child("The worker", "worker", arguments, lambda: worker_answers(layer))
+        children = [*daphnes, worker]
+        self.say("demo", f"starting two Daphne processes and a worker over {describe(server)}")
+        tasks = [
+            asyncio.create_task(stop.wait(), name="stop signal"),
+            asyncio.create_task(self.keep_server(server, children), name="server"),
+            *(asyncio.create_task(child.keep(environment, self.say), name=child.name) for child in children),
+        ]
+        try:
+            # Only a signal ends one of them without an error.
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*(child.stop() for child in children))
+            await layer.close()
+
+    def daphne(self, port: int) -> Child:
+        options = ["-v", self.daphne_verbosity, "-b", HOST, "-p", str(port)]
+        return Child(
+            f"Daphne on port {port}",
+            f"daphne {port}",
+            ["-m", "daphne", *options, "chat_site.asgi:application"],
+            lambda: asyncio.to_thread(page_answers, port),
+        )
+
+    async def keep_server(self, server: EmbeddedServer, children: list[Child]) -> None:
+        """Say when all is there; then see to the server between them, until this is cancelled."""
+        for child in children:
+            await child.ready.wait()
+        self.announce(server, children)
+        while True:
+            await asyncio.sleep(0.5)
+            if not server.is_running:
+                self.say(
+                    "demo", f"The message server is gone. It is started again in {RESTART_DELAY:g} seconds."
+                )
+                await asyncio.sleep(RESTART_DELAY)
+                await asyncio.to_thread(server.restart)
+                self.say("demo", f"The message server answers again (pid {server.pid}).")
+
+    def announce(self, server: EmbeddedServer, children: list[Child]) -> None:
+        first, _, worker = [child.process.pid for child in children if child.process]
+        here, there = (f"http://{HOST}:{child.arguments[-2]}/chat/lobby/" for child in children[:2])
+        bold = self.style.MIGRATE_HEADING
+        lines = [
+            "",
+            bold("The chat runs. Open both pages side by side:"),
+            "",
+            f"    {self.style.SUCCESS(here)}",
+            f"    {self.style.SUCCESS(there)}",
+            "",
+            bold("What to try"),
+            "    Write in one window and read in the other: two processes, one room.",
+            "    Press 'Send from a sync view': an ordinary Django view reaches the same people.",
+            "    Look at the word count: the worker keeps it, in a third process.",
+            f"    kill -9 {first:<8} the first Daphne. Its page reconnects; the other sees who is gone.",
+            f"    kill -9 {worker:<8} the worker. Messages wait for it and are counted when it is back.",
+        ]
+        if not server.external:
+            lines.append(
+                f"    kill -9 {server.pid:<8} the message server. The pages say so and catch up afterwards."
+            )
+        lines += ["", "What is killed is started again after a while. Ctrl-C stops everything.", ""]
+        self.stdout.write("\n".join(lines))
+
+    def say(self, label: str, text: str) -> None:
+        """Write a line of one of the processes, or of the demo itself."""
+        style = self.style.WARNING if label == "demo" else self.style.HTTP_INFO
+        for line in text.splitlines():
+            self.stdout.write(f"{style(f'{label:>11} |')} {line}")
+
+
+def check_port(option: str, port: int) -> None:
+    """Raise CommandError if nobody can listen on the port."""
+    if not 0 < port < 65536:
+        raise CommandError(f"{option} {port} is not a port; choose one from 1 to 65535.")
+    with socket.socket() as probe:
+        if os.name == "posix":
+            # As the server does it: connections that linger from an earlier run do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            reason = (
+                "is taken by another program"
+                if error.errno == errno.EADDRINUSE
+                else f"fails: {error.strerror}"
+            )
+            raise CommandError(
+                f"Port {port} {reason}. Free it, or choose another port with {option}."
+            ) from error
+
+
+def page_answers(port: int) -> bool:
+    """Whether the chat's first page comes from a port."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+async def worker_answers(layer: AsyncQueueChannelLayer) -> bool:
+    """Whether a worker answers through the channel layer."""
+    channel = await layer.new_channel()
+    try:
+        await layer.send("wordcount", {"type": "count.ping", "reply_to": channel})
+        await asyncio.wait_for(layer.receive(channel), 5)
+    except (TimeoutError, LayerUnavailable):
+        return False
+    return True
+
+
+def describe(server: EmbeddedServer) -> str:
+    if server.external:
+        return f"the server of REDIS_URL at {server.host}:{server.port}"
+    return f"{Path(server.binary).name} at {server.host}:{server.port}"

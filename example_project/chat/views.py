@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from asgiref.sync import async_to_sync
+from channels.exceptions import ChannelFull
+from django.db.models import Count, Max
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_POST, require_safe
+
+from channels_asyncq import DeliveryUnknown, LayerUnavailable, get_layer
+from chat.models import Message
+from chat.rules import (
+    AUTHOR_LENGTH,
+    ROOM_RULE,
+    TEXT_LENGTH,
+    Refused,
+    clean_author,
+    clean_text,
+    group_of,
+    is_room,
+)
+
+
+@require_safe
+def index(request: HttpRequest) -> HttpResponse:
+    """The rooms in which somebody has written, and a form that opens any room."""
+    wanted = request.GET.get("room", "").strip()
+    if is_room(wanted):
+        return redirect("chat:room", room=wanted)
+    rooms = Message.objects.order_by().values("room").annotate(count=Count("id"), last=Max("sent_at"))
+    context = {"rooms": rooms.order_by("-last")[:100], "wanted": wanted, "error": ROOM_RULE if wanted else ""}
+    return render(request, "chat/index.html", context, status=400 if wanted else 200)
+
+
+@require_safe
+def room(request: HttpRequest, room: str) -> HttpResponse:
+    """The page of one room; everything in it comes over the WebSocket."""
+    context = {"room": room, "author_length": AUTHOR_LENGTH, "text_length": TEXT_LENGTH}
+    return render(request, "chat/room.html", context)
+
+
+@require_POST
+def send(request: HttpRequest, room: str) -> HttpResponse:
+    """
+    Send a message from ordinary synchronous code.
+
+    A sync view, a signal handler, a management command: `async_to_sync` is all that any of them needs.
+    """
+    try:
+        text = clean_text(request.POST.get("message"))
+        author = clean_author(request.POST.get("name"))
+    except Refused as refusal:
+        return JsonResponse({"error": str(refusal)}, status=400)
+    message = Message.objects.create(room=room, author=author, text=text)
+    layer = get_layer()
+    try:
+        async_to_sync(layer.group_send)(group_of(room), {"type": "chat.message", **message.as_dict()})
+        async_to_sync(layer.send)("wordcount", {"type": "count.words", "room": room, "text": text})
+    except (LayerUnavailable, DeliveryUnknown):
+        return JsonResponse({"error": "Stored, but live updates are interrupted."}, status=503)
+    except ChannelFull:
+        pass  # No worker is reading; the message itself is delivered.
+    return JsonResponse({"id": message.id}, status=201)

@@ -1,0 +1,22 @@
+"""`daphne chat_site.asgi:application` serves everything: pages, static files and WebSockets."""
+
+import os
+
+from channels.routing import ProtocolTypeRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat_site.settings")
+pages = get_asgi_application()
+
+# Consumers import models, and those need the apps that get_asgi_application() has just loaded.
+from chat_site.routing import websockets, workers  # noqa: E402
+
+application = ProtocolTypeRouter(
+    {
+        "http": ASGIStaticFilesHandler(pages),
+        "websocket": AllowedHostsOriginValidator(websockets),
+        "channel": workers,
+    }
+)
