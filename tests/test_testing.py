@@ -290,10 +290,11 @@ def test_start_and_stop_may_be_repeated() -> None:
 
 def test_server_that_died_by_itself_can_be_started(server: EmbeddedServer) -> None:
     """After SHUTDOWN from a client, start() brings it back on its port."""
-    port = server.port
+    port, pid = server.port, server.pid
     with pytest.raises(ConnectionError):
         server.command("SHUTDOWN", "NOSAVE")
-    os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not server.is_running
     assert server.start().port == port
 
 
