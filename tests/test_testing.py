@@ -66,6 +66,14 @@ def test_no_server_at_all_names_the_remedies(monkeypatch: pytest.MonkeyPatch) ->
         EmbeddedServer(external=False).start()
 
 
+def test_server_starts_where_path_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server named by its path needs nothing else from PATH."""
+    binary = find_server()
+    monkeypatch.setenv("PATH", "/no/such/folder")
+    with EmbeddedServer(external=False, binary=binary) as server:
+        assert server.command("PING") == b"PONG"
+
+
 def test_redis_url_is_used_and_never_touched(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server of REDIS_URL is given out, can be asked, and is neither stopped nor hurt."""
     monkeypatch.setenv("REDIS_URL", server.url_for(2))
