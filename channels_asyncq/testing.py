@@ -39,8 +39,8 @@ REMEDY: Final = (
     "On Windows there is no server to start: set REDIS_URL, or use WSL."
 )
 
-# What a shell does when the process that started the server is gone, however it went: its end of the pipe closes,
-# `read` ends, and server and folder follow. `read` and `kill` are the shell's own, so that no PATH can break them.
+# What a shell does when the process that started the server is gone, however it went: its end of the pipe
+# closes, `read` ends, server and folder follow. `read` and `kill` are the shell's own: no PATH breaks them.
 WATCH: Final = 'read -r _; kill -9 "$1" 2>/dev/null; PATH=$PATH:/bin:/usr/bin; rm -rf "$2"'
 
 Option = str | int | Sequence[str]
