@@ -1,0 +1,515 @@
+"""Loops and threads: one layer object in a process that runs many loops, as Django does."""
+
+import asyncio
+import contextvars
+import gc
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+
+from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.testing import EmbeddedServer
+from tests.contract import (
+    DEADLINE,
+    assert_nothing_waits,
+    eventually,
+    every,
+    members_of,
+    note,
+    notes,
+    receive,
+    receive_many,
+    started,
+)
+
+MakeLayerAnywhere = Callable[..., AsyncQueueChannelLayer]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make_layer(request: pytest.FixtureRequest, prefix: str) -> Iterator[MakeLayerAnywhere]:
+    """Make layers outside of any loop; all are closed at the end, from a loop of its own."""
+    url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
+    made: list[AsyncQueueChannelLayer] = []
+
+    def make_layer(**config: Any) -> AsyncQueueChannelLayer:
+        made.append(AsyncQueueChannelLayer(**{"hosts": [url], "prefix": prefix, **config}))
+        return made[-1]
+
+    yield make_layer
+
+    async def close() -> None:
+        async with asyncio.timeout(DEADLINE):
+            for layer in made:
+                await layer.close()
+
+    asyncio.run(close())
+
+
+@pytest.fixture
+def make_redis_layer(redis_url: str, prefix: str) -> Iterator[MakeLayerAnywhere]:
+    """The same on the server alone."""
+    made: list[AsyncQueueChannelLayer] = []
+
+    def make_layer(**config: Any) -> AsyncQueueChannelLayer:
+        made.append(AsyncQueueChannelLayer(**{"hosts": [redis_url], "prefix": prefix, **config}))
+        return made[-1]
+
+    yield make_layer
+    for layer in made:
+        asyncio.run(layer.close())
+
+
+def run_in_thread(main: Callable[[], Any]) -> "threading.Thread":
+    """A thread that is started; joined by the test."""
+    thread = threading.Thread(target=main, daemon=True)
+    thread.start()
+    return thread
+
+
+class TestLoopAfterLoop:
+    """`asyncio.run` after `asyncio.run`, as tests and scripts do."""
+
+    def test_one_layer_on_loop_after_loop(self, make_layer: MakeLayerAnywhere) -> None:
+        """Each loop gets a session of its own that works; what was the last loop's is gone with it."""
+        layer = make_layer()
+
+        async def main(n: int) -> str:
+            members = await members_of(layer, "room", 2)
+            await layer.group_send("room", note(n))
+            for member in members:
+                assert await receive(layer, member) == note(n)
+                await assert_nothing_waits(layer, member)
+            return members[0]
+
+        channels = [asyncio.run(main(n)) for n in range(4)]
+        assert len({channel.split("!")[0] for channel in channels}) == 4
+
+    def test_loops_end_clean(self, make_layer: MakeLayerAnywhere) -> None:
+        """
+        No pending task, no ResourceWarning, nothing printed by a loop that closed without the layer's
+        close().
+        """
+        layer = make_layer()
+        complaints: list[dict[str, Any]] = []
+
+        async def main() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+            (member,) = await members_of(layer, "room", 1)
+            await layer.group_send("room", note(1))
+            await receive(layer, member)
+            await layer.send("jobs", note(1))
+            await receive(layer, "jobs")
+            await layer.group_add("room", "jobs")
+            await started(layer.receive(member))
+            await started(layer.receive("jobs"))
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            asyncio.run(main())
+            gc.collect()
+        assert not complaints
+        assert not [str(warning.message) for warning in caught if warning.category is ResourceWarning]
+
+    def test_a_loop_stopped_without_a_word(self, make_layer: MakeLayerAnywhere) -> None:
+        """A loop that is closed without shutdown_asyncgens() prints nothing about the layer either."""
+        layer = make_layer()
+        complaints: list[dict[str, Any]] = []
+
+        async def main() -> None:
+            (member,) = await members_of(layer, "room", 1)
+            await layer.group_send("room", note(1))
+            await receive(layer, member)
+            await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "the end of all tasks")
+
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        loop.run_until_complete(main())
+        with warnings.catch_warnings():
+            # The socket that nobody closed is told as such, which is right; a task that was destroyed is not.
+            warnings.simplefilter("ignore", ResourceWarning)
+            loop.close()
+            del loop
+            asyncio.run(main())
+            gc.collect()
+        assert not complaints
+
+    def test_sends_in_finally_blocks_at_the_loops_end(self, make_layer: MakeLayerAnywhere) -> None:
+        """A consumer that is cancelled by the loop's end can still leave its group and say goodbye."""
+        layer = make_layer()
+        ended: list[BaseException | None] = []
+
+        async def consumer(channel: str) -> None:
+            try:
+                await layer.receive(channel)
+            finally:
+                try:
+                    await layer.group_discard("room", channel)
+                    await layer.group_send("room", note(1))
+                    await layer.send("goodbyes", note(2))
+                    ended.append(None)
+                except BaseException as error:
+                    ended.append(error)
+                    raise
+
+        tasks: list[asyncio.Task[None]] = []
+
+        async def main() -> None:
+            (member,) = await members_of(layer, "room", 1)
+            tasks.append(await started(consumer(member)))
+
+        asyncio.run(main())
+        assert ended == [None]
+
+        async def next_loop() -> None:
+            assert await receive(layer, "goodbyes") == note(2)
+
+        asyncio.run(next_loop())
+
+    def test_channel_of_a_loop_that_is_gone(self, make_layer: MakeLayerAnywhere) -> None:
+        """Sending to it, adding and discarding it is no error and holds nobody up for long."""
+        layer = make_layer(send_timeout=0.5)
+
+        async def first() -> str:
+            return (await members_of(layer, "room", 1))[0]
+
+        gone = asyncio.run(first())
+
+        async def second() -> None:
+            async with asyncio.timeout(DEADLINE):
+                await layer.send(gone, note(1))
+                await layer.group_send("room", note(2))
+                await layer.group_add("room", gone)
+                await layer.group_discard("room", gone)
+            (member,) = await members_of(layer, "room", 1)
+            await layer.group_send("room", note(3))
+            assert await receive(layer, member) == note(3)
+
+        asyncio.run(second())
+
+    def test_sessions_of_closed_loops_are_freed(self, make_layer: MakeLayerAnywhere) -> None:
+        """Loops that came and went are not kept alive by the layer."""
+        layer = make_layer()
+        import weakref
+
+        loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+        async def main() -> None:
+            loops.append(weakref.ref(asyncio.get_running_loop()))
+            (member,) = await members_of(layer, "room", 1)
+            await layer.group_send("room", note(1))
+            await receive(layer, member)
+
+        for _ in range(5):
+            asyncio.run(main())
+        asyncio.run(main())
+        gc.collect()
+        assert sum(loop() is not None for loop in loops[:-1]) <= 1
+
+    def test_context_of_the_first_user_is_not_kept(self, make_layer: MakeLayerAnywhere) -> None:
+        """
+        What the layer leaves running does not hold the context variables of the request that started it.
+        """
+        layer = make_layer()
+        variable: contextvars.ContextVar[object] = contextvars.ContextVar("variable")
+        import weakref
+
+        class Request:
+            pass
+
+        async def request() -> "weakref.ref[Request]":
+            value = Request()
+            variable.set(value)
+            await members_of(layer, "room", 1)
+            return weakref.ref(value)
+
+        async def main() -> None:
+            reference = await asyncio.create_task(request())
+            await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "the end of all tasks")
+            gc.collect()
+            assert reference() is None
+
+        asyncio.run(main())
+
+
+class TestLoopsTogether:
+    """Loops in several threads at the same time."""
+
+    def test_one_layer_in_four_threads(self, make_layer: MakeLayerAnywhere) -> None:
+        """A message to a group reaches the members of every loop once, in the same order."""
+        layer = make_layer()
+        threads = 4
+        ready, done = threading.Barrier(threads), threading.Barrier(threads)
+        arrived: dict[int, list[int]] = {}
+
+        def main(n: int) -> None:
+            async def run() -> None:
+                members = await members_of(layer, "room", 2)
+                await asyncio.to_thread(ready.wait, DEADLINE)
+                for m in range(10):
+                    await layer.group_send("room", note(n * 100 + m))
+                received = [await receive_many(layer, member, threads * 10) for member in members]
+                assert received[0] == received[1]
+                arrived[n] = [message["n"] for message in received[0]]
+                await asyncio.to_thread(done.wait, DEADLINE)
+                for member in members:
+                    await assert_nothing_waits(layer, member)
+
+            asyncio.run(run())
+
+        with ThreadPoolExecutor(threads) as pool:
+            for future in [pool.submit(main, n) for n in range(threads)]:
+                future.result(DEADLINE)
+        expected = sorted(n * 100 + m for n in range(threads) for m in range(10))
+        assert all(sorted(numbers) == expected for numbers in arrived.values())
+        assert all(numbers == arrived[0] for numbers in arrived.values())
+
+    def test_send_to_a_channel_of_another_loop(self, make_layer: MakeLayerAnywhere) -> None:
+        """A channel made on one loop is reached from another of the process, in order."""
+        layer = make_layer()
+        names: list[str] = []
+        has_name = threading.Event()
+        arrived: list[dict[str, Any]] = []
+
+        def read() -> None:
+            async def run() -> None:
+                names.append(await layer.new_channel())
+                has_name.set()
+                arrived.extend(await receive_many(layer, names[0], 30))
+
+            asyncio.run(run())
+
+        async def write() -> None:
+            for message in notes(30):
+                await layer.send(names[0], message)
+
+        thread = run_in_thread(read)
+        assert has_name.wait(DEADLINE)
+        asyncio.run(write())
+        thread.join(DEADLINE)
+        assert arrived == notes(30)
+
+    def test_normal_channel_read_on_two_loops(self, make_layer: MakeLayerAnywhere) -> None:
+        """Each job of a normal channel goes to one reader of all loops."""
+        layer = make_layer()
+        count = 60
+        arrived: list[int] = []
+        lock = threading.Lock()
+        enough = threading.Event()
+
+        def work() -> None:
+            async def one(message: dict[str, Any]) -> None:
+                with lock:
+                    arrived.append(message["n"])
+                    if len(arrived) >= count:
+                        enough.set()
+
+            async def read() -> None:
+                while True:
+                    await one(await layer.receive("jobs"))
+
+            async def run() -> None:
+                reader = asyncio.create_task(read())
+                await asyncio.to_thread(enough.wait, DEADLINE)
+                reader.cancel()
+                await asyncio.wait([reader])
+
+            asyncio.run(run())
+
+        async def write() -> None:
+            for message in notes(count):
+                await layer.send_wait("jobs", message)
+
+        threads = [run_in_thread(work) for _ in range(2)]
+        asyncio.run(write())
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert sorted(arrived) == list(range(count))
+
+        async def rest() -> None:
+            await assert_nothing_waits(layer, "jobs")
+
+        asyncio.run(rest())
+
+
+class TestSyncSenders:
+    """`async_to_sync(layer.send)` from views, threads and scripts."""
+
+    async def test_from_a_plain_thread(self, make_layer: MakeLayerAnywhere) -> None:
+        """Sends from a thread without a loop reach the consumers of the main loop, in order."""
+        layer = make_layer()
+        channel = await layer.new_channel()
+        await layer.group_add("room", channel)
+
+        def view() -> None:
+            for message in notes(20):
+                async_to_sync(layer.group_send)("room", message)
+            async_to_sync(layer.send)(channel, note(100))
+            async_to_sync(layer.send)("jobs", note(200))
+
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.to_thread(view)
+        arrived = await receive_many(layer, channel, 21)
+        assert [message for message in arrived if message != note(100)] == notes(20)
+        assert await receive(layer, "jobs") == note(200)
+        await assert_nothing_waits(layer, channel)
+
+    async def test_from_a_sync_view_under_asgi(self, make_layer: MakeLayerAnywhere) -> None:
+        """Inside sync_to_async, async_to_sync() comes back to the main loop; that works too."""
+        layer = make_layer()
+        (member,) = await members_of(layer, "room", 1)
+
+        def view(n: int) -> None:
+            async_to_sync(layer.group_send)("room", note(n))
+
+        for n in range(10):
+            await sync_to_async(view)(n)
+        assert await receive_many(layer, member, 10) == notes(10)
+
+    async def test_from_many_threads(self, make_layer: MakeLayerAnywhere) -> None:
+        """Every send of every thread arrives once; each thread's in its order."""
+        layer = make_layer(capacity=1000)
+        (member,) = await members_of(layer, "room", 1)
+
+        def view(thread: int) -> None:
+            for n in range(20):
+                async_to_sync(layer.group_send)("room", note(thread * 100 + n))
+
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(*(asyncio.to_thread(view, thread) for thread in range(6)))
+        numbers = [message["n"] for message in await receive_many(layer, member, 120)]
+        for thread in range(6):
+            assert [n for n in numbers if n // 100 == thread] == [thread * 100 + n for n in range(20)]
+        await assert_nothing_waits(layer, member)
+
+    def test_a_script_without_a_loop(self, make_layer: MakeLayerAnywhere) -> None:
+        """Call after call works, each in a loop of its own: no "Event loop is closed" on the second."""
+        layer = make_layer()
+        for message in notes(10):
+            async_to_sync(layer.send)("jobs", message)
+        for message in notes(10):
+            assert async_to_sync(layer.receive)("jobs") == message
+
+    async def test_errors_reach_the_sync_sender(self, make_layer: MakeLayerAnywhere) -> None:
+        """ChannelFull and TypeError come back to the caller in the thread."""
+        layer = make_layer(capacity=1)
+
+        def view() -> None:
+            async_to_sync(layer.send)("jobs", note(1))
+            with pytest.raises(layer.ChannelFull):
+                async_to_sync(layer.send)("jobs", note(2))
+            with pytest.raises(TypeError, match="value"):
+                async_to_sync(layer.group_send)("room", {"type": "x", "value": object()})
+            with pytest.raises(TypeError):
+                async_to_sync(layer.group_send)("no room", note(1))
+
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.to_thread(view)
+
+    async def test_group_add_from_a_sync_caller(self, make_layer: MakeLayerAnywhere) -> None:
+        """A sync caller may add and discard a channel of the main loop, and a normal one."""
+        layer = make_layer()
+        channel = await layer.new_channel()
+
+        def view(call: Callable[..., Any]) -> None:
+            async_to_sync(call)("room", channel)
+            async_to_sync(call)("room", "jobs")
+
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.to_thread(view, layer.group_add)
+            await layer.group_send("room", note(1))
+            assert await receive(layer, channel) == note(1)
+            assert await receive(layer, "jobs") == note(1)
+            await asyncio.to_thread(view, layer.group_discard)
+            await layer.group_send("room", note(2))
+        await assert_nothing_waits(layer, channel)
+        await assert_nothing_waits(layer, "jobs")
+
+    async def test_flush_from_a_sync_caller(self, make_layer: MakeLayerAnywhere) -> None:
+        """flush() from a thread empties the main loop's channels too."""
+        layer = make_layer()
+        (member,) = await members_of(layer, "room", 1)
+        await layer.send(member, note(1))
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.to_thread(async_to_sync(layer.flush))
+        await layer.group_send("room", note(2))
+        await assert_nothing_waits(layer, member)
+
+    async def test_connections_do_not_grow(
+        self, make_redis_layer: MakeLayerAnywhere, redis_server: EmbeddedServer
+    ) -> None:
+        """However many sync sends there are: the session's two connections and the relay's."""
+
+        def connections() -> int:
+            return len(redis_server.command("CLIENT", "LIST").splitlines())
+
+        before = connections()
+        layer = make_redis_layer()
+        (member,) = await members_of(layer, "room", 1)
+        seen: list[int] = []
+
+        def view() -> None:
+            for n in range(15):
+                async_to_sync(layer.group_send)("room", note(n))
+                seen.append(connections())
+
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(*(asyncio.to_thread(view) for _ in range(4)))
+        # Each thread that asks is a connection itself while it does.
+        assert max(seen) <= before + 4 + 3
+        assert connections() <= before + 4
+        await receive_many(layer, member, 60)
+
+    def test_two_kinds_of_loop_at_once(self, make_layer: MakeLayerAnywhere) -> None:
+        """Consumers on one loop, sync senders on others, while loops come and go beside them."""
+        layer = make_layer(capacity=1000)
+        ready = threading.Event()
+        arrived: list[int] = []
+
+        def consume() -> None:
+            async def run() -> None:
+                (member,) = await members_of(layer, "room", 1)
+                ready.set()
+                arrived.extend(message["n"] for message in await receive_many(layer, member, 40))
+
+            asyncio.run(run())
+
+        async def come_and_go(n: int) -> None:
+            (member,) = await members_of(layer, f"own.{n}", 1)
+            await layer.group_send("room", note(n))
+            await layer.group_send(f"own.{n}", note(n))
+            assert await receive(layer, member) == note(n)
+
+        consumer = run_in_thread(consume)
+        assert ready.wait(DEADLINE)
+
+        def send_sync() -> None:
+            for n in range(20):
+                async_to_sync(layer.group_send)("room", note(100 + n))
+
+        sender = run_in_thread(send_sync)
+        for n in range(20):
+            asyncio.run(come_and_go(n))
+        sender.join(DEADLINE)
+        consumer.join(DEADLINE)
+        assert sorted(arrived) == [*range(20), *range(100, 120)]
+
+
+class TestLayersOfDjango:
+    """How Channels makes and forgets layers."""
+
+    async def test_a_layer_forgotten_without_closing(self, make_layer: MakeLayerAnywhere) -> None:
+        """
+        Changing CHANNEL_LAYERS drops the layer: a new one with the same CONFIG works beside what is left.
+        """
+        for n in range(3):
+            layer = make_layer()
+            (member,) = await members_of(layer, "room", 1)
+            await every(layer.group_send("room", note(n)) for _ in range(2))
+            assert await receive_many(layer, member, 2) == [note(n)] * 2
+            del layer
+            gc.collect()
