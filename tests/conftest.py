@@ -4,12 +4,15 @@ import itertools
 import os
 from collections.abc import Iterator
 
+import django
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
 
 # Not in pyproject.toml: pytest-django would import the settings before pytest knows the folder they are in.
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+# For the same reason pytest-django has not done this: it found no settings when it looked.
+django.setup()
 
 _numbers = itertools.count(1)
 

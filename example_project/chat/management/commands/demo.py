@@ -136,7 +136,7 @@ class Child:
 
     def _obituary(self, code: int) -> str:
         if code < 0:
-            return f"{self.name} was killed by {signal.Signals(-code).name}." + self._last_words()
+            return f"{self.name} was killed by {signal.Signals(-code).name} (exit code {code})."
         return f"{self.name} ended by itself with exit code {code}." + self._last_words()
 
     def _last_words(self) -> str:

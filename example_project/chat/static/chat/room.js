@@ -43,6 +43,8 @@ function connect() {
 function lost(code) {
   socket = null;
   setPresent([]);
+  typists.clear();
+  showTypists();
   if (code === CLOSE_BAD_ROOM) {
     show("stopped", "This room cannot be opened");
     return;
@@ -52,7 +54,7 @@ function lost(code) {
   failures += 1;
   retryAt = Date.now() + delay;
   retryTimer = setTimeout(connect, delay);
-  show("waiting", navigator.onLine ? "Connection lost, reconnecting" : "You are offline");
+  show("waiting", navigator.onLine ? "Connection lost" : "You are offline");
 }
 
 function send(frame) {
@@ -72,7 +74,7 @@ function show(state, words) {
 function tick() {
   // The countdown is for the eye; a screen reader hears each change of state once.
   const seconds = Math.ceil((retryAt - Date.now()) / 1000);
-  element("countdown").textContent = retryTimer && seconds > 0 ? `in ${seconds} s` : "";
+  element("countdown").textContent = retryTimer && seconds > 0 ? `next try in ${seconds} s` : "";
   if (socket && Date.now() - heardAt > SILENCE) {
     const silent = socket;
     lost(0);
@@ -103,8 +105,8 @@ const handlers = {
     if (truncated) {
       // More was missed than is sent: begin afresh rather than show a list with a hole in it.
       log.replaceChildren();
+      element("truncated").hidden = false;
     }
-    element("truncated").hidden = !truncated && element("truncated").hidden;
     const stay = isAtEnd();
     messages.forEach(add);
     element("empty").hidden = log.children.length > 0;
@@ -112,7 +114,7 @@ const handlers = {
   },
   message(message) {
     const stay = isAtEnd() || message.author === nameField.value;
-    if (message.id) add(message);
+    if (message.id) add({ ...message, author: String(message.author) });
     else notice(message.text); // Published by another program: never stored, so without a number.
     element("empty").hidden = true;
     typists.delete(message.author);
@@ -122,7 +124,7 @@ const handlers = {
   },
   notice: ({ text }) => handlers.message({ text }),
   tally({ words, messages }) {
-    element("tally").textContent = messages ? `${words} ${words === 1 ? "word" : "words"} counted` : "";
+    element("tally").textContent = messages ? `${words} ${words === 1 ? "word" : "words"}` : "";
   },
   typing({ name }) {
     typists.set(name, Date.now() + 3000);
@@ -130,8 +132,8 @@ const handlers = {
   },
   roll_call: rollCall,
   here({ member, name }) {
-    answers?.set(member, name);
-    setPresent([...present, [member, name]]);
+    answers?.set(member, String(name));
+    setPresent([...present, [member, String(name)]]);
   },
   left({ member }) {
     answers?.delete(member);
@@ -140,6 +142,7 @@ const handlers = {
   layer({ up }) {
     if (!up) return show("paused", "Live updates interrupted");
     show("live", "Live");
+    clearError();
     send({ after: missedSince() });
     send({ who: true });
   },
@@ -260,7 +263,7 @@ function setPresent(people) {
   present = new Map(people);
   const sorted = [...present].sort(([a, one], [b, other]) => (b === me) - (a === me) || one.localeCompare(other));
   element("here").replaceChildren(...sorted.map(([member, name]) => {
-    const item = make("li", "");
+    const item = make("li", member === me ? "self" : "");
     item.append(face(name), make("span", "who", name));
     if (member === me) item.append(make("span", "you", "(you)"));
     return item;

@@ -1,0 +1,421 @@
+"""The chat of the example, within one process: what a page may send, and what it gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.testing import ApplicationCommunicator, WebsocketCommunicator
+from django.db import connections
+from django.test import AsyncClient, Client
+
+from channels_asyncq import get_layer
+from channels_asyncq.testing import EmbeddedServer
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Frame = dict[str, Any]
+Open = Callable[..., WebsocketCommunicator]
+
+
+def layers(prefix: str, host: str = "memory://") -> dict[str, Any]:
+    config = {
+        "hosts": [host],
+        "prefix": prefix,
+        "send_timeout": 0.5,
+        "on_disconnect": "layer.down",
+        "on_reconnect": "layer.up",
+    }
+    return {"default": {"BACKEND": "channels_asyncq.AsyncQueueChannelLayer", "CONFIG": config}}
+
+
+async def next_frame(socket: WebsocketCommunicator, kind: str, **values: Any) -> Frame:
+    """Return the next frame of a type, with these values, leaving out what comes before it."""
+    while True:
+        frame: Frame = await socket.receive_json_from(timeout=5)
+        if frame["type"] == kind and frame | values == frame:
+            return frame
+
+
+async def next_frame_but(socket: WebsocketCommunicator, *kinds: str) -> Frame:
+    """Return the next frame that is of none of these types."""
+    while True:
+        frame: Frame = await socket.receive_json_from(timeout=5)
+        if frame["type"] not in kinds:
+            return frame
+
+
+def presence(*more: str) -> tuple[str, ...]:
+    return ("roll_call", "here", "left", *more)
+
+
+@pytest.fixture
+async def open_socket(settings: Any, prefix: str) -> AsyncIterator[Open]:
+    """Return a WebSocket to a room, not yet connected; all are closed when the test ends."""
+    from chat_site.asgi import application
+
+    settings.CHANNEL_LAYERS = layers(prefix)
+    sockets: list[WebsocketCommunicator] = []
+
+    def opened(
+        room: str = "lobby", query: str = "", origin: str = "http://localhost"
+    ) -> WebsocketCommunicator:
+        path = f"/ws/chat/{room}/?{query}"
+        sockets.append(WebsocketCommunicator(application, path, headers=[(b"origin", origin.encode())]))
+        return sockets[-1]
+
+    yield opened
+    for socket in sockets:
+        if not socket.future.done():
+            await socket.disconnect()
+    await get_layer().close()
+    await sync_to_async(connections.close_all)()
+
+
+@pytest.fixture
+async def join(open_socket: Open) -> Callable[..., Any]:
+    """Return a WebSocket that has joined a room and received its history."""
+
+    async def joined(name: str, room: str = "lobby", after: int = 0) -> WebsocketCommunicator:
+        socket = open_socket(room, f"name={name}&after={after}")
+        accepted, _ = await socket.connect(timeout=5)
+        assert accepted
+        await next_frame(socket, "welcome", name=name, room=room)
+        return socket
+
+    return joined
+
+
+async def test_message_reaches_the_room_and_only_it(join: Any) -> None:
+    """What one page says comes to all pages of the room, its own included, with author, id and time."""
+    ada, grace, elsewhere = await join("Ada"), await join("Grace"), await join("Alan", room="other")
+    await next_frame(elsewhere, "here", name="Alan")
+    await ada.send_json_to({"message": "Hello <b>there</b>"})
+    for socket in (ada, grace):
+        frame = await next_frame(socket, "message")
+        assert frame["author"] == "Ada"
+        assert frame["text"] == "Hello <b>there</b>"
+        assert frame["id"] > 0
+        assert frame["sent_at"]
+    assert await elsewhere.receive_nothing()
+
+
+async def test_history_comes_on_joining(join: Any) -> None:
+    """Whoever joins later gets what was said, oldest first."""
+    ada = await join("Ada")
+    for text in ("one", "two"):
+        await ada.send_json_to({"message": text})
+        await next_frame(ada, "message", text=text)
+    grace = await join("Grace")
+    history = await next_frame(grace, "history")
+    assert [message["text"] for message in history["messages"]] == ["one", "two"]
+    assert history["truncated"] is False
+
+
+async def test_history_after_a_reconnect_is_what_was_missed(join: Any) -> None:
+    """A page that names the last message it has gets those after it, on joining and on asking."""
+    from chat.models import Message
+
+    first = await Message.objects.acreate(room="lobby", author="Ada", text="one")
+    await Message.objects.acreate(room="lobby", author="Ada", text="two")
+    ada = await join("Ada", after=first.id)
+    history = await next_frame(ada, "history")
+    assert [message["text"] for message in history["messages"]] == ["two"]
+    await ada.send_json_to({"after": 0})
+    history = await next_frame(ada, "history")
+    assert [message["text"] for message in history["messages"]] == ["one", "two"]
+
+
+async def test_history_is_bounded_and_says_so(join: Any) -> None:
+    """A long history is cut to its newest messages, and marked, so that a page can start afresh."""
+    from chat.models import Message
+
+    for number in range(60):
+        await Message.objects.acreate(room="lobby", author="Ada", text=str(number))
+    history = await next_frame(await join("Ada"), "history")
+    assert [message["text"] for message in history["messages"]] == [str(number) for number in range(10, 60)]
+    assert history["truncated"] is True
+
+
+async def test_roll_call_is_answered_by_everybody_present(join: Any) -> None:
+    """Asking who is here brings an answer of each member, also of the one who asks."""
+    ada, grace = await join("Ada"), await join("Grace")
+    await next_frame(ada, "here", name="Grace")
+    await ada.send_json_to({"who": True})
+    await next_frame(ada, "roll_call")
+    assert {(await next_frame(ada, "here"))["name"] for _ in range(2)} == {"Ada", "Grace"}
+    await grace.disconnect()
+    await next_frame(ada, "left")
+    await ada.send_json_to({"who": True})
+    await next_frame(ada, "roll_call")
+    assert (await next_frame(ada, "here"))["name"] == "Ada"
+    assert await ada.receive_nothing()
+
+
+async def test_joining_calls_the_roll(join: Any) -> None:
+    """Whoever joins learns who is here without asking, and is announced by it."""
+    ada = await join("Ada")
+    await next_frame(ada, "here", name="Ada")
+    grace = await join("Grace")
+    await next_frame(grace, "here", name="Ada")
+    await next_frame(ada, "here", name="Grace")
+
+
+async def test_a_new_name_is_announced_and_used(join: Any) -> None:
+    """A page may change its name; the room hears it, and later messages carry it."""
+    ada, grace = await join("Ada"), await join("Grace")
+    await ada.send_json_to({"name": "  Countess\n of   Lovelace "})
+    await next_frame(grace, "here", name="Countess of Lovelace")
+    await ada.send_json_to({"message": "Hello"})
+    await next_frame(grace, "message", author="Countess of Lovelace")
+
+
+async def test_typing_reaches_the_others_only(join: Any) -> None:
+    """The typing hint is for everybody but the one who types."""
+    ada, grace = await join("Ada"), await join("Grace")
+    await ada.send_json_to({"typing": True})
+    assert await next_frame(grace, "typing") == {"type": "typing", "name": "Ada"}
+    await ada.send_json_to({"message": "done"})
+    # One group has one order: the hint would have come before this.
+    frame = await next_frame_but(ada, *presence("history", "tally"))
+    assert frame["type"] == "message"
+
+
+async def test_guest_gets_a_name(open_socket: Open) -> None:
+    """Who gives no name, or an impossible one, is given a name."""
+    for query in ("", "name=", "name=" + "x" * 31, "name=%00"):
+        socket = open_socket(query=query)
+        await socket.connect(timeout=5)
+        assert len((await next_frame(socket, "welcome"))["name"].split()) == 2
+
+
+@pytest.mark.parametrize(
+    ("frame", "problem"),
+    [
+        ("not json", "not JSON"),
+        ("[" * 10_000, "JSON"),
+        ("[1, 2]", "JSON object"),
+        ("null", "JSON object"),
+        ('"message"', "JSON object"),
+        ("{}", "JSON object"),
+        ('{"type": "chat.message"}', "JSON object"),
+        ('{"message": 5}', "is a text"),
+        ('{"message": null}', "is a text"),
+        ('{"message": {"a": 1}}', "is a text"),
+        ('{"message": "  "}', "empty"),
+        (json.dumps({"message": "x" * 1001}), "1001 characters; 1000 is the limit"),
+        (json.dumps({"message": "x" * 20_000}), "too long"),
+        ('{"message": "\\ud800"}', "cannot be stored"),
+        ('{"message": "a\\u0000b"}', "cannot be stored"),
+        ('{"name": 7}', "is a text"),
+        ('{"name": ""}', "empty"),
+        (json.dumps({"name": "x" * 31}), "30 is the limit"),
+        ('{"after": "soon"}', "id of a message"),
+        ('{"after": -1}', "id of a message"),
+        ('{"after": 1e400}', "id of a message"),
+        ('{"after": 99999999999999999999}', "id of a message"),
+    ],
+)
+async def test_bad_frame_is_refused_and_the_page_stays(join: Any, frame: str, problem: str) -> None:
+    """A bad frame is answered with an error that says what is wrong, and the page goes on."""
+    ada = await join("Ada")
+    await ada.send_to(text_data=frame)
+    answer = await next_frame(ada, "error")
+    assert answer["code"] == "refused"
+    assert problem in answer["text"]
+    await ada.send_json_to({"message": "still here"})
+    await next_frame(ada, "message", text="still here")
+
+
+async def test_bytes_are_refused(join: Any) -> None:
+    """A binary frame is answered with an error."""
+    ada = await join("Ada")
+    await ada.send_to(bytes_data=b"\xff\xfe")
+    assert "text frame" in (await next_frame(ada, "error"))["text"]
+
+
+async def test_longest_message_passes(join: Any) -> None:
+    """A thousand characters are a message, of any script."""
+    ada = await join("Ada")
+    await ada.send_json_to({"message": "字" * 1000})
+    assert (await next_frame(ada, "message"))["text"] == "字" * 1000
+
+
+@pytest.mark.parametrize("room", ["", "a%20b", "caf%C3%A9", "x" * 51, "a.b", "lobby%0A"])
+async def test_bad_room_is_refused_with_a_close_code(open_socket: Open, room: str) -> None:
+    """A WebSocket to an impossible room says why and closes with 4404."""
+    socket = open_socket(room)
+    await socket.connect(timeout=5)
+    assert (await next_frame(socket, "error"))["code"] == "room"
+    assert await socket.receive_output(timeout=5) == {"type": "websocket.close", "code": 4404}
+
+
+async def test_foreign_origin_is_refused(open_socket: Open) -> None:
+    """A page of another site cannot open a WebSocket here."""
+    accepted, _ = await open_socket(origin="http://evil.example").connect(timeout=5)
+    assert not accepted
+
+
+async def test_unknown_path_is_refused(open_socket: Open) -> None:
+    """A WebSocket to a path that is nobody's is refused without an error in the log."""
+    accepted, _ = await open_socket("a/b").connect(timeout=5)
+    assert not accepted
+
+
+async def test_words_are_counted(join: Any) -> None:
+    """Each message goes to the worker; its tally comes back to the room, and to those who join later."""
+    from chat_site.routing import workers
+
+    ada = await join("Ada")
+    worker = ApplicationCommunicator(workers, {"type": "channel", "channel": "wordcount"})
+    for text, words in (("one two three", 3), ("four\nfive", 5)):
+        await ada.send_json_to({"message": text})
+        job = await get_layer().receive("wordcount")
+        assert job["text"] == text
+        await worker.send_input(job)
+        tally = await next_frame(ada, "tally", words=words)
+    assert tally["messages"] == 2
+    await worker.send_input({"type": "count.words"})
+    await worker.send_input({"type": "count.words", "room": "no room", "text": "x"})
+    assert await worker.receive_nothing()
+    grace = await join("Grace")
+    await next_frame(grace, "tally", words=5, messages=2)
+    worker.stop(exceptions=False)
+
+
+async def test_chat_goes_on_without_a_worker(join: Any) -> None:
+    """When the worker's channel is full, messages are still stored and shown."""
+    ada = await join("Ada")
+    for number in range(100):
+        await get_layer().send("wordcount", {"type": "count.words", "number": number})
+    await ada.send_json_to({"message": "hello"})
+    await next_frame(ada, "message", text="hello")
+    await ada.send_json_to({"message": "again"})
+    await next_frame(ada, "message", text="again")
+
+
+async def test_json_from_outside_is_shown(join: Any) -> None:
+    """What another program publishes to the room, without the keys of our own messages, harms nobody."""
+    ada = await join("Ada")
+    await get_layer().group_send("chat.lobby", {"type": "chat.message", "text": "hi"})
+    assert (await next_frame(ada, "message"))["text"] == "hi"
+    await get_layer().group_send("chat.lobby", {"type": "chat.notice", "text": "Restart at noon"})
+    assert (await next_frame(ada, "notice"))["text"] == "Restart at noon"
+
+
+async def test_outage_is_told_and_survived(
+    open_socket: Open, join: Any, settings: Any, prefix: str, own_redis_server: EmbeddedServer
+) -> None:
+    """Without its server the chat keeps messages, says so and stays connected; later it goes on."""
+    settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url)
+    ada, grace = await join("Ada"), await join("Grace")
+    await next_frame(grace, "here", name="Grace")
+    own_redis_server.kill()
+    await next_frame(ada, "layer", up=False)
+    await ada.send_json_to({"message": "anybody?"})
+    await next_frame(ada, "error", code="unavailable")
+    assert (await next_frame(ada, "message"))["text"] == "anybody?"
+    own_redis_server.restart()
+    for socket in (ada, grace):
+        await next_frame(socket, "layer", up=True)
+    await grace.send_json_to({"after": 0})
+    assert [message["text"] for message in (await next_frame(grace, "history"))["messages"]] == ["anybody?"]
+    await ada.send_json_to({"message": "back"})
+    await next_frame(grace, "message", text="back")
+
+
+async def test_joining_during_an_outage_closes_with_try_again(
+    open_socket: Open, settings: Any, prefix: str, own_redis_server: EmbeddedServer
+) -> None:
+    """A page that cannot join is told so, and closed with 1013, so that it tries again."""
+    settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url)
+    own_redis_server.kill()
+    socket = open_socket()
+    await socket.connect(timeout=5)
+    await next_frame(socket, "error", code="unavailable")
+    assert await socket.receive_output(timeout=5) == {"type": "websocket.close", "code": 1013}
+
+
+async def test_sync_view_sends_to_the_room(join: Any) -> None:
+    """The sync view stores a message, shows it to the room and has it counted; it wants a CSRF token."""
+    ada = await join("Ada")
+    client = AsyncClient(enforce_csrf_checks=True)
+    data = {"message": "from a view", "name": "Grace"}
+    assert (await client.post("/chat/lobby/send/", data)).status_code == 403
+    await client.get("/chat/lobby/")
+    data["csrfmiddlewaretoken"] = client.cookies["csrftoken"].value
+    assert (await client.post("/chat/lobby/send/", data)).status_code == 201
+    await next_frame(ada, "message", text="from a view", author="Grace")
+    assert (await get_layer().receive("wordcount"))["text"] == "from a view"
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({}, "is a text"),
+        ({"message": "x", "name": " "}, "name is empty"),
+        ({"message": "x" * 1001, "name": "Ada"}, "1000 is the limit"),
+    ],
+)
+def test_sync_view_refuses_bad_input(client: Client, data: dict[str, str], problem: str) -> None:
+    """The sync view answers 400 and says what is wrong; nothing is stored."""
+    from chat.models import Message
+
+    response = client.post("/chat/lobby/send/", data)
+    assert response.status_code == 400
+    assert problem in response.json()["error"]
+    assert not Message.objects.exists()
+
+
+def test_sync_view_in_an_outage(
+    client: Client, settings: Any, prefix: str, own_redis_server: EmbeddedServer
+) -> None:
+    """During an outage the sync view stores the message and answers 503."""
+    from chat.models import Message
+
+    settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url)
+    own_redis_server.kill()
+    response = client.post("/chat/lobby/send/", {"message": "kept", "name": "Ada"})
+    assert response.status_code == 503
+    assert Message.objects.get().text == "kept"
+
+
+def test_index_lists_rooms(client: Client) -> None:
+    """The first page says that there are no rooms, then lists those with messages."""
+    from chat.models import Message
+
+    assert b"No rooms yet" in client.get("/").content
+    Message.objects.create(room="lobby", author="Ada", text="hello")
+    page = client.get("/").content
+    assert b'href="/chat/lobby/"' in page
+    assert b"1 message " in page
+
+
+def test_index_opens_a_room_or_says_why_not(client: Client) -> None:
+    """The form leads to a room; a bad name is a 400 that states the rule, with the name escaped."""
+    response = client.get("/", {"room": " lobby "})
+    assert (response.status_code, response["Location"]) == (302, "/chat/lobby/")
+    response = client.get("/", {"room": "<script>"})
+    assert response.status_code == 400
+    assert b"1 to 50 letters" in response.content
+    assert b"<script>" not in response.content
+
+
+@pytest.mark.parametrize(
+    "path", ["/chat/a%20b/", "/chat/caf%C3%A9/", f"/chat/{'x' * 51}/", "/chat/a%0A/", "/nowhere/"]
+)
+def test_bad_room_is_a_404_that_states_the_rule(client: Client, path: str) -> None:
+    """A page for an impossible room is a 404 that says what a room name is."""
+    response = client.get(path)
+    assert response.status_code == 404
+    assert b"1 to 50 letters" in response.content
+
+
+def test_room_page_loads_nothing_from_elsewhere(client: Client) -> None:
+    """The page needs no other host."""
+    page = client.get("/chat/lobby/").content.decode()
+    assert "csrfmiddlewaretoken" in page
+    assert "://" not in page
