@@ -40,8 +40,8 @@ class Host:
     """
     One entry of `hosts`, checked.
 
-    For Redis, `transport` and `arguments` are all that a redis-py connection needs, wherever they were given: in
-    the URL, its query or the dict. With `sentinels` there is no `host`: they are asked for it.
+    For Redis, `transport` and `arguments` are all that a redis-py connection needs, wherever they were given:
+    in the URL, its query or the dict. With `sentinels` there is no `host`: they are asked for it.
     """
 
     kind: Literal["memory", "redis"]
@@ -124,8 +124,9 @@ def _suggestion(name: object, known: Iterable[str]) -> str:
 
 # What a message may show. Values are cut, because a mistaken one can be anything.
 
-_SECRET = re.compile(r"password|username|secret|credential", re.IGNORECASE)
-_SECRET_IN_QUERY = re.compile(r"([?&][^=&]*(?:password|username)[^=&]*=)[^&]*", re.IGNORECASE)
+# Broad, so that a misspelled "pasword" is not shown either.
+_SECRET = re.compile(r"pas|pwd|user|secret|cred|auth|token", re.IGNORECASE)
+_SECRET_IN_QUERY = re.compile(rf"([?&][^=&]*(?:{_SECRET.pattern})[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 def _without_credentials(url: str) -> str:
