@@ -7,7 +7,16 @@ catches them was written against Channels.
 
 from __future__ import annotations
 
-__all__ = ["ChannelClosed", "ChannelLayerError", "DeliveryUnknown", "LayerClosed", "LayerUnavailable"]
+from channels.exceptions import ChannelFull
+
+__all__ = [
+    "ChannelClosed",
+    "ChannelLayerError",
+    "DeliveryUnknown",
+    "LayerClosed",
+    "LayerUnavailable",
+    "StillFull",
+]
 
 
 class ChannelLayerError(Exception):
@@ -66,3 +75,7 @@ class LayerUnavailable(ChannelLayerError, ConnectionError):
 
 class DeliveryUnknown(ChannelLayerError):
     """The message was written to the server, and no answer came: it may or may not have been delivered."""
+
+
+class StillFull(ChannelFull, TimeoutError):
+    """`send_wait()` waited for its timeout and found no place. A `ChannelFull`, and a builtin `TimeoutError`."""

@@ -113,7 +113,8 @@ class Options:
 
 
 def _refuse(key: object, value: object, problem: str) -> NoReturn:
-    raise ImproperlyConfigured(f"CHANNEL_LAYERS: {key} = {_shown(value)}: {problem}")
+    shown = "***" if _SECRET.search(str(key)) else _shown(value)
+    raise ImproperlyConfigured(f"CHANNEL_LAYERS: {key} = {shown}: {problem}")
 
 
 def _suggestion(name: object, known: Iterable[str]) -> str:
@@ -125,7 +126,7 @@ def _suggestion(name: object, known: Iterable[str]) -> str:
 # What a message may show. Values are cut, because a mistaken one can be anything.
 
 # Broad, so that a misspelled "pasword" is not shown either.
-_SECRET = re.compile(r"pas|pwd|user|secret|cred|auth|token", re.IGNORECASE)
+_SECRET = re.compile(r"pas|pwd|user|secret|cred|auth|token|encr", re.IGNORECASE)
 _SECRET_IN_QUERY = re.compile(rf"([?&][^=&]*(?:{_SECRET.pattern})[^=&]*=)[^&]*", re.IGNORECASE)
 
 
@@ -222,16 +223,12 @@ def _channel_capacity(key: str, value: Any) -> tuple[tuple[re.Pattern[str], int]
     if not isinstance(value, Mapping):
         _refuse(key, value, 'must be a dict of patterns and capacities such as {"http.*": 200}.')
     compiled = []
-    for pattern, capacity in value.items():
-        if isinstance(pattern, str) and pattern:
-            pattern = re.compile(fnmatch.translate(pattern))
-        elif not isinstance(pattern, re.Pattern) or not isinstance(pattern.pattern, str):
-            _refuse(
-                f"{key}[{pattern!r}]",
-                capacity,
-                'the key must be a glob such as "http.*" or a compiled str pattern.',
-            )
-        compiled.append((pattern, _positive_integer(f"{key}[{pattern.pattern!r}]", capacity)))
+    for glob, capacity in value.items():
+        at = f"{key}[{glob!r}]"
+        pattern = re.compile(fnmatch.translate(glob)) if isinstance(glob, str) and glob else glob
+        if not isinstance(pattern, re.Pattern) or not isinstance(pattern.pattern, str):
+            _refuse(at, capacity, 'the key must be a glob such as "http.*" or a compiled str pattern.')
+        compiled.append((pattern, _positive_integer(at, capacity)))
     return tuple(compiled)
 
 
@@ -361,21 +358,20 @@ def _arguments(where: str, given: Mapping[Any, Any], *, tls: bool) -> dict[str, 
     kept: dict[str, Any] = {}
     for name, value in given.items():
         at = f"{where}[{name!r}]"
-        shown = "***" if isinstance(name, str) and _SECRET.search(name) else value
         if name in _REFUSED_ARGUMENTS:
-            _refuse(at, shown, f"this redis-py argument cannot be honoured here. {_REFUSED_ARGUMENTS[name]}.")
+            _refuse(at, value, f"this redis-py argument cannot be honoured here. {_REFUSED_ARGUMENTS[name]}.")
         if name in _TLS_ARGUMENTS and not tls:
-            _refuse(at, shown, 'needs TLS: use a rediss:// address, or add "ssl": True to host and port.')
+            _refuse(at, value, 'needs TLS: use a rediss:// address, or add "ssl": True to host and port.')
         argument = _ARGUMENTS.get(name) or _TLS_ARGUMENTS.get(name)
         if argument is None:
             known = [*_ARGUMENTS, *_TLS_ARGUMENTS, "address", "sentinels", "master_name", "sentinel_kwargs"]
             _refuse(
-                at, shown, f"there is no such argument of a redis-py connection. {_suggestion(name, known)}"
+                at, value, f"there is no such argument of a redis-py connection. {_suggestion(name, known)}"
             )
         if name in ("port", "db") and isinstance(value, str) and re.fullmatch(r"\d{1,9}", value, re.ASCII):
             value = int(value)  # As it comes out of the environment; redis-py takes it too.
         if not argument.fits(value) and not (value is None and argument.none):
-            _refuse(at, shown, f"must be {argument.right}.")
+            _refuse(at, value, f"must be {argument.right}.")
         if name not in _NOT_HANDED_ON:
             kept[name] = value
     if kept.get("credential_provider") is not None and ("username" in kept or "password" in kept):

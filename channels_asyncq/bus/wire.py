@@ -26,9 +26,6 @@ _MORE = object()
 _READ_SECONDS = 0.005
 _READ_CHECK_MASK = 7
 
-# Timers and flushes run in an empty context: they belong to the connection, not to whoever called first.
-_CONTEXT = Context()
-
 
 class NotSent(ConnectionError):
     """The connection ended before the command was handed to the transport: the server has not seen it."""
@@ -86,6 +83,7 @@ class WireProtocol(asyncio.Protocol):
     __slots__ = (
         "__weakref__",
         "_closing",
+        "_context",
         "_continuation",
         "_deadline",
         "_error",
@@ -107,6 +105,7 @@ class WireProtocol(asyncio.Protocol):
         "_on_lost",
         "_on_message",
         "_outgoing",
+        "_read_paused",
         "_read_since",
         "_sizes",
         "_timeout",
@@ -134,6 +133,9 @@ class WireProtocol(asyncio.Protocol):
         max_bytes: int = 16 * 2**20,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        # Timers and flushes run in an empty context: they belong to the connection, not to whoever called
+        # first. One for each connection, because two threads cannot be in one context at a time.
+        self._context = Context()
         self._transport: asyncio.Transport | None = None
         reader = Reader(notEnoughData=_MORE)
         self._feed = reader.feed
@@ -161,8 +163,10 @@ class WireProtocol(asyncio.Protocol):
         self._deadline = 0.0
         self._grace_used = False
 
-        # A stalled reader has paused the transport: a message is held, or the loop gets a turn.
+        # A stalled reader parses nothing: a message is held, or the loop gets a turn. The transport stays
+        # paused until the reader is through.
         self._is_stalled = False
+        self._read_paused = False
         self._held: tuple[bytes, bytes] | None = None
         self._continuation: asyncio.Handle | None = None
         self._read_since = 0.0
@@ -224,7 +228,7 @@ class WireProtocol(asyncio.Protocol):
         self.unanswered_bytes += size
         if not self._flush_scheduled and not self._write_paused:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush, context=_CONTEXT)
+            self._loop.call_soon(self._flush, context=self._context)
         return future
 
     @property
@@ -278,7 +282,7 @@ class WireProtocol(asyncio.Protocol):
     def _wake_soon(self) -> None:
         if self._waiters and not self._wake_scheduled:
             self._wake_scheduled = True
-            self._loop.call_soon(self._wake, context=_CONTEXT)
+            self._loop.call_soon(self._wake, context=self._context)
 
     def _wake(self) -> None:
         """Wake as many as there are free places; each looks at the bytes itself when it runs."""
@@ -301,6 +305,9 @@ class WireProtocol(asyncio.Protocol):
         if not outgoing or self._write_paused or self.is_lost:
             return
         assert self._transport is not None
+        if self._transport.is_closing():
+            # It would drop what it is given. connection_lost() follows, and these were not sent.
+            return
         data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
         self.writes += 1
         self.commands += len(outgoing)
@@ -319,7 +326,7 @@ class WireProtocol(asyncio.Protocol):
 
     def _set_timer(self, seconds: float) -> None:
         self._deadline = monotonic() + seconds
-        self._timer = self._loop.call_later(seconds, self._check_deadline, context=_CONTEXT)
+        self._timer = self._loop.call_later(seconds, self._check_deadline, context=self._context)
 
     def _check_deadline(self) -> None:
         self._timer = None
@@ -409,7 +416,7 @@ class WireProtocol(asyncio.Protocol):
                         break
                     if not count & _READ_CHECK_MASK and monotonic() > stop_at:
                         self._stall()
-                        self._continuation = self._loop.call_soon(self._continue, context=_CONTEXT)
+                        self._continuation = self._loop.call_soon(self._continue, context=self._context)
                         break
                 elif not self._answer(reply):
                     self._abort_unexpected(reply)
@@ -441,30 +448,34 @@ class WireProtocol(asyncio.Protocol):
         """
         Offer the held message again, on the next turn of the loop, and go on reading if it is taken.
 
-        Does nothing when no message is held or one is about to be offered.
+        Does nothing when no message is held or one is about to be offered, and therefore inside on_message.
         """
         if self._held is not None and self._continuation is None and not self._is_finished:
-            self._continuation = self._loop.call_soon(self._continue, context=_CONTEXT)
+            self._continuation = self._loop.call_soon(self._continue, context=self._context)
 
     def _stall(self) -> None:
         self._is_stalled = True
         assert self._transport is not None
-        if not self._is_disconnected and not self._transport.is_closing():
+        if not self._read_paused and not self._is_disconnected and not self._transport.is_closing():
+            self._read_paused = True
             self._transport.pause_reading()
 
     def _continue(self) -> None:
         """The reader's next turn: the held message if there is one, then the rest."""
         self._continuation = None
         assert self._on_message is not None
-        if self._held is not None:
+        held, self._held = self._held, None
+        if held is not None:
             try:
-                taken = self._on_message(*self._held)
+                taken = self._on_message(*held)
             except Exception as exc:
                 self.abort(exc)
                 return
-            if not taken or self._is_aborted:
+            if self._is_aborted:
                 return
-            self._held = None
+            if not taken:
+                self._held = held
+                return
             self.messages += 1
         self._is_stalled = False
         self._read_messages()
@@ -475,7 +486,8 @@ class WireProtocol(asyncio.Protocol):
         else:
             self._read_since = monotonic()
             assert self._transport is not None
-            if not self._transport.is_closing():
+            if self._read_paused and not self._transport.is_closing():
+                self._read_paused = False
                 self._transport.resume_reading()
 
     def _abort_unexpected(self, reply: object) -> None:
@@ -497,7 +509,7 @@ class WireProtocol(asyncio.Protocol):
         self._write_paused = False
         if self._outgoing and not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush, context=_CONTEXT)
+            self._loop.call_soon(self._flush, context=self._context)
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -512,7 +524,7 @@ class WireProtocol(asyncio.Protocol):
             # What was received is delivered before its end is told: _continue() comes back to _finish().
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_later(self._timeout, self._finish, context=_CONTEXT)
+            self._timer = self._loop.call_later(self._timeout, self._finish, context=self._context)
         else:
             self._finish()
 
@@ -534,7 +546,7 @@ class WireProtocol(asyncio.Protocol):
             self._continuation.cancel()
             self._continuation = None
         if self._is_disconnected or self._transport is None:
-            self._loop.call_soon(self._finish, context=_CONTEXT)
+            self._loop.call_soon(self._finish, context=self._context)
         else:
             # connection_lost() follows.
             self._transport.abort()

@@ -1,0 +1,147 @@
+"""The seam between a session and what carries its messages: what a bus must do, and the callbacks it makes."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..envelopes import Envelope
+from ..topics import Topic
+
+
+class Receiver(Protocol):
+    """What a bus calls, always on the loop of its session and never re-entrantly from a call into the bus."""
+
+    def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
+        """Take an envelope of a subscribed topic. False: it must be offered again after `Bus.resume()`."""
+
+    def on_wake(self, topic: bytes) -> None:
+        """Something was pushed to the normal channel with this topic, or given back to it."""
+
+    def on_subscribed(self, topic: bytes) -> None:
+        """The server has confirmed a subscription: the first time, or again after a reconnect."""
+
+    def on_unreadable(self, topic: bytes, reason: str) -> None:
+        """Bytes arrived that are no message; they were dropped."""
+
+    def on_overrun(self) -> None:
+        """Too much waits for this loop already; an envelope was dropped. Called from any thread."""
+
+    def on_external(self) -> None:
+        """A message written by somebody else's program arrived; `on_envelope` gets it next."""
+
+    def on_down(self) -> None:
+        """A connection is lost; the bus is reconnecting."""
+
+    def on_up(self) -> None:
+        """All connections are there again and all wanted topics are confirmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """
+    The state of the connections to one host.
+
+    `state` is "connected", "connecting" or "closed"; `reason` says why it is not connected.
+    """
+
+    address: str
+    state: str
+    reconnects: int = 0
+    reason: str = ""
+
+
+class Bus(ABC):
+    """
+    Publish, subscribe, queue and pop for one session.
+
+    Every coroutine raises LayerUnavailable when the link is lost for longer than `send_timeout`, at once if
+    that time is over, and DeliveryUnknown when the bytes were written and no answer came. Cancelling one never
+    takes back what was written.
+    """
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin connecting; never waits."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End all connections: answers that are due are waited for, for a bounded time. Safe to call twice."""
+
+    @abstractmethod
+    def subscribe(self, topic: Topic) -> None:
+        """Want this topic from now on, across reconnects; `confirmed()` tells when the server knows."""
+
+    @abstractmethod
+    def unsubscribe(self, topic: Topic) -> None:
+        """Want this topic no more; never waits."""
+
+    @abstractmethod
+    def is_confirmed(self, topic: Topic) -> bool:
+        """Tell whether the server has confirmed the subscription on the present connection."""
+
+    @abstractmethod
+    async def confirmed(self, topic: Topic) -> None:
+        """Return when the server has confirmed a subscribed topic. Cancelling is safe."""
+
+    @abstractmethod
+    async def publish(self, topic: Topic, envelope: Envelope) -> int:
+        """Send to an inbox, or to everybody; return how many subscribers the server passed it to."""
+
+    @abstractmethod
+    def post(self, topic: Topic, envelope: Envelope) -> None:
+        """Send to an inbox without waiting for anything; it is dropped if the link is lost."""
+
+    @abstractmethod
+    async def group_send(self, group: str, envelope: Envelope) -> list[str]:
+        """Send to a group's topic; return the normal channels that are members of it."""
+
+    @abstractmethod
+    async def add_member(self, group: str, channel: str) -> None:
+        """Make a normal channel a member of a group, for `group_expiry` seconds."""
+
+    @abstractmethod
+    async def discard_member(self, group: str, channel: str) -> None:
+        """End a normal channel's membership."""
+
+    @abstractmethod
+    async def push(self, channel: str, envelope: Envelope, capacity: int) -> None:
+        """
+        Append to a normal channel and wake its readers.
+
+        Raises:
+            ChannelFull: it holds `capacity` unexpired messages.
+        """
+
+    @abstractmethod
+    def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
+        """
+        Ask for the oldest message of a normal channel, None in the future if there is none.
+
+        `number` grows with each message taken. Asking again with the same number gives the same message;
+        the next number acknowledges it. Returns None if the link is lost; the future fails with
+        ConnectionError if it is lost before the answer, and with ValueError if the message is unreadable
+        (it was acknowledged nevertheless, as the next number will say).
+        """
+
+    @abstractmethod
+    def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
+        """
+        Put the message taken under this number back at the head of its channel and wake its readers.
+
+        Does nothing if the number is not held. Returns and fails like `pop()`.
+        """
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Delete every normal channel and every group's normal members of the namespace."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Offer what `on_envelope` did not take again, and go on."""
+
+    @abstractmethod
+    def links(self) -> list[Link]:
+        """Return the state of the connections, one entry per host."""

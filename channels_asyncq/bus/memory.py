@@ -1,0 +1,286 @@
+"""`memory://`: the same contract as the Redis bus, inside one process and without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections import defaultdict
+from time import monotonic
+
+from channels.exceptions import ChannelFull
+
+from ..buffers import ChannelBuffer, Tally
+from ..envelopes import Envelope
+from ..intake import Intake
+from ..options import Options
+from ..topics import Topic, Topics
+from .base import Bus, Link, Receiver
+
+
+class Broker:
+    """
+    What a server would hold for one namespace: who listens, normal channels, normal members of groups.
+
+    Used from every thread of the process, so every method holds the lock and none of them waits.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: defaultdict[bytes, dict[MemoryBus, None]] = defaultdict(dict)
+        self._queues: dict[str, ChannelBuffer] = {}
+        self._taken: dict[tuple[str, str], tuple[int, Envelope]] = {}
+        self._members: defaultdict[str, dict[str, float]] = defaultdict(dict)
+
+    def listen(self, topic: bytes, bus: MemoryBus) -> None:
+        with self._lock:
+            self._listeners[topic][bus] = None
+
+    def listen_no_more(self, topic: bytes, bus: MemoryBus) -> None:
+        with self._lock:
+            listeners = self._listeners.get(topic)
+            if listeners is not None:
+                listeners.pop(bus, None)
+                if not listeners:
+                    del self._listeners[topic]
+
+    def forget(self, bus: MemoryBus, node: str) -> None:
+        """Remove a listener everywhere, and the record of what its node had taken."""
+        with self._lock:
+            for topic in [topic for topic, buses in self._listeners.items() if bus in buses]:
+                del self._listeners[topic][bus]
+                if not self._listeners[topic]:
+                    del self._listeners[topic]
+            for key in [key for key in self._taken if key[0] == node]:
+                del self._taken[key]
+
+    def publish(self, topic: bytes, envelope: Envelope | None) -> list[MemoryBus]:
+        """
+        Hand an envelope, or a wake-up (None), to every listener's intake; return the listeners.
+
+        The lock makes one order for all of them.
+        """
+        with self._lock:
+            return self._publish(topic, envelope)
+
+    def _publish(self, topic: bytes, envelope: Envelope | None) -> list[MemoryBus]:
+        return [bus for bus in self._listeners.get(topic, ()) if bus.accept(topic, envelope)]
+
+    def group_send(self, group: str, topic: bytes, envelope: Envelope) -> tuple[list[MemoryBus], list[str]]:
+        """Publish, and return the listeners and the group's normal channels."""
+        with self._lock:
+            members = self._members.get(group)
+            if members:
+                now = monotonic()
+                for channel in [channel for channel, until in members.items() if until <= now]:
+                    del members[channel]
+            return self._publish(topic, envelope), list(members or ())
+
+    def add_member(self, group: str, channel: str, until: float) -> None:
+        with self._lock:
+            self._members[group][channel] = until
+
+    def discard_member(self, group: str, channel: str) -> None:
+        with self._lock:
+            members = self._members.get(group)
+            if members is not None:
+                members.pop(channel, None)
+                if not members:
+                    del self._members[group]
+
+    def push(self, channel: str, topic: bytes, envelope: Envelope, capacity: int) -> list[MemoryBus]:
+        with self._lock:
+            queue = self._queues.get(channel)
+            if queue is None:
+                queue = self._queues[channel] = ChannelBuffer(channel, capacity, Tally())
+            queue.capacity = capacity
+            if not queue.offer(envelope):
+                raise ChannelFull(f"channel {channel!r} holds {capacity} messages, its capacity")
+            return self._publish(topic, None)
+
+    def pop(self, channel: str, node: str, number: int) -> Envelope | None:
+        with self._lock:
+            taken = self._taken.get((node, channel))
+            if taken is not None and taken[0] == number:
+                return taken[1]
+            queue = self._queues.get(channel)
+            envelope = queue.take() if queue is not None else None
+            if envelope is None:
+                self._queues.pop(channel, None)
+                self._taken.pop((node, channel), None)
+            else:
+                self._taken[node, channel] = (number, envelope)
+            return envelope
+
+    def give_back(self, channel: str, topic: bytes, node: str, number: int) -> list[MemoryBus]:
+        with self._lock:
+            taken = self._taken.get((node, channel))
+            if taken is None or taken[0] != number:
+                return []
+            del self._taken[node, channel]
+            queue = self._queues.get(channel)
+            if queue is None:
+                queue = self._queues[channel] = ChannelBuffer(channel, 1, Tally())
+            queue.put_back(taken[1])
+            return self._publish(topic, None)
+
+    def flush(self) -> None:
+        with self._lock:
+            self._queues.clear()
+            self._taken.clear()
+            self._members.clear()
+
+
+_brokers: dict[tuple[str, int], tuple[Broker, weakref.WeakSet[object]]] = {}
+_brokers_lock = threading.Lock()
+
+
+def broker_for(prefix: str, database: int, user: object) -> Broker:
+    """
+    Return the broker of a namespace. It lives as long as one of its users does: two layers with one prefix
+    share it, as they would share a server, and a layer made after they are gone finds it empty.
+    """
+    with _brokers_lock:
+        found = _brokers.get((prefix, database))
+        if found is None or not found[1]:
+            found = _brokers[prefix, database] = (Broker(), weakref.WeakSet())
+        found[1].add(user)
+        return found[0]
+
+
+def leave_broker(prefix: str, database: int, user: object) -> None:
+    """End one user's interest in a namespace."""
+    with _brokers_lock:
+        found = _brokers.get((prefix, database))
+        if found is not None:
+            found[1].discard(user)
+            if not found[1]:
+                del _brokers[prefix, database]
+
+
+def after_fork_in_child() -> None:
+    """Start with no namespace: a lock may have been held by a thread that the child does not have."""
+    global _brokers, _brokers_lock
+    _brokers, _brokers_lock = {}, threading.Lock()
+
+
+class MemoryBus(Bus):
+    """One session's side of a broker."""
+
+    def __init__(
+        self,
+        options: Options,
+        topics: Topics,
+        node: str,
+        receiver: Receiver,
+        loop: asyncio.AbstractEventLoop,
+        broker: Broker,
+    ) -> None:
+        self._options = options
+        self._topics = topics
+        self._node = node
+        self._receiver = receiver
+        self._loop = loop
+        self._broker = broker
+        self._wanted: set[bytes] = set()
+        self._wakes: set[bytes] = set()
+        self._intake = Intake(loop, self._receive)
+        self._is_closed = False
+
+    def accept(self, topic: bytes, envelope: Envelope | None) -> bool:
+        """Take something from the broker, from any thread and under its lock."""
+        if envelope is None:
+            envelope = _WAKE
+        if self._intake.put(topic, envelope):
+            return True
+        self._receiver.on_overrun()
+        return False
+
+    def _receive(self, topic: bytes, envelope: Envelope) -> bool:
+        if envelope is _WAKE:
+            self._receiver.on_wake(topic)
+            return True
+        return self._receiver.on_envelope(topic, envelope)
+
+    def _hand_over(self, buses: list[MemoryBus]) -> None:
+        for bus in buses:
+            if bus is self:
+                # At once: whatever reached the intake earlier has gone before.
+                self._intake.drain()
+            elif not bus._intake.drain_soon():
+                self._broker.forget(bus, bus._node)
+
+    def start(self) -> None:
+        self._loop.call_soon(self._receiver.on_up)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        self._broker.forget(self, self._node)
+        self._intake.close()
+
+    def subscribe(self, topic: Topic) -> None:
+        self._wanted.add(topic.name)
+        self._broker.listen(topic.name, self)
+
+    def unsubscribe(self, topic: Topic) -> None:
+        self._wanted.discard(topic.name)
+        self._broker.listen_no_more(topic.name, self)
+
+    def is_confirmed(self, topic: Topic) -> bool:
+        return topic.name in self._wanted
+
+    async def confirmed(self, topic: Topic) -> None:
+        return None
+
+    async def publish(self, topic: Topic, envelope: Envelope) -> int:
+        buses = self._broker.publish(topic.name, envelope)
+        self._hand_over(buses)
+        if not self._intake.is_empty:
+            await self._intake.drained()
+        return len(buses)
+
+    def post(self, topic: Topic, envelope: Envelope) -> None:
+        self._hand_over(self._broker.publish(topic.name, envelope))
+
+    async def group_send(self, group: str, envelope: Envelope) -> list[str]:
+        topic = self._topics.group(group).topic.name
+        buses, members = self._broker.group_send(group, topic, envelope)
+        self._hand_over(buses)
+        if not self._intake.is_empty:
+            # A full member is waited for, as the reader of a socket would be.
+            await self._intake.drained()
+        return members
+
+    async def add_member(self, group: str, channel: str) -> None:
+        self._broker.add_member(group, channel, monotonic() + self._options.group_expiry)
+
+    async def discard_member(self, group: str, channel: str) -> None:
+        self._broker.discard_member(group, channel)
+
+    async def push(self, channel: str, envelope: Envelope, capacity: int) -> None:
+        topic = self._topics.queue(channel).topic.name
+        self._hand_over(self._broker.push(channel, topic, envelope, capacity))
+
+    def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
+        future: asyncio.Future[Envelope | None] = self._loop.create_future()
+        future.set_result(self._broker.pop(channel, self._node, number))
+        return future
+
+    def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        topic = self._topics.queue(channel).topic.name
+        self._hand_over(self._broker.give_back(channel, topic, self._node, number))
+        future.set_result(None)
+        return future
+
+    async def flush(self) -> None:
+        self._broker.flush()
+
+    def resume(self) -> None:
+        self._intake.drain()
+
+    def links(self) -> list[Link]:
+        return [Link("memory://", "closed" if self._is_closed else "connected")]
+
+
+_WAKE = Envelope(b"", "")

@@ -1,0 +1,19 @@
+-- Put the item that a node took under this number back at the head of its channel.
+-- KEYS: the list, the node's taken key. ARGV: number.
+-- Returns 1, or 0 when that number is not held (any more) or the item has expired.
+local held = redis.call('HMGET', KEYS[2], 'number', 'item')
+if held[1] ~= ARGV[1] then
+  return 0
+end
+redis.call('DEL', KEYS[2])
+local time = redis.call('TIME')
+local left = tonumber(string.sub(held[2], 1, 13)) - time[1] * 1000 - math.floor(time[2] / 1000)
+if left <= 0 then
+  return 0
+end
+redis.call('LPUSH', KEYS[1], held[2])
+if redis.call('PTTL', KEYS[1]) < left then
+  redis.call('PEXPIRE', KEYS[1], left)
+end
+redis.call('PUBLISH', KEYS[1], '+')
+return 1

@@ -1,0 +1,9 @@
+-- Publish to a group and return its normal channels, to each of which the sender pushes one copy.
+-- KEYS: the group's members, scored with the time in ms at which their membership lapses. ARGV: topic, envelope.
+redis.call('PUBLISH', ARGV[1], ARGV[2])
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return false
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%d', now), '+inf')

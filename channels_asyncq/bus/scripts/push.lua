@@ -1,0 +1,17 @@
+-- Append an item to a normal channel.
+-- KEYS: the list, which is also the topic of its wake-ups. ARGV: item, capacity, expiry in ms.
+-- Returns 1, or 0 when the channel is full. An item begins with the 13 digits of its expiry, in ms of TIME.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local head = redis.call('LINDEX', KEYS[1], 0)
+while head and tonumber(string.sub(head, 1, 13)) <= now do
+  redis.call('LPOP', KEYS[1])
+  head = redis.call('LINDEX', KEYS[1], 0)
+end
+if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then
+  return 0
+end
+redis.call('RPUSH', KEYS[1], string.format('%013d', now + ARGV[3]) .. ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PUBLISH', KEYS[1], '+')
+return 1

@@ -1,0 +1,370 @@
+"""Local channels and the members of groups: who is here. Synchronous, no I/O, no await."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from time import monotonic
+
+from .buffers import ChannelBuffer, Tally
+from .envelopes import Envelope
+from .exceptions import ChannelClosed
+from .journal import LOSS, Throttle
+from .options import Options
+
+# A closed channel's name is remembered this long, so that late senders and receivers are told.
+CLOSED_NAMES_KEPT = 300.0
+# A reader may be this many expiries late before its expired messages cost it its groups.
+_ABANDONED_AFTER = 2.0
+_NEVER = float("inf")
+
+
+class Member:
+    """One channel's place in one group. `joiners` are the calls of group_add() that still wait for it."""
+
+    __slots__ = ("added", "buffer", "is_confirmed", "joiners")
+
+    def __init__(self, buffer: ChannelBuffer) -> None:
+        self.buffer = buffer
+        self.added = monotonic()
+        self.is_confirmed = False
+        self.joiners = 0
+
+
+class Group:
+    """The local members of one group by channel name, and the earliest time at which one can lapse."""
+
+    __slots__ = ("lapses_at", "members", "topic")
+
+    def __init__(self, topic: bytes) -> None:
+        self.topic = topic
+        self.members: dict[str, Member] = {}
+        self.lapses_at = _NEVER
+
+
+class Hub:
+    """
+    The channels that one session reads, and their groups by topic.
+
+    `on_empty(topic)` is called when a group lost its last member in another way than by `leave()`, and
+    `on_room()` when a channel that `deliver` had to wait for has a place again.
+    """
+
+    def __init__(
+        self, options: Options, on_empty: Callable[[bytes], None], on_room: Callable[[], None]
+    ) -> None:
+        self._options = options
+        self._on_empty = on_empty
+        self._on_room = on_room
+        self.tally = Tally()
+        self.throttle = Throttle()
+        self.channels: dict[str, ChannelBuffer] = {}
+        self.groups: dict[bytes, Group] = {}
+        self.closed_names: dict[str, float] = {}
+        self._full: set[ChannelBuffer] = set()
+        self._awaited: set[ChannelBuffer] = set()
+        self._watchers: list[asyncio.Future[None]] = []
+
+    # Channels
+
+    def open(self, channel: str) -> ChannelBuffer:
+        """
+        Return the buffer of a channel, made if it is not there.
+
+        Raises:
+            ChannelClosed: it was closed.
+        """
+        buffer = self.channels.get(channel)
+        if buffer is None:
+            if channel in self.closed_names:
+                raise ChannelClosed(channel)
+            buffer = ChannelBuffer(channel, self._options.capacity_of(channel), self.tally, self._has_room)
+            self.channels[channel] = buffer
+        return buffer
+
+    def close_channel(self, channel: str) -> None:
+        """
+        Close a channel: it leaves its groups and accepts nothing; receivers get what is left, then ChannelClosed.
+        """
+        self.closed_names.setdefault(channel, monotonic())
+        buffer = self.channels.get(channel)
+        if buffer is None:
+            return
+        self._leave_groups(buffer)
+        buffer.close()
+        self._settle(buffer)
+        if not buffer.queued and not buffer.waiting:
+            del self.channels[channel]
+        self._wake_watchers()
+
+    def close(self, reason: type[ChannelClosed]) -> None:
+        """Close every channel at once; what still waited in them is counted as dropped."""
+        for buffer in self.channels.values():
+            self.tally.dropped["closed"] += buffer.clear()
+            buffer.close(reason)
+        self.channels.clear()
+        self.groups.clear()
+        self._full.clear()
+        self._awaited.clear()
+        self._wake_watchers()
+
+    def flush(self) -> list[bytes]:
+        """Drop every message and membership; return the topics that have no member any more."""
+        for channel, buffer in list(self.channels.items()):
+            self.tally.dropped["flushed"] += buffer.clear()
+            buffer.groups.clear()
+            if buffer.closed is not None:
+                del self.channels[channel]
+        topics = list(self.groups)
+        self.groups.clear()
+        self.closed_names.clear()
+        return topics
+
+    def sweep(self) -> None:
+        """Drop what expired, memberships that lapsed, and the buffers that nobody uses any more."""
+        now = monotonic()
+        expiry = self._options.expiry
+        for group in list(self.groups.values()):
+            if now >= group.lapses_at:
+                self._drop_lapsed(group, now)
+        for channel, buffer in list(self.channels.items()):
+            buffer.drop_expired()
+            if buffer.waiting or now - buffer.last_used <= expiry:
+                continue
+            if buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry:
+                self._leave_groups(buffer)
+            if not buffer.groups and not buffer.queued:
+                self._settle(buffer)
+                del self.channels[channel]
+        for channel, since in list(self.closed_names.items()):
+            if now - since > CLOSED_NAMES_KEPT and channel not in self.channels:
+                del self.closed_names[channel]
+
+    # Groups
+
+    def join(self, topic: bytes, channel: str) -> Member:
+        """
+        Make the channel a member, or renew its membership.
+
+        Raises:
+            ChannelClosed: the channel was closed.
+        """
+        buffer = self.open(channel)
+        if buffer.closed is not None:
+            raise buffer.closed(channel)
+        group = self.groups.get(topic)
+        if group is None:
+            group = self.groups[topic] = Group(topic)
+        member = group.members.get(channel)
+        if member is None:
+            member = group.members[channel] = Member(buffer)
+            buffer.groups.add(topic)
+        else:
+            member.added = monotonic()
+        group.lapses_at = min(group.lapses_at, member.added + self._options.group_expiry)
+        return member
+
+    def abandon(self, topic: bytes, member: Member) -> bool:
+        """
+        Take back a membership that was never confirmed and that no other group_add() waits for.
+
+        Returns whether the group has lost its last member by it.
+        """
+        group = self.groups.get(topic)
+        channel = member.buffer.channel
+        if group is None or group.members.get(channel) is not member or member.is_confirmed or member.joiners:
+            return False
+        return self.leave(topic, channel)
+
+    def leave(self, topic: bytes, channel: str) -> bool:
+        """End a membership if there is one; return whether the group has lost its last member by it."""
+        group = self.groups.get(topic)
+        if group is None:
+            return False
+        member = group.members.pop(channel, None)
+        if member is None:
+            return False
+        member.buffer.groups.discard(topic)
+        if group.members:
+            return False
+        del self.groups[topic]
+        return True
+
+    def _leave_groups(self, buffer: ChannelBuffer) -> None:
+        for topic in list(buffer.groups):
+            if self.leave(topic, buffer.channel):
+                self._on_empty(topic)
+
+    def _drop_lapsed(self, group: Group, now: float) -> None:
+        group_expiry = self._options.group_expiry
+        group.lapses_at = _NEVER
+        for channel, member in list(group.members.items()):
+            lapses_at = max(member.added, member.buffer.last_received) + group_expiry
+            if lapses_at > now:
+                group.lapses_at = min(group.lapses_at, lapses_at)
+            elif self.leave(group.topic, channel):
+                self._on_empty(group.topic)
+
+    # Delivery
+
+    def deliver(self, topic: bytes, envelope: Envelope) -> bool:
+        """
+        Put the envelope into the buffer of every member of the group; False if it must wait.
+
+        It must wait when it is for a full channel whose reader still has time (see `must_wait`); nothing was
+        delivered then, and the same envelope has to be offered again.
+        """
+        group = self.groups.get(topic)
+        if group is None:
+            return True
+        if monotonic() >= group.lapses_at:
+            self._drop_lapsed(group, monotonic())
+        members = group.members
+        excluded = envelope.excluded
+        if self._full and self._must_wait(
+            buffer for buffer in self._full if buffer.channel in members and buffer.channel not in excluded
+        ):
+            return False
+        buffers = [
+            member.buffer for channel, member in members.items() if not excluded or channel not in excluded
+        ]
+        for buffer in buffers:
+            self._put(buffer, envelope)
+        return True
+
+    def deliver_to(self, channel: str, envelope: Envelope) -> bool:
+        """Put an envelope from elsewhere into one channel of this session; False if it must wait."""
+        buffer = self.channels.get(channel)
+        if buffer is None:
+            if channel in self.closed_names:
+                self._count_loss("closed", channel)
+                return True
+            buffer = self.open(channel)
+        if buffer.is_reported_full and self._must_wait((buffer,)):
+            return False
+        self._put(buffer, envelope)
+        return True
+
+    def put_own(self, channel: str, envelope: Envelope) -> None:
+        """
+        Put an envelope of this session's own send() into one of its channels.
+
+        Raises:
+            ChannelFull: at once; the caller decides what to do.
+            ChannelClosed: it was closed.
+        """
+        buffer = self.open(channel)
+        buffer.require_place()
+        self._put(buffer, envelope)
+
+    def broadcast(self, envelope: Envelope) -> None:
+        """Put an envelope into every channel of this session."""
+        for buffer in list(self.channels.values()):
+            self._put(buffer, envelope)
+
+    def _put(self, buffer: ChannelBuffer, envelope: Envelope) -> None:
+        if buffer.closed is not None:
+            self._count_loss("closed", buffer.channel)
+            return
+        if not buffer.offer(envelope) and not self._overflow(buffer, envelope):
+            return
+        self.note_put(buffer)
+
+    def note_put(self, buffer: ChannelBuffer) -> None:
+        """Note that an envelope was put into a buffer."""
+        self.tally.delivered += 1
+        if not buffer.is_reported_full and buffer.full():
+            buffer.is_reported_full = True
+            self._full.add(buffer)
+        if self._watchers:
+            self._wake_watchers()
+
+    def count_full(self, channel: str) -> None:
+        """Note that a group's message found a normal channel full."""
+        self._count_loss("overflow", channel, self._options.capacity_of(channel))
+
+    def _overflow(self, buffer: ChannelBuffer, envelope: Envelope) -> bool:
+        """Apply the `overflow` setting to a full buffer; return whether the envelope is in it now."""
+        self._count_loss("overflow", buffer.channel, buffer.capacity)
+        if self._options.overflow == "drop_oldest":
+            buffer.drop_oldest()
+            return buffer.offer(envelope)
+        if self._options.overflow == "close":
+            self.close_channel(buffer.channel)
+        return False
+
+    def _count_loss(self, reason: str, channel: str, capacity: int | None = None) -> None:
+        self.tally.dropped[reason] += 1
+        if capacity is not None:
+            self.throttle.warn(
+                LOSS,
+                "loss.overflow",
+                "channel %s holds %d messages, its capacity, and its reader is too slow: a message was dropped "
+                "(overflow=%r); raise `capacity` or `channel_capacity`, or read it faster",
+                channel,
+                capacity,
+                self._options.overflow,
+            )
+
+    # Flow: a full buffer stops the reader of the wire for a while, before anything is dropped
+
+    def _must_wait(self, buffers: Iterable[ChannelBuffer]) -> bool:
+        """
+        Tell whether one of these full buffers still has patience left, and note for whom the wire waits.
+
+        A buffer has 50 ms of patience. It is spent while the wire waits for its reader, comes back a little with
+        each message that the reader takes, and wholly when the buffer is half empty: a reader that keeps up is
+        waited for, one that is stuck costs its neighbours 50 ms once.
+        """
+        self._awaited = {
+            buffer
+            for buffer in buffers
+            if buffer.patience > 0.0 and buffer.full() and not buffer.drop_expired()
+        }
+        return bool(self._awaited)
+
+    def spend(self, milliseconds: float) -> None:
+        """Take the time that the wire has waited from the patience of the buffers it waited for."""
+        for buffer in self._awaited:
+            buffer.patience -= milliseconds
+
+    def _has_room(self, buffer: ChannelBuffer) -> None:
+        self._full.discard(buffer)
+        if buffer in self._awaited:
+            self._awaited.discard(buffer)
+            if not self._awaited:
+                self._on_room()
+
+    def _settle(self, buffer: ChannelBuffer) -> None:
+        """Forget that a buffer is full: it is closed or gone, and nobody waits for its reader any more."""
+        buffer.is_reported_full = False
+        self._has_room(buffer)
+
+    # Receivers of a whole prefix
+
+    def take_any(self, prefix: str) -> Envelope | None:
+        """Remove and return the oldest envelope of all channels whose name begins so, or None."""
+        waiting = [
+            buffer
+            for channel, buffer in self.channels.items()
+            if buffer.oldest is not None and channel.startswith(prefix)
+        ]
+        for buffer in sorted(
+            waiting, key=lambda buffer: buffer.oldest.expires_at if buffer.oldest else _NEVER
+        ):
+            envelope = buffer.take()
+            if envelope is not None:
+                return envelope
+        return None
+
+    def watch(self) -> asyncio.Future[None]:
+        """Return a future that is done after the next delivery, or when a channel or the hub is closed."""
+        watcher = asyncio.get_running_loop().create_future()
+        self._watchers.append(watcher)
+        return watcher
+
+    def _wake_watchers(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)

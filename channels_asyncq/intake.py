@@ -1,0 +1,82 @@
+"""Envelopes handed over inside the process, by the memory bus and by other event loops, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from .envelopes import Envelope
+
+# Envelopes that may wait for one loop; senders of other loops cannot be made to wait, so more are dropped.
+LIMIT = 10_000
+
+
+class Intake:
+    """
+    A first-in, first-out door into one event loop's session.
+
+    `offer(topic, envelope)` takes an envelope or answers False, which stops the intake until `drain()` is called
+    again. `put()` may be called from any thread, everything else only on the loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, offer: Callable[[bytes, Envelope], bool]) -> None:
+        self._loop = loop
+        self._offer = offer
+        self._pending: deque[tuple[bytes, Envelope]] = deque()
+        self._drained: list[asyncio.Future[None]] = []
+        self._is_scheduled = False
+
+    def put(self, topic: bytes, envelope: Envelope) -> bool:
+        """Append an envelope, from any thread; False if too many wait already. `drain()` must follow."""
+        if len(self._pending) >= LIMIT:
+            return False
+        self._pending.append((topic, envelope))
+        return True
+
+    def drain_soon(self) -> bool:
+        """Have the loop drain the intake, from any thread; False if the loop is closed."""
+        if self._is_scheduled:
+            return not self._loop.is_closed()
+        self._is_scheduled = True
+        try:
+            self._loop.call_soon_threadsafe(self._drain_scheduled)
+        except RuntimeError:
+            return False
+        return True
+
+    def _drain_scheduled(self) -> None:
+        # Before draining: what is put from here on either is seen by drain() or schedules another one.
+        self._is_scheduled = False
+        self.drain()
+
+    def drain(self) -> None:
+        """Offer everything that waits, until one is not taken."""
+        pending = self._pending
+        while pending:
+            topic, envelope = pending[0]
+            if not self._offer(topic, envelope):
+                return
+            pending.popleft()
+        drained, self._drained = self._drained, []
+        for waiter in drained:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._pending
+
+    async def drained(self) -> None:
+        """Return when nothing waits any more. Cancelling is safe: the envelopes stay where they are."""
+        while self._pending:
+            waiter = self._loop.create_future()
+            self._drained.append(waiter)
+            await waiter
+
+    def close(self) -> int:
+        """Drop what waits and let go of whoever waits for it; return how many envelopes that were."""
+        count = len(self._pending)
+        self._pending.clear()
+        self.drain()
+        return count

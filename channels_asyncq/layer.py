@@ -1,0 +1,477 @@
+"""The Channels contract: validate, name, and pick the running loop's session."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
+from functools import lru_cache
+from time import monotonic
+from typing import Any, TypeVar
+
+from channels.exceptions import ChannelFull, MessageTooLarge
+from channels.layers import BaseChannelLayer
+
+from . import relay
+from .bus.base import Bus, Receiver
+from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
+from .bus.redis import RedisBus
+from .codecs import Codec
+from .exceptions import ChannelClosed, LayerClosed, StillFull
+from .options import Options
+from .session import Session, Statistics
+from .topics import Topics, node_of
+
+T = TypeVar("T")
+
+MAX_NAME_LENGTH = 100
+# A loop is taken for one that lives on after so many seconds or sends; until then the relay sends for it.
+_MOMENT_SECONDS = 1.0
+_MOMENT_SENDS = 100
+
+_CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
+_GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+")
+
+
+def _check_name(kind: str, name: object, pattern: re.Pattern[str]) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{kind} name must be a str, not {type(name).__name__}: {name!r}")
+    if not 0 < len(name) <= MAX_NAME_LENGTH:
+        raise TypeError(f"{kind} name must have 1 to {MAX_NAME_LENGTH} characters, not {len(name)}: {name!r}")
+    if not pattern.fullmatch(name):
+        allowed = "ASCII letters, digits, hyphens, underscores and periods"
+        if pattern is _CHANNEL_NAME:
+            allowed += ", with at most one exclamation mark after the first of them"
+        raise TypeError(f"{kind} name may contain only {allowed}, which {name!r} does not keep to")
+
+
+@lru_cache(maxsize=8192)
+def _check_channel(name: str) -> None:
+    _check_name("Channel", name, _CHANNEL_NAME)
+
+
+@lru_cache(maxsize=8192)
+def _check_group(name: str) -> None:
+    _check_name("Group", name, _GROUP_NAME)
+
+
+class Caller:
+    """A loop without a session: what the relay does for it."""
+
+    __slots__ = ("__weakref__", "pending", "sends", "since", "waiters")
+
+    def __init__(self) -> None:
+        self.since = monotonic()
+        self.sends = 0
+        self.pending = 0
+        self.waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def is_here_to_stay(self) -> bool:
+        return self.sends >= _MOMENT_SENDS or monotonic() - self.since >= _MOMENT_SECONDS
+
+    def answered(self) -> None:
+        self.pending -= 1
+        if not self.pending:
+            waiters, self.waiters = self.waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def all_answered(self) -> None:
+        while self.pending:
+            waiter = asyncio.get_running_loop().create_future()
+            self.waiters.append(waiter)
+            await waiter
+
+
+class AsyncQueueChannelLayer(BaseChannelLayer):
+    """
+    A channel layer with a bounded queue per channel in the process that reads it, and Redis between processes.
+
+    One object serves any number of event loops and threads. A specific channel belongs to the loop on which
+    `new_channel()` made it. Source: the Channel Layer Specification of Channels.
+
+    Args:
+        **config: the keys of CONFIG, see the settings page.
+
+    Raises:
+        ImproperlyConfigured: an unknown key, a wrong type or an impossible value.
+    """
+
+    MAX_NAME_LENGTH = MAX_NAME_LENGTH
+    extensions = ["groups", "flush"]  # noqa: RUF012  (the specification asks for a list)
+    ChannelFull = ChannelFull
+    MessageTooLarge = MessageTooLarge
+
+    def __init__(self, **config: Any) -> None:
+        self.options = options = Options.from_config(config)
+        super().__init__(expiry=options.expiry, capacity=options.capacity)  # type: ignore[arg-type]
+        self.channel_capacity = list(options.channel_capacity)  # type: ignore[assignment]  # compiled
+        self.group_expiry = options.group_expiry
+        self.prefix = options.prefix
+        self._codec = Codec(options.serializer_format, options.symmetric_encryption_keys, options.expiry)
+        self._make_bus = _bus_factory(options, self)
+        self._start_afresh()
+        self._is_closed = False
+        _layers.add(self)
+
+    def _start_afresh(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
+        self._owners: dict[str, Session] = {}
+        self._callers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Caller] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    # Names and messages
+
+    def match_type_and_length(self, name: object) -> bool:
+        return isinstance(name, str) and 0 < len(name) <= MAX_NAME_LENGTH
+
+    def require_valid_channel_name(self, name: object, receive: bool = False) -> bool:
+        """
+        Return True for a channel name; for `receive()` the whole name and the part up to `!` are both right.
+
+        Raises:
+            TypeError: it is none; the text says why.
+        """
+        # Only a str may reach the cache: a list could not be looked up in it.
+        if type(name) is str:
+            _check_channel(name)
+        else:
+            _check_name("Channel", name, _CHANNEL_NAME)
+        return True
+
+    def require_valid_group_name(self, name: object) -> bool:
+        """
+        Return True for a group name.
+
+        Raises:
+            TypeError: it is none; the text says why.
+        """
+        if type(name) is str:
+            _check_group(name)
+        else:
+            _check_name("Group", name, _GROUP_NAME)
+        return True
+
+    def _encode(self, message: dict[str, Any]) -> bytes:
+        payload = self._codec.encode(message)
+        if len(payload) > self.options.max_message_size:
+            raise MessageTooLarge(
+                f"the message has {len(payload)} bytes when encoded, and max_message_size is "
+                f"{self.options.max_message_size}; send a reference to it, or raise the setting"
+            )
+        return payload
+
+    # Sessions
+
+    async def _session(self) -> Session:
+        """Return the running loop's session, made if it has none."""
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is not None and not session.is_closed:
+            return session
+        if self._is_closed:
+            raise LayerClosed()
+        with self._lock:
+            self._forget_ended_sessions()
+            session = Session(self.options, self._codec, self._make_bus)
+            self._sessions[loop] = session
+            self._owners[session.node] = session
+        await session.start()
+        return session
+
+    def _forget_ended_sessions(self) -> None:
+        for loop, session in list(self._sessions.items()):
+            if session.is_closed or loop.is_closed():
+                del self._sessions[loop]
+                self._owners.pop(session.node, None)
+
+    async def _sender(self) -> Session | None:
+        """Return the session to send with, or None if the relay should do it."""
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        caller = self._callers.get(loop) if self._callers else None
+        if session is not None and not session.is_closed:
+            if caller is not None:
+                await caller.all_answered()
+            return session
+        if self._is_closed:
+            raise LayerClosed()
+        if caller is None:
+            caller = self._callers[loop] = Caller()
+        if not caller.is_here_to_stay:
+            return None
+        # Not before the relay is done, or these sends would overtake those.
+        await caller.all_answered()
+        return await self._session()
+
+    async def _send_with(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+        session = await self._sender()
+        if session is not None:
+            return await work(session)
+        caller = self._callers[asyncio.get_running_loop()]
+        caller.sends += 1
+        caller.pending += 1
+        try:
+            return await asyncio.wrap_future(relay.relay().run(self._relayed(work)))
+        finally:
+            caller.answered()
+
+    async def _relayed(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+        return await work(await self._session())
+
+    # The specification
+
+    async def new_channel(self, prefix: str = "specific.") -> str:
+        """
+        Return a new name that only the running loop reads: `<prefix>.<node>!<local>`.
+
+        The first call waits until the server has confirmed the session's inbox, at most `send_timeout`.
+
+        Raises:
+            TypeError: the prefix makes no channel name.
+            LayerClosed: the layer is closed.
+        """
+        if prefix and not prefix.endswith("."):
+            prefix += "."
+        self.require_valid_channel_name(f"{prefix}{'0' * 52}")
+        return await (await self._session()).new_channel(prefix)
+
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        """
+        Send a message to a channel; return when it is in the queue, or the server has accepted it.
+
+        Raises:
+            TypeError: the name is no channel name, or the message cannot travel.
+            MessageTooLarge: it is larger than `max_message_size` when encoded.
+            ChannelFull: a channel of this loop, or a normal channel, is at its capacity.
+            ChannelClosed: the channel or the layer is closed.
+            LayerUnavailable: the server cannot be reached.
+            DeliveryUnknown: it was written, and no answer came.
+
+        Cancelling does not take back what was written.
+        """
+        self.require_valid_channel_name(channel)
+        payload = self._encode(message)
+        if "!" in channel and self._hand_over(channel, payload):
+            return
+        await self._send_with(lambda session: session.send(channel, payload))
+
+    def _hand_over(self, channel: str, payload: bytes) -> bool:
+        """Give a message to the session of another loop of this process; False if none owns the channel."""
+        owner = self._owners.get(node_of(channel) or "")
+        if owner is None or owner.is_closed or owner.loop is asyncio.get_running_loop():
+            return False
+        return owner.hand_over(channel, payload)
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """
+        Return the next message of a channel, a dict of the caller's own; wait if there is none.
+
+        `channel` is a full name, or for all channels of a session the part up to and including `!`. An outage
+        raises nothing here: messages come when the server is back. Cancelling loses no message.
+
+        Raises:
+            TypeError: no channel name.
+            ChannelClosed: the channel or the layer is closed.
+            ChannelLayerError: the channel belongs to another loop or process.
+        """
+        self.require_valid_channel_name(channel, receive=True)
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None or session.is_closed:
+            session = await self._session()
+        return await session.receive(channel)
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """
+        Make a channel a member of a group, or renew its membership for `group_expiry` seconds.
+
+        Returns when the server has confirmed it: what is sent after that is received. Cancelling leaves no
+        half member.
+
+        Raises:
+            TypeError: a wrong name.
+            ChannelClosed: the channel or the layer is closed.
+            LayerUnavailable: the server cannot be reached.
+        """
+        self.require_valid_group_name(group)
+        self.require_valid_channel_name(channel)
+        await self._send_with(lambda session: session.group_add(group, channel))
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        """
+        End a membership; does nothing if there is none.
+
+        Raises:
+            TypeError: a wrong name.
+            LayerUnavailable: the channel is not of this loop, and the server cannot be reached.
+        """
+        self.require_valid_group_name(group)
+        self.require_valid_channel_name(channel)
+        await self._send_with(lambda session: session.group_discard(group, channel))
+
+    async def group_send(self, group: str, message: dict[str, Any], *, exclude: Collection[str] = ()) -> None:
+        """
+        Send a message to all members of a group but the channels in `exclude`.
+
+        Never raises ChannelFull: a full member loses messages by its `overflow` setting, and that is counted.
+
+        Raises:
+            TypeError: a wrong name, or the message cannot travel.
+            MessageTooLarge, LayerClosed, LayerUnavailable, DeliveryUnknown: as `send()`.
+        """
+        self.require_valid_group_name(group)
+        excluded: tuple[str, ...] = ()
+        if exclude:
+            if isinstance(exclude, str):
+                raise TypeError(f"exclude must be a list of channel names, not the str {exclude!r}")
+            excluded = tuple(exclude)
+            for channel in excluded:
+                self.require_valid_channel_name(channel)
+        payload = self._encode(message)
+        await self._send_with(lambda session: session.group_send(group, payload, excluded))
+
+    async def flush(self) -> None:
+        """
+        Drop all messages and memberships of the prefix, in every process; return when that is done.
+
+        Channels stay usable and receivers go on waiting. A process that is disconnected keeps what it has.
+        """
+        await self._send_with(lambda session: session.flush())
+
+    # Beyond the specification
+
+    async def send_wait(
+        self,
+        channel: str,
+        message: dict[str, Any],
+        timeout: float | None = None,  # noqa: ASYNC109  (the words of asyncio.Queue's users)
+    ) -> None:
+        """
+        Send to a channel of this loop or to a normal channel, waiting up to `timeout` seconds for a place.
+
+        Raises:
+            StillFull: there was none in that time; a ChannelFull and a TimeoutError.
+            ChannelLayerError: the channel is of another loop or process, which tells nobody how full it is.
+            As `send()` otherwise.
+
+        Cancelling is safe: the message is not sent then.
+        """
+        self.require_valid_channel_name(channel)
+        payload = self._encode(message)
+        session = await self._session()
+        try:
+            async with asyncio.timeout(timeout):
+                await session.send_wait(channel, payload)
+        except TimeoutError:
+            raise StillFull(f"channel {channel!r} had no place for {timeout:g} s") from None
+
+    async def listen(self, channel: str) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the messages of a channel until it, or the layer, is closed."""
+        while True:
+            try:
+                message = await self.receive(channel)
+            except ChannelClosed:
+                return
+            yield message
+
+    def close_channel(self, channel: str) -> Awaitable[None]:
+        """
+        Close a channel of the running loop, at once; its receivers get what is left and then ChannelClosed.
+
+        A normal channel is closed in this loop only: what was taken for its receivers goes back to the server,
+        and awaiting the result waits for that. Closing twice is fine.
+
+        Raises:
+            TypeError: no channel name.
+            ChannelLayerError: the channel belongs to another loop or process.
+        """
+        self.require_valid_channel_name(channel)
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None or session.is_closed:
+            return loop.create_task(self._close_channel(channel))
+        return session.close_channel(channel)
+
+    async def _close_channel(self, channel: str) -> None:
+        await (await self._session()).close_channel(channel)
+
+    async def close(self) -> None:
+        """
+        Close the layer on every loop: receivers end with LayerClosed and nothing is accepted any more.
+
+        Answers that are due are waited for, for a bounded time. Closing twice is fine.
+        """
+        self._is_closed = True
+        with self._lock:
+            sessions, self._sessions, self._owners = self._sessions, {}, {}
+        leave_broker(self.options.prefix, self.options.hosts[0].db, self)
+        here = asyncio.get_running_loop()
+        for loop, session in sessions.items():
+            if loop is here:
+                await session.close()
+            elif loop.is_running():
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(session.close(), loop))
+            # A loop that stands still closes its session in shutdown_asyncgens().
+
+    def statistics(self) -> Statistics:
+        """Return what this layer holds, delivered and dropped, over all loops of the process."""
+        return sum((session.statistics() for session in list(self._sessions.values())), Statistics())
+
+
+def _bus_factory(
+    options: Options, layer: AsyncQueueChannelLayer
+) -> Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]:
+    # The result must not refer to the layer: a memory namespace ends with its last layer.
+    if options.hosts[0].kind == "memory":
+        broker = broker_for(options.prefix, options.hosts[0].db, layer)
+
+        def make_memory_bus(
+            options: Options,
+            topics: Topics,
+            codec: Codec,
+            node: str,
+            receiver: Receiver,
+            loop: asyncio.AbstractEventLoop,
+        ) -> Bus:
+            return MemoryBus(options, topics, node, receiver, loop, broker)
+
+        return make_memory_bus
+
+    def make_redis_bus(
+        options: Options,
+        topics: Topics,
+        codec: Codec,
+        node: str,
+        receiver: Receiver,
+        loop: asyncio.AbstractEventLoop,
+    ) -> Bus:
+        return RedisBus(options, topics, codec, receiver)
+
+    return make_redis_bus
+
+
+_layers: weakref.WeakSet[AsyncQueueChannelLayer] = weakref.WeakSet()
+# What a forked child inherited. It is never closed, aborted or collected: that would take the descriptors out
+# of the selector that the child shares with its parent, and the parent would go deaf.
+_inherited: list[object] = []
+
+
+def _after_fork_in_child() -> None:
+    _inherited.append(relay.after_fork_in_child())
+    after_fork_in_child()
+    for layer in list(_layers):
+        _inherited.append((layer._sessions, layer._owners, layer._callers))
+        layer._start_afresh()
+        layer._make_bus = _bus_factory(layer.options, layer)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,635 @@
+"""One event loop's life in the layer: wires the hub to the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from channels.exceptions import ChannelFull
+
+from .bus.base import Bus, Link, Receiver
+from .codecs import BadPayload, Codec
+from .envelopes import CONTROL, Envelope
+from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable
+from .hub import Hub, Member
+from .intake import Intake
+from .journal import WIRE
+from .options import Options
+from .queues import QueueReader
+from .topics import Topics, new_node, node_of
+
+BusFactory = Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]
+
+# A member in another process is asked for again this often, while its process may be reconnecting.
+_ASK_AGAIN = 0.5
+# Everybody else has this long to confirm a flush; one who is disconnected cannot.
+_FLUSH_WAIT = 1.0
+_MOST_SECONDS_BETWEEN_SWEEPS = 30.0
+# A turn of the loop this short had nothing else to do: waiting then is real time for the neighbours.
+_IDLE_TURN = 0.0002
+_PAUSE = 0.001
+# What one turn costs a reader at most, in milliseconds: in a busy loop it cannot run more often either.
+_MOST_SPENT = 2.0
+
+
+@dataclass(slots=True)
+class Request:
+    """What other sessions were asked to do: the future is done when `expected` of them have confirmed."""
+
+    done: asyncio.Future[None]
+    expected: int | None = None
+    confirmed: int = 0
+
+    def look(self) -> None:
+        if self.expected is not None and self.confirmed >= self.expected and not self.done.done():
+            self.done.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """
+    A snapshot. Counts are since the start of the sessions they are from.
+
+    `queued` holds (channel, waiting messages), largest first, of the channels in which any wait; `dropped`
+    counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", and "dead_owner" for changes
+    of membership that the owner of a channel never confirmed. `links` has an entry per session and host.
+    """
+
+    channels: int = 0
+    groups: int = 0
+    queued: tuple[tuple[str, int], ...] = ()
+    delivered: int = 0
+    external: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    links: tuple[Link, ...] = ()
+
+    @property
+    def reconnects(self) -> int:
+        """How often a connection was made again."""
+        return sum(link.reconnects for link in self.links)
+
+    @property
+    def connected(self) -> bool:
+        """Whether every connection is there. False when nothing was ever connected."""
+        return bool(self.links) and all(link.state == "connected" for link in self.links)
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(
+            channels=self.channels + other.channels,
+            groups=self.groups + other.groups,
+            queued=tuple(sorted(self.queued + other.queued, key=lambda entry: -entry[1])),
+            delivered=self.delivered + other.delivered,
+            external=self.external + other.external,
+            dropped=dict(Counter(self.dropped) + Counter(other.dropped)),
+            links=self.links + other.links,
+        )
+
+
+class Session:
+    """
+    The channels, groups and connections of one event loop. Everything here runs on that loop.
+
+    There is no standing task: callbacks of the bus, futures, and a timer that sweeps while there is something
+    to sweep.
+    """
+
+    def __init__(self, options: Options, codec: Codec, make_bus: BusFactory) -> None:
+        self.loop = asyncio.get_running_loop()
+        # Callbacks belong to the session, not to the consumer that happened to be first.
+        self._context = contextvars.Context()
+        self.node = new_node()
+        self._options = options
+        self._codec = codec
+        self._topics = Topics(
+            options.prefix, options.partitions, [host.db for host in options.hosts], self.node
+        )
+        self.hub = Hub(options, self._group_is_empty, self._has_room)
+        self._bus = make_bus(options, self._topics, codec, self.node, self, self.loop)
+        self.intake = Intake(self.loop, self.on_envelope)
+        self._inbox = self._topics.inbox(self.node)
+        self._everybody = self._topics.everybody
+        self._readers: dict[bytes, QueueReader] = {}
+        self._requests: dict[int, Request] = {}
+        self._last_request = 0
+        self._seq = 0
+        self._locals = 0
+        self._was_announced = False
+        self._was_up = False
+        self._held_since = 0.0
+        self._is_idle = False
+        self._retry: asyncio.Handle | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._joining: set[asyncio.Task[None]] = set()
+        self._life: AsyncGenerator[None] | None = None
+        self.is_closed = False
+
+    async def start(self) -> None:
+        """Begin connecting. Never waits for the server."""
+        # Ends in shutdown_asyncgens(), after the finally blocks of consumers, whose sends still work.
+        self._life = self._live()
+        await anext(self._life)
+        self._bus.subscribe(self._everybody)
+        self._bus.subscribe(self._inbox)
+        self._bus.start()
+
+    async def _live(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            await self._close(LayerClosed)
+
+    # Names
+
+    async def new_channel(self, prefix: str) -> str:
+        """
+        Return a fresh name that belongs to this session. Costs nothing once the inbox was confirmed.
+
+        In an outage it waits as a send does, and then returns the name all the same: the inbox is subscribed
+        before anything else when the server is back.
+        """
+        if not self._was_announced:
+            try:
+                await self._bus.confirmed(self._inbox)
+            except LayerUnavailable:
+                pass
+            else:
+                self._was_announced = True
+        self._locals += 1
+        channel = f"{prefix}{self.node}!{self._locals:x}.{new_node()}"
+        self.hub.open(channel)
+        self._sweep_later()
+        return channel
+
+    def is_own(self, channel: str) -> bool:
+        return node_of(channel) == self.node
+
+    # Receiving
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """
+        Return the next message of a channel, as a dict of the caller's own.
+
+        Cancelling is safe: no message is lost.
+
+        Raises:
+            ChannelClosed: the channel or the layer is closed.
+            ChannelLayerError: the channel belongs to another session.
+        """
+        while True:
+            envelope = await self._next(channel)
+            try:
+                return self._codec.decode(envelope.payload)
+            except BadPayload as exc:
+                self.on_unreadable(channel.encode(), str(exc))
+
+    async def _next(self, channel: str) -> Envelope:
+        buffer = self.hub.channels.get(channel)
+        if buffer is not None:
+            return await buffer.get()
+        node = node_of(channel)
+        if node is None:
+            return await self._reader(channel).get()
+        if node != self.node:
+            raise ChannelLayerError(
+                f"channel {channel!r} belongs to another event loop or process; receive on the loop that "
+                "called new_channel()"
+            )
+        if channel.endswith("!"):
+            return await self._next_of_all(channel)
+        self._require_open(channel)
+        self._sweep_later()
+        return await self.hub.open(channel).get()
+
+    async def _next_of_all(self, prefix: str) -> Envelope:
+        while True:
+            envelope = self.hub.take_any(prefix)
+            if envelope is not None:
+                return envelope
+            self._require_open(prefix)
+            await self.hub.watch()
+
+    def _reader(self, channel: str) -> QueueReader:
+        self._require_open(channel)
+        topic = self._topics.queue(channel).topic
+        reader = self._readers.get(topic.name)
+        if reader is None:
+            if channel in self.hub.closed_names:
+                raise ChannelClosed(channel)
+            reader = QueueReader(channel, topic.name, self._bus, self.hub.tally, self.on_unreadable)
+            self._readers[topic.name] = reader
+            self._bus.subscribe(topic)
+            self._sweep_later()
+        return reader
+
+    def _require_open(self, channel: str = "") -> None:
+        if self.is_closed:
+            raise LayerClosed(channel)
+
+    # Sending
+
+    def seal(self, payload: bytes, target: str, excluded: tuple[str, ...] = (), flags: int = 0) -> Envelope:
+        """Wrap an encoded message; sequence numbers grow in the order of these calls."""
+        self._seq += 1
+        return Envelope(
+            payload,
+            target,
+            node=self.node,
+            seq=self._seq,
+            flags=flags,
+            excluded=excluded,
+            expires_at=monotonic() + self._options.expiry,
+        )
+
+    async def send(self, channel: str, payload: bytes) -> None:
+        self._require_open(channel)
+        envelope = self.seal(payload, channel)
+        node = node_of(channel)
+        if node is None:
+            if channel in self.hub.closed_names:
+                raise ChannelClosed(channel)
+            await self._bus.push(channel, envelope, self._options.capacity_of(channel))
+        elif node == self.node:
+            self.hub.put_own(channel, envelope)
+            self._sweep_later()
+        else:
+            await self._bus.publish(self._topics.inbox(node), envelope)
+
+    def hand_over(self, channel: str, payload: bytes) -> bool:
+        """Take a message for one of this session's channels, from any thread; False if the loop is closed."""
+        envelope = Envelope(payload, channel, expires_at=monotonic() + self._options.expiry)
+        if not self.intake.put(self._inbox.name, envelope):
+            raise ChannelFull(f"too many messages wait for the event loop of channel {channel!r}")
+        return self.intake.drain_soon()
+
+    async def send_wait(self, channel: str, payload: bytes) -> None:
+        """
+        Send, waiting for a place if the channel is full. Only for channels of this session and normal ones.
+
+        Cancelling is safe: the message is not sent then, unless its bytes were already on their way.
+        """
+        self._require_open(channel)
+        node = node_of(channel)
+        if node == self.node:
+            buffer = self.hub.open(channel)
+            await buffer.put_when_free(self.seal(payload, channel))
+            self.hub.note_put(buffer)
+            return
+        if node is not None:
+            raise ChannelLayerError(
+                f"send_wait() cannot see how full channel {channel!r} is: it belongs to another event loop or "
+                "process. Use send(), or a normal channel"
+            )
+        delay = 0.005
+        while True:
+            try:
+                return await self.send(channel, payload)
+            except ChannelFull:
+                # Other processes free its places, and expiry does, and neither tells the sender.
+                await asyncio.sleep(delay)
+                delay = min(0.1, 2 * delay)
+
+    async def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
+        self._require_open()
+        envelope = self.seal(payload, group, excluded)
+        members = await self._bus.group_send(group, envelope)
+        for channel in members:
+            if channel not in excluded:
+                await self._push_copy(channel, envelope)
+
+    async def _push_copy(self, channel: str, envelope: Envelope) -> None:
+        try:
+            await self._bus.push(channel, envelope, self._options.capacity_of(channel))
+        except ChannelFull:
+            self.hub.count_full(channel)
+
+    # Groups
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """
+        Return when the server has confirmed the group's subscription, or the owner of the channel has.
+
+        Cancelling leaves no half member.
+        """
+        self._require_open(channel)
+        node = node_of(channel)
+        if node is None:
+            await self._bus.add_member(group, channel)
+        elif node == self.node:
+            await self._join(group, channel)
+        else:
+            await self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
+
+    async def _join(self, group: str, channel: str) -> None:
+        topic = self._topics.group(group).topic
+        # Locally before subscribing: a push may arrive before the confirmation is processed.
+        member = self.hub.join(topic.name, channel)
+        self._sweep_later()
+        self._bus.subscribe(topic)
+        member.joiners += 1
+        try:
+            await self._bus.confirmed(topic)
+        except BaseException:
+            member.joiners -= 1
+            self._abandon(topic.name, member)
+            raise
+        member.joiners -= 1
+        member.is_confirmed = True
+
+    def _abandon(self, topic: bytes, member: Member) -> None:
+        if self.hub.abandon(topic, member):
+            self._group_is_empty(topic)
+
+    def _group_is_empty(self, topic: bytes) -> None:
+        self._bus.unsubscribe(self._topics.group(self._topics.group_named(topic)).topic)
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        self._require_open(channel)
+        node = node_of(channel)
+        if node is None:
+            await self._bus.discard_member(group, channel)
+        elif node == self.node:
+            topic = self._topics.group(group).topic.name
+            if self.hub.leave(topic, channel):
+                self._group_is_empty(topic)
+        else:
+            await self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
+
+    # Requests to other sessions
+
+    def _new_request(self, expected: int | None) -> tuple[int, Request]:
+        self._last_request += 1
+        request = Request(self.loop.create_future(), expected)
+        self._requests[self._last_request] = request
+        return self._last_request, request
+
+    def _control(self, body: dict[str, Any], target: str) -> Envelope:
+        return self.seal(self._codec.encode(body), target, flags=CONTROL)
+
+    async def _ask_owner(self, node: str, body: dict[str, Any]) -> None:
+        """
+        Have the session that owns a channel do something; return when it has confirmed.
+
+        A dead owner is waited for `send_timeout`, counted, and no error: its channel is gone, and so is
+        whatever was to be done with it.
+        """
+        number, request = self._new_request(1)
+        inbox = self._topics.inbox(node)
+        until = monotonic() + self._options.send_timeout
+        try:
+            # The confirmation comes to our inbox.
+            await self._bus.confirmed(self._inbox)
+            while not request.done.done():
+                left = until - monotonic()
+                if left <= 0:
+                    self.hub.tally.dropped["dead_owner"] += 1
+                    return
+                question = self._control({**body, "request": number, "reply": self.node}, body["channel"])
+                await self._bus.publish(inbox, question)
+                # Asking again is harmless: adding and discarding can be repeated.
+                await asyncio.wait([request.done], timeout=min(left, _ASK_AGAIN))
+        finally:
+            del self._requests[number]
+
+    def _on_control(self, envelope: Envelope) -> None:
+        try:
+            body = self._codec.decode(envelope.payload)
+            action, number, reply = body["do"], body["request"], body["reply"]
+            if action == "confirm":
+                self._confirmed(number)
+            elif action == "flush":
+                self._flush_own()
+                self._confirm(number, reply)
+            elif action in ("add", "discard"):
+                self._do_for_other(action, body["group"], body["channel"], number, reply)
+        except (BadPayload, KeyError, TypeError) as exc:
+            self.on_unreadable(self._inbox.name, f"a control message that is none: {exc!r}")
+
+    def _do_for_other(self, action: str, group: str, channel: str, number: int, reply: str) -> None:
+        if not self.is_own(channel):
+            return
+        work = self.group_add if action == "add" else self.group_discard
+        task = self.loop.create_task(
+            self._do_and_confirm(work(group, channel), number, reply),
+            name=f"channels_asyncq group_{action} for {reply}",
+            context=contextvars.Context(),
+        )
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+
+    async def _do_and_confirm(self, work: Awaitable[None], number: int, reply: str) -> None:
+        try:
+            await work
+        except ChannelLayerError:
+            return  # closed, or no link: the other side asks again, or gives up
+        self._confirm(number, reply)
+
+    def _confirm(self, number: int, reply: str) -> None:
+        if reply == self.node:
+            self._confirmed(number)
+        else:
+            body = {"do": "confirm", "request": number, "reply": self.node}
+            self._bus.post(self._topics.inbox(reply), self._control(body, reply))
+
+    def _confirmed(self, number: int) -> None:
+        request = self._requests.get(number)
+        if request is not None:
+            request.confirmed += 1
+            request.look()
+
+    async def flush(self) -> None:
+        """
+        Drop every message and every membership of the namespace; return when everybody has done so.
+
+        A session that does not confirm within a second (it is disconnected) is not waited for.
+        """
+        self._require_open()
+        await self._bus.confirmed(self._inbox)
+        await self._bus.confirmed(self._everybody)
+        await self._bus.flush()
+        # Confirmations may come before we know how many to expect.
+        number, request = self._new_request(None)
+        try:
+            body = {"do": "flush", "request": number, "reply": self.node}
+            request.expected = await self._bus.publish(self._everybody, self._control(body, ""))
+            request.look()
+            await asyncio.wait([request.done], timeout=_FLUSH_WAIT)
+        finally:
+            del self._requests[number]
+
+    def _flush_own(self) -> None:
+        for topic in self.hub.flush():
+            self._group_is_empty(topic)
+        for reader in self._readers.values():
+            self.hub.tally.dropped["flushed"] += reader.flush()
+
+    # What the bus calls
+
+    def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
+        if topic in self.hub.groups:
+            taken = self.hub.deliver(topic, envelope)
+        elif topic == self._inbox.name:
+            if envelope.flags & CONTROL:
+                self._on_control(envelope)
+                return True
+            if not self.is_own(envelope.target):
+                self.on_unreadable(topic, f"addressed to {envelope.target!r}")
+                return True
+            taken = self.hub.deliver_to(envelope.target, envelope)
+        elif topic == self._everybody.name:
+            self._on_control(envelope)
+            return True
+        else:
+            return True  # a group that lost its last member while this was under way
+        if not taken:
+            self._hold()
+        return taken
+
+    def on_wake(self, topic: bytes) -> None:
+        reader = self._readers.get(topic)
+        if reader is not None:
+            reader.poke()
+
+    def on_subscribed(self, topic: bytes) -> None:
+        reader = self._readers.get(topic)
+        if reader is not None:
+            reader.reconnected()
+
+    def on_unreadable(self, topic: bytes, reason: str) -> None:
+        self.hub.tally.dropped["unreadable"] += 1
+        self.hub.throttle.warn(
+            WIRE, "wire.unreadable", "dropped what arrived on %s: %s", topic.decode(), reason
+        )
+
+    def on_overrun(self) -> None:
+        self.hub.tally.dropped["overflow"] += 1
+
+    def on_external(self) -> None:
+        self.hub.tally.external += 1
+
+    def on_down(self) -> None:
+        if self._options.on_disconnect is not None:
+            self._tell_everybody(self._options.on_disconnect)
+
+    def on_up(self) -> None:
+        for reader in self._readers.values():
+            reader.reconnected()
+        if self._was_up and self._options.on_reconnect is not None:
+            self._tell_everybody(self._options.on_reconnect)
+        self._was_up = True
+
+    def _tell_everybody(self, kind: str) -> None:
+        self.hub.broadcast(self.seal(self._codec.encode({"type": kind}), ""))
+
+    # Flow: a full channel stops the intake of messages while its reader has patience left (see Hub)
+
+    def _hold(self) -> None:
+        if self._retry is not None:
+            return
+        self._held_since = monotonic()
+        if self._is_idle:
+            self._retry = self.loop.call_later(_PAUSE, self._offer_again, context=self._context)
+        else:
+            self._retry = self.loop.call_soon(self._offer_again, context=self._context)
+
+    def _offer_again(self) -> None:
+        self._retry = None
+        waited = monotonic() - self._held_since
+        # A turn in which nobody else ran: from now on wait by the clock, not by turning the loop.
+        self._is_idle = waited < (2 * _PAUSE if self._is_idle else _IDLE_TURN)
+        self.hub.spend(min(1000.0 * waited, _MOST_SPENT))
+        self._bus.resume()
+        self.intake.drain()
+
+    def _has_room(self) -> None:
+        """A channel that messages are held for has a place again."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = self.loop.call_soon(self._offer_again, context=self._context)
+
+    # Sweeping
+
+    def _sweep_later(self) -> None:
+        if self._sweeper is None and not self.is_closed:
+            pause = min(_MOST_SECONDS_BETWEEN_SWEEPS, max(self._options.expiry / 2, 0.05))
+            self._sweeper = self.loop.call_later(pause, self._sweep, context=self._context)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        self.hub.sweep()
+        now = monotonic()
+        for topic, reader in list(self._readers.items()):
+            if reader.is_idle and now - reader.buffer.last_used > self._options.expiry:
+                del self._readers[topic]
+                self._bus.unsubscribe(self._topics.queue(reader.channel).topic)
+        if self.hub.channels or self.hub.closed_names or self._readers:
+            self._sweep_later()
+
+    # Ending
+
+    def close_channel(self, channel: str) -> asyncio.Future[None]:
+        """Close a channel now; the future is done when the server has back what was taken for its receivers."""
+        node = node_of(channel)
+        done: asyncio.Future[None] = self.loop.create_future()
+        if node is not None and node != self.node:
+            raise ChannelLayerError(
+                f"channel {channel!r} belongs to another event loop or process, which alone can close it"
+            )
+        self.hub.close_channel(channel)
+        topic = self._topics.queue(channel).topic
+        reader = self._readers.pop(topic.name, None)
+        if reader is None:
+            done.set_result(None)
+            return done
+        self._bus.unsubscribe(topic)
+        return self.loop.create_task(reader.close(ChannelClosed), name=f"channels_asyncq closing {channel}")
+
+    async def close(self) -> None:
+        """
+        End this session: receivers get LayerClosed, what was taken for them goes back, answers are waited for.
+
+        Safe to call twice.
+        """
+        life, self._life = self._life, None
+        if life is not None and not self.is_closed:
+            await life.aclose()
+
+    async def _close(self, reason: type[ChannelClosed]) -> None:
+        if self.is_closed:
+            return
+        self.is_closed = True
+        for handle in (self._retry, self._sweeper):
+            if handle is not None:
+                handle.cancel()
+        self._retry = self._sweeper = None
+        for task in list(self._joining):
+            task.cancel()
+        readers = list(self._readers.values())
+        self.hub.close(reason)
+        try:
+            if readers:
+                closing = asyncio.gather(*(reader.close(reason) for reader in readers))
+                await asyncio.wait([closing], timeout=self._options.send_timeout)
+                closing.cancel()
+        finally:
+            self.intake.close()
+            await self._bus.close()
+
+    def statistics(self) -> Statistics:
+        hub = self.hub
+        queued = [
+            (channel, buffer.queued) for channel, buffer in list(hub.channels.items()) if buffer.queued > 0
+        ]
+        return Statistics(
+            channels=len(hub.channels) + len(self._readers),
+            groups=len(hub.groups),
+            queued=tuple(sorted(queued, key=lambda entry: -entry[1])),
+            delivered=hub.tally.delivered,
+            external=hub.tally.external,
+            dropped=dict(hub.tally.dropped),
+            links=tuple(self._bus.links()),
+        )
