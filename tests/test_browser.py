@@ -1,0 +1,272 @@
+"""The chat in headless Chromium: two pages on two Daphne processes that talk to each other."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from channels_asyncq.testing import EmbeddedServer
+from tests.example import HOST, Program, free_port
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytest.importorskip("daphne")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+)
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (Debian: apt install chromium)"),
+    pytest.mark.skipif(sys.platform == "win32", reason="kill -9 wants POSIX"),
+    pytest.mark.timeout(120),
+]
+
+OpenPage = Callable[..., "Page"]
+
+
+class Site:
+    """Two Daphne processes and a worker on one message server and one database."""
+
+    def __init__(self, folder: Path, server: EmbeddedServer) -> None:
+        self.server = server
+        self.ports = free_port(), free_port()
+        self.environment = {"REDIS_URL": server.url, "CHAT_DATABASE": str(folder / "chat.sqlite3")}
+        with Program("manage.py", "migrate", environment=self.environment) as migrate:
+            assert migrate.end() == 0
+        self.daphnes: dict[int, Program] = {}
+        for port in self.ports:
+            self.start(port)
+        self.worker = Program("manage.py", "runworker", "wordcount", environment=self.environment).__enter__()
+
+    def start(self, port: int) -> None:
+        command = ["-m", "daphne", "-b", HOST, "-p", str(port), "chat_site.asgi:application"]
+        self.daphnes[port] = Program(*command, environment=self.environment).__enter__()
+        self.daphnes[port].wait_for("Listening on TCP address")
+
+    def kill(self, port: int) -> None:
+        daphne = self.daphnes.pop(port)
+        daphne.stop(signal.SIGKILL)
+        daphne.__exit__(None, None, None)
+
+    def stop(self) -> None:
+        for program in (*self.daphnes.values(), self.worker):
+            program.__exit__(None, None, None)
+
+
+@pytest.fixture
+def site(tmp_path: Path, own_redis_server: EmbeddedServer) -> Iterator[Site]:
+    site = Site(tmp_path, own_redis_server)
+    yield site
+    site.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, site: Site) -> Iterator[OpenPage]:
+    """Return a page of one of the two servers, as a person of their own: no cookies or names in common."""
+    contexts = []
+    problems: list[str] = []
+
+    def opened(server: int, name: str, path: str = "/chat/lobby/", **options: Any) -> Page:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
+        page.on("request", lambda request: HOST in request.url or problems.append(request.url))
+        page.add_init_script(f"localStorage.getItem('name') ?? localStorage.setItem('name', {name!r})")
+        page.goto(f"http://{HOST}:{site.ports[server]}{path}")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def expect(page: Page, selector: str) -> Any:
+    return playwright.expect(page.locator(selector))
+
+
+def is_live(page: Page) -> None:
+    """Wait until the page says that it is connected."""
+    expect(page, "#state").to_have_text("Live", timeout=20_000)
+
+
+def say(page: Page, text: str) -> None:
+    page.fill("#message", text)
+    page.press("#message", "Enter")
+    expect(page, "#message").to_have_value("")
+
+
+def test_two_pages_talk(open_page: OpenPage) -> None:
+    """Each page sees the other, who is typing, what is said, whose it is, and how many words it was."""
+    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    for page in (ada, grace):
+        is_live(page)
+        expect(page, "#here .who").to_have_text(
+            ["Ada", "Grace"] if page is ada else ["Grace", "Ada"], timeout=20_000
+        )
+    expect(ada, "#empty").to_be_visible()
+    ada.type("#message", "Hello")
+    expect(grace, "#typing").to_have_text("Ada is typing…")
+    expect(ada, "#typing").to_have_text("")
+    ada.press("#message", "Enter")
+    expect(grace, ".message .text").to_have_text(["Hello"])
+    expect(grace, ".message.own").to_have_count(0)
+    expect(ada, ".message.own .text").to_have_text(["Hello"])
+    expect(ada, "#empty").to_be_hidden()
+    say(grace, "Good morning, Ada")
+    expect(ada, ".message .text").to_have_text(["Hello", "Good morning, Ada"])
+    for page in (ada, grace):
+        expect(page, "#tally").to_have_text("4 words")
+
+
+def test_html_stays_text(open_page: OpenPage) -> None:
+    """Markup in a message or a name is shown as it was written, and never runs."""
+    markup = "<img src=x onerror=alert(1)>"
+    ada, grace = open_page(0, "Ada"), open_page(1, markup)
+    is_live(ada)
+    is_live(grace)
+    say(grace, f"{markup}<script>alert(2)</script>")
+    expect(ada, ".message .text").to_have_text([f"{markup}<script>alert(2)</script>"])
+    expect(ada, ".message .author").to_have_text([markup])
+    expect(ada, "#here .who").to_contain_text(["Ada", markup])
+    assert ada.locator("img").count() == 0
+
+
+def test_sync_view_button(open_page: OpenPage) -> None:
+    """A message sent through the sync view reaches both pages."""
+    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    is_live(ada)
+    is_live(grace)
+    ada.fill("#message", "by way of a view")
+    with ada.expect_response(re.compile("/send/$")) as response:
+        ada.click("#send-view")
+    assert response.value.status == 201
+    for page in (ada, grace):
+        expect(page, ".message .text").to_have_text(["by way of a view"])
+    expect(ada, "#message").to_have_value("")
+
+
+def test_refused_message_is_told_and_kept_out(open_page: OpenPage) -> None:
+    """What the server refuses is told in the page."""
+    ada = open_page(0, "Ada")
+    is_live(ada)
+    ada.evaluate("document.getElementById('message').removeAttribute('maxlength')")
+    say(ada, "x" * 1001)
+    expect(ada, "#error").to_contain_text("1000 is the limit")
+    expect(ada, ".message").to_have_count(0)
+
+
+def test_new_name_is_seen_and_kept(open_page: OpenPage) -> None:
+    """A new name reaches the others, and is still there when the page is loaded again."""
+    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    is_live(ada)
+    is_live(grace)
+    ada.fill("#name", "Countess")
+    ada.press("#name", "Enter")
+    expect(grace, "#here .who").to_have_text(["Grace", "Countess"])
+    ada.reload()
+    is_live(ada)
+    expect(ada, "#name").to_have_value("Countess")
+
+
+def test_killed_server_reconnect_and_missed_messages(open_page: OpenPage, site: Site) -> None:
+    """
+    After kill -9 of a server its page says so, and the other page sees who is gone.
+
+    When the server is back, the page reconnects by itself and shows what it missed, each message once.
+    """
+    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    is_live(ada)
+    expect(grace, "#here .who").to_have_text(["Grace", "Ada"])
+    say(ada, "before")
+    expect(grace, ".message .text").to_have_text(["before"])
+    site.kill(site.ports[0])
+    expect(ada, "#state").to_have_text("Connection lost")
+    expect(ada, "#send").to_be_disabled()
+    expect(ada, "#retry").to_be_visible()
+    say(grace, "meanwhile")
+    expect(grace, "#here .who").to_have_text(["Grace"], timeout=20_000)
+    site.start(site.ports[0])
+    is_live(ada)
+    expect(ada, ".message .text").to_have_text(["before", "meanwhile"])
+    expect(grace, "#here .who").to_have_text(["Grace", "Ada"], timeout=20_000)
+    say(ada, "after")
+    for page in (ada, grace):
+        expect(page, ".message .text").to_have_text(["before", "meanwhile", "after"])
+
+
+def test_killed_message_server(open_page: OpenPage, site: Site) -> None:
+    """During an outage the pages say so and keep what is said; afterwards each shows what the other said."""
+    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    is_live(ada)
+    is_live(grace)
+    site.server.kill()
+    for page in (ada, grace):
+        expect(page, "#state").to_have_text("Live updates interrupted", timeout=20_000)
+    say(ada, "anybody?")
+    expect(ada, ".message .text").to_have_text(["anybody?"], timeout=20_000)
+    expect(ada, "#error").to_contain_text("messages are kept")
+    site.server.restart()
+    for page in (ada, grace):
+        is_live(page)
+        expect(page, ".message .text").to_have_text(["anybody?"])
+        expect(page, "#here .who").to_have_count(2, timeout=20_000)
+    expect(ada, "#error").to_have_text("")
+    say(grace, "back")
+    expect(ada, ".message .text").to_have_text(["anybody?", "back"])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_and_desktop_fit(open_page: OpenPage, scheme: str) -> None:
+    """Nothing is wider than a phone or a desktop, with long words and names and while disconnected too."""
+    for size in ({"width": 390, "height": 844}, {"width": 1280, "height": 800}):
+        page = open_page(0, "W" * 30, f"/chat/{'long-name-' * 5}/", viewport=size, color_scheme=scheme)
+        is_live(page)
+        say(page, "m" * 500)
+        expect(page, ".message").not_to_have_count(0)
+        for state in ("live", "waiting"):
+            page.evaluate("state => state === 'live' || lost(0)", state)
+            width, height = page.evaluate("[document.body.scrollWidth, document.body.scrollHeight]")
+            assert (width, height) == (size["width"], size["height"])
+        page.goto("/".join(page.url.split("/")[:3]))
+        assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+
+
+def test_keyboard_alone(open_page: OpenPage) -> None:
+    """Without a mouse: the field has the focus, Enter sends, Shift+Enter makes a line, Tab finds the buttons."""
+    ada = open_page(0, "Ada")
+    is_live(ada)
+    ada.keyboard.type("one")
+    ada.keyboard.press("Shift+Enter")
+    ada.keyboard.type("two")
+    ada.keyboard.press("Enter")
+    expect(ada, ".message .text").to_have_text(["one\ntwo"])
+    reached = []
+    for _ in range(3):
+        ada.keyboard.press("Tab")
+        reached.append(ada.evaluate("document.activeElement.id"))
+    assert reached == ["send", "name", "send-view"]
