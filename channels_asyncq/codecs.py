@@ -67,7 +67,7 @@ class Codec:
     ) -> None:
         as_json = serializer_format == "json"
         self._encode: Callable[[Any], bytes] = _encode_json if as_json else _encode_msgpack
-        self._decode: Callable[[bytes], dict[str, Any]] = decode_json if as_json else _decode_msgpack
+        self._decode: Callable[[bytes], dict[str, Any]] = decode_json if as_json else _unpack
         self._fernet = _fernet(keys) if keys else None
         # Fernet counts whole seconds.
         self._max_age = math.ceil(expiry) + CLOCK_ALLOWANCE
@@ -125,7 +125,7 @@ def _fernet(keys: Iterable[bytes]) -> MultiFernet:
 # MessagePack, out.
 
 # Without these, ormsgpack would turn dataclasses into dicts, datetimes and UUIDs into text. Left to itself it
-# takes tuples as lists, which is what the specification wants. (Its own Ext and Fragment pass unseen: no
+# takes tuples as lists, which is what the specification wants. (Its own Ext and Fragment pass unseen; no
 # message holds one by accident.)
 _OPTIONS = (
     ormsgpack.OPT_PASSTHROUGH_DATACLASS
@@ -136,7 +136,7 @@ _OPTIONS = (
 )
 
 # An unsigned integer of 64 bits that does not fit into a signed one, or bytes that happen to look like it.
-_UINT64 = b"\xcf"
+_UINT64 = 0xCF
 _BIG_UINT64 = re.compile(rb"\xcf[\x80-\xff]")
 
 
@@ -257,26 +257,21 @@ _BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
 # MessagePack, in.
 
 
-def _decode_msgpack(data: bytes) -> dict[str, Any]:
-    message = _unpack(data)
-    if type(message) is not dict:
-        raise BadPayload(f"A message must be a dict, not {type(message).__name__}.")
-    return message
-
-
 # ormsgpack does not mind bytes after the object. So it is given a list of two: what should be one object, and
 # a number that nobody else knows; anything more or less, and the number is not where it should be.
 _END = int.from_bytes(secrets.token_bytes(8)) | 1 << 63
-_END_PACKED = _UINT64 + _END.to_bytes(8)
+_END_PACKED = bytes([_UINT64]) + _END.to_bytes(8)
 
 
-def _unpack(data: bytes) -> Any:
+def _unpack(data: bytes, expected: type = dict) -> Any:
     try:
         value, end = ormsgpack.unpackb(b"\x92" + data + _END_PACKED, ext_hook=_extension)
     except ValueError as exc:
         raise BadPayload(f"Not a message in MessagePack: {exc}.") from exc
     if end != _END:
         raise BadPayload("Not a message in MessagePack: bytes are left over.")
+    if type(value) is not expected:
+        raise BadPayload(f"A message must be a dict, not {type(value).__name__}.")
     return value
 
 
@@ -309,17 +304,10 @@ _EXTENSION_VALUES: dict[int, Callable[[bytes], Any]] = {
     _TIMEDELTA: lambda data: datetime.timedelta(*_TIMEDELTA_FIELDS.unpack(data)),
     _UUID: lambda data: uuid.UUID(bytes=data),
     _DECIMAL: lambda data: decimal.Decimal(data.decode()),
-    _SET: lambda data: set(_unpack_members(data)),
-    _FROZENSET: lambda data: frozenset(_unpack_members(data)),
-    _TUPLE: lambda data: tuple(_unpack_members(data)),
+    _SET: lambda data: set(_unpack(data, list)),
+    _FROZENSET: lambda data: frozenset(_unpack(data, list)),
+    _TUPLE: lambda data: tuple(_unpack(data, list)),
 }
-
-
-def _unpack_members(data: bytes) -> list[Any]:
-    members = _unpack(data)
-    if type(members) is not list:
-        raise BadPayload("The members of a set must be a list.")
-    return members
 
 
 # JSON.
