@@ -270,7 +270,8 @@ async def test_words_are_counted(join: Any) -> None:
     from chat_site.routing import workers
 
     ada = await join("Ada")
-    worker = ApplicationCommunicator(workers, {"type": "channel", "channel": "wordcount"})
+    scope = {"type": "channel", "channel": "wordcount"}
+    worker = ApplicationCommunicator(workers, scope)  # type: ignore[no-untyped-call]
     for text, words in (("one two three", 3), ("four\nfive", 5)):
         await ada.send_json_to({"message": text})
         job = await get_layer().receive("wordcount")
