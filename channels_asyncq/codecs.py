@@ -153,10 +153,7 @@ def _encode_msgpack(message: Any) -> bytes:
     plain = _plain(message, as_json=False)
     if packed is not None:
         return packed
-    try:
-        return ormsgpack.packb(plain, None, _OPTIONS)
-    except TypeError as exc:
-        raise TypeError(f"message cannot be encoded: {exc}") from exc
+    return ormsgpack.packb(plain, None, _OPTIONS)
 
 
 # Extension types: these numbers are on the wire and never change their meaning.

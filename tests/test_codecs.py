@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import datetime as dt
 import enum
+import inspect
 import json
 import math
 import sys
@@ -80,6 +81,10 @@ class Share(float):
 
 class Blob(bytes):
     pass
+
+
+class Moment(dt.datetime):
+    """As freezegun and others make them."""
 
 
 class Point(tuple[int, int]):
@@ -281,6 +286,7 @@ def test_value_arrives_as_its_base(sent: Any, arrives: Any, name: str) -> None:
         (memoryview(b"abcd")[::2], b"ac"),
         (Blob(b"ab"), b"ab"),
         (Plain.DAY, dt.date(2026, 1, 2)),
+        (Moment(2026, 1, 2, tzinfo=BERLIN), dt.datetime(2026, 1, 2, tzinfo=BERLIN)),
         ({Point((1, 2)), Pair(3, 4)}, {(1, 2), (3, 4)}),
         ({Letter.A, mark_safe("b"), lazy(lambda: "c", str)()}, {"a", "b", "c"}),
     ],
@@ -462,6 +468,16 @@ def test_deepest_set_arrives() -> None:
     """The deepest set that a sender may send is one that a receiver can read."""
     value = {nested_set(MAX_SET_DEPTH)}
     assert travel(value) == value
+
+
+def test_sender_deep_in_its_own_stack() -> None:
+    """Where the sender has used up the stack, the error is the TypeError that senders expect."""
+
+    def deeper(frames: int) -> bytes:
+        return deeper(frames - 1) if frames else CODECS["json"].encode({"a": nested(MAX_DEPTH - 1)})
+
+    with pytest.raises(TypeError, match="nested too deep"):
+        deeper(sys.getrecursionlimit() - len(inspect.stack(0)) - 100)
 
 
 # Bad bytes.

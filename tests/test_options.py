@@ -87,6 +87,12 @@ def test_full_channels_redis_config() -> None:
     assert not hasattr(found, "random_prefix_length")
 
 
+@pytest.mark.parametrize("key", ["hosts", "channel_capacity", "symmetric_encryption_keys", "on_disconnect"])
+def test_none_is_the_default_where_channels_redis_has_it(key: str) -> None:
+    """None means the default for those keys whose default it is in channels_redis."""
+    assert Options.from_config({key: None}) == Options.from_config({})
+
+
 def test_own_keys() -> None:
     """The keys that channels_redis does not have arrive too; recovery may be switched off, which it is."""
     config = {
