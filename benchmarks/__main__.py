@@ -1,0 +1,91 @@
+"""The command: `python -m benchmarks [SCENARIO ...]`."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from channels_asyncq.testing import EmbeddedServer
+
+from .layers import CONTENDERS, OURS, THEIRS
+from .report import Comparison, as_json, table
+from .runner import compare
+from .scenarios import load
+
+
+def parser() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure this layer beside another, both in one run."
+    )
+    command.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="which ones; all by default")
+    command.add_argument("--rounds", type=int, default=5, help="rounds per layer (default: %(default)s)")
+    command.add_argument(
+        "--layers",
+        default=f"{OURS},{THEIRS}",
+        help=f"the layers to compare, ours first (default: %(default)s; there are: {', '.join(CONTENDERS)})",
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    command.add_argument("--list", action="store_true", help="list the scenarios and end")
+    command.add_argument(
+        "--check", action="store_true", help="exit with 1 when a goal is missed or a message of ours was lost"
+    )
+    return command
+
+
+async def run(arguments: argparse.Namespace, console: Console) -> int:
+    scenarios = load()
+    chosen = [scenarios[name] for name in arguments.scenarios or scenarios]
+    contenders = [CONTENDERS[name] for name in arguments.layers.split(",")]
+    comparisons: list[Comparison] = []
+    # The watch of what is published reads late: the server must not throw it out for that.
+    with EmbeddedServer(external=False, client_output_buffer_limit="pubsub 0 0 0") as server:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
+            for scenario in chosen:
+                task = progress.add_task(scenario.name, total=arguments.rounds * len(contenders))
+                results = await compare(
+                    scenario, contenders, arguments.rounds, server, partial(progress.advance, task)
+                )
+                comparisons.append(Comparison(scenario, results))
+        for comparison in comparisons:
+            console.print(table(comparison, arguments.rounds))
+            for result in comparison.results:
+                if result.error is not None:
+                    console.print(f"{result.layer}: {result.error}", markup=False)
+        if arguments.json is not None:
+            figures = as_json(comparisons, contenders, arguments.rounds, server)
+            arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    failed = any(
+        comparison.is_goal_met is False or comparison.results[0].error or any(comparison.results[0].lost)
+        for comparison in comparisons
+    )
+    return 1 if arguments.check and failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    command = parser()
+    arguments = command.parse_args(argv)
+    scenarios = load()
+    if arguments.list:
+        for scenario in scenarios.values():
+            print(f"{scenario.name:12} {scenario.title} ({scenario.unit})")
+        return 0
+    for name in arguments.scenarios:
+        if name not in scenarios:
+            command.error(f"no scenario {name!r}; there are: {', '.join(scenarios)}")
+    for name in arguments.layers.split(","):
+        if name not in CONTENDERS:
+            command.error(f"no layer {name!r}; there are: {', '.join(CONTENDERS)}")
+    if arguments.rounds < 1:
+        command.error(f"--rounds {arguments.rounds}: at least one round is needed")
+    return asyncio.run(run(arguments, Console()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
