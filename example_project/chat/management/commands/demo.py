@@ -212,7 +212,8 @@ class Command(BaseCommand):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.gather(*(child.stop() for child in children))
+            # What goes wrong with one, such as a terminal that is gone, leaves none of the others behind.
+            await asyncio.gather(*(child.stop() for child in children), return_exceptions=True)
             await layer.close()
 
     def daphne(self, port: int) -> Child:
