@@ -1175,11 +1175,15 @@ def python_calls(work: Callable[[], object]) -> int:
         nonlocal count
         count += event == "call"
 
+    # A collection would call what other tests left to be finalised.
+    gc.collect()
+    gc.disable()
     sys.setprofile(profile)
     try:
         work()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 
