@@ -53,14 +53,19 @@ async def in_thread(action: object, *arguments: object) -> None:
 
 async def works(layer: AsyncQueueChannelLayer, reader: AsyncQueueChannelLayer, channel: str) -> None:
     """Send to `room` until a copy arrives on `channel`: the way back of an outage."""
-    arrival = asyncio.create_task(receive(reader, channel))
+
+    async def arrives() -> None:
+        while await receive(reader, channel) != MARKER:
+            pass
+
+    arrival = asyncio.create_task(arrives())
     while not arrival.done():
         try:
             await layer.group_send("room", MARKER)
         except LayerUnavailable:
             pass
         await asyncio.wait([arrival], timeout=POLL)
-    assert (await arrival)["type"] == MARKER["type"]
+    await arrival
 
 
 async def next_note(layer: AsyncQueueChannelLayer, channel: str) -> Message:

@@ -14,12 +14,20 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from channels_asyncq.testing import EmbeddedServer
-from tests.contract import DEADLINE, POLL
+from tests.contract import DEADLINE, POLL, eventually
 from tests.processes.handles import END_TIMEOUT, START_TIMEOUT, Process
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 APPLICATION = "tests.processes.site:application"
+
+
+def site(config: dict[str, Any]) -> dict[str, str]:
+    """The environment in which the site is served; the tests' own settings are others."""
+    return {
+        "DJANGO_SETTINGS_MODULE": "tests.processes.site_settings",
+        "TEST_LAYER_CONFIG": json.dumps(config),
+    }
 
 
 def free_port() -> int:
@@ -103,7 +111,7 @@ async def served(*kinds: str, **config: Any) -> AsyncGenerator[list[Served], Non
     servers = [Served(kind) for kind in kinds]
     try:
         for server in servers:
-            await server.start(server.command(), TEST_LAYER_CONFIG=json.dumps(config))
+            await server.start(server.command(), **site(config))
         for server in servers:
             await server.answers()
         yield servers
@@ -125,9 +133,25 @@ def config(redis_url: str, prefix: str) -> dict[str, Any]:
     return {"hosts": [redis_url], "prefix": prefix}
 
 
-async def test_broadcast_between_daphne_and_uvicorn(config: dict[str, Any]) -> None:
-    """What is said at one server is heard at both, by async and by sync consumers, once and in order."""
-    async with served("daphne", "uvicorn", **config) as (daphne, uvicorn), AsyncExitStack() as open_:
+async def test_broadcast_between_daphne_and_uvicorn(
+    config: dict[str, Any], redis_server: EmbeddedServer, prefix: str
+) -> None:
+    """
+    What is said at one server is heard at both, by async and by sync consumers, once and in order; when the
+    clients have gone, so have the groups.
+    """
+    async with served("daphne", "uvicorn", **config) as (daphne, uvicorn):
+        await _talk(daphne, uvicorn)
+        # This also waits for the sync consumer's disconnect(): Daphne hangs when it is told to stop meanwhile,
+        # with any channel layer.
+        await eventually(
+            lambda: not redis_server.command("PUBSUB", "CHANNELS", f"{prefix}:0:group:*"),
+            "the end of the groups",
+        )
+
+
+async def _talk(daphne: Served, uvicorn: Served) -> None:
+    async with AsyncExitStack() as open_:
         visits = [
             await open_.enter_async_context(server.visit(path))
             for server in (daphne, uvicorn)
@@ -166,13 +190,9 @@ async def test_worker(config: dict[str, Any]) -> None:
     """`runworker` does jobs from a consumer and answers to its channel; two workers do each job once."""
     workers = [Process("worker"), Process("worker")]
     command = [sys.executable, "-m", "django", "runworker", "words"]
-    more = {
-        "DJANGO_SETTINGS_MODULE": "tests.processes.site_settings",
-        "TEST_LAYER_CONFIG": json.dumps(config),
-    }
     try:
         for worker in workers:
-            await worker.start(command, **more)
+            await worker.start(command, **site(config))
         async with served("uvicorn", **config) as (server,), server.visit("ws/room") as visit:
             for n in range(1, 21):
                 await visit.say(count="word " * n)

@@ -19,7 +19,7 @@ MESSAGE = {"type": "test.note", "n": 1}
 
 async def use(layer: AsyncQueueChannelLayer) -> str:
     """Everything once."""
-    channel = await layer.new_channel()
+    channel: str = await layer.new_channel()
     await layer.group_add("room", channel)
     await layer.group_add("room", "jobs")
     await layer.group_send("room", MESSAGE)

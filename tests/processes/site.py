@@ -86,7 +86,10 @@ application = ProtocolTypeRouter(
     {
         "http": django_application,
         "websocket": URLRouter(
-            [path("ws/<room>/", Room.as_asgi()), path("sync/<room>/", SyncRoom.as_asgi())]
+            [
+                path("ws/<room>/", Room.as_asgi()),  # type: ignore[arg-type, list-item]
+                path("sync/<room>/", SyncRoom.as_asgi()),  # type: ignore[arg-type, list-item]
+            ]
         ),
         "channel": ChannelNameRouter({"words": Words.as_asgi()}),
     }
