@@ -52,13 +52,17 @@ def clients(server: EmbeddedServer) -> int:
     return len(server.command("CLIENT", "LIST").splitlines()) - 1
 
 
-async def no_clients_left(server: EmbeddedServer) -> None:
-    """Wait until the server has noticed that its clients are gone."""
-    for _ in range(500):
-        if not clients(server):
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for something that only a server can tell, for at most 20 seconds."""
+    for _ in range(1000):
+        if holds():
             return
-        await asyncio.sleep(0.01)
-    raise AssertionError(server.command("CLIENT", "LIST"))
+        await asyncio.sleep(0.02)
+    raise AssertionError("it never came to that")
+
+
+async def no_clients_left(server: EmbeddedServer) -> None:
+    await until(lambda: not clients(server))
 
 
 @pytest.fixture
@@ -583,3 +587,34 @@ async def test_sentinel_cancelled(watched: EmbeddedServer) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     await no_clients_left(watched)
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+async def test_sentinel_fails_over(own_redis_server: EmbeddedServer) -> None:
+    """A master that is down is not connected to; after the failover the same connector leads to the new one."""
+    old = own_redis_server
+    with (
+        EmbeddedServer(external=False, replicaof=f"127.0.0.1 {old.port}") as replica,
+        EmbeddedServer(
+            external=False,
+            sentinel=[f"monitor mymaster 127.0.0.1 {old.port} 1", "down-after-milliseconds mymaster 200"],
+        ) as sentinel,
+    ):
+        host = connector({"sentinels": [("127.0.0.1", sentinel.port)], "master_name": "mymaster"})
+        # A Sentinel must know the replica before it can promote it.
+        await until(lambda: len(sentinel.command("SENTINEL", "REPLICAS", "mymaster")) == 1)
+        await until(lambda: bool(replica.command("ROLE")[3] == b"connected"))
+        old.kill()
+        reasons = set()
+        while True:
+            try:
+                wire = await host.connect(lambda: WireProtocol(on_lost=lambda error: None))
+            except LayerUnavailable as exc:
+                reasons.add(exc.reason)
+                await asyncio.sleep(0.02)
+            else:
+                break
+        assert (await info(wire))["laddr"].endswith(f":{replica.port}")
+        await wire.close()
+        assert any("the master is down" in reason for reason in reasons)

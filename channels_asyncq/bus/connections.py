@@ -261,7 +261,7 @@ def _hand_over(connection: Any, protocol: WireProtocol) -> asyncio.Transport:
 
 async def _abandon(connection: Any) -> None:
     """Close what a failed or cancelled connect() left open."""
-    writer = connection._writer
+    writer = getattr(connection, "_writer", None)
     connection._reader = connection._writer = None
     if writer is not None:
         writer.transport.abort()
