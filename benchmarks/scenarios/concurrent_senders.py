@@ -14,7 +14,8 @@ WARM_UP = 2
 
 
 async def send(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:
-    """`SENDERS` tasks that send one message after the other for `SECONDS`."""
+    """`SENDERS` tasks that send one message after the other for `SECONDS`, in a server with consumers."""
+    await layer.new_channel()
     sent = 0
 
     async def keep_sending(until: float) -> None:

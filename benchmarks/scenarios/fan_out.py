@@ -43,7 +43,8 @@ async def be_members(layer: Layer, post: Post, parameters: Mapping[str, Any]) ->
 
 
 async def send(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:
-    """Send as many messages as it is told, one after the other."""
+    """Send as many messages as it is told, one after the other, as a server with consumers of its own."""
+    await layer.new_channel()
     await post.tell(ready=True)
     while count := (await post.hear())["sends"]:
         began = time.monotonic()
