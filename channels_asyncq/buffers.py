@@ -100,9 +100,9 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         """Put an envelope that was taken back at the head, also over capacity. Wakes nobody."""
         self._queue.appendleft(envelope)
 
-    async def put_when_free(self, envelope: Envelope) -> None:
+    async def put_when_free(self, envelope: Envelope, expiry: float) -> None:
         """
-        Append the envelope as soon as there is a place.
+        Append the envelope as soon as there is a place; it expires `expiry` seconds after that.
 
         Cancelling is safe: the envelope is not in the buffer then.
 
@@ -112,10 +112,12 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         while True:
             if self.closed is not None:
                 raise self.closed(self.channel)
+            envelope.expires_at = monotonic() + expiry
             # Those who came first wait in _room; a newcomer does not overtake them.
             if not self._room and self.offer(envelope):
                 return
             await self._place()
+            envelope.expires_at = monotonic() + expiry
             if self.closed is None and self.offer(envelope):
                 if self._room and not self.full():
                     self._made_room()
@@ -227,6 +229,11 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             waiter = self._room.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits, for an envelope or for a place."""
+        return bool(self.waiting or self._room)
 
     @property
     def queued(self) -> int:

@@ -129,7 +129,7 @@ class Hub:
                 self._drop_lapsed(group, now)
         for channel, buffer in list(self.channels.items()):
             buffer.drop_expired()
-            if buffer.waiting or now - buffer.last_used <= expiry:
+            if buffer.is_awaited or now - buffer.last_used <= expiry:
                 continue
             if buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry:
                 self._leave_groups(buffer)

@@ -193,6 +193,9 @@ class Session:
             return await buffer.get()
         node = node_of(channel)
         if node is None:
+            topic = self._topics.queue(channel).topic
+            if topic.name not in self._readers:
+                await self._bus.checked(topic)
             return await self._reader(channel).get()
         if node != self.node:
             raise ChannelLayerError(
@@ -276,7 +279,7 @@ class Session:
         node = node_of(channel)
         if node == self.node:
             buffer = self.hub.open(channel)
-            await buffer.put_when_free(self.seal(payload, channel))
+            await buffer.put_when_free(self.seal(payload, channel), self._options.expiry)
             self.hub.note_put(buffer)
             return
         if node is not None:

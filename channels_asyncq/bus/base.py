@@ -87,6 +87,15 @@ class Bus(ABC):
         """Return when the server has confirmed a subscribed topic. Cancelling is safe."""
 
     @abstractmethod
+    async def checked(self, topic: Topic) -> None:
+        """
+        Return when the host of this topic was found to be laid out as this process thinks, however long it takes.
+
+        Raises:
+            ImproperlyConfigured: it is laid out otherwise.
+        """
+
+    @abstractmethod
     async def publish(self, topic: Topic, envelope: Envelope) -> int:
         """Send to an inbox, or to everybody; return how many subscribers the server passed it to."""
 

@@ -232,6 +232,9 @@ class MemoryBus(Bus):
     async def confirmed(self, topic: Topic) -> None:
         return None
 
+    async def checked(self, topic: Topic) -> None:
+        return None
+
     async def publish(self, topic: Topic, envelope: Envelope) -> int:
         buses = self._broker.publish(topic.name, envelope)
         self._hand_over(buses)

@@ -22,7 +22,7 @@ from hiredis import ReplyError
 from ..codecs import BadPayload, Codec, decode_json
 from ..envelopes import ENCRYPTED, WIRE_VERSION, BadEnvelope, Envelope, pack, unpack
 from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
-from ..journal import CONNECTION, Throttle, record
+from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
 from ..topics import Topic, Topics
 from .base import Bus, Link, Receiver
@@ -255,6 +255,27 @@ class Line:
             finally:
                 self._waiters.discard(waiter)
 
+    async def first_up(self) -> None:
+        """
+        Return when the line was up once, however long that takes.
+
+        Raises:
+            ImproperlyConfigured: the server holds another layout of this namespace.
+            LayerClosed: the line was closed.
+        """
+        while not self.was_up:
+            if self._overdue is not None and not isinstance(self._overdue, LayerUnavailable):
+                raise self._overdue
+            self.start()
+            waiter = self._loop.create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            except LayerUnavailable:
+                pass
+            finally:
+                self._waiters.discard(waiter)
+
     async def close(self) -> None:
         """End the connection and the attempts at one. Safe to call twice."""
         self._is_closed = True
@@ -281,6 +302,7 @@ class Shard:
         self.ledger = SubscriptionLedger()
         self._subscribing: WireProtocol | None = None
         self._held: tuple[bytes, Envelope] | None = None
+        self._throttle = Throttle()
         options = bus.options
         self.commands = Line(connector, "commands", options, self._set_up_commands, bus.on_change)
         self.pushes = Line(
@@ -413,6 +435,9 @@ class Shard:
             if self._may_go_on(wire, error) and not wire.is_lost:
                 wire.call(*command).add_done_callback(partial(self._asked, wire, command, answer))
             else:
+                self._throttle.warn(
+                    WIRE, "command.refused", "%s refused a command: %s", self.connector.address, error
+                )
                 answer.set_exception(ConnectionAbortedError(str(error)))
         else:
             answer.set_exception(error)
@@ -471,6 +496,9 @@ class Shard:
         return entry is not None and entry.is_confirmed
 
     async def confirmed(self, topic: bytes) -> None:
+        if not self.commands.was_up:
+            # The commands' line compares the layout: nobody joins a namespace that is laid out otherwise.
+            await self.commands.with_room()
         entry = self.ledger.get(topic)
         if entry is None or entry.is_confirmed:
             return
@@ -578,6 +606,9 @@ class RedisBus(Bus):
     async def confirmed(self, topic: Topic) -> None:
         await self._shards[topic.shard].confirmed(topic.name)
 
+    async def checked(self, topic: Topic) -> None:
+        await self._shards[topic.shard].commands.first_up()
+
     def open(self, shard: int, topic: bytes, data: bytes) -> Envelope:
         """
         Return the envelope in the bytes that arrived on a topic, decrypted.
@@ -608,7 +639,8 @@ class RedisBus(Bus):
                 f"JSON of {len(data)} bytes; max_message_size is {self.options.max_message_size}"
             )
         message = decode_json(data)
-        if not isinstance(message.get("type"), str):
+        kind = message.get("type")
+        if not isinstance(kind, str) or not kind:
             raise BadEnvelope("JSON without a `type`")
         payload = self._codec.encode(message)
         self.receiver.on_external()

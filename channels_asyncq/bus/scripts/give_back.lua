@@ -7,7 +7,8 @@ if held[1] ~= ARGV[1] then
 end
 redis.call('DEL', KEYS[2])
 local time = redis.call('TIME')
-local left = tonumber(string.sub(held[2], 1, 13)) - time[1] * 1000 - math.floor(time[2] / 1000)
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local left = (tonumber(string.sub(held[2], 1, 13)) or 0) - now
 if left <= 0 then
   return 0
 end

@@ -11,7 +11,7 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local item = redis.call('LPOP', KEYS[1])
-while item and tonumber(string.sub(item, 1, 13)) <= now do
+while item and (tonumber(string.sub(item, 1, 13)) or math.huge) <= now do
   item = redis.call('LPOP', KEYS[1])
 end
 if not item then

@@ -4,7 +4,7 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local head = redis.call('LINDEX', KEYS[1], 0)
-while head and tonumber(string.sub(head, 1, 13)) <= now do
+while head and (tonumber(string.sub(head, 1, 13)) or math.huge) <= now do
   redis.call('LPOP', KEYS[1])
   head = redis.call('LINDEX', KEYS[1], 0)
 end
