@@ -82,6 +82,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             waiter = self._room.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                self.last_used = monotonic()  # until it has run, nothing else says that it is here
                 break
 
     def full(self) -> bool:
