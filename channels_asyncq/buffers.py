@@ -80,9 +80,9 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                 self._on_room(self)
         while self._room:
             waiter = self._room.popleft()
+            self.last_used = monotonic()  # until it has run, nothing else says that it is here
             if not waiter.done():
                 waiter.set_result(None)
-                self.last_used = monotonic()  # until it has run, nothing else says that it is here
                 break
 
     def full(self) -> bool:
