@@ -16,8 +16,6 @@ from .exceptions import ChannelClosed
 PATIENCE = 50.0
 _PATIENCE_PER_RECEIVE = 5.0
 
-_CLOSING = Envelope(b"", "")
-
 
 class Tally:
     """What a session delivered to its channels, and what it dropped, by reason."""
@@ -34,8 +32,9 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     """
     The messages that wait in one channel, at most `capacity` of them, oldest first.
 
-    `offer()` and `take()` never wait; `get()` waits for an envelope and `put_when_free()` for a place. Expired
-    envelopes free their place. It belongs to one event loop once somebody waits in it.
+    An `asyncio.Queue` whose envelopes expire, which can be closed, and which counts what it drops. `offer()`
+    and `take()` never wait; `get()` waits for an envelope and `put_when_free()` for a place. It belongs to one
+    event loop once somebody waits in it. There is no `task_done()`: nobody joins a channel.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self.channel = channel
         self.capacity = capacity
         self.closed: type[ChannelClosed] | None = None
-        self.waiting = 0  # receivers inside get()
         self.patience = PATIENCE
         self.is_reported_full = False
         self.lost_expired = False  # a message expired unread since the last successful receive
@@ -57,45 +55,39 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self.groups: set[bytes] = set()  # owned by the hub: topics of the groups this channel is in
         self._tally = tally
         self._on_room = on_room
-        self._room: deque[asyncio.Future[None]] = deque()
-
-    # asyncio.Queue documents these as the hooks of a subclass.
+        self._receivers: deque[asyncio.Future[None]] = deque()
+        self._senders: deque[asyncio.Future[None]] = deque()
 
     def _init(self, maxsize: int) -> None:
         self._queue: deque[Envelope] = deque()
 
-    def _get(self) -> Envelope:
-        envelope = self._queue.popleft()
-        if self.is_reported_full or self._room:
-            self._made_room()
-        if self.patience < PATIENCE and 2 * len(self._queue) <= self.capacity:
-            self.patience = PATIENCE
-        return envelope
-
-    def _made_room(self) -> None:
-        if self.is_reported_full:
-            self.is_reported_full = False
-            self.patience = min(PATIENCE, self.patience + _PATIENCE_PER_RECEIVE)
-            if self._on_room is not None:
-                self._on_room(self)
-        while self._room:
-            waiter = self._room.popleft()
-            self.last_used = monotonic()  # until it has run, nothing else says that it is here
-            if not waiter.done():
-                waiter.set_result(None)
-                break
-
     def full(self) -> bool:
-        return len(self._queue) >= self.capacity and self.closed is None
+        return len(self._queue) >= self.capacity
 
     # Putting
 
-    def offer(self, envelope: Envelope) -> bool:
-        """Append the envelope if there is a place (expired ones give theirs up); False if there is none."""
-        if len(self._queue) >= self.capacity and not self.drop_expired():
-            return False
-        self.put_nowait(envelope)
-        return True
+    def offer(self, envelope: Envelope) -> int:
+        """
+        Append the envelope if there is a place (expired ones give theirs up).
+
+        Returns how many places are left after it; -1 if there was none.
+        """
+        queue = self._queue
+        left = self.capacity - len(queue) - 1
+        if left < 0:
+            left += self.drop_expired()
+            if left < 0:
+                return -1
+        queue.append(envelope)
+        if self._receivers:
+            _wake_first(self._receivers)
+        return left
+
+    def put_nowait(self, item: Envelope) -> None:
+        if self.closed is not None:
+            raise self.closed(self.channel)
+        if self.offer(item) < 0:
+            raise asyncio.QueueFull
 
     def put_back(self, envelope: Envelope) -> None:
         """Put an envelope that was taken back at the head, also over capacity. Wakes nobody."""
@@ -110,46 +102,46 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         Raises:
             ChannelClosed: the channel closed before there was a place.
         """
+        # Those who came first wait in _senders; a newcomer does not overtake them.
+        must_wait = bool(self._senders)
         while True:
             if self.closed is not None:
                 raise self.closed(self.channel)
             envelope.expires_at = monotonic() + expiry
-            # Those who came first wait in _room; a newcomer does not overtake them.
-            if not self._room and self.offer(envelope):
+            if not must_wait and (left := self.offer(envelope)) >= 0:
+                if left:
+                    _wake_first(self._senders)
                 return
             await self._place()
-            envelope.expires_at = monotonic() + expiry
-            if self.closed is None and self.offer(envelope):
-                if self._room and not self.full():
-                    self._made_room()
-                return
+            must_wait = False
 
     async def _place(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._room.append(waiter)
-        head = self._queue[0] if self._queue else None
-        delay = max(0.0, head.expires_at - monotonic()) if head is not None else 0.0
+        loop = asyncio.get_running_loop()
+        sender = loop.create_future()
+        self._senders.append(sender)
         # A place also comes free when the oldest envelope expires, which nobody else would notice.
-        timer = asyncio.get_running_loop().call_later(delay, _wake, waiter)
+        head = self._queue[0].expires_at if self._queue else 0.0
+        timer = loop.call_later(max(0.0, head - monotonic()), _wake, sender)
         try:
-            await waiter
+            await sender
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self._made_room()  # woken and cancelled at once: the place is for the next one
+            if sender.done() and not sender.cancelled():
+                _wake_first(self._senders)  # woken and cancelled at once: the place is for the next one
             raise
         finally:
             timer.cancel()
-            if waiter in self._room:
-                self._room.remove(waiter)
+            if sender in self._senders:
+                self._senders.remove(sender)
 
     # Taking
 
     def take(self) -> Envelope | None:
         """Remove and return the oldest unexpired envelope, or None."""
-        while self._queue:
-            if self._queue[0] is _CLOSING:
-                return None
-            envelope = self.get_nowait()
+        queue = self._queue
+        while queue:
+            envelope = queue.popleft()
+            if self.is_reported_full or self._senders or self.patience < PATIENCE:
+                self._made_room()
             now = monotonic()
             if envelope.expires_at > now:
                 self.last_used = self.last_received = now
@@ -157,6 +149,12 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                 return envelope
             self._count_expired(1)
         return None
+
+    def get_nowait(self) -> Envelope:
+        envelope = self.take()
+        if envelope is None:
+            raise asyncio.QueueEmpty
+        return envelope
 
     async def get(self) -> Envelope:
         """
@@ -167,38 +165,49 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         Raises:
             ChannelClosed: the channel is closed and empty, or closed while waiting.
         """
-        while True:
-            envelope = self.take()
-            if envelope is not None:
-                return envelope
+        while (envelope := self.take()) is None:
             if self.closed is not None:
                 raise self.closed(self.channel)
-            self.waiting += 1
+            receiver = asyncio.get_running_loop().create_future()
+            self._receivers.append(receiver)
             try:
-                envelope = await super().get()
-            finally:
-                self.waiting -= 1
+                await receiver
+            except BaseException:
+                if receiver in self._receivers:
+                    self._receivers.remove(receiver)
+                elif self._queue:
+                    _wake_first(
+                        self._receivers
+                    )  # woken and cancelled at once: the envelope is for the next one
                 self.last_used = monotonic()
-            if envelope is _CLOSING:
-                self.put_nowait(_CLOSING)  # wakes the next one
-            elif envelope.expires_at > self.last_used:
-                self.last_received = self.last_used
-                self.lost_expired = False
-                return envelope
-            else:
-                self._count_expired(1)
+                raise
+        return envelope
+
+    def _made_room(self) -> None:
+        if self.is_reported_full:
+            self.is_reported_full = False
+            self.patience = min(PATIENCE, self.patience + _PATIENCE_PER_RECEIVE)
+            if self._on_room is not None:
+                self._on_room(self)
+        if 2 * len(self._queue) <= self.capacity:
+            self.patience = PATIENCE
+        if self._senders:
+            self.last_used = monotonic()  # until it has run, nothing else says that the sender is here
+            _wake_first(self._senders)
 
     # Ending
 
     def drop_expired(self) -> int:
         """Drop the envelopes at the head that expired; return how many places that freed."""
+        queue = self._queue
         now = monotonic()
         count = 0
-        while self._queue and self._queue[0].expires_at <= now and self._queue[0] is not _CLOSING:
-            self.get_nowait()
+        while queue and queue[0].expires_at <= now:
+            queue.popleft()
             count += 1
         if count:
             self._count_expired(count)
+            self._made_room()
         return count
 
     def _count_expired(self, count: int) -> None:
@@ -206,14 +215,14 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self._tally.dropped["expired"] += count
 
     def drop_oldest(self) -> None:
-        self.get_nowait()
+        self._queue.popleft()
 
     def clear(self) -> int:
         """Drop everything that waits; return how much it was."""
-        count = 0
-        while self._queue and self._queue[0] is not _CLOSING:
-            self.get_nowait()
-            count += 1
+        count = len(self._queue)
+        if count:
+            self._queue.clear()
+            self._made_room()
         return count
 
     def close(self, reason: type[ChannelClosed] = ChannelClosed) -> None:
@@ -225,25 +234,28 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         if self.closed is not None:
             return
         self.closed = reason
-        self.put_nowait(_CLOSING)
-        while self._room:
-            waiter = self._room.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        for waiters in (self._receivers, self._senders):
+            while waiters:
+                _wake_first(waiters)
+
+    @property
+    def waiting(self) -> int:
+        """How many receivers wait and have not been woken."""
+        return len(self._receivers)
 
     @property
     def is_awaited(self) -> bool:
         """Whether somebody waits, for an envelope or for a place."""
-        return bool(self.waiting or self._room)
+        return bool(self._receivers or self._senders)
 
     @property
     def queued(self) -> int:
         """How many envelopes wait."""
-        return len(self._queue) - (self.closed is not None)
+        return len(self._queue)
 
     @property
     def oldest(self) -> Envelope | None:
-        return self._queue[0] if self.queued > 0 else None
+        return self._queue[0] if self._queue else None
 
     def require_place(self) -> None:
         """
@@ -263,3 +275,11 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+def _wake_first(waiters: deque[asyncio.Future[None]]) -> None:
+    while waiters:
+        waiter = waiters.popleft()
+        if not waiter.done():
+            waiter.set_result(None)
+            return

@@ -57,7 +57,7 @@ class Codec:
         expiry: seconds after which an encrypted message is refused, plus `CLOCK_ALLOWANCE`.
     """
 
-    __slots__ = ("_decode", "_encode", "_fernet", "_max_age", "encrypted")
+    __slots__ = ("_fernet", "_max_age", "decode", "decode_own", "encode", "encrypted")
 
     def __init__(
         self,
@@ -66,32 +66,16 @@ class Codec:
         expiry: float = 60.0,
     ) -> None:
         as_json = serializer_format == "json"
-        self._encode: Callable[[Any], bytes] = _encode_json if as_json else _encode_msgpack
-        self._decode: Callable[[bytes], dict[str, Any]] = decode_json if as_json else _unpack
+        #: Return a message as bytes. Raises TypeError: something in it cannot travel; the text says where.
+        self.encode: Callable[[dict[str, Any]], bytes] = _encode_json if as_json else _encode_msgpack
+        #: Return a message of the caller's own. Raises BadPayload: the bytes are not exactly one message.
+        self.decode: Callable[[bytes], dict[str, Any]] = decode_json if as_json else _unpack
+        #: The same for bytes that `encode()` made or `decode()` has accepted, without looking for mistakes.
+        self.decode_own: Callable[[bytes], dict[str, Any]] = json.loads if as_json else _unpack_own
         self._fernet = _fernet(keys) if keys else None
         # Fernet counts whole seconds.
         self._max_age = math.ceil(expiry) + CLOCK_ALLOWANCE
         self.encrypted = self._fernet is not None
-
-    def encode(self, message: dict[str, Any]) -> bytes:
-        """
-        Return `message` as bytes.
-
-        Raises:
-            TypeError: something in it cannot travel; the text says what and where.
-        """
-        if not isinstance(message, dict):
-            raise TypeError(f"A message must be a dict, not {_shown(message)}.")
-        return self._encode(message)
-
-    def decode(self, data: bytes) -> dict[str, Any]:
-        """
-        Return a message of the caller's own.
-
-        Raises:
-            BadPayload: `data` is not exactly one message.
-        """
-        return self._decode(data)
 
     def encrypt(self, data: bytes) -> bytes:
         """Return `data` encrypted with the first key; as it is, if there are no keys."""
@@ -140,7 +124,14 @@ _UINT64 = 0xCF
 _BIG_UINT64 = re.compile(rb"\xcf[\x80-\xff]")
 
 
+def _refuse_no_dict(message: object) -> None:
+    if not isinstance(message, dict):
+        raise TypeError(f"A message must be a dict, not {_shown(message)}.")
+
+
 def _encode_msgpack(message: Any) -> bytes:
+    if type(message) is not dict:
+        _refuse_no_dict(message)
     packed: bytes | None
     try:
         packed = ormsgpack.packb(message, _simpler, _OPTIONS)
@@ -272,6 +263,10 @@ def _unpack(data: bytes, expected: type = dict) -> Any:
     return value
 
 
+def _unpack_own(data: bytes) -> Any:
+    return ormsgpack.unpackb(data, ext_hook=_extension)
+
+
 def _extension(number: int, data: bytes) -> Any:
     """Return the value of an extension type; whatever this raises, ormsgpack makes a ValueError of it."""
     return _EXTENSION_VALUES[number](data)
@@ -311,6 +306,7 @@ _EXTENSION_VALUES: dict[int, Callable[[bytes], Any]] = {
 
 
 def _encode_json(message: Any) -> bytes:
+    _refuse_no_dict(message)
     # Walked always: json turns keys that are no str into str, and says nothing.
     plain = _plain(message, as_json=True)
     return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

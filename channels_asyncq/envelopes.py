@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from .topics import NODE_BYTES
 
@@ -24,17 +25,18 @@ class Envelope:
     One message under way or waiting: the encoded message and what the layer must know about it.
 
     The same object waits in the buffer of every local member of a group, so nobody changes it after it was
-    put there. `expires_at` is a time of `time.monotonic()`; `excluded` holds full channel names.
+    put there. `expires_at` is a time of `time.monotonic()`; `excluded` holds full channel names. `message` is
+    the decoded form of a payload that came over the wire and was checked; the first receiver gets it, the
+    others decode one of their own.
     """
 
-    __slots__ = ("excluded", "expires_at", "flags", "node", "payload", "seq", "target")
+    __slots__ = ("excluded", "expires_at", "flags", "message", "node", "payload", "seq", "target")
 
     def __init__(
         self,
         payload: bytes,
         target: str,
-        *,
-        node: str = "",
+        node: bytes = bytes(NODE_BYTES),
         seq: int = 0,
         flags: int = 0,
         excluded: tuple[str, ...] = (),
@@ -47,23 +49,30 @@ class Envelope:
         self.flags = flags
         self.excluded = excluded
         self.expires_at = expires_at
+        self.message: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
-        return f"<Envelope {self.node}/{self.seq} to {self.target!r}, {len(self.payload)} bytes>"
+        return f"<Envelope {self.node.hex()}/{self.seq} to {self.target!r}, {len(self.payload)} bytes>"
 
 
-def pack(envelope: Envelope, body: bytes) -> bytes:
+def pack(
+    target: str,
+    body: bytes,
+    node: bytes = bytes(NODE_BYTES),
+    seq: int = 0,
+    flags: int = 0,
+    excluded: tuple[str, ...] = (),
+) -> bytes:
     """
     Return the bytes of an envelope for the wire.
 
-    `body` is the payload as it should travel: the same bytes, or their encrypted form.
+    `body` is the encoded message as it should travel; if it is encrypted, the flag has to say so.
     """
-    target = envelope.target.encode()
-    excluded = ",".join(envelope.excluded).encode()
-    header = _HEADER.pack(
-        WIRE_VERSION, envelope.flags, bytes.fromhex(envelope.node), envelope.seq, len(target), len(excluded)
-    )
-    return b"".join((header, target, excluded, body))
+    name = target.encode()
+    if not excluded:
+        return _HEADER.pack(WIRE_VERSION, flags, node, seq, len(name), 0) + name + body
+    left_out = ",".join(excluded).encode()
+    return _HEADER.pack(WIRE_VERSION, flags, node, seq, len(name), len(left_out)) + name + left_out + body
 
 
 def unpack(data: bytes) -> Envelope:
@@ -91,11 +100,4 @@ def unpack(data: bytes) -> Envelope:
         excluded = data[names_end:body].decode("ascii")
     except UnicodeDecodeError:
         raise BadEnvelope("a name in the header is not ASCII") from None
-    return Envelope(
-        data[body:],
-        target,
-        node=node.hex(),
-        seq=seq,
-        flags=flags,
-        excluded=tuple(excluded.split(",")) if excluded else (),
-    )
+    return Envelope(data[body:], target, node, seq, flags, tuple(excluded.split(",")) if excluded else ())

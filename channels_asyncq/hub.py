@@ -225,11 +225,15 @@ class Hub:
             buffer for buffer in self._full if buffer.channel in members and buffer.channel not in excluded
         ):
             return False
-        buffers = [
-            member.buffer for channel, member in members.items() if not excluded or channel not in excluded
-        ]
-        for buffer in buffers:
-            self._put(buffer, envelope)
+        put = self._put
+        if excluded:
+            for channel, member in list(members.items()):
+                if channel not in excluded:
+                    put(member.buffer, envelope)
+        else:
+            # A list, because a member whose channel closes on overflow leaves the group.
+            for member in list(members.values()):
+                put(member.buffer, envelope)
         return True
 
     def deliver_to(self, channel: str, envelope: Envelope) -> bool:
@@ -266,12 +270,16 @@ class Hub:
         if buffer.closed is not None:
             self._count_loss("closed", buffer.channel)
             return
-        if not buffer.offer(envelope) and not self._overflow(buffer, envelope):
-            return
-        self.note_put(buffer)
+        left = buffer.offer(envelope)
+        if left > 0:
+            self.tally.delivered += 1
+            if self._watchers:
+                self._wake_watchers()
+        elif left == 0 or self._overflow(buffer, envelope):
+            self.note_put(buffer)
 
     def note_put(self, buffer: ChannelBuffer) -> None:
-        """Note that an envelope was put into a buffer."""
+        """Note that an envelope was put into a buffer, which may be full now."""
         self.tally.delivered += 1
         if not buffer.is_reported_full and buffer.full():
             buffer.is_reported_full = True
@@ -288,7 +296,7 @@ class Hub:
         self._count_loss("overflow", buffer.channel, buffer.capacity)
         if self._options.overflow == "drop_oldest":
             buffer.drop_oldest()
-            return buffer.offer(envelope)
+            return buffer.offer(envelope) >= 0
         if self._options.overflow == "close":
             self.close_channel(buffer.channel)
         return False

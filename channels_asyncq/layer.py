@@ -282,12 +282,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             ChannelClosed: the channel or the layer is closed.
             ChannelLayerError: the channel belongs to another loop or process.
         """
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is not None and isinstance(channel, str):
+            buffer = session.hub.channels.get(channel)
+            if buffer is not None:
+                return session.opened(await buffer.get())
         self.require_valid_channel_name(channel, receive=True)
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None or session.is_closed:
-            session = await self._session()
-        return await session.receive(channel)
+        return await (await self._session()).receive(channel)
 
     async def group_add(self, group: str, channel: str) -> None:
         """
@@ -336,7 +337,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             for channel in excluded:
                 self.require_valid_channel_name(channel)
         payload = self._encode(message)
-        await self._send_with(lambda session: session.group_send(group, payload, excluded))
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is None or self._callers:
+            await self._send_with(lambda session: _group_send(session, group, payload, excluded))
+            return
+        members = await session.group_send(group, payload, excluded)
+        if members:
+            await session.push_copies(members, payload, excluded)
 
     async def flush(self) -> None:
         """
@@ -426,6 +433,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         return sum((session.statistics() for session in list(self._sessions.values())), Statistics())
 
 
+async def _group_send(session: Session, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
+    members = await session.group_send(group, payload, excluded)
+    if members:
+        await session.push_copies(members, payload, excluded)
+
+
 def _bus_factory(
     options: Options, layer: AsyncQueueChannelLayer
 ) -> Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]:
@@ -453,7 +466,7 @@ def _bus_factory(
         receiver: Receiver,
         loop: asyncio.AbstractEventLoop,
     ) -> Bus:
-        return RedisBus(options, topics, codec, receiver)
+        return RedisBus(options, topics, codec, node, receiver)
 
     return make_redis_bus
 

@@ -39,6 +39,7 @@ class QueueReader:
         self._bus = bus
         self._tally = tally
         self._on_unreadable = on_unreadable
+        self._receiving = 0  # receivers inside get(); one of them takes what is in the buffer
         self._number = 0
         self._is_asking = False
         self._is_giving = False
@@ -55,17 +56,14 @@ class QueueReader:
         Raises:
             ChannelClosed: the channel was closed in this process.
         """
+        self._receiving += 1
         try:
-            envelope = self.buffer.take()
-            if envelope is None:
-                # The waiter is counted from the first step of get() on, which is before any answer.
-                self._ask(waiting=1)
-                envelope = await self.buffer.get()
-        except BaseException:
+            self._ask()
+            envelope = await self.buffer.get()
+            self._tally.delivered += 1
+        finally:
+            self._receiving -= 1
             self._settle()
-            raise
-        self._tally.delivered += 1
-        self._settle()
         return envelope
 
     def poke(self) -> None:
@@ -84,7 +82,7 @@ class QueueReader:
 
     @property
     def is_idle(self) -> bool:
-        return not (self.buffer.waiting or self.buffer.queued or self._is_asking or self._is_giving)
+        return not (self._receiving or self.buffer.queued or self._is_asking or self._is_giving)
 
     def flush(self) -> int:
         """Drop the message that is held; return how many that were."""
@@ -107,19 +105,14 @@ class QueueReader:
 
     def _settle(self) -> None:
         """After a receiver took a message, or left: ask for the next one, or give back what nobody takes."""
-        if self.buffer.waiting:
+        if self._receiving:
             self._ask()
         elif self.buffer.queued:
             self.buffer.clear()
             self._give_back()
 
-    def _ask(self, waiting: int = 0) -> None:
-        if (
-            self._is_asking
-            or self.buffer.closed is not None
-            or self.buffer.queued
-            or not (self.buffer.waiting + waiting)
-        ):
+    def _ask(self) -> None:
+        if self._is_asking or not self._receiving or self.buffer.queued or self.buffer.closed is not None:
             return
         if not self._must_repeat:
             self._number += 1
@@ -146,11 +139,13 @@ class QueueReader:
         if envelope is None:
             if self._is_woken:
                 self._ask()
-        elif self.buffer.closed is not None or not self.buffer.waiting:
+        elif self.buffer.closed is not None or not self._receiving:
             self._give_back()
         else:
-            # The server has looked at its expiry just now; here it is on its way into somebody's hands.
-            self.buffer.put_nowait(Envelope(envelope.payload, envelope.target, expires_at=math.inf))
+            # The bus has looked at its expiry just now; here it is on its way into somebody's hands.
+            kept = Envelope(envelope.payload, envelope.target, expires_at=math.inf)
+            kept.message = envelope.message
+            self.buffer.put_nowait(kept)
 
     def _give_back(self) -> None:
         # A pop() that is called from here on is executed after it: they share a connection.

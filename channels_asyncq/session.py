@@ -13,7 +13,7 @@ from typing import Any
 from channels.exceptions import ChannelFull
 
 from .bus.base import Bus, Link, Receiver
-from .codecs import BadPayload, Codec
+from .codecs import Codec
 from .envelopes import CONTROL, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable
 from .hub import Hub, Member
@@ -116,7 +116,6 @@ class Session:
         self._readers: dict[bytes, QueueReader] = {}
         self._requests: dict[int, Request] = {}
         self._last_request = 0
-        self._seq = 0
         self._locals = 0
         self._was_announced = False
         self._was_up = False
@@ -180,12 +179,15 @@ class Session:
             ChannelClosed: the channel or the layer is closed.
             ChannelLayerError: the channel belongs to another session.
         """
-        while True:
-            envelope = await self._next(channel)
-            try:
-                return self._codec.decode(envelope.payload)
-            except BadPayload as exc:
-                self.on_unreadable(channel.encode(), str(exc))
+        return self.opened(await self._next(channel))
+
+    def opened(self, envelope: Envelope) -> dict[str, Any]:
+        """Return the message in an envelope, as a dict that nobody else has."""
+        message = envelope.message
+        if message is None:
+            return self._codec.decode_own(envelope.payload)
+        envelope.message = None
+        return message
 
     async def _next(self, channel: str) -> Envelope:
         buffer = self.hub.channels.get(channel)
@@ -235,37 +237,26 @@ class Session:
 
     # Sending
 
-    def seal(self, payload: bytes, target: str, excluded: tuple[str, ...] = (), flags: int = 0) -> Envelope:
-        """Wrap an encoded message; sequence numbers grow in the order of these calls."""
-        self._seq += 1
-        return Envelope(
-            payload,
-            target,
-            node=self.node,
-            seq=self._seq,
-            flags=flags,
-            excluded=excluded,
-            expires_at=monotonic() + self._options.expiry,
-        )
+    def _own(self, payload: bytes, channel: str) -> Envelope:
+        """Wrap an encoded message that stays in this session."""
+        return Envelope(payload, channel, expires_at=monotonic() + self._options.expiry)
 
     async def send(self, channel: str, payload: bytes) -> None:
         self._require_open(channel)
-        envelope = self.seal(payload, channel)
         node = node_of(channel)
         if node is None:
             if channel in self.hub.closed_names:
                 raise ChannelClosed(channel)
-            await self._bus.push(channel, envelope, self._options.capacity_of(channel))
+            await self._bus.push(channel, payload, self._options.capacity_of(channel))
         elif node == self.node:
-            self.hub.put_own(channel, envelope)
+            self.hub.put_own(channel, self._own(payload, channel))
             self._sweep_later()
         else:
-            await self._bus.publish(self._topics.inbox(node), envelope)
+            await self._bus.publish(self._topics.inbox(node), channel, payload)
 
     def hand_over(self, channel: str, payload: bytes) -> bool:
         """Take a message for one of this session's channels, from any thread; False if the loop is closed."""
-        envelope = Envelope(payload, channel, expires_at=monotonic() + self._options.expiry)
-        if not self.intake.put(self._inbox.name, envelope):
+        if not self.intake.put(self._inbox.name, self._own(payload, channel)):
             raise ChannelFull(f"too many messages wait for the event loop of channel {channel!r}")
         return self.intake.drain_soon()
 
@@ -279,7 +270,7 @@ class Session:
         node = node_of(channel)
         if node == self.node:
             buffer = self.hub.open(channel)
-            await buffer.put_when_free(self.seal(payload, channel), self._options.expiry)
+            await buffer.put_when_free(self._own(payload, channel), self._options.expiry)
             self.hub.note_put(buffer)
             return
         if node is not None:
@@ -296,19 +287,22 @@ class Session:
                 await asyncio.sleep(delay)
                 delay = min(0.1, 2 * delay)
 
-    async def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
-        self._require_open()
-        envelope = self.seal(payload, group, excluded)
-        members = await self._bus.group_send(group, envelope)
-        for channel in members:
-            if channel not in excluded:
-                await self._push_copy(channel, envelope)
+    def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
+        """Send to the local members everywhere; the result is the normal channels, for `push_copies()`."""
+        if self.is_closed:
+            raise LayerClosed()
+        return self._bus.group_send(group, payload, excluded)
 
-    async def _push_copy(self, channel: str, envelope: Envelope) -> None:
-        try:
-            await self._bus.push(channel, envelope, self._options.capacity_of(channel))
-        except ChannelFull:
-            self.hub.count_full(channel)
+    async def push_copies(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
+        """Push one copy to each of a group's normal channels."""
+        for member in members:
+            channel = member.decode()
+            if channel in excluded:
+                continue
+            try:
+                await self._bus.push(channel, payload, self._options.capacity_of(channel))
+            except ChannelFull:
+                self.hub.count_full(channel)
 
     # Groups
 
@@ -370,9 +364,6 @@ class Session:
         self._requests[self._last_request] = request
         return self._last_request, request
 
-    def _control(self, body: dict[str, Any], target: str) -> Envelope:
-        return self.seal(self._codec.encode(body), target, flags=CONTROL)
-
     async def _ask_owner(self, node: str, body: dict[str, Any]) -> None:
         """
         Have the session that owns a channel do something; return when it has confirmed.
@@ -381,6 +372,7 @@ class Session:
         whatever was to be done with it.
         """
         number, request = self._new_request(1)
+        question = self._codec.encode({**body, "request": number, "reply": self.node})
         inbox = self._topics.inbox(node)
         until = monotonic() + self._options.send_timeout
         try:
@@ -391,8 +383,7 @@ class Session:
                 if left <= 0:
                     self.hub.tally.dropped["dead_owner"] += 1
                     return
-                question = self._control({**body, "request": number, "reply": self.node}, body["channel"])
-                await self._bus.publish(inbox, question)
+                await self._bus.publish(inbox, body["channel"], question, CONTROL)
                 # Asking again is harmless: adding and discarding can be repeated.
                 await asyncio.wait([request.done], timeout=min(left, _ASK_AGAIN))
         finally:
@@ -400,7 +391,7 @@ class Session:
 
     def _on_control(self, envelope: Envelope) -> None:
         try:
-            body = self._codec.decode(envelope.payload)
+            body = self.opened(envelope)
             action, number, reply = body["do"], body["request"], body["reply"]
             if action == "confirm":
                 self._confirmed(number)
@@ -409,7 +400,7 @@ class Session:
                 self._confirm(number, reply)
             elif action in ("add", "discard"):
                 self._do_for_other(action, body["group"], body["channel"], number, reply)
-        except (BadPayload, KeyError, TypeError) as exc:
+        except (KeyError, TypeError) as exc:
             self.on_unreadable(self._inbox.name, f"a control message that is none: {exc!r}")
 
     def _do_for_other(self, action: str, group: str, channel: str, number: int, reply: str) -> None:
@@ -436,7 +427,7 @@ class Session:
             self._confirmed(number)
         else:
             body = {"do": "confirm", "request": number, "reply": self.node}
-            self._bus.post(self._topics.inbox(reply), self._control(body, reply))
+            self._bus.post(self._topics.inbox(reply), reply, self._codec.encode(body), CONTROL)
 
     def _confirmed(self, number: int) -> None:
         request = self._requests.get(number)
@@ -457,8 +448,8 @@ class Session:
         # Confirmations may come before we know how many to expect.
         number, request = self._new_request(None)
         try:
-            body = {"do": "flush", "request": number, "reply": self.node}
-            request.expected = await self._bus.publish(self._everybody, self._control(body, ""))
+            order = self._codec.encode({"do": "flush", "request": number, "reply": self.node})
+            request.expected = await self._bus.publish(self._everybody, "", order, CONTROL)
             request.look()
             await asyncio.wait([request.done], timeout=_FLUSH_WAIT)
         finally:
@@ -526,7 +517,7 @@ class Session:
         self._was_up = True
 
     def _tell_everybody(self, kind: str) -> None:
-        self.hub.broadcast(self.seal(self._codec.encode({"type": kind}), ""))
+        self.hub.broadcast(self._own(self._codec.encode({"type": kind}), ""))
 
     # Flow: a full channel stops the intake of messages while its reader has patience left (see Hub)
 

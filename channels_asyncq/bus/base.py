@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,7 +56,7 @@ class Link:
 
 class Bus(ABC):
     """
-    Publish, subscribe, queue and pop for one session.
+    Publish, subscribe, queue and pop for one session. Payloads are encoded messages; the bus wraps them.
 
     Every coroutine raises LayerUnavailable when the link is lost for longer than `send_timeout`, at once if
     that time is over, and DeliveryUnknown when the bytes were written and no answer came. Cancelling one never
@@ -96,16 +97,16 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    async def publish(self, topic: Topic, envelope: Envelope) -> int:
-        """Send to an inbox, or to everybody; return how many subscribers the server passed it to."""
+    async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
+        """Send to a channel's inbox, or to everybody; return how many subscribers the server passed it to."""
 
     @abstractmethod
-    def post(self, topic: Topic, envelope: Envelope) -> None:
+    def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         """Send to an inbox without waiting for anything; it is dropped if the link is lost."""
 
     @abstractmethod
-    async def group_send(self, group: str, envelope: Envelope) -> list[str]:
-        """Send to a group's topic; return the normal channels that are members of it."""
+    def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
+        """Send to a group's topic; the result is the normal channels that are members of it, or an empty one."""
 
     @abstractmethod
     async def add_member(self, group: str, channel: str) -> None:
@@ -116,7 +117,7 @@ class Bus(ABC):
         """End a normal channel's membership."""
 
     @abstractmethod
-    async def push(self, channel: str, envelope: Envelope, capacity: int) -> None:
+    async def push(self, channel: str, payload: bytes, capacity: int) -> None:
         """
         Append to a normal channel and wake its readers.
 

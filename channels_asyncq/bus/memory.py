@@ -94,7 +94,7 @@ class Broker:
             if queue is None:
                 queue = self._queues[channel] = ChannelBuffer(channel, capacity, Tally())
             queue.capacity = capacity
-            if not queue.offer(envelope):
+            if queue.offer(envelope) < 0:
                 raise ChannelFull(f"channel {channel!r} holds {capacity} messages, its capacity")
             return self._publish(topic, None)
 
@@ -235,24 +235,29 @@ class MemoryBus(Bus):
     async def checked(self, topic: Topic) -> None:
         return None
 
-    async def publish(self, topic: Topic, envelope: Envelope) -> int:
-        buses = self._broker.publish(topic.name, envelope)
+    def _wrap(self, payload: bytes, target: str, flags: int = 0, excluded: tuple[str, ...] = ()) -> Envelope:
+        expires_at = monotonic() + self._options.expiry
+        return Envelope(payload, target, flags=flags, excluded=excluded, expires_at=expires_at)
+
+    async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
+        buses = self._broker.publish(topic.name, self._wrap(payload, target, flags))
         self._hand_over(buses)
         if not self._intake.is_empty:
             await self._intake.drained()
         return len(buses)
 
-    def post(self, topic: Topic, envelope: Envelope) -> None:
-        self._hand_over(self._broker.publish(topic.name, envelope))
+    def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
+        self._hand_over(self._broker.publish(topic.name, self._wrap(payload, target, flags)))
 
-    async def group_send(self, group: str, envelope: Envelope) -> list[str]:
+    async def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> list[bytes]:
+        envelope = self._wrap(payload, group, excluded=excluded)
         topic = self._topics.group(group).topic.name
         buses, members = self._broker.group_send(group, topic, envelope)
         self._hand_over(buses)
         if not self._intake.is_empty:
             # A full member is waited for, as the reader of a socket would be.
             await self._intake.drained()
-        return members
+        return [channel.encode() for channel in members]
 
     async def add_member(self, group: str, channel: str) -> None:
         self._broker.add_member(group, channel, monotonic() + self._options.group_expiry)
@@ -260,7 +265,8 @@ class MemoryBus(Bus):
     async def discard_member(self, group: str, channel: str) -> None:
         self._broker.discard_member(group, channel)
 
-    async def push(self, channel: str, envelope: Envelope, capacity: int) -> None:
+    async def push(self, channel: str, payload: bytes, capacity: int) -> None:
+        envelope = self._wrap(payload, channel)
         topic = self._topics.queue(channel).topic.name
         self._hand_over(self._broker.push(channel, topic, envelope, capacity))
 

@@ -55,6 +55,7 @@ POP = Script.load("pop")
 GIVE_BACK = Script.load("give_back")
 GROUP_SEND = Script.load("group_send")
 ADD_MEMBER = Script.load("add_member")
+_GROUP_SEND = GROUP_SEND.sha
 SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER)
 
 
@@ -557,6 +558,7 @@ class RedisBus(Bus):
         options: Options,
         topics: Topics,
         codec: Codec,
+        node: str,
         receiver: Receiver,
     ) -> None:
         self.options = options
@@ -566,6 +568,8 @@ class RedisBus(Bus):
             {"hosts": len(options.hosts), "partitions": options.partitions, "wire": WIRE_VERSION}
         ).encode()
         self._codec = codec
+        self._node = bytes.fromhex(node)
+        self._seq = 0
         self._is_up = False
         self._is_closed = False
         connect_timeout = max(1.0, options.send_timeout)
@@ -626,6 +630,7 @@ class RedisBus(Bus):
                 envelope.payload = self._codec.decrypt(envelope.payload)
             elif self._codec.encrypted:
                 raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
+            envelope.message = self._codec.decode(envelope.payload)
         envelope.expires_at = monotonic() + self.options.expiry
         return envelope
 
@@ -646,27 +651,29 @@ class RedisBus(Bus):
         self.receiver.on_external()
         return Envelope(payload, self.topics.group_named(topic))
 
-    def _pack(self, envelope: Envelope) -> bytes:
+    def _pack(self, target: str, payload: bytes, flags: int = 0, excluded: tuple[str, ...] = ()) -> bytes:
+        """Return the wire form of a message; sequence numbers grow in the order of these calls."""
+        self._seq += 1
         if self._codec.encrypted:
-            envelope.flags |= ENCRYPTED
-            return pack(envelope, self._codec.encrypt(envelope.payload))
-        return pack(envelope, envelope.payload)
+            flags |= ENCRYPTED
+            payload = self._codec.encrypt(payload)
+        return pack(target, payload, self._node, self._seq, flags, excluded)
 
-    async def publish(self, topic: Topic, envelope: Envelope) -> int:
-        receivers: int = await self._shards[topic.shard].call(b"PUBLISH", topic.name, self._pack(envelope))
+    async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
+        data = self._pack(target, payload, flags)
+        receivers: int = await self._shards[topic.shard].call(b"PUBLISH", topic.name, data)
         return receivers
 
-    def post(self, topic: Topic, envelope: Envelope) -> None:
+    def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         wire = self._shards[topic.shard].commands.wire
         if wire is not None:
-            wire.call(b"PUBLISH", topic.name, self._pack(envelope))
+            wire.call(b"PUBLISH", topic.name, self._pack(target, payload, flags))
 
-    async def group_send(self, group: str, envelope: Envelope) -> list[str]:
+    def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         topic, members_key = self.topics.group(group)
-        members = await self._shards[topic.shard].run(
-            GROUP_SEND, (members_key,), topic.name, self._pack(envelope)
-        )
-        return [channel.decode() for channel in members] if members else []
+        data = self._pack(group, payload, 0, excluded)
+        # nil, which is None here, stands for no members.
+        return self._shards[topic.shard].call(b"EVALSHA", _GROUP_SEND, b"1", members_key, topic.name, data)
 
     async def add_member(self, group: str, channel: str) -> None:
         topic, members_key = self.topics.group(group)
@@ -686,10 +693,10 @@ class RedisBus(Bus):
 
     # Normal channels
 
-    async def push(self, channel: str, envelope: Envelope, capacity: int) -> None:
+    async def push(self, channel: str, payload: bytes, capacity: int) -> None:
         topic = self.topics.queue(channel).topic
         has_room = await self._shards[topic.shard].run(
-            PUSH, (topic.name,), self._pack(envelope), capacity, _milliseconds(self.options.expiry)
+            PUSH, (topic.name,), self._pack(channel, payload), capacity, _milliseconds(self.options.expiry)
         )
         if not has_room:
             raise ChannelFull(

@@ -116,6 +116,7 @@ class WireProtocol(asyncio.Protocol):
         "_wake_scheduled",
         "_write_paused",
         "commands",
+        "has_room",
         "is_lost",
         "messages",
         "replies",
@@ -184,6 +185,8 @@ class WireProtocol(asyncio.Protocol):
 
         #: The connection has ended, or was given up: nothing can be called any more.
         self.is_lost = False
+        #: May another command be called without waiting? Not while others wait in `room()`.
+        self.has_room = False
         #: Packed bytes of the commands that are not answered.
         self.unanswered_bytes = 0
         #: Calls of transport.write(), and the commands they carried.
@@ -226,15 +229,12 @@ class WireProtocol(asyncio.Protocol):
         size = len(packed)
         self._sizes.append(size)
         self.unanswered_bytes += size
+        if len(self._unanswered) >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
+            self.has_room = False
         if not self._flush_scheduled and not self._write_paused:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush, context=self._context)
         return future
-
-    @property
-    def has_room(self) -> bool:
-        """May another command be called without waiting? Not while others wait in `room()`."""
-        return not self._waiters and self._has_space()
 
     async def room(self) -> None:
         """
@@ -252,6 +252,7 @@ class WireProtocol(asyncio.Protocol):
             return
         waiter = _Waiter(self._loop.create_future())
         self._waiters.append(waiter)
+        self.has_room = False
         try:
             await waiter.future
             # Those woken before us may have called much: then keep our place in the queue.
@@ -265,6 +266,7 @@ class WireProtocol(asyncio.Protocol):
                 self._waiters.remove(waiter)
             # Whether this one calls or not: look again once it had its turn, lest the rest wait for ever.
             self._wake_soon()
+            self._look_for_room()
         if self._is_ending():
             raise self._not_sent()
 
@@ -279,6 +281,9 @@ class WireProtocol(asyncio.Protocol):
             and not self.is_lost
         )
 
+    def _look_for_room(self) -> None:
+        self.has_room = not self._waiters and self._has_space()
+
     def _wake_soon(self) -> None:
         if self._waiters and not self._wake_scheduled:
             self._wake_scheduled = True
@@ -287,6 +292,7 @@ class WireProtocol(asyncio.Protocol):
     def _wake(self) -> None:
         """Wake as many as there are free places; each looks at the bytes itself when it runs."""
         self._wake_scheduled = False
+        self._look_for_room()
         if not self._has_space():
             return
         free = self._max_pending - len(self._unanswered)
@@ -389,7 +395,7 @@ class WireProtocol(asyncio.Protocol):
             self.abort(exc)
         self.replies += count
         self.unanswered_bytes -= size
-        if self._waiters:
+        if not self.has_room:
             self._wake()
         if self._idle is not None and not unanswered and not self._idle.done():
             self._idle.set_result(None)
@@ -424,7 +430,7 @@ class WireProtocol(asyncio.Protocol):
         except Exception as exc:
             self.abort(exc)
         self.messages += count
-        if self._waiters:
+        if not self.has_room:
             self._wake()
 
     def _answer(self, reply: Any) -> bool:
@@ -504,6 +510,7 @@ class WireProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
+        self.has_room = False
 
     def resume_writing(self) -> None:
         self._write_paused = False
@@ -515,6 +522,7 @@ class WireProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_disconnected = True
         self.is_lost = True
+        self.has_room = False
         if self._error is None:
             if exc is not None:
                 self._error = exc
@@ -538,6 +546,7 @@ class WireProtocol(asyncio.Protocol):
         if self._is_aborted or self._is_finished:
             return
         self.is_lost = True
+        self.has_room = False
         self._is_aborted = True
         if self._error is None:
             self._error = exc
