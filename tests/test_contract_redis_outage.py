@@ -380,9 +380,12 @@ class TestConnectionsKilled:
                 for m, member in enumerate(members)
             ]
             await steps(n)
+            before = layer.statistics().reconnects
             kill_connections(server, "pubsub")
             kill_connections(server, "normal")
             await every(joins)
+            await eventually(has_reconnected(layer, before), "the reconnect")
+            await eventually(lambda: layer.statistics().connected, "the link's return")
         await eventually(
             lambda: len(server.command("CLIENT", "LIST").splitlines()) <= 3, "the end of stray connections"
         )
