@@ -26,6 +26,7 @@ from tests.contract import (
     receive,
     receive_many,
     started,
+    steps,
 )
 
 MakeLayerAnywhere = Callable[..., AsyncQueueChannelLayer]
@@ -228,6 +229,8 @@ class TestLoopAfterLoop:
 
         async def main() -> None:
             reference = await asyncio.create_task(request())
+            # The turn of the loop in which a task ends still holds it.
+            await steps(3)
             await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "the end of all tasks")
             gc.collect()
             assert reference() is None
