@@ -13,11 +13,13 @@ every bus. Classes named `Shared...` need two processes that share a prefix, whi
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import datetime
 import decimal
 import enum
 import itertools
+import random
 import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
@@ -1312,6 +1314,55 @@ class Groups(SpecifiedGroups):
             arrived = await receive_many(layer, member, 2)
             assert sorted(message["n"] for message in arrived) == [n, 1000]
 
+    @pytest.mark.parametrize("seed", range(6))
+    async def test_any_order_of_joining_leaving_and_cancelling(
+        self, make_layer: MakeLayer, seed: int
+    ) -> None:
+        """
+        Whatever was joined, left and cancelled meanwhile: in the end a channel is where its last call put
+        it.
+        """
+        layer = await make_layer()
+        chance = random.Random(seed)
+        channels = [await layer.new_channel() for _ in range(3)]
+        groups = [f"room.{n}" for n in range(3)]
+
+        async def wander(group: str, channel: str) -> bool:
+            """
+            Join and leave at random, one call after the other; True if the channel is a member in the end.
+            """
+            is_member = False
+            for _ in range(25):
+                is_join = chance.random() < 0.6
+                call = asyncio.create_task(
+                    (layer.group_add if is_join else layer.group_discard)(group, channel)
+                )
+                if chance.random() < 0.4:
+                    await steps(chance.randrange(30))
+                    call.cancel()
+                await ended(call)
+                if not call.cancelled():
+                    is_member = is_join
+                elif not is_join:
+                    # A cancelled group_discard() may have come to pass or not.
+                    await layer.group_discard(group, channel)
+                    is_member = False
+            return is_member
+
+        pairs = list(itertools.product(groups, channels))
+        members = dict(zip(pairs, await every(wander(*pair) for pair in pairs), strict=True))
+        for n, group in enumerate(groups):
+            await layer.group_send(group, note(n))
+            witness = await layer.new_channel()
+            await layer.group_add(group, witness)
+            await layer.group_send(group, note(100 + n))
+            await receive(layer, witness)
+        for channel in channels:
+            expected = [n for n, group in enumerate(groups) if members[group, channel]]
+            arrived = await receive_many(layer, channel, 2 * len(expected))
+            assert sorted(message["n"] for message in arrived) == expected + [100 + n for n in expected]
+            await assert_nothing_waits(layer, channel)
+
     async def test_group_expiry(self, make_layer: MakeLayer) -> None:
         """Membership lapses `group_expiry` after the last group_add() when nothing is received."""
         layer = await make_layer(group_expiry=0.5)
@@ -1951,6 +2002,19 @@ class SharedChannels:
         assert [message["n"] for message in await receive_many(reader, channel, 3)] == kept
         await assert_nothing_waits(reader, channel)
 
+    async def test_a_flood_of_drops_is_not_one_of_log_lines(
+        self, make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Hundreds of messages dropped for one reason are a few lines in the log, with an event code."""
+        reader, writer = await make_layer(capacity=1), await make_layer()
+        channel = await reader.new_channel()
+        for message in notes(300):
+            await writer.send(channel, message)
+        await eventually(lambda: dropped(reader) == 299, "the last drop")
+        lines = [record for record in caplog.records if record.name == "channels_asyncq.loss"]
+        assert 1 <= len(lines) <= 5
+        assert all(getattr(line, "code", "").startswith("loss.") for line in lines)
+
     async def test_overflow_closes_the_channel(self, make_layer: MakeLayer) -> None:
         """With `overflow="close"` a channel that would lose a message is closed instead."""
         reader, writer = await make_layer(capacity=3, overflow="close"), await make_layer()
@@ -1964,6 +2028,34 @@ class SharedChannels:
             await reader.send(channel, note(5))
         await writer.group_send("room", note(6))
         assert await receive(reader, neighbour) == note(6)
+
+    @both_kinds
+    async def test_burst_to_one_channel(self, make_layer: MakeLayer, kind: str) -> None:
+        """32 sends in flight to one channel of capacity 100 whose reader keeps up: it misses none of 2000."""
+        asyncio.get_running_loop().set_debug(False)
+        reader, writer = await make_layer(capacity=100), await make_layer(capacity=100)
+        channel = await channel_of(reader, kind)
+        numbers = iter(range(2000))
+
+        async def read() -> list[int]:
+            arrived = []
+            for _ in range(2000):
+                arrived.append((await receive(reader, channel))["n"])
+                await steps(1)
+            return arrived
+
+        async def write() -> None:
+            for n in numbers:
+                if kind == "specific":
+                    await writer.send(channel, note(n))
+                else:
+                    await writer.send_wait(channel, note(n))
+
+        reading = asyncio.create_task(read())
+        await asyncio.gather(*(write() for _ in range(32)))
+        (arrived,) = await every([reading])
+        assert sorted(arrived) == list(range(2000))
+        assert dropped(reader) == 0
 
     async def test_a_channel_whose_process_is_gone(self, make_layer: MakeLayer) -> None:
         """A send to a channel that nobody reads any more is no error."""
@@ -2112,6 +2204,51 @@ class SharedGroups:
             await layers[0].flush()
             assert [queued(layer, member) for layer, member in members] == [0] * 4
             assert [layer.statistics().groups for layer in layers] == [0] * 4
+
+    async def test_flush_amid_traffic(self, make_layer: MakeLayer) -> None:
+        """flush() returns while others send and join, and what joins after it is a member."""
+        first, second = await make_layer(), await make_layer()
+        member = await first.new_channel()
+        is_over = False
+
+        async def traffic() -> None:
+            n = 0
+            while not is_over:
+                n += 1
+                await first.group_add("room", member)
+                await second.group_send("room", note(n))
+                with contextlib.suppress(ChannelFull):
+                    await second.send("jobs", note(n))
+
+        busy = await started(traffic())
+        for _ in range(10):
+            async with asyncio.timeout(DEADLINE):
+                await second.flush()
+                await first.flush()
+        is_over = True
+        await every([busy])
+        await first.flush()
+        await first.group_add("room", member)
+        await second.group_send("room", MARKER)
+        assert await receive(first, member) == MARKER
+        await assert_nothing_waits(second, "jobs")
+
+    async def test_cancelled_group_add_of_another_processs_channel(self, make_layer: MakeLayer) -> None:
+        """Cancelled on its way to the owner it may have come to pass; the next word about it holds."""
+        owner, other = await make_layer(), await make_layer()
+        (witness,) = await members_of(owner, "room", 1)
+        member = await owner.new_channel()
+        for turns, last in itertools.product(range(0, 40, 4), ("add", "discard")):
+            joining = asyncio.create_task(other.group_add("room", member))
+            await steps(turns)
+            joining.cancel()
+            await ended(joining)
+            await (other.group_add if last == "add" else other.group_discard)("room", member)
+            await other.group_send("room", note(turns))
+            assert await receive(owner, witness) == note(turns)
+            if last == "add":
+                assert await receive(owner, member) == note(turns)
+            await assert_nothing_waits(owner, member)
 
     async def test_prefixes_are_apart(self, make_layer: MakeLayer) -> None:
         """Layers of another prefix share nothing."""

@@ -470,6 +470,47 @@ class TestConnectionsKilled:
         await contract.ended(worker)
         assert len(arrived) == len(set(arrived))
 
+    async def test_polling_workers_while_connections_are_cut(
+        self, make_layer: MakeLayer, server: EmbeddedServer
+    ) -> None:
+        """Receivers cancelled at any time while connections die at any time: no job lost, none done twice."""
+        reader, writer = await make_layer(), await make_layer(capacity=10_000)
+        count = 300
+        arrived: list[int] = []
+        unknown: set[int] = set()
+        timeouts = itertools.cycle([0.0005, 0.002, 0.005, 0.001, 0.02])
+        is_over = False
+
+        async def poll() -> None:
+            while not is_over:
+                try:
+                    message = await asyncio.wait_for(reader.receive("jobs"), next(timeouts))
+                except TimeoutError:
+                    continue
+                arrived.append(message["n"])
+
+        async def write() -> None:
+            for n in range(count):
+                try:
+                    await writer.send("jobs", note(n))
+                except ChannelLayerError:
+                    unknown.add(n)
+                await steps(n % 20)
+
+        async def cut() -> None:
+            for goal in range(20, 200, 30):
+                await eventually(lambda: len(arrived) > goal or writing.done(), "progress")  # noqa: B023
+                kill_connections(server, "normal")
+                kill_connections(server, "pubsub")
+
+        workers = [await started(poll()) for _ in range(2)]
+        writing = asyncio.create_task(write())
+        await every([writing, asyncio.create_task(cut())])
+        await eventually(lambda: set(range(count)) - unknown <= set(arrived), "the last job")
+        is_over = True
+        await every(workers)
+        assert len(arrived) == len(set(arrived))
+
     async def test_cancelled_while_down(self, make_layer: MakeLayer, server: EmbeddedServer) -> None:
         """Calls cancelled during an outage leave nothing behind: no half member, no message, no task."""
         layer = await make_layer(send_timeout=DEADLINE)

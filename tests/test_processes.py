@@ -86,6 +86,32 @@ class TestGroups:
             second.signal(signal.SIGCONT)
             assert await second.do("receive_many", stopped, 50) == notes(50)
 
+    async def test_a_listener_that_the_server_dropped(self, prefix: str) -> None:
+        """
+        A process whose output buffer on the server ran full while it was stopped is dropped by the server; it
+        connects again by itself and hears what comes next.
+        """
+        limit = "pubsub 1mb 1mb 1"
+        with EmbeddedServer(external=False, client_output_buffer_limit=limit) as server:
+            async with agents(2, hosts=[server.url], prefix=prefix) as (reader, sender):
+                channel = await member(reader, "room")
+                reader.signal(signal.SIGSTOP)
+                for _ in range(60):
+                    await sender.do("group_send", "room", {"type": "test.bulk", "bulk": "x" * 500_000})
+                await eventually(
+                    lambda: len(server.command("CLIENT", "LIST", "TYPE", "pubsub").splitlines()) == 1,
+                    "the disconnection",
+                )
+                reader.signal(signal.SIGCONT)
+                while (await reader.do("figures"))["reconnects"] < 1:
+                    pass
+                while not (await reader.do("figures"))["connected"]:
+                    pass
+                await sender.do("group_send", "room", note(1))
+                while (message := await reader.do("receive", channel))["type"] == "test.bulk":
+                    pass
+                assert message == note(1)
+
     async def test_group_add_for_another_process(self, config: dict[str, Any]) -> None:
         """group_add() of another process's channel is confirmed by its owner before it returns."""
         async with agents(2, **config) as (owner, other):

@@ -64,7 +64,12 @@ class Agent:
     async def do_figures(self) -> dict[str, Any]:
         """Some of `statistics()`."""
         figures = self.layer.statistics()
-        return {"connected": figures.connected, "groups": figures.groups, "dropped": dict(figures.dropped)}
+        return {
+            "connected": figures.connected,
+            "reconnects": figures.reconnects,
+            "groups": figures.groups,
+            "dropped": dict(figures.dropped),
+        }
 
 
 def say(answer: dict[str, Any]) -> None:
