@@ -504,6 +504,11 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 with contextlib.suppress(Exception):
                     closing.result(_CLOSE_SECONDS)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the layer was closed: everything raises LayerClosed then."""
+        return self._is_closed
+
     def statistics(self) -> Statistics:
         """Return what this layer holds, delivered and dropped, over all loops of the process."""
         return sum((session.statistics() for session in list(self._sessions.values())), Statistics())
