@@ -47,15 +47,16 @@ class Errand(Generic[T]):
         if loop.is_leaving:
             self.fail(_stopped())
             return
+        # No local name for the task: an error's traceback would hold this frame, and with it itself.
         if sys.version_info >= (3, 12):
             # Up to the write within this turn of the loop: a turn is a system call.
-            self._task = task = asyncio.Task(self._make(), loop=loop, eager_start=True)
+            self._task = asyncio.Task(self._make(), loop=loop, eager_start=True)
         else:
-            self._task = task = loop.create_task(self._make())
-        if task.done():
-            self._finished(task)
+            self._task = loop.create_task(self._make())
+        if self._task.done():
+            self._finished(self._task)
         else:
-            task.add_done_callback(self._finished)
+            self._task.add_done_callback(self._finished)
 
     def cancel(self) -> None:
         if self._task is not None:
