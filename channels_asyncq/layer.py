@@ -615,21 +615,7 @@ def _after_fork_in_child() -> None:
         )
         layer._start_afresh()
         layer._make_bus = _bus_factory(layer.options, layer)
-    if _keep is not None:
-        # One reference more than there are: not collected at the end of the interpreter either.
-        _keep(_inherited)
 
-
-def _keeper() -> Callable[[object], object] | None:
-    # Before any fork: an import in a forked child may wait for a thread that it does not have.
-    try:
-        import ctypes
-    except ImportError:
-        return None
-    return lambda kept: ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
-
-
-_keep = _keeper() if hasattr(os, "fork") else None
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -68,6 +68,11 @@ async def test_child_leaves_through_the_loop_it_was_forked_in(config: dict[str, 
     await fork(config, "unwinds")
 
 
+async def test_child_inherits_a_loop_that_stands_still(config: dict[str, Any]) -> None:
+    """When the child ends, the parent's loop still hears its connections and the threads that wake it."""
+    await fork(config, "stands_still")
+
+
 async def test_fork_with_a_memory_layer(prefix: str) -> None:
     """With `memory://` there is nothing to share: a child that sends reaches nobody and hangs nowhere."""
     config = {"hosts": ["memory://"], "prefix": prefix, "capacity": 100_000}

@@ -257,6 +257,42 @@ def unwinds(parent: Parent) -> dict[str, Any]:
     return {"codes": codes, "arrived_all": parent.wait_for(CHILDREN * SENDS)}
 
 
+def stands_still(parent: Parent) -> dict[str, Any]:
+    """Children forked while a loop with a session stands still: they must not collect it, which would close it."""
+    layer = parent.layer
+    loop = asyncio.new_event_loop()
+
+    async def join() -> str:
+        channel = await layer.new_channel()
+        await layer.group_add("own", channel)
+        return channel
+
+    async def receive() -> None:
+        async with asyncio.timeout(5):
+            for n in range(2):
+                assert (await layer.receive(channel))["n"] == n
+
+    channel = loop.run_until_complete(join())
+    codes = []
+    for number in range(CHILDREN):
+        child = os.fork()
+        if not child:
+            del loop
+            sys.exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        receiving = loop.create_task(receive())
+        # Over the server, and from a thread that wakes the loop.
+        sync.group_send("own", {"type": "test.note", "n": 0}, layer)
+        thread = threading.Timer(0.1, sync.send, [channel, {"type": "test.note", "n": 1}, layer])
+        thread.start()
+        loop.run_until_complete(receiving)
+        thread.join()
+        send_many(layer, f"child {number}")
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+    return {"codes": codes, "arrived_all": parent.wait_for(CHILDREN * SENDS)}
+
+
 if __name__ == "__main__":
     layer = AsyncQueueChannelLayer(**json.loads(sys.argv[1]))
     parent = Parent(layer)
