@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import hashlib
 import json
 import logging
@@ -90,12 +91,15 @@ class Line:
         self._throttle = Throttle()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: set[asyncio.Future[None]] = set()
+        # In the order in which they came, which is the order in which they will write.
+        self._waiters: dict[asyncio.Future[None], None] = {}
+        self._delay = _FIRST_DELAY
         self._overdue: Exception | None = None
         self._is_closed = False
         self.wire: WireProtocol | None = None
         self.reconnects = 0
         self.was_up = False
+        self.is_refusing = False  # the last connection was given up for what the server answered
         self.reason = "not connected yet"
 
     # Up and down
@@ -115,7 +119,7 @@ class Line:
         )
 
     async def _connect(self) -> None:
-        delay = _FIRST_DELAY if self.was_up else 0.0
+        delay = self._delay if self.was_up else 0.0
         while True:
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             try:
@@ -124,11 +128,15 @@ class Line:
                     await self._set_up(wire)
                 except BaseException as exc:
                     wire.abort(ConnectionAbortedError(f"{exc}"))
+                    if self._on_lost is not None:
+                        self._on_lost()
                     raise
             except ImproperlyConfigured as exc:
                 self._note_failure(exc)
+                self._stop_timer()
                 self._give_up_waiting(exc)
-            except (OSError, ChannelLayerError, ReplyError) as exc:
+            except Exception as exc:
+                # Whatever it is, a server that answers nonsense included: the next attempt may succeed.
                 self._note_failure(exc)
             else:
                 # An end of the connection that came in between has set is_lost; on_lost() found no `wire`.
@@ -136,6 +144,8 @@ class Line:
                     self._came_up(wire)
                     return
                 self.reason = "the connection was lost while it was being set up"
+                if self._on_lost is not None:
+                    self._on_lost()
             delay = min(_LONGEST_DELAY, max(delay, _FIRST_DELAY / 2) * 2)
 
     def _make_wire(self) -> WireProtocol:
@@ -159,11 +169,8 @@ class Line:
 
     def _came_up(self, wire: WireProtocol) -> None:
         self.wire = wire
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._overdue = None
-        self.reason = ""
+        if not self.is_refusing:
+            self.serves()
         if self.was_up:
             self.reconnects += 1
             record(
@@ -175,11 +182,32 @@ class Line:
                 self._connector.address,
             )
         self.was_up = True
-        waiters, self._waiters = self._waiters, set()
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
         self._on_change()
+
+    def serves(self) -> None:
+        """Note that the outage is over: the connection is there, and the server does what it is told."""
+        self.is_refusing = False
+        self._delay = _FIRST_DELAY
+        self._stop_timer()
+        self._overdue = None
+        self.reason = ""
+
+    def give_up(self, wire: WireProtocol, reason: str) -> None:
+        """End a connection whose server cannot serve. The outage lasts until `serves()`, not until the next one."""
+        if not wire.is_lost:
+            self._delay = min(_LONGEST_DELAY, 2 * self._delay)
+        self.is_refusing = True
+        self.reason = reason
+        wire.abort(ConnectionAbortedError(reason))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _lost(self, wire: WireProtocol, error: Exception | None) -> None:
         if self.wire is not wire:
@@ -207,7 +235,7 @@ class Line:
 
     def _give_up_waiting(self, error: Exception) -> None:
         self._overdue = error
-        waiters, self._waiters = self._waiters, set()
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
@@ -226,7 +254,7 @@ class Line:
         if self.wire is None and self._overdue is not None:
             if isinstance(self._overdue, LayerUnavailable):
                 raise self.unavailable()
-            raise self._overdue
+            raise _own(self._overdue)
 
     async def with_room(self) -> WireProtocol:
         """
@@ -247,14 +275,13 @@ class Line:
             self.raise_if_overdue()
             self.start()
             waiter = self._loop.create_future()
-            self._waiters.add(waiter)
+            self._waiters[waiter] = None
             try:
                 await waiter
-            except LayerUnavailable as exc:
-                # An error of one's own: raising one object in many tasks would mix their tracebacks.
-                raise LayerUnavailable(exc.address, exc.reason) from exc
+            except (ChannelLayerError, ImproperlyConfigured) as exc:
+                raise _own(exc) from exc
             finally:
-                self._waiters.discard(waiter)
+                self._waiters.pop(waiter, None)
 
     async def first_up(self) -> None:
         """
@@ -266,23 +293,23 @@ class Line:
         """
         while not self.was_up:
             if self._overdue is not None and not isinstance(self._overdue, LayerUnavailable):
-                raise self._overdue
+                raise _own(self._overdue)
             self.start()
             waiter = self._loop.create_future()
-            self._waiters.add(waiter)
+            self._waiters[waiter] = None
             try:
                 await waiter
             except LayerUnavailable:
                 pass
+            except (ChannelLayerError, ImproperlyConfigured) as exc:
+                raise _own(exc) from exc
             finally:
-                self._waiters.discard(waiter)
+                self._waiters.pop(waiter, None)
 
     async def close(self) -> None:
         """End the connection and the attempts at one. Safe to call twice."""
         self._is_closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         self._give_up_waiting(LayerClosed())
         task, self._task = self._task, None
         if task is not None and not task.done():
@@ -291,6 +318,17 @@ class Line:
         wire, self.wire = self.wire, None
         if wire is not None:
             await wire.close()
+
+    def abort(self) -> None:
+        """End the connection and the attempts at one now, after a close() that was cancelled."""
+        self._is_closed = True
+        self._stop_timer()
+        self._give_up_waiting(LayerClosed())
+        if self._task is not None:
+            self._task.cancel()
+        wire, self.wire = self.wire, None
+        if wire is not None:
+            wire.abort(ConnectionAbortedError("closing was cancelled"))
 
 
 class Shard:
@@ -305,7 +343,7 @@ class Shard:
         self._held: tuple[bytes, Envelope] | None = None
         self._throttle = Throttle()
         options = bus.options
-        self.commands = Line(connector, "commands", options, self._set_up_commands, bus.on_change)
+        self.commands = Line(connector, "commands", options, self._set_up_commands, self._commands_changed)
         self.pushes = Line(
             connector,
             "pushes",
@@ -330,6 +368,12 @@ class Shard:
 
     # Commands
 
+    def _commands_changed(self) -> None:
+        if self.commands.wire is not None:
+            # Not with on_up(): another host may be down for long.
+            self._bus.receiver.on_answerable()
+        self._bus.on_change()
+
     async def _set_up_commands(self, wire: WireProtocol) -> None:
         role = wire.call("ROLE")
         scripts = [wire.call("SCRIPT", "LOAD", script.text) for script in SCRIPTS]
@@ -338,13 +382,13 @@ class Shard:
         layout = wire.call("GET", layout_key)
         await asyncio.wait([role, *scripts, written, layout])
         try:
-            kind = role.result()[0]
+            answer = role.result()
         except ReplyError as exc:
             # A user without permission for ROLE may well have all the others.
             if not str(exc).startswith(("NOPERM", "ERR")):
                 raise
         else:
-            if kind != b"master":
+            if not isinstance(answer, list) or not answer or answer[0] != b"master":
                 raise LayerUnavailable(self.connector.address, "it is a replica; only masters are used")
         for script in scripts:
             script.result()
@@ -370,7 +414,10 @@ class Shard:
             if wire is None or wire.is_lost or not wire.has_room:
                 wire = await self.commands.with_room()
             try:
-                return await wire.call(*command)
+                reply = await wire.call(*command)
+                if self.commands.is_refusing:
+                    self.commands.serves()
+                return reply
             except NotSent:
                 continue
             except NoAnswer as exc:
@@ -391,8 +438,7 @@ class Shard:
                 wire.call("SCRIPT", "LOAD", script.text)
             return True
         if text.startswith(_UNSERVING):
-            self.commands.reason = text
-            wire.abort(ConnectionAbortedError(text))
+            self.commands.give_up(wire, text)
             return True
         return False
 
@@ -431,6 +477,8 @@ class Shard:
             return
         error = reply.exception()
         if error is None:
+            if self.commands.is_refusing:
+                self.commands.serves()
             answer.set_result(reply.result())
         elif isinstance(error, ReplyError):
             if self._may_go_on(wire, error) and not wire.is_lost:
@@ -503,14 +551,15 @@ class Shard:
         entry = self.ledger.get(topic)
         if entry is None or entry.is_confirmed:
             return
+        self.subscribe(topic)  # again, if it was refused
         self.pushes.raise_if_overdue()
         self.pushes.start()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry.waiters.append(waiter)
         try:
             await waiter
-        except LayerUnavailable as exc:
-            raise LayerUnavailable(exc.address, exc.reason) from exc
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            raise _own(exc) from exc
         finally:
             if waiter in entry.waiters:
                 entry.waiters.remove(waiter)
@@ -546,8 +595,11 @@ class Shard:
         self.pushes.start()
 
     async def close(self) -> None:
-        await self.commands.close()
-        await self.pushes.close()
+        await asyncio.gather(self.commands.close(), self.pushes.close())
+
+    def abort(self) -> None:
+        self.commands.abort()
+        self.pushes.abort()
 
 
 class RedisBus(Bus):
@@ -584,7 +636,12 @@ class RedisBus(Bus):
 
     async def close(self) -> None:
         self._is_closed = True
-        await asyncio.gather(*(shard.close() for shard in self._shards))
+        try:
+            await asyncio.gather(*(shard.close() for shard in self._shards))
+        except asyncio.CancelledError:
+            for shard in self._shards:
+                shard.abort()
+            raise
 
     def on_change(self) -> None:
         is_up = all(shard.is_up for shard in self._shards)
@@ -647,7 +704,10 @@ class RedisBus(Bus):
         kind = message.get("type")
         if not isinstance(kind, str) or not kind:
             raise BadEnvelope("JSON without a `type`")
-        payload = self._codec.encode(message)
+        try:
+            payload = self._codec.encode(message)
+        except TypeError as exc:
+            raise BadEnvelope(f"JSON that cannot travel: {exc}") from None
         self.receiver.on_external()
         return Envelope(payload, self.topics.group_named(topic))
 
@@ -728,7 +788,9 @@ class RedisBus(Bus):
 
     def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
         topic, taken = self.topics.queue(channel)
-        return self._shards[topic.shard].ask(GIVE_BACK, (topic.name, taken), number)
+        return self._shards[topic.shard].ask(
+            GIVE_BACK, (topic.name, taken), number, _milliseconds(self.options.expiry)
+        )
 
     async def flush(self) -> None:
         for shard in self._shards:
@@ -761,6 +823,11 @@ class RedisBus(Bus):
         if self._is_closed:
             return [Link(shard.connector.address, "closed") for shard in self._shards]
         return [shard.link() for shard in self._shards]
+
+
+def _own(error: Exception) -> Exception:
+    """Return an error of the caller's own: one object raised in many tasks would mix their tracebacks."""
+    return copy.copy(error)
 
 
 def _milliseconds(seconds: float) -> int:
