@@ -369,15 +369,16 @@ class Hub:
                 return envelope
         return None
 
-    async def watch(self) -> None:
-        """Return after the next delivery, or when a channel or the hub is closed. Cancelling is safe."""
-        watcher = asyncio.get_running_loop().create_future()
+    def watch(self) -> asyncio.Future[None]:
+        """Return a future that is done after the next delivery, or when a channel or the hub is closed."""
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watchers.append(watcher)
-        try:
-            await watcher
-        finally:
-            if watcher in self._watchers:
-                self._watchers.remove(watcher)
+        watcher.add_done_callback(self._stop_watching)  # one that was cancelled is still in the list
+        return watcher
+
+    def _stop_watching(self, watcher: asyncio.Future[None]) -> None:
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
 
     def _wake_watchers(self) -> None:
         watchers, self._watchers = self._watchers, []

@@ -1,0 +1,126 @@
+"""The contract on a server that answers as badly as a newcomer's Redis would, and then heals."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+
+from tests import contract, resp_server
+from tests.contract import MakeLayer
+from tests.resp_server import Answer, RespServer, error
+
+#: Whose answer, if it gets lost, only the caller can deal with: it is told DeliveryUnknown, as it should be.
+SENDS = {"GROUP_SEND", "PUSH", "PUBLISH"}
+#: What Redis answers whatever state it is in.
+ALWAYS_SERVED = {"SUBSCRIBE", "UNSUBSCRIBE", "AUTH", "HELLO", "CLIENT", "SELECT", "PING"}
+LUA = {"PUSH", "POP", "GIVE_BACK", "GROUP_SEND", "ADD_MEMBER"}
+
+Ailment = Callable[[str], Answer | None]
+
+
+def refusing(text: str) -> Ailment:
+    return lambda kind: None if kind in ALWAYS_SERVED else error(text)
+
+
+def mumbling(answer: Answer) -> Ailment:
+    return lambda kind: None if kind in SENDS else answer
+
+
+AILMENTS: dict[str, Ailment] = {
+    "healthy": lambda kind: None,
+    "loading": refusing("LOADING Redis is loading the dataset in memory"),
+    "readonly": refusing("READONLY You can't write against a read only replica."),
+    "noauth": refusing("NOAUTH Authentication required."),
+    "noscript": lambda kind: error("NOSCRIPT No matching script.") if kind in LUA else None,
+    "half": mumbling(resp_server.half(closes=True)),
+    "closing": mumbling(resp_server.close()),
+    "deaf": mumbling(resp_server.close(executes=False)),
+}
+
+
+class AilingServer(RespServer):
+    """Answers the first command of each kind badly, and everything after it well."""
+
+    def __init__(self, ailment: Ailment) -> None:
+        super().__init__()
+        self._ailment = ailment
+        self._seen: set[str] = set()
+
+    def answer_for(self, name: str, arguments: Sequence[bytes]) -> Answer | None:
+        kind = name
+        if name == "EVALSHA":
+            kind = (self._loaded.get(arguments[0]) or "unknown").upper()
+        if kind not in self._seen:
+            self._seen.add(kind)
+            return self._ailment(kind)
+        return super().answer_for(name, arguments)
+
+
+@pytest.fixture(params=list(AILMENTS))
+def ailment(request: pytest.FixtureRequest) -> Ailment:
+    return AILMENTS[request.param]
+
+
+@pytest.fixture
+async def make_layer(ailment: Ailment, prefix: str) -> AsyncIterator[MakeLayer]:
+    async with AilingServer(ailment) as server:
+        async with contract.layers(hosts=[server.url], prefix=prefix) as make_layer:
+            yield make_layer
+
+
+# What has nothing to do with the server's answers is looked at once.
+healthy = pytest.mark.parametrize("ailment", ["healthy"], indirect=True)
+
+
+@healthy
+class TestNames(contract.Names):
+    pass
+
+
+@healthy
+class TestMessages(contract.Messages):
+    pass
+
+
+class TestChannels(contract.Channels):
+    pass
+
+
+class TestGroups(contract.Groups):
+    pass
+
+
+class TestFlush(contract.Flush):
+    pass
+
+
+class TestClosing(contract.Closing):
+    pass
+
+
+class TestWaiting(contract.Waiting):
+    pass
+
+
+@healthy
+class TestStatistics(contract.Statistics):
+    pass
+
+
+@healthy
+class TestIdle(contract.Idle):
+    pass
+
+
+class TestSharedChannels(contract.SharedChannels):
+    pass
+
+
+class TestSharedGroups(contract.SharedGroups):
+    pass
+
+
+@healthy
+class TestSharedEncryption(contract.SharedEncryption):
+    pass

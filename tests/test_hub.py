@@ -1,0 +1,846 @@
+"""Local channels and the members of groups: rule by rule, and against a model."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from channels.exceptions import ChannelFull
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from channels_asyncq import buffers
+from channels_asyncq.buffers import PATIENCE
+from channels_asyncq.envelopes import Envelope
+from channels_asyncq.exceptions import ChannelClosed, LayerClosed
+from channels_asyncq.hub import CLOSED_NAMES_KEPT, Hub
+from channels_asyncq.options import Host, Options
+from tests.clock import Clock
+from tests.contract import every, started, steps
+
+EXPIRY = 60.0
+GROUP_EXPIRY = 600.0
+ROOM = b"asgi:0:group:room"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    clock.put_into(monkeypatch, ["buffers", "hub"])
+    return clock
+
+
+class Recorder:
+    """A hub, and what it told its owner."""
+
+    def __init__(self, **options: Any) -> None:
+        defaults: dict[str, Any] = {"expiry": EXPIRY, "group_expiry": GROUP_EXPIRY, "capacity": 2}
+        self.empty: list[bytes] = []
+        self.rooms = 0
+        self.hub = Hub(
+            Options(hosts=(Host("memory"),), **(defaults | options)), self.empty.append, self._has_room
+        )
+
+    def _has_room(self) -> None:
+        self.rooms += 1
+
+    def texts(self, channel: str) -> list[str]:
+        """Everything that can be taken out of a channel now."""
+        buffer = self.hub.channels.get(channel)
+        return [] if buffer is None else [one.payload.decode() for one in iter(buffer.take, None)]
+
+
+def envelope(text: str = "x", lifetime: float = EXPIRY, excluded: tuple[str, ...] = ()) -> Envelope:
+    """An envelope as the hub's own clock sees it."""
+    return Envelope(
+        text.encode(), "room", excluded=excluded, expires_at=buffers.__dict__["monotonic"]() + lifetime
+    )
+
+
+# Channels
+
+
+def test_open() -> None:
+    """A channel is one buffer, with the capacity that the settings have for its name."""
+    here = Recorder(channel_capacity=((re.compile("big"), 7),))
+    assert here.hub.open("a") is here.hub.open("a") is not here.hub.open("b")
+    assert [here.hub.open(name).capacity for name in ("a", "big.one")] == [2, 7]
+
+
+def test_put_own() -> None:
+    """The session's own send is told at once when the channel is full, whatever `overflow` says."""
+    for overflow in ("drop_newest", "drop_oldest", "close"):
+        here = Recorder(overflow=overflow)
+        here.hub.put_own("a", envelope("1"))
+        here.hub.put_own("a", envelope("2"))
+        with pytest.raises(ChannelFull):
+            here.hub.put_own("a", envelope("3"))
+        assert here.texts("a") == ["1", "2"] and not here.hub.tally.dropped
+        assert here.hub.tally.delivered == 2
+
+
+def test_close_channel() -> None:
+    """A closed channel leaves its groups and accepts nothing; what is in it can be received."""
+    here = Recorder()
+    here.hub.join(ROOM, "a")
+    here.hub.put_own("a", envelope("1"))
+    here.hub.close_channel("a")
+    here.hub.close_channel("a")
+    assert here.empty == [ROOM] and not here.hub.groups
+    with pytest.raises(ChannelClosed):
+        here.hub.put_own("a", envelope("2"))
+    with pytest.raises(ChannelClosed):
+        here.hub.join(ROOM, "a")
+    assert here.hub.deliver_to("a", envelope("3"))
+    assert here.hub.tally.dropped == {"closed": 1}
+    assert here.texts("a") == ["1"]
+    assert here.hub.groups == {}
+
+
+def test_close_channel_that_was_never_there() -> None:
+    """Its name is closed all the same: nobody opens it, joins with it or delivers to it."""
+    here = Recorder()
+    here.hub.close_channel("a")
+    for attempt in (lambda: here.hub.open("a"), lambda: here.hub.join(ROOM, "a")):
+        with pytest.raises(ChannelClosed):
+            attempt()
+    assert here.hub.deliver_to("a", envelope())
+    assert here.hub.tally.dropped == {"closed": 1} and not here.hub.channels and not here.hub.groups
+
+
+def test_a_closed_channel_that_is_empty_is_gone() -> None:
+    """Closing a channel in which nothing waits frees it; its name is remembered for a while."""
+    here = Recorder()
+    here.hub.open("a")
+    here.hub.close_channel("a")
+    assert not here.hub.channels and set(here.hub.closed_names) == {"a"}
+
+
+def test_names_of_closed_channels_are_forgotten(clock: Clock) -> None:
+    """A closed name is kept for late senders, not for ever, and not before its last message is gone."""
+    here = Recorder()
+    here.hub.put_own("a", envelope("1", lifetime=10_000))
+    here.hub.close_channel("a")
+    here.hub.close_channel("b")
+    clock.turn(CLOSED_NAMES_KEPT)
+    here.hub.sweep()
+    assert set(here.hub.closed_names) == {"a", "b"}
+    clock.turn(1)
+    here.hub.sweep()
+    assert set(here.hub.closed_names) == {"a"}
+    assert here.texts("a") == ["1"]
+    clock.turn(EXPIRY + 1)
+    here.hub.sweep()
+    assert not here.hub.closed_names and not here.hub.channels
+
+
+def test_close() -> None:
+    """Closing the hub closes every channel with its reason, and counts what still waited."""
+    here = Recorder(capacity=1)
+    here.hub.join(ROOM, "a")
+    here.hub.deliver(ROOM, envelope("1"))
+    buffer = here.hub.open("a")
+    assert not here.hub.deliver(ROOM, envelope("2"))
+    here.hub.close(LayerClosed)
+    assert here.hub.tally.dropped == {"closed": 1}
+    assert not here.hub.channels and not here.hub.groups
+    with pytest.raises(LayerClosed):
+        buffer.put_nowait(envelope())
+    here.hub.close(LayerClosed)
+
+
+def test_flush() -> None:
+    """Messages and memberships are gone, channels stay and can be used; the topics are told once."""
+    here = Recorder()
+    here.hub.join(ROOM, "a")
+    here.hub.join(b"other", "a")
+    here.hub.deliver(ROOM, envelope("1"))
+    here.hub.put_own("closed", envelope("2"))
+    here.hub.close_channel("closed")
+    buffer = here.hub.open("a")
+    assert sorted(here.hub.flush()) == sorted([ROOM, b"other"])
+    assert here.hub.flush() == [] and not here.empty
+    assert here.hub.tally.dropped == {"flushed": 2}
+    assert here.hub.channels == {"a": buffer} and not buffer.groups and buffer.empty()
+    here.hub.join(ROOM, "a")
+    here.hub.deliver(ROOM, envelope("3"))
+    assert here.texts("a") == ["3"]
+
+
+# Groups
+
+
+def test_join_and_leave() -> None:
+    """leave() says whether the group has lost its last member; twice is once."""
+    here = Recorder()
+    first = here.hub.join(ROOM, "a")
+    assert here.hub.join(ROOM, "a") is first
+    here.hub.join(ROOM, "b")
+    assert [here.hub.leave(ROOM, name) for name in ("a", "a", "c", "b", "b")] == [
+        *(False, False, False),
+        *(True, False),
+    ]
+    assert not here.hub.groups and not here.hub.open("a").groups and not here.empty
+    assert not here.hub.leave(b"nobody", "a")
+
+
+def test_abandon() -> None:
+    """A membership that was never confirmed can be taken back, unless another call waits for it."""
+    here = Recorder()
+    member = here.hub.join(ROOM, "a")
+    member.joiners += 1
+    assert not here.hub.abandon(ROOM, member) and ROOM in here.hub.groups
+    member.joiners -= 1
+    assert here.hub.abandon(ROOM, member) and ROOM not in here.hub.groups
+    assert not here.hub.abandon(ROOM, member)
+
+
+def test_abandon_of_a_member() -> None:
+    """Who is a member already stays one; a membership that was made anew is another one."""
+    here = Recorder()
+    member = here.hub.join(ROOM, "a")
+    member.is_confirmed = True
+    assert not here.hub.abandon(ROOM, member)
+    here.hub.leave(ROOM, "a")
+    old, new = member, here.hub.join(ROOM, "a")
+    old.is_confirmed = False
+    assert not here.hub.abandon(ROOM, old)
+    assert here.hub.groups[ROOM].members == {"a": new}
+
+
+def test_membership_lapses(clock: Clock) -> None:
+    """After `group_expiry` without a join or a receive, a delivery finds no member any more."""
+    here = Recorder()
+    here.hub.join(ROOM, "a")
+    clock.turn(GROUP_EXPIRY - 1)
+    here.hub.deliver(ROOM, envelope("1"))
+    clock.turn(1)
+    assert here.hub.deliver(ROOM, envelope("2"))
+    assert here.empty == [ROOM] and not here.hub.groups
+    assert here.hub.open("a").queued == 1
+
+
+@pytest.mark.parametrize("renewal", ["join", "receive"])
+def test_membership_is_renewed(clock: Clock, renewal: str) -> None:
+    """Joining again and receiving both count from anew; another member lapses alone."""
+    here = Recorder()
+    for name in "ab":
+        here.hub.join(ROOM, name)
+    clock.turn(GROUP_EXPIRY - 1)
+    if renewal == "join":
+        here.hub.join(ROOM, "a")
+    else:
+        here.hub.put_own("a", envelope("0"))
+        assert here.texts("a") == ["0"]
+    clock.turn(1)
+    here.hub.sweep()
+    assert set(here.hub.groups[ROOM].members) == {"a"}
+    clock.turn(GROUP_EXPIRY - 2)
+    here.hub.sweep()
+    assert not here.empty
+    clock.turn(1)
+    here.hub.sweep()
+    assert here.empty == [ROOM]
+
+
+# Delivery
+
+
+def test_deliver_to_nobody() -> None:
+    """A topic without members takes every message at once."""
+    here = Recorder()
+    assert here.hub.deliver(ROOM, envelope()) and here.hub.tally.delivered == 0
+
+
+def test_members_share_one_envelope() -> None:
+    """Each member has the very same envelope: it is stored once."""
+    here = Recorder()
+    for name in "abc":
+        here.hub.join(ROOM, name)
+    one = envelope()
+    here.hub.deliver(ROOM, one)
+    assert all(here.hub.open(name).take() is one for name in "abc")
+    assert here.hub.tally.delivered == 3
+
+
+def test_excluded() -> None:
+    """Who is excluded gets nothing, and is not waited for when it is full."""
+    here = Recorder(capacity=1)
+    for name in "abc":
+        here.hub.join(ROOM, name)
+    assert here.hub.deliver(ROOM, envelope("1", excluded=("b", "elsewhere")))
+    assert [here.texts(name) for name in "abc"] == [["1"], [], ["1"]]
+    here.hub.put_own("b", envelope("2"))
+    assert here.hub.deliver(ROOM, envelope("3", excluded=("b",)))
+    assert not here.hub.tally.dropped and here.hub.tally.delivered == 5
+
+
+@pytest.mark.parametrize(
+    ("overflow", "left"), [("drop_newest", ["1"]), ("drop_oldest", ["2"]), ("close", ["1"])]
+)
+def test_overflow(overflow: str, left: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """A full channel is waited for; then its setting applies, to it alone, and is counted and logged."""
+    here = Recorder(capacity=1, overflow=overflow, channel_capacity=((re.compile("wide"), 9),))
+    for name in ("full", "wide"):
+        here.hub.join(ROOM, name)
+    assert here.hub.deliver(ROOM, envelope("1"))
+    second = envelope("2")
+    assert not here.hub.deliver(ROOM, second)
+    assert here.hub.open("wide").queued == 1
+    here.hub.spend(PATIENCE)
+    assert here.hub.deliver(ROOM, second)
+    assert here.hub.tally.dropped == {"overflow": 1}
+    assert [line.__dict__["code"] for line in caplog.records] == ["loss.overflow"]
+    assert "channel full holds 1 messages" in caplog.text and f"overflow={overflow!r}" in caplog.text
+    assert here.texts("wide") == ["1", "2"]
+    assert here.texts("full") == left
+    assert ("full" in here.hub.groups[ROOM].members) is (overflow != "close")
+    assert not here.empty
+
+
+def test_overflow_of_the_only_member_closes_the_group() -> None:
+    """A channel that closes on overflow takes its group with it, in the middle of a delivery."""
+    here = Recorder(capacity=1, overflow="close")
+    here.hub.join(ROOM, "a")
+    here.hub.deliver(ROOM, envelope("1"))
+    here.hub.open("a").patience = 0.0
+    assert here.hub.deliver(ROOM, envelope("2"))
+    assert here.empty == [ROOM] and not here.hub.groups
+    assert here.texts("a") == ["1"]
+
+
+def test_deliver_to() -> None:
+    """A message from elsewhere to one channel: opened if it is not there, waited for if it is full."""
+    here = Recorder(capacity=1)
+    assert here.hub.deliver_to("a", envelope("1"))
+    second = envelope("2")
+    assert not here.hub.deliver_to("a", second)
+    assert here.hub.deliver_to("b", envelope("1"))
+    assert here.texts("a") == ["1"]
+    assert here.rooms == 1
+    assert here.hub.deliver_to("a", second)
+    assert here.texts("a") == ["2"] and not here.hub.tally.dropped
+
+
+def test_room_is_told_when_all_have_it() -> None:
+    """`on_room` comes when every channel that was waited for has a place, and is not repeated."""
+    here = Recorder(capacity=1)
+    for name in "ab":
+        here.hub.join(ROOM, name)
+    here.hub.deliver(ROOM, envelope("1"))
+    assert not here.hub.deliver(ROOM, envelope("2"))
+    here.texts("a")
+    assert here.rooms == 0
+    here.texts("b")
+    assert here.rooms == 1
+    assert here.hub.deliver(ROOM, envelope("2"))
+    here.texts("a")
+    assert here.rooms == 1
+
+
+def test_room_by_closing() -> None:
+    """A channel that is closed while it is waited for is waited for no more."""
+    here = Recorder(capacity=1)
+    for name in "ab":
+        here.hub.join(ROOM, name)
+    here.hub.deliver(ROOM, envelope("1"))
+    here.texts("b")
+    assert not here.hub.deliver(ROOM, envelope("2"))
+    here.hub.close_channel("a")
+    assert here.rooms == 1
+    assert here.hub.deliver(ROOM, envelope("2"))
+    assert here.texts("b") == ["2"]
+
+
+def test_room_by_expiry(clock: Clock) -> None:
+    """A channel full of expired messages is not waited for, and nothing is dropped for overflow."""
+    here = Recorder(capacity=1)
+    here.hub.join(ROOM, "a")
+    here.hub.deliver(ROOM, envelope("1"))
+    clock.turn(EXPIRY)
+    assert here.hub.deliver(ROOM, envelope("2"))
+    assert here.hub.tally.dropped == {"expired": 1} and here.texts("a") == ["2"]
+
+
+def test_patience_is_spent_by_those_who_are_waited_for() -> None:
+    """A stuck reader costs its neighbours 50 ms once; after that it loses, and they do not wait."""
+    here = Recorder(capacity=1)
+    for name in ("stuck", "quick"):
+        here.hub.join(ROOM, name)
+    here.hub.deliver(ROOM, envelope("0"))
+    here.texts("quick")
+    spent = 0.0
+    for number in range(1, 20):
+        one = envelope(str(number))
+        while not here.hub.deliver(ROOM, one):
+            here.hub.spend(10.0)
+            spent += 10.0
+        assert here.texts("quick") == [str(number)]
+    assert spent == PATIENCE
+    assert here.hub.tally.dropped == {"overflow": 19} and here.texts("stuck") == ["0"]
+    here.hub.deliver(ROOM, envelope("20"))
+    assert not here.hub.deliver(ROOM, envelope("21")), "who reads again is waited for again"
+
+
+def test_broadcast() -> None:
+    """Every channel gets it, the ones of no group too; a full one loses it by its setting."""
+    here = Recorder(capacity=1)
+    for name in "abc":
+        here.hub.open(name)
+    here.hub.put_own("c", envelope("0"))
+    here.hub.close_channel("b")
+    here.hub.broadcast(envelope("1"))
+    assert [here.texts(name) for name in "abc"] == [["1"], [], ["0"]]
+    assert here.hub.tally.dropped == {"overflow": 1}
+
+
+def test_broadcast_counts_the_closed() -> None:
+    """A channel that closed with something in it gets nothing new, and that is counted."""
+    here = Recorder()
+    here.hub.put_own("a", envelope("0"))
+    here.hub.close_channel("a")
+    here.hub.broadcast(envelope("1"))
+    assert here.texts("a") == ["0"] and here.hub.tally.dropped == {"closed": 1}
+
+
+def test_count_full(caplog: pytest.LogCaptureFixture) -> None:
+    """A normal channel that a group found full is counted and told like a member here."""
+    here = Recorder()
+    here.hub.count_full("jobs")
+    assert here.hub.tally.dropped == {"overflow": 1} and "channel jobs holds 2 messages" in caplog.text
+
+
+# Sweeping
+
+
+def test_sweep_frees_what_nobody_uses(clock: Clock) -> None:
+    """An empty buffer in no group goes after `expiry`; one that was used since stays."""
+    here = Recorder()
+    for name in ("unused", "used", "member"):
+        here.hub.open(name)
+    here.hub.join(ROOM, "member")
+    clock.turn(EXPIRY)
+    here.hub.put_own("used", envelope("1"))
+    here.texts("used")
+    here.hub.sweep()
+    assert set(here.hub.channels) == {"unused", "used", "member"}
+    clock.turn(1)
+    here.hub.sweep()
+    assert set(here.hub.channels) == {"used", "member"}
+
+
+async def test_sweep_keeps_what_somebody_waits_for(clock: Clock) -> None:
+    """A buffer with a receiver, however long it waits, is not freed under it."""
+    here = Recorder()
+    waiting = await started(here.hub.open("a").get())
+    clock.turn(10 * EXPIRY)
+    here.hub.sweep()
+    here.hub.put_own("a", envelope("1"))
+    [got] = await every([waiting])
+    assert got.payload == b"1"
+
+
+async def test_sweep_keeps_what_a_sender_waits_for(clock: Clock) -> None:
+    """A buffer with a sender who waits for a place is not freed under it, nor before it has put."""
+    here = Recorder(capacity=1)
+    buffer = here.hub.open("a")
+    here.hub.put_own("a", envelope("1"))
+    waiting = await started(buffer.put_when_free(envelope("2"), EXPIRY))
+    clock.turn(10 * EXPIRY)
+    here.hub.sweep()
+    here.hub.sweep()
+    await every([waiting])
+    assert here.texts("a") == ["2"] and here.hub.channels["a"] is buffer
+
+
+def test_sweep_ends_what_nobody_reads(clock: Clock) -> None:
+    """A member that lets messages expire loses its groups when it is late by twice the expiry, and its buffer."""
+    here = Recorder()
+    here.hub.join(ROOM, "a")
+    here.hub.deliver(ROOM, envelope("1"))
+    clock.turn(2 * EXPIRY)
+    here.hub.sweep()
+    assert here.hub.tally.dropped == {"expired": 1} and ROOM in here.hub.groups
+    clock.turn(1)
+    here.hub.sweep()
+    assert here.empty == [ROOM] and not here.hub.channels and not here.hub.groups
+
+
+def test_sweep_leaves_a_quiet_member_alone(clock: Clock) -> None:
+    """A member that nobody writes to, or that received all it got, stays until its membership lapses."""
+    here = Recorder()
+    for name in ("quiet", "reading"):
+        here.hub.join(ROOM, name)
+    here.hub.deliver_to("reading", envelope("1"))
+    clock.turn(EXPIRY - 1)
+    assert here.texts("reading") == ["1"]
+    clock.turn(5 * EXPIRY)
+    here.hub.sweep()
+    assert set(here.hub.groups[ROOM].members) == {"quiet", "reading"}
+
+
+# Receivers of a whole prefix
+
+
+def test_take_any(clock: Clock) -> None:
+    """The oldest message of all channels that begin so; expired ones are passed over."""
+    here = Recorder()
+    for name, text in (("x!1", "first"), ("x!2", "second"), ("y!1", "other"), ("x!1", "third")):
+        here.hub.put_own(name, envelope(text))
+        clock.turn(1)
+    taken = []
+    while (one := here.hub.take_any("x!")) is not None:
+        taken.append(one.payload.decode())
+    assert taken == ["first", "second", "third"]
+    here.hub.put_own("x!1", envelope("late"))
+    clock.turn(EXPIRY)
+    here.hub.put_own("x!2", envelope("in time"))
+    one = here.hub.take_any("x!")
+    assert one is not None and one.payload == b"in time"
+    assert here.hub.take_any("x!") is None and here.hub.take_any("z!") is None
+
+
+async def test_watch() -> None:
+    """A watcher is woken by every kind of delivery and by closing; a cancelled one harms nobody."""
+    here = Recorder(capacity=1)
+    here.hub.join(ROOM, "a")
+    for happens in (
+        lambda: here.hub.deliver(ROOM, envelope()),
+        lambda: here.hub.deliver_to("b", envelope()),
+        lambda: here.hub.put_own("c", envelope()),
+        lambda: here.hub.close_channel("d.e"),
+        lambda: here.hub.close_channel("a"),
+        lambda: here.hub.close(LayerClosed),
+    ):
+        watcher, cancelled = here.hub.watch(), here.hub.watch()
+        cancelled.cancel()
+        assert not watcher.done()
+        happens()
+        if happens.__code__.co_consts[-1:] != ("d.e",):
+            await asyncio.wait_for(watcher, 20)
+        await steps(1)
+
+
+# Against a model
+
+
+@dataclass
+class Channel:
+    """What a channel is to the model: its messages with their ends, its groups with the times of joining."""
+
+    used: float
+    waiting: list[tuple[int, float]] = field(default_factory=list)
+    groups: dict[str, float] = field(default_factory=dict)
+    received: float = 0.0
+    lost: bool = False
+
+
+CHANNELS = st.sampled_from(["a", "c!1", "c!2"])
+GROUPS = st.sampled_from(["room", "lobby"])
+CAPACITY = 2
+
+
+class HubMachine(RuleBasedStateMachine):
+    """Everything that can happen to a hub; it and the model agree on every message, place and member."""
+
+    @initialize(overflow=st.sampled_from(["drop_newest", "drop_oldest", "close"]))
+    def begin(self, overflow: str) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.clock = Clock()
+        self.clock.put_into(self.patch, ["buffers", "hub"])
+        # Thousands of examples would each be worth a line.
+        self.patch.setattr("channels_asyncq.journal.LOSS.disabled", True)
+        self.overflow = overflow
+        self.subscribed: set[bytes] = set()
+        options = Options(
+            hosts=(Host("memory"),),
+            overflow=overflow,  # type: ignore[arg-type]
+            expiry=EXPIRY,
+            group_expiry=GROUP_EXPIRY,
+            capacity=CAPACITY,
+        )
+        self.hub = Hub(options, self.subscribed.remove, lambda: None)
+        self.model: dict[str, Channel] = {}
+        self.closed: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
+        self.number = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "patch"):
+            self.patch.undo()
+
+    # What the model does.
+
+    def opened(self, name: str) -> Channel | None:
+        if name not in self.model and name in self.closed:
+            return None
+        return self.model.setdefault(name, Channel(self.clock.now, received=self.clock.now))
+
+    def purge(self, channel: Channel) -> None:
+        live = [entry for entry in channel.waiting if entry[1] > self.clock.now]
+        if len(live) < len(channel.waiting):
+            self.counts["expired"] += len(channel.waiting) - len(live)
+            channel.waiting, channel.lost = live, True
+
+    def put(self, name: str) -> None:
+        channel = self.model[name]
+        if name in self.closed:
+            self.counts["closed"] += 1
+            return
+        if len(channel.waiting) >= CAPACITY:
+            self.purge(channel)
+        if len(channel.waiting) >= CAPACITY:
+            self.counts["overflow"] += 1
+            if self.overflow == "close":
+                self.closing(name)
+            if self.overflow != "drop_oldest":
+                return
+            del channel.waiting[0]
+        channel.waiting.append((self.number, self.clock.now + EXPIRY))
+        self.counts["delivered"] += 1
+
+    def closing(self, name: str) -> None:
+        self.closed.setdefault(name, self.clock.now)
+        if name in self.model:
+            self.model[name].groups.clear()
+            if not self.model[name].waiting:
+                del self.model[name]
+
+    def lapse(self, group: str) -> None:
+        for channel in self.model.values():
+            joined = channel.groups.get(group)
+            if joined is not None and max(joined, channel.received) + GROUP_EXPIRY <= self.clock.now:
+                del channel.groups[group]
+
+    def next_envelope(self, excluded: tuple[str, ...] = ()) -> Envelope:
+        self.number += 1
+        return envelope(str(self.number), excluded=excluded)
+
+    def insist(self, is_full: list[str], offer: Any) -> None:
+        """Offer until it is taken; it may have to wait only for a channel that is full."""
+        before = {name: buffer.queued for name, buffer in self.hub.channels.items()}
+        for _ in range(50):
+            if offer():
+                return
+            assert any(len(self.model[name].waiting) >= CAPACITY for name in is_full if name in self.model)
+            assert before == {name: buffer.queued for name, buffer in self.hub.channels.items()} or any(
+                entry[1] <= self.clock.now for one in self.model.values() for entry in one.waiting
+            )
+            self.hub.spend(10.0)
+        raise AssertionError("the hub waits for ever")
+
+    # What happens.
+
+    @rule(name=CHANNELS)
+    def open(self, name: str) -> None:
+        if self.opened(name) is None:
+            with pytest.raises(ChannelClosed):
+                self.hub.open(name)
+        else:
+            self.hub.open(name)
+
+    @rule(name=CHANNELS, group=GROUPS)
+    def join(self, name: str, group: str) -> None:
+        channel = self.opened(name)
+        if name in self.closed:
+            with pytest.raises(ChannelClosed):
+                self.hub.join(group.encode(), name)
+            return
+        assert channel is not None
+        channel.groups[group] = self.clock.now
+        self.hub.join(group.encode(), name)
+        self.subscribed.add(group.encode())
+
+    @rule(name=CHANNELS, group=GROUPS)
+    def leave(self, name: str, group: str) -> None:
+        was_in = name in self.model and self.model[name].groups.pop(group, None) is not None
+        is_empty = not any(group in channel.groups for channel in self.model.values())
+        was_last = self.hub.leave(group.encode(), name)
+        assert was_last is (was_in and is_empty)
+        if was_last:
+            self.subscribed.remove(group.encode())
+
+    @rule(group=GROUPS, excluded=st.sets(CHANNELS, max_size=2))
+    def deliver(self, group: str, excluded: set[str]) -> None:
+        self.lapse(group)
+        one = self.next_envelope(tuple(excluded))
+        names = [name for name, channel in self.model.items() if group in channel.groups]
+        names = [name for name in names if name not in excluded]
+        self.insist(names, lambda: self.hub.deliver(group.encode(), one))
+        for name in names:
+            self.put(name)
+
+    @rule(group=GROUPS)
+    def burst(self, group: str) -> None:
+        for _ in range(CAPACITY + 1):
+            self.deliver(group, set())
+
+    @rule(group=GROUPS)
+    def everybody_joins(self, group: str) -> None:
+        for name in ("a", "c!1", "c!2"):
+            self.join(name, group)
+
+    @rule(name=CHANNELS)
+    def deliver_to(self, name: str) -> None:
+        one = self.next_envelope()
+        self.insist([name], lambda: self.hub.deliver_to(name, one))
+        if self.opened(name) is None:
+            self.counts["closed"] += 1
+        else:
+            self.put(name)
+
+    @rule(name=CHANNELS)
+    def put_own(self, name: str) -> None:
+        one, channel = self.next_envelope(), self.opened(name)
+        if name in self.closed or channel is None:
+            with pytest.raises(ChannelClosed):
+                self.hub.put_own(name, one)
+            return
+        if len(channel.waiting) >= CAPACITY:
+            self.purge(channel)
+        if len(channel.waiting) >= CAPACITY:
+            with pytest.raises(ChannelFull):
+                self.hub.put_own(name, one)
+        else:
+            self.hub.put_own(name, one)
+            self.put(name)
+
+    @rule()
+    def broadcast(self) -> None:
+        self.hub.broadcast(self.next_envelope())
+        for name in list(self.model):
+            self.put(name)
+
+    @rule(name=CHANNELS)
+    def take(self, name: str) -> None:
+        buffer = self.hub.channels.get(name)
+        assert (buffer is None) is (name not in self.model)
+        if buffer is None:
+            return
+        taken, channel = buffer.take(), self.model[name]
+        self.purge(channel)
+        assert (taken is None) is (not channel.waiting)
+        if taken is not None:
+            assert int(taken.payload) == channel.waiting.pop(0)[0]
+            channel.used = channel.received = self.clock.now
+            channel.lost = False
+            self.counts["taken"] += 1
+
+    @rule()
+    def take_any(self) -> None:
+        names = [name for name in self.model if name.startswith("c!")]
+        live = {name: [one for one in self.model[name].waiting if one[1] > self.clock.now] for name in names}
+        taken = self.hub.take_any("c!")
+        assert (taken is None) is (not any(live.values()))
+        for name in names:
+            # It need not look into every channel; where it did, what had expired is dropped.
+            oldest = self.hub.channels[name].oldest
+            if oldest is None or oldest.expires_at > self.clock.now:
+                self.purge(self.model[name])
+        if taken is None:
+            return
+        number = int(taken.payload)
+        [channel] = [
+            self.model[name]
+            for name in names
+            if live[name][:1] == [(number, taken.expires_at)]
+            and self.hub.channels[name].queued < len(self.model[name].waiting)
+        ]
+        channel.waiting.pop(0)
+        channel.used = channel.received = self.clock.now
+        channel.lost = False
+        self.counts["taken"] += 1
+
+    @rule(name=CHANNELS)
+    def close_channel(self, name: str) -> None:
+        self.closing(name)
+        self.hub.close_channel(name)
+
+    @rule()
+    def flush(self) -> None:
+        for name, channel in list(self.model.items()):
+            self.counts["flushed"] += len(channel.waiting)
+            channel.waiting.clear()
+            channel.groups.clear()
+            if name in self.closed:
+                del self.model[name]
+        self.closed.clear()
+        topics = self.hub.flush()
+        assert set(topics) == self.subscribed and len(topics) == len(self.subscribed)
+        self.subscribed.clear()
+
+    @rule()
+    def sweep(self) -> None:
+        now = self.clock.now
+        for group in ("room", "lobby"):
+            self.lapse(group)
+        for name, channel in list(self.model.items()):
+            self.purge(channel)
+            if channel.lost and now - channel.used > 2 * EXPIRY:
+                channel.groups.clear()
+            if now - channel.used > EXPIRY and not channel.groups and not channel.waiting:
+                del self.model[name]
+        for name, since in list(self.closed.items()):
+            if now - since > CLOSED_NAMES_KEPT and name not in self.model:
+                del self.closed[name]
+        self.hub.sweep()
+
+    @rule(seconds=st.sampled_from([1.0, EXPIRY / 2, EXPIRY, GROUP_EXPIRY / 2]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.turn(seconds)
+
+    # What always holds.
+
+    @precondition(lambda self: hasattr(self, "hub"))
+    @invariant()
+    def agrees(self) -> None:
+        for name, buffer in self.hub.channels.items():
+            assert [int(one.payload) for one in buffer._queue] == [
+                number for number, _ in self.model[name].waiting
+            ]
+            assert buffer.queued <= CAPACITY
+            assert (buffer.closed is not None) is (name in self.closed)
+            assert buffer.groups == {group.encode() for group in self.model[name].groups}
+        assert set(self.hub.channels) == set(self.model)
+        assert set(self.hub.closed_names) == set(self.closed)
+
+    @precondition(lambda self: hasattr(self, "hub"))
+    @invariant()
+    def groups_are_what_the_owner_was_told(self) -> None:
+        members = {topic: set(group.members) for topic, group in self.hub.groups.items()}
+        expected: dict[bytes, set[str]] = {}
+        for name, channel in self.model.items():
+            for group in channel.groups:
+                expected.setdefault(group.encode(), set()).add(name)
+        assert members == expected and set(members) == self.subscribed
+
+    @precondition(lambda self: hasattr(self, "hub"))
+    @invariant()
+    def nothing_is_lost_without_being_counted(self) -> None:
+        tally = self.hub.tally
+        reasons = ("expired", "overflow", "closed", "flushed")
+        assert {reason: tally.dropped[reason] for reason in reasons} == {
+            reason: self.counts[reason] for reason in reasons
+        }
+        assert tally.delivered == self.counts["delivered"]
+        waiting = sum(buffer.queued for buffer in self.hub.channels.values())
+        gone = self.counts["taken"] + self.counts["expired"] + self.counts["flushed"]
+        replaced = self.counts["overflow"] if self.overflow == "drop_oldest" else 0
+        assert tally.delivered == waiting + gone + replaced
+
+    @precondition(lambda self: hasattr(self, "hub"))
+    @invariant()
+    def only_what_is_here_and_full_is_waited_for(self) -> None:
+        open_ones = {buffer for buffer in self.hub.channels.values() if buffer.closed is None}
+        full = {buffer for buffer in open_ones if buffer.full()}
+        assert self.hub._full == {buffer for buffer in open_ones if buffer.is_reported_full} == full
+        assert self.hub._awaited <= full
+
+
+TestHubMachine = HubMachine.TestCase
+TestHubMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
