@@ -75,9 +75,13 @@ class QueueReader:
 
     def reconnected(self) -> None:
         """Repeat what was under way when the link was lost, and look for messages."""
-        if self._must_repeat and self._is_giving:
+        if self._is_asking:
+            # The answer under way may be from before the gap, in which wake-ups were missed.
+            self._is_woken = True
+        elif self._must_repeat and self._is_giving:
             self._give_back()
-        elif not self._is_asking:
+            self._ask()
+        else:
             self._ask()
 
     @property
@@ -114,6 +118,11 @@ class QueueReader:
     def _ask(self) -> None:
         if self._is_asking or not self._receiving or self.buffer.queued or self.buffer.closed is not None:
             return
+        if self._must_repeat and self._is_giving:
+            # Again, in case it was not executed; the next number takes it from the list.
+            self._give_back()
+            if self._must_repeat:
+                return
         if not self._must_repeat:
             self._number += 1
         answer = self._bus.pop(self.channel, self._number)
@@ -153,7 +162,7 @@ class QueueReader:
         if answer is None:
             self._must_repeat = self._is_giving = True
         else:
-            self._is_giving = True
+            self._is_giving, self._must_repeat = True, False
             answer.add_done_callback(partial(self._given_back, self._number))
 
     def _given_back(self, number: int, answer: asyncio.Future[None]) -> None:

@@ -13,17 +13,19 @@ _CACHED_NAMES = 8192
 
 
 class Topic(NamedTuple):
-    """One name as Redis sees it, and the index of the host that holds it."""
+    """One name as Redis sees it, the index of the host that holds it, and its partition."""
 
     shard: int
     name: bytes
+    partition: int
 
 
 class Queue(NamedTuple):
-    """A normal channel: its list, which is also the topic of its wake-ups, and the key of what a node took."""
+    """A normal channel: its list, also the topic of its wake-ups; what this node took; which numbers it saw."""
 
     topic: Topic
     taken: bytes
+    seen: bytes
 
 
 class Group(NamedTuple):
@@ -75,21 +77,21 @@ class Topics:
         return range(len(self._roots))
 
     def partition(self, name: str) -> int:
-        """Return the slice of a group, a normal channel or a node: CRC-32, the same in every process."""
+        """Return the slice of a group, a normal channel or a node: CRC-32, the same everywhere."""
         return zlib.crc32(name.encode()) % self.partitions
 
-    def shard(self, name: str) -> int:
-        """Return the index of the host that holds this name."""
-        return self.partition(name) % len(self._roots)
+    def _topic(self, name: str, kind: bytes) -> Topic:
+        partition = self.partition(name)
+        shard = partition % len(self._roots)
+        return Topic(shard, self._roots[shard] + kind + name.encode(), partition)
 
     def group(self, group: str) -> Group:
         found = self._groups.get(group)
         if found is None:
             if len(self._groups) >= _CACHED_NAMES:
                 self._groups.clear()
-            shard = self.shard(group)
-            root, name = self._roots[shard], group.encode()
-            found = Group(Topic(shard, root + b"group:" + name), root + b"members:" + name)
+            topic = self._topic(group, b"group:")
+            found = Group(topic, self._roots[topic.shard] + b"members:" + group.encode())
             self._groups[group] = found
         return found
 
@@ -105,13 +107,24 @@ class Topics:
         return found
 
     def inbox(self, node: str) -> Topic:
-        shard = self.shard(node)
-        return Topic(shard, self._roots[shard] + b"inbox:" + node.encode())
+        return self._topic(node, b"inbox:")
 
     @property
     def everybody(self) -> Topic:
         """The topic that every session of the namespace listens on; `flush()` goes there."""
-        return Topic(0, self._roots[0] + b"all")
+        return Topic(0, self._roots[0] + b"all", 0)
+
+    def fence(self, shard: int) -> Topic:
+        """The topic of this session's own fences on a host."""
+        return Topic(shard, self._roots[shard] + b"fence:" + self._node, shard)
+
+    def partitions_of(self, shard: int) -> range:
+        """The partitions that a host holds."""
+        return range(shard, self.partitions, len(self._roots))
+
+    def log(self, partition: int) -> bytes:
+        """The key of a partition's log."""
+        return self._roots[partition % len(self._roots)] + b"log:%d" % partition
 
     def layout_key(self, shard: int) -> bytes:
         return self._roots[shard] + b"layout"
@@ -126,4 +139,4 @@ class Topics:
 
     def stored(self, shard: int) -> list[bytes]:
         """Return the glob patterns of every key that holds messages or members; `flush()` deletes them."""
-        return [self._roots[shard] + kind + b":*" for kind in (b"queue", b"taken", b"members")]
+        return [self._roots[shard] + kind + b":*" for kind in (b"queue", b"taken", b"seen", b"members")]

@@ -2,10 +2,10 @@
 -- KEYS: the list, the node's taken key. ARGV: number.
 -- Returns 1, or 0 when that number is not held (any more) or the item has expired.
 local held = redis.call('HMGET', KEYS[2], 'number', 'item')
-if held[1] ~= ARGV[1] then
+if held[1] ~= ARGV[1] or not held[2] then
   return 0
 end
-redis.call('DEL', KEYS[2])
+redis.call('HDEL', KEYS[2], 'item')
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local left = (tonumber(string.sub(held[2], 1, 13)) or 0) - now
