@@ -1,0 +1,569 @@
+"""One bounded queue: expiry, closing, waiting for a message and for a place, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from channels.exceptions import ChannelFull
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from channels_asyncq.buffers import PATIENCE, ChannelBuffer, Tally
+from channels_asyncq.envelopes import Envelope
+from channels_asyncq.exceptions import ChannelClosed, LayerClosed
+from tests.clock import Clock
+from tests.contract import ended, eventually, every, started, steps
+
+NEVER = float("inf")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    clock.put_into(monkeypatch, ["buffers"])
+    return clock
+
+
+@pytest.fixture
+def tally() -> Tally:
+    return Tally()
+
+
+def make(capacity: int = 3, tally: Tally | None = None, **more: Any) -> ChannelBuffer:
+    return ChannelBuffer("chat", capacity, Tally() if tally is None else tally, **more)
+
+
+def envelope(text: str = "x", expires_at: float = NEVER) -> Envelope:
+    return Envelope(text.encode(), "chat", expires_at=expires_at)
+
+
+def texts(buffer: ChannelBuffer) -> list[str]:
+    """Everything that can be taken, in order."""
+    return [one.payload.decode() for one in iter(buffer.take, None)]
+
+
+# Putting and taking, without waiting
+
+
+def test_first_in_first_out() -> None:
+    """Envelopes come out as they went in, the very same objects."""
+    buffer = make(3)
+    put = [envelope(text) for text in "abc"]
+    assert [buffer.offer(one) for one in put] == [2, 1, 0]
+    assert buffer.full() and buffer.queued == buffer.qsize() == 3 and buffer.oldest is put[0]
+    taken = [buffer.take() for _ in range(4)]
+    assert taken[3] is None and all(one is two for one, two in zip(taken, put, strict=False))
+    assert buffer.empty() and buffer.oldest is None
+
+
+def test_a_full_buffer_takes_nothing() -> None:
+    """offer() says so by -1, and leaves what is there as it was."""
+    buffer = make(2)
+    for text in "ab":
+        buffer.put_nowait(envelope(text))
+    assert buffer.offer(envelope("c")) == -1
+    with pytest.raises(asyncio.QueueFull):
+        buffer.put_nowait(envelope("c"))
+    with pytest.raises(ChannelFull, match="'chat' holds 2 messages"):
+        buffer.require_place()
+    assert texts(buffer) == ["a", "b"]
+    with pytest.raises(asyncio.QueueEmpty):
+        buffer.get_nowait()
+    buffer.require_place()
+
+
+def test_expired_messages_free_their_places(clock: Clock, tally: Tally) -> None:
+    """An expired message is never taken, is counted once, and a full buffer has its place again."""
+    buffer = make(3, tally)
+    for text, lifetime in (("a", 1), ("b", 2), ("c", 3)):
+        buffer.offer(envelope(text, clock.now + lifetime))
+    assert buffer.offer(envelope("d", clock.now + 4)) == -1
+    clock.turn(1)
+    assert not tally.dropped
+    assert buffer.offer(envelope("e", clock.now + 3)) == 0
+    assert dict(tally.dropped) == {"expired": 1}
+    clock.turn(1)
+    assert buffer.drop_expired() == 1
+    assert buffer.drop_expired() == 0
+    clock.turn(1)
+    assert texts(buffer) == ["e"]
+    assert dict(tally.dropped) == {"expired": 3}
+
+
+def test_require_place_counts_what_expired_as_free(clock: Clock) -> None:
+    """A channel full of expired messages is not full."""
+    buffer = make(1)
+    buffer.offer(envelope("a", clock.now + 1))
+    with pytest.raises(ChannelFull):
+        buffer.require_place()
+    clock.turn(1)
+    buffer.require_place()
+    assert buffer.empty()
+
+
+def test_put_back_is_taken_first() -> None:
+    """What was taken in vain goes back to the head, whatever the capacity."""
+    buffer = make(2)
+    for text in "ab":
+        buffer.offer(envelope(text))
+    first = buffer.get_nowait()
+    buffer.offer(envelope("c"))
+    buffer.put_back(first)
+    assert buffer.queued == 3 and buffer.offer(envelope("d")) == -1
+    assert texts(buffer) == ["a", "b", "c"]
+
+
+def test_clear_and_drop_oldest() -> None:
+    """clear() says how many it dropped; drop_oldest() drops the one at the head."""
+    buffer = make(3)
+    for text in "abc":
+        buffer.offer(envelope(text))
+    buffer.drop_oldest()
+    assert buffer.oldest is not None and buffer.oldest.payload == b"b"
+    assert [buffer.clear(), buffer.clear()] == [2, 0]
+
+
+def test_what_was_lost_by_expiry_is_remembered(clock: Clock) -> None:
+    """`lost_expired` holds from an expiry to the next message that is received."""
+    buffer = make(3)
+    buffer.offer(envelope("a", clock.now + 1))
+    clock.turn(5)
+    assert buffer.take() is None and buffer.lost_expired
+    assert buffer.last_received == clock.now - 5
+    buffer.offer(envelope("b", clock.now + 1))
+    assert buffer.take() is not None and not buffer.lost_expired
+    assert buffer.last_received == buffer.last_used == clock.now
+
+
+def test_a_closed_buffer() -> None:
+    """Nothing new is accepted, what is there is received, and a second close changes nothing."""
+    buffer = make(3)
+    buffer.offer(envelope("a"))
+    buffer.close()
+    buffer.close(LayerClosed)
+    with pytest.raises(ChannelClosed) as raised:
+        buffer.put_nowait(envelope("b"))
+    assert type(raised.value) is ChannelClosed and raised.value.channel == "chat"
+    with pytest.raises(ChannelClosed):
+        buffer.require_place()
+    assert texts(buffer) == ["a"]
+
+
+def test_room_is_told_once() -> None:
+    """`on_room` is called when a buffer that was reported full has a place again, not for every message."""
+    told: list[ChannelBuffer] = []
+    buffer = make(2, on_room=told.append)
+    for text in "ab":
+        buffer.offer(envelope(text))
+    buffer.take()
+    assert not told
+    buffer.offer(envelope("c"))
+    buffer.is_reported_full = True
+    buffer.take()
+    assert told == [buffer] and not buffer.is_reported_full
+    buffer.take()
+    assert told == [buffer]
+
+
+def test_patience_comes_back() -> None:
+    """Each message taken out of a full buffer gives some patience back, a half empty buffer all of it."""
+    buffer = make(4)
+
+    def fill() -> None:
+        while buffer.offer(envelope()) > 0:
+            pass
+        buffer.is_reported_full = True
+
+    fill()
+    buffer.patience = 0.0
+    buffer.take()
+    assert 0.0 < buffer.patience < PATIENCE
+    before = buffer.patience
+    fill()
+    buffer.take()
+    assert before < buffer.patience < PATIENCE
+    buffer.take()
+    assert buffer.patience == PATIENCE
+
+
+# Waiting for a message
+
+
+async def test_get_takes_what_is_there() -> None:
+    """get() returns at once if something waits."""
+    buffer = make()
+    buffer.offer(envelope("a"))
+    assert (await buffer.get()).payload == b"a"
+
+
+async def test_get_waits() -> None:
+    """get() returns when something is put, to those who wait in the order in which they came."""
+    buffer = make()
+    waiting = [await started(buffer.get()) for _ in range(3)]
+    assert buffer.waiting == 3 and buffer.is_awaited
+    for text in "abc":
+        buffer.put_nowait(envelope(text))
+    assert [one.payload for one in await every(waiting)] == [b"a", b"b", b"c"]
+    assert buffer.waiting == 0 and not buffer.is_awaited
+
+
+async def test_get_cancelled_keeps_envelope() -> None:
+    """Cancelling get() in the very turn in which a message came loses nothing: the next get() returns it."""
+    buffer = make()
+    waiting = await started(buffer.get())
+    buffer.offer(envelope("a"))
+    waiting.cancel()
+    assert await ended(waiting) is None
+    assert not buffer.is_awaited
+    assert (await buffer.get()).payload == b"a"
+
+
+async def test_get_cancelled_wakes_the_next_one() -> None:
+    """If the one that was woken is cancelled, another one who waits gets the message."""
+    buffer = make()
+    first, second = await started(buffer.get()), await started(buffer.get())
+    buffer.offer(envelope("a"))
+    first.cancel()
+    [got] = await every([second])
+    assert got.payload == b"a" and first.cancelled()
+
+
+async def test_get_cancelled_while_waiting() -> None:
+    """One who waits no more is not counted, and is not woken."""
+    buffer = make()
+    first, second = await started(buffer.get()), await started(buffer.get())
+    first.cancel()
+    await ended(first)
+    assert buffer.waiting == 1
+    buffer.offer(envelope("a"))
+    [got] = await every([second])
+    assert got.payload == b"a"
+
+
+async def test_get_woken_and_robbed_waits_on() -> None:
+    """One who is woken and finds the message taken by somebody else goes on waiting."""
+    buffer = make()
+    waiting = await started(buffer.get())
+    buffer.offer(envelope("a"))
+    assert buffer.take() is not None
+    await steps(3)
+    assert not waiting.done() and buffer.waiting == 1
+    buffer.offer(envelope("b"))
+    [got] = await every([waiting])
+    assert got.payload == b"b"
+
+
+async def test_get_does_not_return_what_expired(clock: Clock) -> None:
+    """A message that expires between its arrival and the turn of its receiver is not received."""
+    buffer = make()
+    waiting = await started(buffer.get())
+    buffer.offer(envelope("a", clock.now + 1))
+    clock.turn(1)
+    await steps(3)
+    assert not waiting.done()
+    buffer.offer(envelope("b"))
+    [got] = await every([waiting])
+    assert got.payload == b"b"
+
+
+@pytest.mark.parametrize("reason", [ChannelClosed, LayerClosed])
+async def test_close_ends_receivers(reason: type[ChannelClosed]) -> None:
+    """close() ends all who wait with its reason; a later get() too, once what is left was received."""
+    buffer = make()
+    waiting = [await started(buffer.get()) for _ in range(3)]
+    buffer.close(reason)
+    for receiver in waiting:
+        with pytest.raises(reason) as raised:
+            await receiver
+        assert type(raised.value) is reason and raised.value.channel == "chat"
+    with pytest.raises(reason):
+        await buffer.get()
+
+
+async def test_close_leaves_what_is_there() -> None:
+    """What was put before close() is received after it."""
+    buffer = make()
+    buffer.offer(envelope("a"))
+    buffer.close()
+    assert (await buffer.get()).payload == b"a"
+    with pytest.raises(ChannelClosed):
+        await buffer.get()
+
+
+async def test_close_and_a_message_in_one_turn() -> None:
+    """Of two who wait when one message comes and the buffer closes, one gets the message."""
+    buffer = make()
+    waiting = [await started(buffer.get()) for _ in range(2)]
+    buffer.offer(envelope("a"))
+    buffer.close()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results if isinstance(result, Exception)] == [ChannelClosed]
+    assert [result.payload for result in results if isinstance(result, Envelope)] == [b"a"]
+
+
+# Waiting for a place
+
+
+async def test_a_place_is_taken_at_once() -> None:
+    """put_when_free() does not wait if there is a place; the message's time begins when it is put."""
+    buffer = make(1)
+    one = envelope("a", expires_at=0.0)
+    await buffer.put_when_free(one, 60.0)
+    assert buffer.take() is one
+
+
+async def test_senders_in_order() -> None:
+    """Those who wait for a place get one in the order in which they came."""
+    buffer = make(1)
+    buffer.offer(envelope("first"))
+    senders = [await started(buffer.put_when_free(envelope(text), 60.0)) for text in "abc"]
+    assert buffer.is_awaited and not buffer.waiting
+    received = [(await buffer.get()).payload.decode()]
+    for sender in senders:
+        await every([sender])
+        received.append((await buffer.get()).payload.decode())
+    assert received == ["first", "a", "b", "c"] and not buffer.is_awaited
+
+
+async def test_many_places_at_once() -> None:
+    """When several places come free in one turn, as many senders get one."""
+    buffer = make(4)
+    while buffer.offer(envelope("old")) > 0:
+        pass
+    senders = [await started(buffer.put_when_free(envelope(text), 60.0)) for text in "abcdef"]
+    assert buffer.clear() == 4
+    await eventually(lambda: buffer.queued == 4, "the senders' turn")
+    assert [sender.done() for sender in senders] == [True] * 4 + [False] * 2
+    assert texts(buffer) == ["a", "b", "c", "d"]
+    await every(senders)
+    assert texts(buffer) == ["e", "f"]
+
+
+async def test_a_newcomer_waits_behind_others() -> None:
+    """Who comes while others wait waits behind them, even if there is a place in that moment."""
+    buffer = make(1)
+    buffer.offer(envelope("old"))
+    senders = [await started(buffer.put_when_free(envelope(text), 60.0)) for text in "ab"]
+    buffer.take()
+    newcomer = asyncio.create_task(buffer.put_when_free(envelope("c"), 60.0))
+    order = [(await buffer.get()).payload.decode() for _ in range(3)]
+    await every([*senders, newcomer])
+    assert order == ["a", "b", "c"]
+
+
+async def test_expiry_makes_room() -> None:
+    """A sender who waits is woken when the oldest message expires, though nobody says so."""
+    tally = Tally()
+    buffer = make(1, tally)
+    buffer.offer(envelope("a", asyncio.get_running_loop().time() + 0.02))
+    async with asyncio.timeout(20):
+        await buffer.put_when_free(envelope("b"), 60.0)
+    assert dict(tally.dropped) == {"expired": 1}
+    assert texts(buffer) == ["b"]
+
+
+async def test_expiry_counts_from_the_place(clock: Clock) -> None:
+    """A message that waited long for its place lives its whole time from there."""
+    buffer = make(1)
+    buffer.offer(envelope("a"))
+    one = envelope("b")
+    sender = await started(buffer.put_when_free(one, 60.0))
+    clock.turn(100)
+    buffer.take()
+    await every([sender])
+    assert one.expires_at == clock.now + 60.0
+
+
+async def test_sender_cancelled() -> None:
+    """Cancelling who waits for a place puts nothing, and the next one who waits gets the place."""
+    buffer = make(1)
+    buffer.offer(envelope("a"))
+    first = await started(buffer.put_when_free(envelope("b"), 60.0))
+    second = await started(buffer.put_when_free(envelope("c"), 60.0))
+    first.cancel()
+    await ended(first)
+    assert first.cancelled() and buffer.is_awaited
+    buffer.take()
+    await every([second])
+    assert texts(buffer) == ["c"] and not buffer.is_awaited
+
+
+async def test_sender_cancelled_with_a_place_at_hand() -> None:
+    """The place of one who is cancelled in the turn in which it came free is for the next one."""
+    buffer = make(1)
+    buffer.offer(envelope("a"))
+    first = await started(buffer.put_when_free(envelope("b"), 60.0))
+    second = await started(buffer.put_when_free(envelope("c"), 60.0))
+    buffer.take()
+    first.cancel()
+    await every([second])
+    assert first.cancelled() and texts(buffer) == ["c"]
+
+
+async def test_sender_cancelled_alone() -> None:
+    """Nobody else waits: the place stays free."""
+    buffer = make(1)
+    buffer.offer(envelope("a"))
+    sender = await started(buffer.put_when_free(envelope("b"), 60.0))
+    buffer.take()
+    sender.cancel()
+    await ended(sender)
+    assert sender.cancelled() and buffer.empty() and not buffer.is_awaited
+
+
+@pytest.mark.parametrize("reason", [ChannelClosed, LayerClosed])
+async def test_close_ends_senders(reason: type[ChannelClosed]) -> None:
+    """close() ends those who wait for a place; so does a closed buffer those who come."""
+    buffer = make(1)
+    buffer.offer(envelope("a"))
+    senders = [await started(buffer.put_when_free(envelope("b"), 60.0)) for _ in range(2)]
+    buffer.close(reason)
+    attempts: list[Callable[[], Awaitable[None]]] = [
+        lambda: senders[0],
+        lambda: senders[1],
+        lambda: buffer.put_when_free(envelope("c"), 60.0),
+    ]
+    for attempt in attempts:
+        with pytest.raises(reason):
+            await attempt()
+    assert texts(buffer) == ["a"]
+
+
+async def test_a_waiting_sender_keeps_the_buffer_in_use(clock: Clock) -> None:
+    """When a sender gets its place, the buffer has just been used, though nobody received."""
+    buffer = make(1)
+    buffer.offer(envelope("a", clock.now + 1))
+    sender = await started(buffer.put_when_free(envelope("b"), 60.0))
+    clock.turn(100)
+    assert buffer.drop_expired() == 1
+    assert buffer.last_used == clock.now
+    await every([sender])
+
+
+async def test_senders_and_receivers_at_once() -> None:
+    """Whatever is cancelled when, each message that was put is received once, in order per sender."""
+    buffer = make(2)
+    got: list[str] = []
+
+    async def read() -> None:
+        while True:
+            got.append((await buffer.get()).payload.decode())
+
+    async def write(name: str) -> list[str]:
+        put: list[str] = []
+        for number in range(30):
+            text = f"{name} {number:02}"
+            task = asyncio.create_task(buffer.put_when_free(envelope(text), 60.0))
+            await asyncio.wait([task], timeout=0) if number % 3 else None
+            if number % 3:
+                task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                put.append(text)
+        return put
+
+    readers = [asyncio.create_task(read()) for _ in range(3)]
+    writers = [asyncio.create_task(write(name)) for name in "abcd"]
+    for turn in range(60):
+        await steps(1)
+        readers[turn % 3].cancel()
+        readers[turn % 3] = asyncio.create_task(read())
+    put = [text for texts in await every(writers) for text in texts]
+    await eventually(lambda: len(got) == len(put), "the receipt of everything")
+    assert sorted(got) == sorted(put) and len(put) >= 40
+    for name in "abcd":
+        own = [text for text in got if text.startswith(name)]
+        assert own == sorted(own)
+    for reader in readers:
+        reader.cancel()
+    await asyncio.wait(readers)
+
+
+# Against a model
+
+
+class BufferMachine(RuleBasedStateMachine):
+    """A buffer that nobody waits in, against a list of (text, end)."""
+
+    @initialize(capacity=st.integers(1, 4))
+    def begin(self, capacity: int) -> None:
+        self.clock = Clock()
+        self.patch = pytest.MonkeyPatch()
+        self.clock.put_into(self.patch, ["buffers"])
+        self.tally = Tally()
+        self.rooms = 0
+        self.buffer = ChannelBuffer("chat", capacity, self.tally, self.has_room)
+        self.model: list[tuple[str, float]] = []
+        self.expired = self.number = 0
+
+    def has_room(self, buffer: ChannelBuffer) -> None:
+        self.rooms += 1
+
+    def purge(self) -> None:
+        live = [entry for entry in self.model if entry[1] > self.clock.now]
+        self.expired += len(self.model) - len(live)
+        self.model = live
+
+    @rule(seconds=st.integers(1, 5))
+    def turn(self, seconds: int) -> None:
+        self.clock.turn(seconds)
+
+    @rule()
+    def offer(self) -> None:
+        self.number += 1
+        if len(self.model) >= self.buffer.capacity:
+            self.purge()
+        left = self.buffer.offer(envelope(str(self.number), self.clock.now + 6))
+        if len(self.model) < self.buffer.capacity:
+            self.model.append((str(self.number), self.clock.now + 6))
+            assert left == self.buffer.capacity - len(self.model)
+        else:
+            assert left == -1
+
+    @rule()
+    def take(self) -> None:
+        self.purge()
+        taken = self.buffer.take()
+        assert (None if taken is None else taken.payload.decode()) == (
+            self.model.pop(0)[0] if self.model else None
+        )
+
+    @rule()
+    def put_back(self) -> None:
+        taken = self.buffer.take()
+        self.purge()
+        if taken is not None:
+            self.buffer.put_back(taken)
+
+    @rule()
+    def sweep(self) -> None:
+        self.purge()
+        self.buffer.drop_expired()
+
+    @rule()
+    def clear(self) -> None:
+        assert self.buffer.clear() == len(self.model)
+        self.model = []
+
+    @rule()
+    def drop_oldest(self) -> None:
+        if self.model:
+            self.buffer.drop_oldest()
+            self.model.pop(0)
+
+    @invariant()
+    def figures(self) -> None:
+        if hasattr(self, "buffer"):
+            assert self.buffer.queued == len(self.model)
+            assert self.buffer.full() is (len(self.model) >= self.buffer.capacity)
+            assert self.tally.dropped["expired"] == self.expired
+
+    def teardown(self) -> None:
+        if hasattr(self, "patch"):
+            self.patch.undo()
+
+
+TestBufferMachine = BufferMachine.TestCase

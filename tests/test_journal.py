@@ -1,0 +1,88 @@
+"""Log lines: their codes, and how many there may be."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from channels_asyncq import journal
+from channels_asyncq.journal import CONNECTION, EVERY, LOSS, WIRE, Throttle, record
+from tests.clock import Clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    clock.put_into(monkeypatch, ["journal"])
+    return clock
+
+
+def code_of(line: logging.LogRecord) -> object:
+    return line.__dict__["code"]
+
+
+def test_the_loggers() -> None:
+    """The names that users configure."""
+    assert [logger.name for logger in (CONNECTION, LOSS, WIRE)] == [
+        "channels_asyncq.connection",
+        "channels_asyncq.loss",
+        "channels_asyncq.wire",
+    ]
+
+
+def test_record(caplog: pytest.LogCaptureFixture) -> None:
+    """A line has its level, its event code in the record and at its end, and its arguments apart."""
+    with caplog.at_level(logging.DEBUG):
+        record(CONNECTION, logging.INFO, "connection.restored", "%s is %d%% back", "redis", 100)
+    [line] = caplog.records
+    assert line.levelno == logging.INFO
+    assert line.getMessage() == "redis is 100% back [connection.restored]"
+    assert code_of(line) == "connection.restored"
+    assert line.name == "channels_asyncq.connection"
+    assert line.args == ("redis", 100, "connection.restored")
+
+
+def test_one_line_in_ten_seconds(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a flood the first line is written; after ten seconds the next one says how many were left out."""
+    throttle = Throttle()
+    for number in range(1000):
+        throttle.warn(LOSS, "loss.overflow", "message %d", number)
+    assert [line.getMessage() for line in caplog.records] == ["message 0 [loss.overflow]"]
+    clock.turn(EVERY)
+    throttle.warn(LOSS, "loss.overflow", "message %d", 1000)
+    assert caplog.records[1].getMessage() == (
+        "message 1000 (and 999 more since the last such line) [loss.overflow]"
+    )
+    clock.turn(EVERY)
+    throttle.warn(LOSS, "loss.overflow", "message %d", 1001)
+    assert caplog.records[2].getMessage() == "message 1001 [loss.overflow]"
+    assert {line.levelno for line in caplog.records} == {logging.WARNING}
+    assert {code_of(line) for line in caplog.records} == {"loss.overflow"}
+
+
+def test_a_moment_before_its_time(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """The pause is counted from the last line that was written, not from the last event."""
+    throttle = Throttle()
+    throttle.warn(WIRE, "wire.unreadable", "x")
+    clock.turn(EVERY - 0.001)
+    throttle.warn(WIRE, "wire.unreadable", "x")
+    assert len(caplog.records) == 1
+    clock.turn(0.002)
+    throttle.warn(WIRE, "wire.unreadable", "x")
+    assert len(caplog.records) == 2
+
+
+def test_codes_are_apart(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """A flood of one kind of event hides no other kind, nor that of another throttle."""
+    throttle = Throttle()
+    for _ in range(10):
+        throttle.warn(LOSS, "loss.overflow", "full")
+        throttle.warn(WIRE, "wire.unreadable", "garbage")
+    Throttle().warn(LOSS, "loss.overflow", "of somebody else")
+    assert [code_of(line) for line in caplog.records] == ["loss.overflow", "wire.unreadable", "loss.overflow"]
+
+
+def test_the_pause_is_ten_seconds() -> None:
+    """What the documentation says."""
+    assert journal.EVERY == 10.0

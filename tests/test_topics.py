@@ -1,0 +1,142 @@
+"""Names to partitions, hosts and what Redis sees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels_asyncq import topics
+from channels_asyncq.topics import Topic, Topics, new_node, node_of
+
+NODE = "0123456789abcdef"
+
+names = st.text("abcXYZ019-_.", min_size=1, max_size=40)
+
+
+def test_new_node() -> None:
+    """A node is 16 hexadecimal digits, and no two are the same."""
+    nodes = {new_node() for _ in range(1000)}
+    assert len(nodes) == 1000
+    assert all(len(node) == 16 and not node.strip("0123456789abcdef") for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("channel", "node"),
+    [
+        (f"specific.{NODE}!1.x", NODE),
+        (f"a.b.c.{NODE}!", NODE),
+        (f"{NODE}!x", NODE),
+        (f".{NODE}!x", NODE),
+        ("jobs", None),
+        (NODE, None),
+        ("jobs!x", None),
+        (f"specific.{NODE[:-1]}!x", None),
+        (f"specific.{NODE}0!x", None),
+        (f"specific.{NODE.upper()}!x", None),
+        (f"specific.{NODE}.more!x", None),
+        (f"specific!{NODE}", None),
+        ("!", None),
+    ],
+)
+def test_node_of(channel: str, node: str | None) -> None:
+    """`<prefix>.<node>!<local>` has an owner; everything else is read by any process."""
+    assert node_of(channel) == node
+
+
+def test_the_names_that_redis_sees() -> None:
+    """The names of the design, with the database number in each."""
+    names = Topics("asgi", 16, [3], NODE)
+    assert names.group("chat").topic == Topic(0, b"asgi:3:group:chat")
+    assert names.group("chat").members == b"asgi:3:members:chat"
+    assert names.queue("jobs").topic == Topic(0, b"asgi:3:queue:jobs")
+    assert names.queue("jobs").taken == b"asgi:3:taken:0123456789abcdef:jobs"
+    assert names.inbox("ab" * 8) == Topic(0, b"asgi:3:inbox:abababababababab")
+    assert names.everybody == Topic(0, b"asgi:3:all")
+    assert names.layout_key(0) == b"asgi:3:layout"
+    assert names.stored(0) == [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:members:*"]
+    assert list(names.shards) == [0]
+
+
+@given(name=names)
+def test_namespaces_never_meet(name: str) -> None:
+    """Another prefix or another database gives another name to everything."""
+    spaces = [Topics(prefix, 16, [db], NODE) for prefix in ("a", "b") for db in (0, 1)]
+    every: list[bytes] = []
+    for space in spaces:
+        every += [space.group(name).topic.name, space.group(name).members]
+        every += [space.queue(name).topic.name, space.queue(name).taken]
+        every += [space.inbox(name).name, space.everybody.name, space.layout_key(0)]
+    assert len(set(every)) == len(every)
+
+
+@given(name=names, partitions=st.integers(1, 64), hosts=st.integers(1, 5))
+def test_a_name_has_one_partition_and_one_host(name: str, partitions: int, hosts: int) -> None:
+    """The slice is below `partitions`; it decides the host, for everything of that name, in every process."""
+    partitions = max(partitions, hosts)
+    space = Topics("asgi", partitions, list(range(hosts)), NODE)
+    other = Topics("asgi", partitions, list(range(hosts)), new_node())
+    assert 0 <= space.partition(name) < partitions
+    shard = space.shard(name)
+    assert shard == space.partition(name) % hosts
+    assert space.group(name).topic.shard == space.queue(name).topic.shard == space.inbox(name).shard == shard
+    assert space.group(name).members.startswith(b"asgi:%d:" % shard)
+    assert space.queue(name).taken.startswith(b"asgi:%d:" % shard)
+    assert other.group(name) == space.group(name)
+    assert other.queue(name).topic == space.queue(name).topic
+    assert other.queue(name).taken != space.queue(name).taken
+
+
+def test_partitions_are_used_evenly() -> None:
+    """No slice gets more than twice, or less than half, of its share of many names."""
+    space = Topics("asgi", 16, [0], NODE)
+    counts = [0] * 16
+    for number in range(16_000):
+        counts[space.partition(f"room.{number}")] += 1
+    assert 500 < min(counts) and max(counts) < 2000
+
+
+def test_the_hash_is_that_of_every_process() -> None:
+    """A process with another seed for hashes finds the same slice."""
+    code = "from channels_asyncq.topics import Topics; print(Topics('p', 64, [0], 'n').partition('room'))"
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert answers == {f"{Topics('p', 64, [0], NODE).partition('room')}\n"}
+
+
+@given(name=names, shard=st.integers(0, 2))
+def test_the_group_of_a_topic(name: str, shard: int) -> None:
+    """A group is found again from its topic; what is no group's topic is not taken for one."""
+    space = Topics("my.site", 16, [7, 8, 9], NODE)
+    topic = space.group(name).topic
+    assert space.group_named(topic.name) == name
+    assert space.is_group(topic.shard, topic.name)
+    assert not space.is_group(shard, space.queue(name).topic.name)
+    assert not space.is_group(shard, space.inbox(name).name)
+    assert not space.is_group(shard, space.everybody.name)
+    if shard != topic.shard:
+        assert not space.is_group(shard, topic.name)
+
+
+def test_no_end_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that were used once do not stay in memory for ever, and answers stay the same."""
+    monkeypatch.setattr(topics, "_CACHED_NAMES", 10)
+    space = Topics("asgi", 16, [0], NODE)
+    first = space.group("room.0"), space.queue("room.0")
+    assert space.group("room.0") is first[0] and space.queue("room.0") is first[1]
+    for number in range(100):
+        space.group(f"room.{number}")
+        space.queue(f"room.{number}")
+        assert len(space._groups) <= 10 and len(space._queues) <= 10
+    assert (space.group("room.0"), space.queue("room.0")) == first
