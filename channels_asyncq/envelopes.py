@@ -30,7 +30,7 @@ class Envelope:
     others decode one of their own.
     """
 
-    __slots__ = ("excluded", "expires_at", "flags", "message", "node", "payload", "seq", "target")
+    __slots__ = ("excluded", "expires_at", "flags", "holders", "message", "node", "payload", "seq", "target")
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Envelope:
         self.excluded = excluded
         self.expires_at = expires_at
         self.message: dict[str, Any] | None = None
+        self.holders = 0  # buffers it waits in; counted only when the bytes of a process are limited
 
     def __repr__(self) -> str:
         return f"<Envelope {self.node.hex()}/{self.seq} to {self.target!r}, {len(self.payload)} bytes>"

@@ -109,7 +109,9 @@ class Options:
                 # It makes equal messages differ in channels_redis' sorted sets. There are none here.
                 _integer(key, value, least=0)
             elif key in _LATER:
-                _refuse(key, value, "this key is not available in this version of channels_asyncq. Leave it out.")
+                _refuse(
+                    key, value, "this key is not available in this version of channels_asyncq. Leave it out."
+                )
             else:
                 known = [*_CHECKS, "random_prefix_length", *_LATER]
                 _refuse(key, value, f"there is no such key. {_suggestion(key, known)}")
@@ -262,7 +264,9 @@ def _recovery(key: str, value: Any) -> Recovery | None:
                 re.compile(fnmatch.translate(glob)) if isinstance(glob, str) else glob for glob in part
             )
         else:
-            _refuse(at, part, f"there is no such key. {_suggestion(name, ['seconds', 'messages', 'exclude'])}")
+            _refuse(
+                at, part, f"there is no such key. {_suggestion(name, ['seconds', 'messages', 'exclude'])}"
+            )
     return Recovery(**values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from .envelopes import CONTROL, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable
 from .hub import Hub, Member
 from .intake import Intake
-from .journal import WIRE
+from .journal import LOSS, WIRE, record
 from .options import Options
 from .queues import QueueReader
 from .topics import Topics, new_node, node_of
@@ -35,6 +36,14 @@ _IDLE_TURN = 0.0002
 _PAUSE = 0.001
 # What one turn costs a reader at most, in milliseconds: in a busy loop it cannot run more often either.
 _MOST_SPENT = 2.0
+
+
+_REASONS = {
+    "trimmed": "the log does not reach back to it; raise recovery's `seconds` or `messages`",
+    "expired": "it lasted longer than `expiry`",
+    "too_large": "messages over 16 KiB are not kept",
+    "server_changed": "the server was restarted or replaced, and the end of its log cannot be vouched for",
+}
 
 
 @dataclass(slots=True)
@@ -57,7 +66,8 @@ class Statistics:
 
     `queued` holds (channel, waiting messages), largest first, of the channels in which any wait; `dropped`
     counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", and "dead_owner" for changes
-    of membership that the owner of a channel never confirmed. `links` has an entry per session and host.
+    of membership that the owner of a channel never confirmed. `told` counts the channels that were told of a
+    loss (or would have been, if `on_loss` were set), by reason. `links` has an entry per session and host.
     """
 
     channels: int = 0
@@ -66,6 +76,7 @@ class Statistics:
     delivered: int = 0
     external: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    told: dict[str, int] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
 
     @property
@@ -86,6 +97,7 @@ class Statistics:
             delivered=self.delivered + other.delivered,
             external=self.external + other.external,
             dropped=dict(Counter(self.dropped) + Counter(other.dropped)),
+            told=dict(Counter(self.told) + Counter(other.told)),
             links=self.links + other.links,
         )
 
@@ -108,7 +120,7 @@ class Session:
         self._topics = Topics(
             options.prefix, options.partitions, [host.db for host in options.hosts], self.node
         )
-        self.hub = Hub(options, self._group_is_empty, self._has_room)
+        self.hub = Hub(options, self._group_is_empty, self._has_room, self._make_notice)
         self._bus = make_bus(options, self._topics, codec, self.node, self, self.loop)
         self.intake = Intake(self.loop, self.on_envelope)
         self._inbox = self._topics.inbox(self.node)
@@ -499,6 +511,27 @@ class Session:
             WIRE, "wire.unreadable", "dropped what arrived on %s: %s", topic.decode(), reason
         )
 
+    def on_loss(self, reason: str, topics: set[bytes]) -> None:
+        groups = {topic: self._topics.group_named(topic) for topic in topics if topic in self.hub.groups}
+        # What was sent to a channel of ours came to the inbox; nobody knows to which one.
+        count = self.hub.tell(reason, groups, everybody=self._inbox.name in topics)
+        if count:
+            record(
+                LOSS,
+                logging.WARNING,
+                f"loss.{reason}",
+                "%d channels may have missed messages while the connection was lost: %s (%d groups)",
+                count,
+                _REASONS[reason],
+                len(groups),
+            )
+
+    def _make_notice(self, reason: str, groups: list[str]) -> Envelope | None:
+        if self._options.on_loss is None:
+            return None
+        message = {"type": self._options.on_loss, "reason": reason, "groups": groups}
+        return self._own(self._codec.encode(message), "")
+
     def on_overrun(self) -> None:
         self.hub.tally.dropped["overflow"] += 1
 
@@ -625,5 +658,6 @@ class Session:
             delivered=hub.tally.delivered,
             external=hub.tally.external,
             dropped=dict(hub.tally.dropped),
+            told=dict(hub.tally.told),
             links=tuple(self._bus.links()),
         )

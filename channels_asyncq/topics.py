@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 NODE_BYTES = 8
+# The partition of a topic that no log keeps.
+NOT_LOGGED = -1
 _HEX = frozenset("0123456789abcdef")
 _CACHED_NAMES = 8192
 
@@ -26,13 +28,15 @@ class Queue(NamedTuple):
     topic: Topic
     taken: bytes
     seen: bytes
+    partition: int
 
 
 class Group(NamedTuple):
-    """A group: its topic, and the sorted set of the normal channels that are members."""
+    """A group: its topic, the sorted set of the normal channels that are members, and its partition's log."""
 
     topic: Topic
     members: bytes
+    log: bytes
 
 
 def new_node() -> str:
@@ -91,7 +95,9 @@ class Topics:
             if len(self._groups) >= _CACHED_NAMES:
                 self._groups.clear()
             topic = self._topic(group, b"group:")
-            found = Group(topic, self._roots[topic.shard] + b"members:" + group.encode())
+            found = Group(
+                topic, self._roots[topic.shard] + b"members:" + group.encode(), self.log(topic.partition)
+            )
             self._groups[group] = found
         return found
 
@@ -100,10 +106,12 @@ class Topics:
         if found is None:
             if len(self._queues) >= _CACHED_NAMES:
                 self._queues.clear()
-            shard = self.shard(channel)
-            root, name = self._roots[shard], channel.encode()
-            taken = root + b"taken:" + self._node + b":" + name
-            found = self._queues[channel] = Queue(Topic(shard, root + b"queue:" + name), taken)
+            topic = self._topic(channel, b"queue:")
+            root, name = self._roots[topic.shard], channel.encode()
+            taken, seen = root + b"taken:" + self._node + b":" + name, root + b"seen:" + name
+            # Wake-ups are not logged: a reader looks for itself after each reconnect.
+            found = Queue(topic._replace(partition=NOT_LOGGED), taken, seen, topic.partition)
+            self._queues[channel] = found
         return found
 
     def inbox(self, node: str) -> Topic:
@@ -116,7 +124,7 @@ class Topics:
 
     def fence(self, shard: int) -> Topic:
         """The topic of this session's own fences on a host."""
-        return Topic(shard, self._roots[shard] + b"fence:" + self._node, shard)
+        return Topic(shard, self._roots[shard] + b"fence:" + self._node, NOT_LOGGED)
 
     def partitions_of(self, shard: int) -> range:
         """The partitions that a host holds."""

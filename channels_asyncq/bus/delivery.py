@@ -43,6 +43,10 @@ class Outbox:
         number = self._last[partition] = self._last[partition] + 1
         return number
 
+    def last(self, partition: int) -> int:
+        """Return the number that was given last."""
+        return self._last[partition]
+
 
 class SeenWindow:
     """
