@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,10 @@ from .exceptions import ChannelClosed
 
 # The buffer holds the one message that is taken from the server and not yet handed on.
 _CAPACITY = 1
+
+
+# Higher than any before, for every reader of this process: the server takes a lower one for an old command.
+_numbers = itertools.count(1)
 
 
 class QueueReader:
@@ -40,7 +45,7 @@ class QueueReader:
         self._tally = tally
         self._on_unreadable = on_unreadable
         self._receiving = 0  # receivers inside get(); one of them takes what is in the buffer
-        self._number = 0
+        self._number = next(_numbers)
         self._is_asking = False
         self._is_giving = False
         self._must_repeat = False  # what was asked or given has no answer: the same number again
@@ -124,7 +129,7 @@ class QueueReader:
             if self._must_repeat:
                 return
         if not self._must_repeat:
-            self._number += 1
+            self._number = next(_numbers)
         answer = self._bus.pop(self.channel, self._number)
         if answer is None:
             self._must_repeat = True

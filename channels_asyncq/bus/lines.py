@@ -57,7 +57,8 @@ class Line:
         self._throttle = Throttle()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: set[asyncio.Future[None]] = set()
+        # In the order in which they came: what waits longest is sent first.
+        self._waiters: dict[asyncio.Future[None], None] = {}
         self._overdue: Exception | None = None
         self._is_closed = False
         self.wire: WireProtocol | None = None
@@ -147,7 +148,7 @@ class Line:
                 self._connector.address,
             )
         self.was_up = True
-        waiters, self._waiters = self._waiters, set()
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -188,7 +189,7 @@ class Line:
     def _give_up_waiting(self, error: Exception) -> None:
         self._overdue = error
         self._fail_unanswered(str(error))
-        waiters, self._waiters = self._waiters, set()
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
@@ -237,14 +238,14 @@ class Line:
         self.raise_if_overdue()
         self.start()
         waiter = self._loop.create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             await waiter
         except LayerUnavailable as exc:
             # An error of one's own: raising one object in many tasks would mix their tracebacks.
             raise LayerUnavailable(exc.address, exc.reason) from exc
         finally:
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
 
     async def first_up(self) -> None:
         """
@@ -259,13 +260,13 @@ class Line:
                 raise self._overdue
             self.start()
             waiter = self._loop.create_future()
-            self._waiters.add(waiter)
+            self._waiters[waiter] = None
             try:
                 await waiter
             except LayerUnavailable:
                 pass
             finally:
-                self._waiters.discard(waiter)
+                self._waiters.pop(waiter, None)
 
     async def close(self) -> None:
         """End the connection and the attempts at one. Safe to call twice."""

@@ -29,7 +29,7 @@ class LogReader:
 
     state          | is_reading | discards | what a logged push does
     ---------------|------------|----------|-----------------------------------------------------
-    live           | False      | False    | it is delivered, unless it is at or below the position
+    live           | False      | False    | it is delivered, unless it is in what was read
     subscribing    | False      | True     | it is dropped: it will be read
     reading        | True       | True     | it waits in the connection, which is paused
     """
@@ -51,6 +51,8 @@ class LogReader:
         self._resumed: asyncio.Future[None] | None = None
         #: By partition: everything up to this entry that concerns the session was delivered, or told.
         self.positions: dict[int, int] = {}
+        #: By partition: what is pushed at or below this was read from the log already.
+        self.read_until: dict[int, int] = {}
         self.is_reading = False
         self.discards = False
 
@@ -61,7 +63,7 @@ class LogReader:
     def move_to(self, ends: dict[int, bytes]) -> None:
         """Take the ends of the logs, as a fence tells them, for the positions."""
         for partition, end in ends.items():
-            self.positions[partition] = max(self.positions.get(partition, 0), parse_position(end))
+            self.positions[partition] = parse_position(end)
         self._windows.sweep(monotonic())
 
     def deliver(self, entry: Subscription, envelope: Envelope, position: int) -> bool:
@@ -128,7 +130,7 @@ class LogReader:
                     stop_at = monotonic() + _READ_SECONDS
             if len(entries) < _PAGE:
                 # Lower than the position only after the log was deleted or the server is another one.
-                self.positions[partition] = parse_position(last)
+                self.positions[partition] = self.read_until[partition] = parse_position(last)
                 return reach
 
     async def _replay(
@@ -142,7 +144,7 @@ class LogReader:
             return
         is_expired = now - milliseconds_of(at) > 1000 * self._expiry
         try:
-            envelope = self._open(topic, data) if kind == b"e" else unpack(data)
+            envelope = self._open(topic, data) if kind == b"e" else unpack(data, is_whole=False)
         except (BadEnvelope, BadPayload) as exc:
             self._receiver.on_unreadable(topic, str(exc))
             return

@@ -35,6 +35,7 @@ from .subscriptions import Subscription, SubscriptionLedger
 from .wire import NoAnswer, NotSent, WireProtocol
 
 _WAKE = b"+"
+_LOGGED = bytes([WIRE_VERSION]) + b"#"
 _ITEM_EXPIRY_DIGITS = 13
 _SCAN_PAGE = 1000
 # A listener is deaf when a fence does not arrive; looked at every so many seconds, and at each connection.
@@ -49,6 +50,9 @@ _UNUSED_LOG_EXPIRES = 900
 _READ_SECONDS = 0.005
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
+
+
+Command = tuple[bytes | str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +163,22 @@ class Shard:
 
         A repeatable command is sent again when the connection ended without an answer.
         """
+        return await self.send(lambda: command, is_repeatable=is_repeatable)
+
+    async def send(
+        self, make_command: Callable[..., Command], *arguments: Any, is_repeatable: bool = False
+    ) -> Any:
+        """
+        Return the reply to a command that is made when the line is up and has room.
+
+        Not earlier: what is numbered first must be written first.
+        """
         while True:
             wire = self.commands.wire
             if wire is None or wire.is_lost or not wire.has_room:
                 wire = await self.commands.with_room()
             try:
-                return await wire.call(*command)
+                return await wire.call(*make_command(*arguments))
             except NotSent:
                 continue
             except NoAnswer as exc:
@@ -430,14 +444,14 @@ class Shard:
             return True  # given up while this was under way
         position = 0
         try:
-            if b"0" <= data[:1] <= b"9":
-                if topic == self._fence_topic.name:
-                    self._on_fence(data)
-                    return True
-                # Logged: the position of the entry stands before the envelope.
+            if topic == self._fence_topic.name:
+                self._on_fence(data)
+                return True
+            if data.startswith(_LOGGED):
+                # The position of its entry stands before the envelope.
                 end = data.index(b" ")
-                position = parse_position(data[:end])
-                if log.discards or position <= log.positions.get(entry.partition, 0):
+                position = parse_position(data[len(_LOGGED) : end])
+                if log.discards:
                     return True
             if self._held is not None and self._held[0] is data:
                 envelope = self._held[1]
@@ -445,6 +459,8 @@ class Shard:
                 envelope = self._bus.open(self.index, topic, data[end + 1 :] if position else data)
         except (BadEnvelope, BadPayload, ValueError) as exc:
             receiver.on_unreadable(topic, str(exc))
+            return True
+        if position and position <= log.read_until.get(entry.partition, 0):
             return True
         if not log.deliver(entry, envelope, position):
             self._held = (data, envelope)
@@ -600,17 +616,16 @@ class RedisBus(Bus):
         return pack(target, payload, self._node, self._outbox.next(partition), flags, excluded)
 
     async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
-        data = self._pack(topic.partition, target, payload, flags)
-        shard = self._shards[topic.shard]
-        receivers: int
-        if self.options.recovery is None:
-            receivers = await shard.call(b"PUBLISH", topic.name, data)
-        else:
-            log = self.topics.log(topic.partition)
-            receivers = await shard.call(
-                b"EVALSHA", _SEND, b"1", log, topic.name, data, *self._limits, len(data) - len(payload)
-            )
+        send = self._shards[topic.shard].send
+        receivers: int = await send(self._publish_command, topic, target, payload, flags)
         return receivers
+
+    def _publish_command(self, topic: Topic, target: str, payload: bytes, flags: int) -> Command:
+        data = self._pack(topic.partition, target, payload, flags)
+        if self.options.recovery is None:
+            return (b"PUBLISH", topic.name, data)
+        log, header = self.topics.log(topic.partition), len(data) - len(payload)
+        return (b"EVALSHA", _SEND, b"1", log, topic.name, data, *self._limits, header)
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         wire = self._shards[topic.shard].commands.wire
@@ -619,13 +634,19 @@ class RedisBus(Bus):
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         topic, members, log = self.topics.group(group)
-        data = self._pack(topic.partition, group, payload, 0, excluded)
-        call = self._shards[topic.shard].call
         # nil, which is None here, stands for no members.
+        return self._shards[topic.shard].send(
+            self._group_command, topic, members, log, group, payload, excluded
+        )
+
+    def _group_command(
+        self, topic: Topic, members: bytes, log: bytes, group: str, payload: bytes, excluded: tuple[str, ...]
+    ) -> Command:
+        data = self._pack(topic.partition, group, payload, 0, excluded)
         if self._is_logged(group):
             header = len(data) - len(payload)
-            return call(b"EVALSHA", _SEND, b"2", log, members, topic.name, data, *self._limits, header)
-        return call(b"EVALSHA", _GROUP_SEND, b"1", members, topic.name, data)
+            return (b"EVALSHA", _SEND, b"2", log, members, topic.name, data, *self._limits, header)
+        return (b"EVALSHA", _GROUP_SEND, b"1", members, topic.name, data)
 
     async def add_member(self, group: str, channel: str) -> None:
         topic, members_key, _ = self.topics.group(group)
@@ -646,19 +667,20 @@ class RedisBus(Bus):
     # Normal channels
 
     async def push(self, channel: str, payload: bytes, capacity: int) -> None:
-        topic, _, seen, partition = self.topics.queue(channel)
-        data = self._pack(partition, channel, payload)
-        # The envelope's own number: a command that is executed twice is taken in once.
-        number = self._outbox.last(partition)
-        limits = (capacity, _milliseconds(self.options.expiry))
-        has_room = await self._shards[topic.shard].call(
-            b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, *limits, self._node.hex(), number
-        )
+        send = self._shards[self.topics.queue(channel).topic.shard].send
+        has_room = await send(self._push_command, channel, payload, capacity)
         if not has_room:
             raise ChannelFull(
                 f"channel {channel!r} holds {capacity} messages, its capacity; start more readers, "
                 "raise `capacity` or `channel_capacity`, or use send_wait()"
             )
+
+    def _push_command(self, channel: str, payload: bytes, capacity: int) -> Command:
+        topic, _, seen, partition = self.topics.queue(channel)
+        data = self._pack(partition, channel, payload)
+        # The envelope's own number: a command that is executed twice is taken in once.
+        number, expiry = self._outbox.last(partition), _milliseconds(self.options.expiry)
+        return (b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, self._node.hex(), number)
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         topic, taken, _, _ = self.topics.queue(channel)

@@ -1,7 +1,7 @@
 -- Log and publish an envelope; for a group, return the normal channels that are members.
 -- KEYS: the partition's log, and for a group its members. ARGV: topic, envelope, the log's most entries, its most
 -- bytes, the largest envelope that enters it whole, the length of the envelope's header.
--- Subscribers get the entry's id, a space and the envelope.
+-- Subscribers get the envelope's version byte, #, the entry's id, a space and the envelope.
 local size = #ARGV[2]
 local most = tonumber(ARGV[3])
 local id
@@ -13,7 +13,7 @@ if size <= tonumber(ARGV[5]) then
 else
   id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', ARGV[1], 'h', string.sub(ARGV[2], 1, ARGV[6]))
 end
-local receivers = redis.call('PUBLISH', ARGV[1], id .. ' ' .. ARGV[2])
+local receivers = redis.call('PUBLISH', ARGV[1], string.sub(ARGV[2], 1, 1) .. '#' .. id .. ' ' .. ARGV[2])
 if not KEYS[2] then
   return receivers
 end
