@@ -1,17 +1,20 @@
 """A channel layer for Django Channels: a bounded queue per channel, Redis between processes."""
 
-from channels import DEFAULT_CHANNEL_LAYER
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .exceptions import (
-    ChannelClosed,
-    ChannelLayerError,
-    DeliveryUnknown,
-    LayerClosed,
-    LayerUnavailable,
-    StillFull,
-)
-from .layer import AsyncQueueChannelLayer
-from .session import Statistics
+if TYPE_CHECKING:
+    from . import sync
+    from .exceptions import (
+        ChannelClosed,
+        ChannelLayerError,
+        DeliveryUnknown,
+        LayerClosed,
+        LayerUnavailable,
+        StillFull,
+    )
+    from .layer import AsyncQueueChannelLayer
+    from .session import Statistics
 
 __all__ = [
     "AsyncQueueChannelLayer",
@@ -23,12 +26,30 @@ __all__ = [
     "Statistics",
     "StillFull",
     "get_layer",
+    "sync",
 ]
 
 __version__ = "0.1.0"
 
+# Imported when they are asked for: every run of pytest imports this package for its plugin, whatever it tests.
+_HOMES = {"AsyncQueueChannelLayer": "layer", "Statistics": "session"}
 
-def get_layer(alias: str = DEFAULT_CHANNEL_LAYER) -> AsyncQueueChannelLayer:
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "sync":
+        return import_module(".sync", __name__)
+    found = getattr(import_module(f".{_HOMES.get(name, 'exceptions')}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def get_layer(alias: str = "default") -> "AsyncQueueChannelLayer":
     """
     Return the layer of an alias, typed: `channels.layers.get_channel_layer()` for those who use this one.
 
@@ -37,6 +58,8 @@ def get_layer(alias: str = DEFAULT_CHANNEL_LAYER) -> AsyncQueueChannelLayer:
     """
     from channels.layers import get_channel_layer
     from django.core.exceptions import ImproperlyConfigured
+
+    from .layer import AsyncQueueChannelLayer
 
     layer = get_channel_layer(alias)
     if isinstance(layer, AsyncQueueChannelLayer):

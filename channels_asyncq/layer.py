@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import os
 import re
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
-from functools import lru_cache
+from concurrent.futures import Future
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any, TypeVar
 
 from channels.exceptions import ChannelFull, MessageTooLarge
-from channels.layers import BaseChannelLayer
+from channels.layers import BaseChannelLayer, channel_layers
+from django.core.signals import setting_changed
+from django.dispatch import receiver
 
 from . import relay
 from .bus.base import Bus, Receiver
@@ -31,6 +36,7 @@ MAX_NAME_LENGTH = 100
 # A loop is taken for one that lives on after so many seconds or sends; until then the relay sends for it.
 _MOMENT_SECONDS = 1.0
 _MOMENT_SENDS = 100
+_CLOSE_SECONDS = 2.0
 
 _CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
 _GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+")
@@ -61,17 +67,20 @@ def _check_group(name: str) -> None:
 class Caller:
     """A loop without a session: what the relay does for it."""
 
-    __slots__ = ("__weakref__", "pending", "sends", "since", "waiters")
+    __slots__ = ("__weakref__", "is_ending", "pending", "sends", "since", "waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, is_ending: bool = False) -> None:
         self.since = monotonic()
+        self.is_ending = is_ending
         self.sends = 0
         self.pending = 0
         self.waiters: list[asyncio.Future[None]] = []
 
     @property
     def is_here_to_stay(self) -> bool:
-        return self.sends >= _MOMENT_SENDS or monotonic() - self.since >= _MOMENT_SECONDS
+        return not self.is_ending and (
+            self.sends >= _MOMENT_SENDS or monotonic() - self.since >= _MOMENT_SECONDS
+        )
 
     def answered(self) -> None:
         self.pending -= 1
@@ -192,38 +201,42 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 del self._sessions[loop]
                 self._owners.pop(session.node, None)
 
-    async def _sender(self) -> Session | None:
-        """Return the session to send with, or None if the relay should do it."""
+    async def _sender(self) -> Session | Caller:
+        """Return the session to send with, or the running loop's account with the relay."""
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
-        caller = self._callers.get(loop) if self._callers else None
+        caller = self._callers.get(loop)
         if session is not None and not session.is_closed:
             if caller is not None:
+                # Not before the relay is done, or these sends would overtake those.
                 await caller.all_answered()
+                self._callers.pop(loop, None)
             return session
         if self._is_closed:
             raise LayerClosed()
         if caller is None:
-            caller = self._callers[loop] = Caller()
+            # A loop whose session has closed is ending: another session would have nobody to close it.
+            caller = self._callers[loop] = Caller(is_ending=session is not None)
         if not caller.is_here_to_stay:
-            return None
-        # Not before the relay is done, or these sends would overtake those.
+            return caller
         await caller.all_answered()
-        return await self._session()
+        session = await self._session()
+        self._callers.pop(loop, None)
+        return session
 
     async def _send_with(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
-        session = await self._sender()
-        if session is not None:
-            return await work(session)
-        caller = self._callers[asyncio.get_running_loop()]
-        caller.sends += 1
-        caller.pending += 1
+        sender = await self._sender()
+        if isinstance(sender, Session):
+            return await work(sender)
+        sender.sends += 1
+        sender.pending += 1
         try:
-            return await asyncio.wrap_future(relay.relay().run(self._relayed(work)))
+            return await relay.relay().run(partial(self._relayed, work))
         finally:
-            caller.answered()
+            sender.answered()
 
     async def _relayed(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+        """Do the work with the relay's session, on the relay's loop."""
         return await work(await self._session())
 
     # The specification
@@ -259,14 +272,14 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         self.require_valid_channel_name(channel)
         payload = self._encode(message)
-        if "!" in channel and self._hand_over(channel, payload):
+        if "!" in channel and self._hand_over(channel, payload, asyncio.get_running_loop()):
             return
         await self._send_with(lambda session: session.send(channel, payload))
 
-    def _hand_over(self, channel: str, payload: bytes) -> bool:
+    def _hand_over(self, channel: str, payload: bytes, here: asyncio.AbstractEventLoop | None) -> bool:
         """Give a message to the session of another loop of this process; False if none owns the channel."""
         owner = self._owners.get(node_of(channel) or "")
-        if owner is None or owner.is_closed or owner.loop is asyncio.get_running_loop():
+        if owner is None or owner.is_closed or owner.loop is here:
             return False
         return owner.hand_over(channel, payload)
 
@@ -329,21 +342,54 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             MessageTooLarge, LayerClosed, LayerUnavailable, DeliveryUnknown: as `send()`.
         """
         self.require_valid_group_name(group)
-        excluded: tuple[str, ...] = ()
-        if exclude:
-            if isinstance(exclude, str):
-                raise TypeError(f"exclude must be a list of channel names, not the str {exclude!r}")
-            excluded = tuple(exclude)
-            for channel in excluded:
-                self.require_valid_channel_name(channel)
+        excluded = self._excluded(exclude) if exclude else ()
         payload = self._encode(message)
         session = self._sessions.get(asyncio.get_running_loop())
-        if session is None or self._callers:
+        if session is None or session.is_closed or self._callers:
             await self._send_with(lambda session: _group_send(session, group, payload, excluded))
             return
         members = await session.group_send(group, payload, excluded)
         if members:
             await session.push_copies(members, payload, excluded)
+
+    def _excluded(self, exclude: Collection[str]) -> tuple[str, ...]:
+        if isinstance(exclude, str):
+            raise TypeError(f"exclude must be a list of channel names, not the str {exclude!r}")
+        for channel in exclude:
+            self.require_valid_channel_name(channel)
+        return tuple(exclude)
+
+    # Without a loop: what channels_asyncq.sync is made of
+
+    def prepare_send(self, channel: str, message: dict[str, Any]) -> Callable[[], None]:
+        """
+        Check and encode a message now; calling the result sends it, and blocks until it is sent.
+
+        For threads that run no event loop. Raises as `send()`: what is wrong with the message at once, and what
+        is wrong with the server when it is sent.
+        """
+        self.require_valid_channel_name(channel)
+        return partial(self._send_blocking, channel, self._encode(message))
+
+    def _send_blocking(self, channel: str, payload: bytes) -> None:
+        if "!" in channel and self._hand_over(channel, payload, None):
+            return
+        relay.relay().wait(partial(self._relayed, lambda session: session.send(channel, payload)))
+
+    def prepare_group_send(
+        self, group: str, message: dict[str, Any], exclude: Collection[str] = ()
+    ) -> Callable[[], None]:
+        """Do the same for `group_send()`."""
+        self.require_valid_group_name(group)
+        excluded = self._excluded(exclude) if exclude else ()
+        return partial(self._group_send_blocking, group, self._encode(message), excluded)
+
+    def _group_send_blocking(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
+        relay.relay().wait(
+            partial(self._relayed, lambda session: _group_send(session, group, payload, excluded))
+        )
+
+    # Clearing
 
     async def flush(self) -> None:
         """
@@ -416,17 +462,52 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Answers that are due are waited for, for a bounded time. Closing twice is fine.
         """
+        here = asyncio.get_running_loop()
+        sessions = self._end()
+        own = sessions.pop(here, None)
+        # A loop that stands still closes its session in shutdown_asyncgens().
+        elsewhere = [
+            asyncio.wrap_future(_close_session(session))
+            for loop, session in sessions.items()
+            if loop.is_running()
+        ]
+        if own is not None:
+            await own.close()
+        if elsewhere:
+            # Bounded, because a loop may stop just now.
+            await asyncio.wait(elsewhere, timeout=2 * self.options.send_timeout + 1)
+
+    def _end(self) -> dict[asyncio.AbstractEventLoop, Session]:
+        """Accept nothing any more; return the sessions that are to be closed."""
         self._is_closed = True
         with self._lock:
             sessions, self._sessions, self._owners = self._sessions, {}, {}
         leave_broker(self.options.prefix, self.options.hosts[0].db, self)
-        here = asyncio.get_running_loop()
-        for loop, session in sessions.items():
-            if loop is here:
-                await session.close()
-            elif loop.is_running():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(session.close(), loop))
-            # A loop that stands still closes its session in shutdown_asyncgens().
+        return sessions
+
+    def close_from_thread(self) -> None:
+        """
+        Close the layer from code that cannot await: as `close()`, on every loop that runs.
+
+        Waits, at most two seconds, for the relay's session only: nobody knows what the others wait for.
+        """
+        relays = relay.relay().loop
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        for loop, session in self._end().items():
+            if not loop.is_running():
+                continue
+            closing = _close_session(session)
+            if loop is relays and loop is not here:
+                with contextlib.suppress(Exception):
+                    closing.result(_CLOSE_SECONDS)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the layer was closed: everything raises LayerClosed then."""
+        return self._is_closed
 
     def statistics(self) -> Statistics:
         """Return what this layer holds, delivered and dropped, over all loops of the process."""
@@ -437,6 +518,35 @@ async def _group_send(session: Session, group: str, payload: bytes, excluded: tu
     members = await session.group_send(group, payload, excluded)
     if members:
         await session.push_copies(members, payload, excluded)
+
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _close_session(session: Session) -> Future[None]:
+    """Close a session on its own loop, from any thread."""
+    done: Future[None] = Future()
+
+    def begin() -> None:
+        task = session.loop.create_task(
+            session.close(), name="channels_asyncq closing", context=contextvars.Context()
+        )
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+        task.add_done_callback(tell)
+
+    def tell(task: asyncio.Task[None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None or isinstance(error, asyncio.CancelledError):
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    try:
+        session.loop.call_soon_threadsafe(begin)
+    except RuntimeError:
+        done.set_result(None)
+    return done
 
 
 def _bus_factory(
@@ -471,6 +581,21 @@ def _bus_factory(
     return make_redis_bus
 
 
+# The layers that Channels has made. When the setting changes it takes another dict and forgets this one.
+_backends = channel_layers.backends
+
+
+@receiver(setting_changed)
+def _close_dropped_layers(*, setting: str, **_: Any) -> None:
+    global _backends
+    if setting == "CHANNEL_LAYERS":
+        dropped, _backends = _backends, channel_layers.backends
+        if dropped is not _backends:
+            for layer in dropped.values():
+                if isinstance(layer, AsyncQueueChannelLayer):
+                    layer.close_from_thread()
+
+
 _layers: weakref.WeakSet[AsyncQueueChannelLayer] = weakref.WeakSet()
 # What a forked child inherited. It is never closed, aborted or collected: that would take the descriptors out
 # of the selector that the child shares with its parent, and the parent would go deaf.
@@ -482,9 +607,29 @@ def _after_fork_in_child() -> None:
     after_fork_in_child()
     for layer in list(_layers):
         _inherited.append((layer._sessions, layer._owners, layer._callers))
+        relay.let_go(
+            descriptor
+            for session in layer._sessions.values()
+            if not session.is_closed
+            for descriptor in session.let_go_in_child()
+        )
         layer._start_afresh()
         layer._make_bus = _bus_factory(layer.options, layer)
+    if _keep is not None:
+        # One reference more than there are: not collected at the end of the interpreter either.
+        _keep(_inherited)
 
+
+def _keeper() -> Callable[[object], object] | None:
+    # Before any fork: an import in a forked child may wait for a thread that it does not have.
+    try:
+        import ctypes
+    except ImportError:
+        return None
+    return lambda kept: ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+
+_keep = _keeper() if hasattr(os, "fork") else None
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

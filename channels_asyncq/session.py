@@ -646,6 +646,12 @@ class Session:
             self.intake.close()
             await self._bus.close()
 
+    def let_go_in_child(self) -> list[int]:
+        """Be closed without closing anything: in a forked child. Return the descriptors of the connections."""
+        self.is_closed = True
+        sockets = [transport.get_extra_info("socket") for transport in self._bus.transports()]
+        return [sock.fileno() for sock in sockets if sock is not None and sock.fileno() >= 0]
+
     def statistics(self) -> Statistics:
         hub = self.hub
         queued = [

@@ -159,6 +159,10 @@ class Bus(ABC):
     def resume(self) -> None:
         """Offer what `on_envelope` did not take again, and go on."""
 
+    def transports(self) -> list[asyncio.BaseTransport]:
+        """Return the open connections: a forked child lets go of its copies of them."""
+        return []
+
     @abstractmethod
     def links(self) -> list[Link]:
         """Return the state of the connections, one entry per host."""

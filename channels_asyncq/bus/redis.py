@@ -727,6 +727,14 @@ class RedisBus(Bus):
         for shard in self._shards:
             shard.resume()
 
+    def transports(self) -> list[asyncio.BaseTransport]:
+        return [
+            wire.transport
+            for shard in self._shards
+            for wire in (shard.commands.wire, shard.pushes.wire)
+            if wire is not None and wire.transport is not None
+        ]
+
     def links(self) -> list[Link]:
         if self._is_closed:
             return [Link(shard.connector.address, "closed") for shard in self._shards]

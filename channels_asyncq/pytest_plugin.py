@@ -1,0 +1,218 @@
+"""
+Fixtures for those who test what sends: pytest finds them by itself.
+
+`asyncq_layer` and `asyncq_redis_layer` give a test a layer of its own in place of CHANNEL_LAYERS["default"];
+`asyncq_listen("room.7")` tells what a group or a channel gets. For sync and async tests alike. Nothing but
+this module is imported before a test uses one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from .layer import AsyncQueueChannelLayer
+    from .testing import EmbeddedServer
+
+__all__ = ["Listener", "asyncq_layer", "asyncq_listen", "asyncq_redis_layer", "asyncq_redis_server"]
+
+T = TypeVar("T")
+
+_numbers = itertools.count(1)
+# How long a marker may take that was sent on purpose: far longer than it ever does.
+_MARKER_SECONDS = 20.0
+
+
+class Listener:
+    """
+    A member of a group, or the reader of a normal channel, for as long as the test lasts.
+
+    It lives on a thread of its own: a sync test, and an async one on whatever loop, sees the same. The methods
+    that begin with `a` are to be awaited, the others block.
+    """
+
+    def __init__(self, layer: AsyncQueueChannelLayer, name: str, is_group: bool) -> None:
+        self._layer = layer
+        self._name = name
+        self._is_group = is_group
+        self._channel = "" if is_group else name
+        self._marker = {"type": "channels_asyncq.marker", "number": next(_numbers)}
+        self._markers = f"channels_asyncq.markers.{os.getpid()}.{self._marker['number']}"
+
+    def get(self, timeout: float = 1.0) -> dict[str, Any]:
+        """Return the next message; fail the test if none comes within `timeout` seconds."""
+        __tracebackhide__ = True
+        return _block(partial(self._get, timeout))
+
+    async def aget(self, timeout: float = 1.0) -> dict[str, Any]:  # noqa: ASYNC109  (as get())
+        """Return the next message; fail the test if none comes within `timeout` seconds."""
+        __tracebackhide__ = True
+        return await _elsewhere(partial(self._get, timeout))
+
+    def assert_nothing(self, within: float = 0.0) -> None:
+        """
+        Fail the test if a message came that `get()` has not returned.
+
+        What anybody has sent before this call is seen, without waiting for time to pass; `within` waits so many
+        seconds for what may be sent later.
+        """
+        __tracebackhide__ = True
+        _block(partial(self._assert_nothing, within))
+
+    async def aassert_nothing(self, within: float = 0.0) -> None:
+        """Do what `assert_nothing()` does."""
+        __tracebackhide__ = True
+        await _elsewhere(partial(self._assert_nothing, within))
+
+    # On the relay's loop.
+
+    async def _start(self) -> None:
+        if self._is_group:
+            self._channel = await self._layer.new_channel("listener")
+            await self._layer.group_add(self._name, self._channel)
+            await self._layer.group_add(self._markers, self._channel)
+
+    async def _stop(self) -> None:
+        await self._layer.close_channel(self._channel)
+
+    async def _get(self, timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
+        __tracebackhide__ = True
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._layer.receive(self._channel)
+        except TimeoutError:
+            pytest.fail(f"No message came to {self} within {timeout:g} s.")
+
+    async def _assert_nothing(self, within: float) -> None:
+        __tracebackhide__ = True
+        if within:
+            try:
+                async with asyncio.timeout(within):
+                    self._fail_for(await self._layer.receive(self._channel))
+            except TimeoutError:
+                pass
+        # By the way that messages take: what was sent before it arrives before it.
+        if self._is_group:
+            await self._layer.group_send(self._markers, self._marker)
+        else:
+            await self._layer.send(self._channel, self._marker)
+        async with asyncio.timeout(_MARKER_SECONDS):
+            message = await self._layer.receive(self._channel)
+            if message == self._marker:
+                return
+            while await self._layer.receive(self._channel) != self._marker:
+                pass
+        self._fail_for(message)
+
+    def _fail_for(self, message: dict[str, Any]) -> None:
+        __tracebackhide__ = True
+        pytest.fail(f"A message came to {self}: {message!r}")
+
+    def __str__(self) -> str:
+        return f"{'group' if self._is_group else 'channel'} {self._name!r}"
+
+
+def _block(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    from .relay import relay
+
+    __tracebackhide__ = True
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return relay().wait(make)
+    raise RuntimeError("an event loop runs here: await aget() and aassert_nothing(), which do not block it")
+
+
+async def _elsewhere(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    from .relay import relay
+
+    __tracebackhide__ = True
+    return await relay().run(make)
+
+
+@contextmanager
+def _installed(url: str, prefix: str) -> Generator[AsyncQueueChannelLayer]:
+    """Give out a layer that is CHANNEL_LAYERS["default"] meanwhile, and close it on every loop."""
+    from channels.layers import channel_layers
+
+    from .layer import AsyncQueueChannelLayer
+
+    layer = AsyncQueueChannelLayer(hosts=[url], prefix=prefix)
+    before = channel_layers.backends.get("default")
+    channel_layers.backends["default"] = layer
+    try:
+        yield layer
+    finally:
+        if channel_layers.backends.get("default") is layer:
+            del channel_layers.backends["default"]
+            if before is not None:
+                channel_layers.backends["default"] = before
+        layer.close_from_thread()
+
+
+def _own_prefix() -> str:
+    return f"test{os.getpid()}x{next(_numbers)}"
+
+
+@pytest.fixture
+def asyncq_layer() -> Iterator[AsyncQueueChannelLayer]:
+    """A layer of this test's own in this process, `memory://`: no server, the same rules."""
+    with _installed("memory://", _own_prefix()) as layer:
+        yield layer
+
+
+@pytest.fixture(scope="session")
+def asyncq_redis_server() -> Iterator[EmbeddedServer]:
+    """The server of `asyncq_redis_layer`: that of REDIS_URL, else one that is started for the whole run."""
+    from .testing import EmbeddedServer
+
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def asyncq_redis_layer(asyncq_redis_server: EmbeddedServer) -> Iterator[AsyncQueueChannelLayer]:
+    """A layer of this test's own on a real server, with a prefix nobody else has."""
+    with _installed(asyncq_redis_server.url, _own_prefix()) as layer:
+        yield layer
+
+
+@pytest.fixture
+def asyncq_listen() -> Iterator[Callable[..., Listener]]:
+    """
+    A function: `asyncq_listen("room.7")` joins a group, `asyncq_listen(channel="jobs")` reads a normal channel.
+
+    Both return a `Listener` that hears what is sent from then on. They listen to CHANNEL_LAYERS["default"], which
+    is the layer of the other fixtures where a test uses one, or to `layer`, another alias.
+    """
+    listeners: list[Listener] = []
+
+    def listen(group: str | None = None, *, channel: str | None = None, layer: str = "default") -> Listener:
+        from . import get_layer
+
+        if (group is None) == (channel is None):
+            raise TypeError("asyncq_listen() takes a group, or channel=")
+        listener = Listener(get_layer(layer), group or channel or "", group is not None)
+        # Blocks, on a running loop too: the relay needs no other loop for this.
+        _relay_wait(listener._start)
+        listeners.append(listener)
+        return listener
+
+    yield listen
+    for listener in listeners:
+        if not listener._layer.is_closed:
+            _relay_wait(listener._stop)
+
+
+def _relay_wait(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    from .relay import relay
+
+    relay().wait(make)

@@ -1,0 +1,434 @@
+"""What README and docs say, held against the package: snippets run, links lead somewhere, tables are complete."""
+
+import ast
+import asyncio
+import dataclasses
+import importlib
+import inspect
+import logging.config
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from channels.layers import channel_layers
+from django.core.exceptions import ImproperlyConfigured
+
+import channels_asyncq
+from channels_asyncq import AsyncQueueChannelLayer, Statistics, exceptions, options
+from channels_asyncq.bus.base import Link
+from channels_asyncq.options import Options
+from channels_asyncq.testing import EmbeddedServer, server_binaries
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+PACKAGE = ROOT / "channels_asyncq"
+
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+class Snippet(NamedTuple):
+    page: str
+    line: int
+    language: str
+    text: str
+
+
+def snippets(*languages: str) -> Iterator[Snippet]:
+    for page in PAGES:
+        text = page.read_text()
+        for match in FENCE.finditer(text):
+            if match[1] in languages:
+                line = text.count("\n", 0, match.start()) + 1
+                yield Snippet(name_of(page), line, match[1], match[2])
+
+
+def python_snippets() -> list[Any]:
+    return [
+        pytest.param(snippet, id=f"{snippet.page}:{snippet.line}")
+        for snippet in snippets("python")
+        # Those of the benchmarks and of publishing need a server; they have tests of their own.
+        if "redis.from_url" not in snippet.text.lower()
+    ]
+
+
+def only(found: Iterator[str]) -> str:
+    (text,) = found
+    return text
+
+
+def rows(page: Path, *heading: str) -> Iterator[list[str]]:
+    """The rows of all tables of a page that begin with these column headings."""
+    inside = False
+    for line in page.read_text().splitlines():
+        if not line.startswith("|"):
+            inside = False
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if cells[: len(heading)] == list(heading):
+            inside = True
+        elif inside and not set(cells[0]) <= set("- :"):
+            yield cells
+
+
+def code_in(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# Snippets
+
+
+async def run(snippet: Snippet) -> dict[str, Any]:
+    """Run a snippet as it would in an asynchronous shell; return its names."""
+    code = compile(snippet.text, snippet.page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    names: dict[str, Any] = {}
+    result = eval(code, names)
+    if inspect.isawaitable(result):
+        await asyncio.wait_for(result, 10)
+    return names
+
+
+@pytest.mark.parametrize("snippet", python_snippets())
+async def test_python_snippet(snippet: Snippet, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each runs as it stands, and its settings are accepted."""
+    layer = AsyncQueueChannelLayer(hosts=["memory://"], prefix=prefix)
+    monkeypatch.setattr(channel_layers, "backends", {"default": layer})
+    names = await run(snippet)
+    for entry in names.get("CHANNEL_LAYERS", {}).values():
+        assert entry["BACKEND"] == "channels_asyncq.AsyncQueueChannelLayer"
+        Options.from_config(entry["CONFIG"])
+    if "LOGGING" in names:
+        assert logging.config.DictConfigurator(names["LOGGING"]).configure_formatter(
+            names["LOGGING"]["formatters"]["coded"]
+        )
+    await layer.close()
+
+
+@pytest.mark.processes
+def test_proof_of_the_readme(redis_url: str, prefix: str, tmp_path: Path) -> None:
+    """With the settings of the README, its one line prints what it says."""
+    settings = next(
+        s.text for s in snippets("python") if s.page == "README.md" and "CHANNEL_LAYERS" in s.text
+    )
+    assert "redis://localhost:6379/0" in settings
+    settings = settings.replace("redis://localhost:6379/0", redis_url)
+    settings = settings.replace('"CONFIG": {', f'"CONFIG": {{"prefix": "{prefix}", ')
+    (tmp_path / "proof_settings.py").write_text(settings)
+    line = only(s.text for s in snippets("sh") if "manage.py shell" in s.text)
+    python, manage, *arguments = shlex.split(line)
+    assert (python, manage) == ("python", "manage.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "django", *arguments],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "proof_settings",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stderr == "" and done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "{'type': 'hello.world'}"
+    assert "prints `{'type': 'hello.world'}`" in README.read_text()
+
+
+def test_commands_of_the_readme() -> None:
+    """The two commands stand each on a line of its own, where .ci/run looks for one of them."""
+    lines = [line for s in snippets("sh") if s.page == "README.md" for line in s.text.splitlines()]
+    install = 'python3 -m venv .venv && .venv/bin/pip install -e ".[demo]"'
+    assert f"{install} && .venv/bin/python example_project/manage.py demo" in lines
+    assert "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox" in lines
+
+
+class TestPublishing:
+    """docs/publishing.md"""
+
+    async def receive_from(self, server: EmbeddedServer, publish: Any) -> dict[str, Any]:
+        layer = AsyncQueueChannelLayer(hosts=[server.url])
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await publish()
+        message = await asyncio.wait_for(layer.receive(channel), 10)
+        assert layer.statistics().external == 1
+        await layer.close()
+        return message
+
+    async def test_python(self, own_redis_server: EmbeddedServer) -> None:
+        """The program in Python reaches the members of the group."""
+        text = only(s.text for s in snippets("python") if "redis.from_url" in s.text.lower())
+        assert "redis://localhost:6379" in text
+        text = text.replace("redis://localhost:6379", own_redis_server.url)
+        message = await self.receive_from(own_redis_server, lambda: asyncio.to_thread(exec, text, {}))
+        assert message == {"type": "chat.message", "text": "hi"}
+
+    @pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli on PATH")
+    async def test_redis_cli(self, own_redis_server: EmbeddedServer) -> None:
+        """So does the line for a shell."""
+        line = only(s.text for s in snippets("sh") if s.text.startswith("redis-cli"))
+        command, *arguments = shlex.split(line)
+
+        async def publish() -> None:
+            process = await asyncio.create_subprocess_exec(
+                command, "-p", str(own_redis_server.port), *arguments, stdout=asyncio.subprocess.PIPE
+            )
+            assert (await process.communicate())[0].strip() == b"1"
+
+        message = await self.receive_from(own_redis_server, publish)
+        assert message == {"type": "chat.message", "text": "hi"}
+
+    def test_programs_say_the_same(self) -> None:
+        """All programs publish to the same name."""
+        programs = [
+            s.text for s in snippets("python", "sh", "js", "go", "php") if s.page == "docs/publishing.md"
+        ]
+        assert len(programs) == 5
+        assert all("asgi:0:group:chat" in text and "chat.message" in text for text in programs)
+
+
+@pytest.mark.parametrize("binary", server_binaries(), ids=lambda path: Path(path).parent.name)
+async def test_access_control(binary: str) -> None:
+    """The users of the pages may do all that the layer and an outside program need, and no more is asked for."""
+    users = [s.text.strip().removeprefix("user ") for s in snippets("text") if s.text.startswith("user ")]
+    assert sorted(user.split()[0] for user in users) == ["reporter", "site"]
+    server = EmbeddedServer(
+        external=False, binary=binary, requirepass="all", user=["default on >all ~* &* +@all", *users]
+    )
+    with server:
+        layer = AsyncQueueChannelLayer(hosts=[f"redis://site:secret@{server.host}:{server.port}/3"])
+        channel = await layer.new_channel()
+        for member in (channel, "worker"):
+            await layer.group_add("chat", member)
+        await layer.group_send("chat", {"type": "a"})
+        assert await layer.receive(channel) == await layer.receive("worker") == {"type": "a"}
+        waiting = asyncio.create_task(layer.receive("worker"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await layer.send("worker", {"type": "b"})
+        assert await layer.receive("worker") == {"type": "b"}
+        await layer.group_discard("chat", "worker")
+        await layer.flush()
+        await layer.close()
+
+        layer = AsyncQueueChannelLayer(hosts=[f"redis://:all@{server.host}:{server.port}"])
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        reporter = await asyncio.open_connection(server.host, server.port)
+        reporter[1].write(b'AUTH reporter secret\r\nPUBLISH asgi:0:group:chat \'{"type":"c"}\'\r\n')
+        assert await layer.receive(channel) == {"type": "c"}
+        reporter[1].close()
+        await reporter[1].wait_closed()
+        await layer.close()
+
+
+# Tables
+
+
+def documented_options(*pages: Path) -> dict[str, str]:
+    return {code_in(key)[0]: default for page in pages for key, default, *_ in rows(page, "key", "default")}
+
+
+def test_every_option_is_documented() -> None:
+    """docs/settings.md and docs/settings-advanced.md hold every key, and no other."""
+    fields = {field.name for field in dataclasses.fields(Options)}
+    assert set(documented_options(DOCS / "settings.md", DOCS / "settings-advanced.md")) == fields | {
+        "random_prefix_length"
+    }
+    assert set(documented_options(README)) == fields - {"partitions"}
+    later = DOCS.joinpath("settings-advanced.md").read_text().partition("## Keys of later versions")[2]
+    assert set(options._LATER) == set(code_in(later)[: len(options._LATER)])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/settings.md", "docs/settings-advanced.md"])
+def test_defaults(page: str) -> None:
+    """A default in a table is what an empty CONFIG means."""
+    documented = {
+        key: ast.literal_eval(code_in(default)[0])
+        for key, default in documented_options(ROOT / page).items()
+        if default
+    }
+    assert documented
+    empty = Options.from_config({})
+    assert Options.from_config(documented) == empty
+    for key, value in documented.items():
+        if key != "hosts" and value is not None:
+            assert getattr(empty, key) == value
+
+
+def test_values_of_overflow() -> None:
+    """Each has its line."""
+    assert {ast.literal_eval(code_in(row[0])[0]) for row in rows(DOCS / "settings.md", "value")} == {
+        "drop_newest",
+        "drop_oldest",
+        "close",
+    }
+
+
+def test_arguments_of_hosts() -> None:
+    """Every argument of a connection that is named exists."""
+    named = {
+        name.partition("=")[0]
+        for row in rows(DOCS / "settings-advanced.md", "arguments")
+        for name in code_in(row[0])
+    }
+    assert len(named) > 15
+    assert named <= {*options._ARGUMENTS, *options._TLS_ARGUMENTS}
+
+
+def test_keys_of_migrating() -> None:
+    """The table of docs/migrating.md has every key of channels_redis, and each is accepted."""
+    named = [key for row in rows(DOCS / "migrating.md", "key", "core") for key in code_in(row[0])]
+    assert len(named) == 11
+    for key in named:
+        assert key in {field.name for field in dataclasses.fields(Options)} | {"random_prefix_length"}
+
+
+def event_codes() -> set[str]:
+    """Every literal that the package gives to `record()` or `Throttle.warn()` as a code."""
+    found = set()
+    for module in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+                position = {"warn": 1, "record": 2}.get(name)
+                if position is None or len(node.args) <= position:
+                    continue
+                code = node.args[position]
+                if isinstance(code, ast.Constant) and isinstance(code.value, str):
+                    found.add(code.value)
+    return found
+
+
+def test_every_event_code_is_documented() -> None:
+    """docs/errors-and-events.md has a line for every event code, and no other."""
+    documented = {code_in(row[0])[0] for row in rows(DOCS / "errors-and-events.md", "code", "logger")}
+    assert documented == event_codes() and len(documented) >= 7
+
+
+def test_every_exception_is_documented() -> None:
+    """docs/errors-and-events.md has a line for every exception."""
+    documented = {code_in(row[0])[0] for row in rows(DOCS / "errors-and-events.md", "", "from")}
+    assert set(exceptions.__all__) <= documented
+
+
+def test_statistics_are_documented() -> None:
+    """Every figure, every reason of a drop and every attribute of a link is documented."""
+    page = DOCS / "errors-and-events.md"
+    figures = {code_in(row[0])[0]: row[1] for row in rows(page, "field")}
+    assert set(figures) == {field.name for field in dataclasses.fields(Statistics)} | {
+        "reconnects",
+        "connected",
+    }
+    assert {field.name for field in dataclasses.fields(Link)} <= set(code_in(figures["links"]))
+    counted = {
+        reason
+        for module in PACKAGE.rglob("*.py")
+        for reason in re.findall(r'(?:dropped\[|_count_loss\()"(\w+)"', module.read_text())
+    }
+    assert {code_in(row[0])[0] for row in rows(page, "dropped")} == counted
+
+
+def test_checks_are_documented() -> None:
+    """docs/settings.md has a line for every check."""
+    ids = set(re.findall(r'id="(channels_asyncq\.[EW]\d{3})"', (PACKAGE / "checks.py").read_text()))
+    assert {code_in(row[0])[0] for row in rows(DOCS / "settings.md", "id")} == ids
+
+
+def test_modules_of_the_design() -> None:
+    """docs/design.md has a rank for every module there is."""
+    named = {name for row in rows(DOCS / "design.md", "rank", "module") for name in code_in(row[1])}
+    present = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    assert {name for name in present if not name.endswith("__init__.py")} - named == set()
+    assert {name for name in named if "*" not in name and not (PACKAGE / name).exists()} == set()
+
+
+# Names and links
+
+
+def test_public_names_are_documented() -> None:
+    """Every name of `channels_asyncq.__all__` is on a page, and what the layer has beyond the specification."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    beyond = ["send_wait", "listen", "close_channel", "close", "statistics", "exclude"]
+    for name in [*channels_asyncq.__all__, *beyond]:
+        assert re.search(rf"\b{name}\b", text), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_exist(page: Path) -> None:
+    """Every dotted name below channels_asyncq is there, or a check, a logger or an extra."""
+    text = page.read_text()
+    others = {"connection", "loss", "wire"}
+    for name in set(re.findall(r"\bchannels_asyncq((?:\.[A-Za-z_]\w*)+)", text)):
+        first, *rest = name.removeprefix(".").split(".")
+        if first in others or re.fullmatch(r"[EW]\d{3}", first):
+            continue
+        try:
+            thing: Any = importlib.import_module(f"channels_asyncq.{first}")
+        except ModuleNotFoundError:
+            thing = getattr(channels_asyncq, first)
+        for attribute in rest:
+            thing = getattr(thing, attribute)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = FENCE.sub("", page.read_text())
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links(page: Path) -> None:
+    """Every relative link leads to a file that is there, and to a heading in it."""
+    text = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        other = page.parent / path if path else page
+        assert other.exists(), target
+        if anchor:
+            assert anchor in anchors(other), target
+
+
+def test_index_lists_every_page() -> None:
+    """docs/index.md leads to every page."""
+    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
+    assert listed == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_text_keeps_to_the_project(page: Path) -> None:
+    """No path of somebody's machine."""
+    assert not re.search(r"(?<![\w.])/(home|tmp|root|work|Users)/", page.read_text())
+
+
+def test_unknown_key_names_the_remedy() -> None:
+    """What docs/settings.md says of unknown keys is so."""
+    with pytest.raises(ImproperlyConfigured, match=r"capacty = 5.*Did you mean 'capacity'"):
+        Options.from_config({"capacty": 5})
+
+
+def test_snippets_are_found() -> None:
+    """The pages have snippets: this module is not empty by a mistake of its own."""
+    found: Mapping[str, int] = {
+        language: sum(1 for _ in snippets(language)) for language in ("python", "sh", "text")
+    }
+    assert found["python"] >= 8 and found["sh"] >= 6 and found["text"] >= 3

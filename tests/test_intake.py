@@ -1,0 +1,187 @@
+"""The door into one loop's session: order, stopping, other threads, waiting, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from channels_asyncq import intake as intake_module
+from channels_asyncq.envelopes import Envelope
+from channels_asyncq.intake import Intake
+from tests.contract import ended, eventually, every, started, steps
+
+
+class Session:
+    """Takes what it is offered, unless it is told to stop at a text."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.stops_at: str | None = None
+        self.offered = 0
+        self.threads: set[int] = set()
+
+    def offer(self, topic: bytes, envelope: Envelope) -> bool:
+        text = envelope.payload.decode()
+        self.offered += 1
+        self.threads.add(threading.get_ident())
+        if text == self.stops_at:
+            return False
+        self.taken.append(text)
+        return True
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session()
+
+
+@pytest.fixture
+async def intake(session: Session) -> Intake:
+    return Intake(asyncio.get_running_loop(), session.offer)
+
+
+def put(intake: Intake, *texts: str) -> list[bool]:
+    return [intake.put(b"topic", Envelope(text.encode(), "x")) for text in texts]
+
+
+async def test_in_order(intake: Intake, session: Session) -> None:
+    """What was put is offered in order, when it is drained and not before."""
+    assert intake.is_empty
+    put(intake, "a", "b")
+    assert session.taken == [] and not intake.is_empty
+    intake.drain()
+    assert session.taken == ["a", "b"] and intake.is_empty
+
+
+async def test_what_is_not_taken_is_offered_again(intake: Intake, session: Session) -> None:
+    """An envelope that is not taken stops the intake, keeps its place, and is not overtaken."""
+    session.stops_at = "b"
+    put(intake, "a", "b", "c")
+    for _ in range(3):
+        intake.drain()
+    put(intake, "d")
+    intake.drain()
+    assert session.taken == ["a"] and session.offered == 5 and not intake.is_empty
+    session.stops_at = None
+    intake.drain()
+    assert session.taken == ["a", "b", "c", "d"]
+
+
+async def test_a_limit(intake: Intake, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Senders that cannot be made to wait are told when too much waits; places come free by draining."""
+    monkeypatch.setattr(intake_module, "LIMIT", 3)
+    assert put(intake, *"abcd") == [True, True, True, False]
+    intake.drain()
+    assert put(intake, "e") == [True]
+    intake.drain()
+    assert session.taken == ["a", "b", "c", "e"]
+
+
+async def test_drain_soon(intake: Intake, session: Session) -> None:
+    """The loop drains once in a turn, however often it is asked to."""
+    for text in "abc":
+        put(intake, text)
+        assert intake.drain_soon()
+    assert session.taken == []
+    await steps(1)
+    assert session.taken == ["a", "b", "c"] and session.offered == 3
+    put(intake, "d")
+    assert intake.drain_soon()
+    await steps(1)
+    assert session.taken[-1] == "d"
+
+
+async def test_from_other_threads(intake: Intake, session: Session) -> None:
+    """What threads put arrives on the loop, all of it, in the order of each."""
+
+    def sender(name: str) -> None:
+        for number in range(500):
+            assert put(intake, f"{name}{number:03}") == [True]
+            assert intake.drain_soon()
+
+    threads = [threading.Thread(target=sender, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    await eventually(lambda: len(session.taken) == 2000, "the arrival of everything")
+    for thread in threads:
+        thread.join()
+    assert session.threads == {threading.get_ident()}
+    for name in "abcd":
+        own = [text for text in session.taken if text.startswith(name)]
+        assert own == sorted(own) and len(own) == 500
+
+
+def test_a_loop_that_is_closed(session: Session) -> None:
+    """drain_soon() says that nobody drains any more, the first time and later."""
+    loop = asyncio.new_event_loop()
+    intake = Intake(loop, session.offer)
+    loop.close()
+    put(intake, "a")
+    assert [intake.drain_soon(), intake.drain_soon()] == [False, False]
+    assert session.taken == []
+
+
+async def test_drained(intake: Intake, session: Session) -> None:
+    """drained() returns at once when nothing waits, else when everything was taken."""
+    async with asyncio.timeout(20):
+        await intake.drained()
+    session.stops_at = "b"
+    put(intake, "a", "b")
+    waiting = [await started(intake.drained()) for _ in range(2)]
+    intake.drain()
+    await steps(3)
+    assert not any(waiter.done() for waiter in waiting)
+    session.stops_at = None
+    intake.drain()
+    await every(waiting)
+
+
+async def test_drained_and_filled_again(intake: Intake, session: Session) -> None:
+    """Who waits for an empty intake and finds it filled again goes on waiting."""
+    put(intake, "a")
+    waiting = await started(intake.drained())
+    intake.drain()
+    session.stops_at = "b"
+    put(intake, "b")
+    await steps(3)
+    assert not waiting.done()
+    session.stops_at = None
+    intake.drain()
+    await every([waiting])
+
+
+async def test_drained_cancelled(intake: Intake, session: Session) -> None:
+    """Cancelling who waits leaves the envelopes, and the others who wait."""
+    put(intake, "a")
+    first, second = await started(intake.drained()), await started(intake.drained())
+    first.cancel()
+    await ended(first)
+    intake.drain()
+    await every([second])
+    assert session.taken == ["a"] and first.cancelled()
+
+
+async def test_put_while_draining(session: Session) -> None:
+    """What is put by what is being offered is taken in the same go."""
+    intake = Intake(asyncio.get_running_loop(), lambda topic, envelope: answer(envelope))
+
+    def answer(envelope: Envelope) -> bool:
+        if envelope.payload == b"a":
+            put(intake, "b")
+        return session.offer(b"", envelope)
+
+    put(intake, "a")
+    intake.drain()
+    assert session.taken == ["a", "b"] and intake.is_empty
+
+
+async def test_close(intake: Intake, session: Session) -> None:
+    """close() drops what waits and says how many that were; nobody waits for it any more; twice is fine."""
+    session.stops_at = "a"
+    put(intake, "a", "b")
+    waiting = await started(intake.drained())
+    assert [intake.close(), intake.close()] == [2, 0]
+    await every([waiting])
+    assert session.taken == [] and intake.is_empty

@@ -1,0 +1,513 @@
+"""The relay: what callers without a lasting loop get, and what they cost."""
+
+import asyncio
+import gc
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+
+from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, LayerUnavailable, sync
+from channels_asyncq import layer as layer_module
+from channels_asyncq.relay import Relay, RelayLoop, relay
+from channels_asyncq.testing import EmbeddedServer
+from tests.contract import DEADLINE, assert_nothing_waits, eventually, note, notes, receive, receive_many
+
+MakeLayer = Callable[..., AsyncQueueChannelLayer]
+
+
+@pytest.fixture
+def make_layer(redis_url: str, prefix: str) -> Iterator[MakeLayer]:
+    """Make layers on the shared server, outside of any loop; all are closed at the end."""
+    made: list[AsyncQueueChannelLayer] = []
+
+    def make_layer(**config: Any) -> AsyncQueueChannelLayer:
+        made.append(AsyncQueueChannelLayer(**{"hosts": [redis_url], "prefix": prefix, **config}))
+        return made[-1]
+
+    yield make_layer
+    for layer in made:
+        layer.close_from_thread()
+
+
+@pytest.fixture
+def own_relay() -> Iterator[Relay]:
+    """A relay beside the process's own; stopped at the end."""
+    own = Relay()
+    yield own
+    own.stop()
+
+
+def connections_made(server: EmbeddedServer) -> int:
+    """How many connections the server has ever accepted, without those that ask for it."""
+    server_asks.append(None)
+    for line in server.command("INFO", "stats").decode().splitlines():
+        if line.startswith("total_connections_received:"):
+            return int(line.partition(":")[2]) - len(server_asks)
+    raise AssertionError("no such figure")
+
+
+server_asks: list[None] = []
+
+
+class TestRelay:
+    """The thread itself."""
+
+    def test_result_and_error_of_an_errand(self, own_relay: Relay) -> None:
+        """wait() returns and raises what the coroutine does, on the relay's own thread."""
+
+        async def where() -> str:
+            return threading.current_thread().name
+
+        async def fail() -> None:
+            raise KeyError("what")
+
+        assert own_relay.wait(where) == "channels_asyncq relay"
+        with pytest.raises(KeyError, match="what"):
+            own_relay.wait(fail)
+
+    async def test_run_from_a_loop(self, own_relay: Relay) -> None:
+        """run() does the same for a coroutine."""
+
+        async def answer() -> int:
+            await asyncio.sleep(0)
+            return 42
+
+        async def fail() -> None:
+            await asyncio.sleep(0)
+            raise KeyError("what")
+
+        assert await own_relay.run(answer) == 42
+        with pytest.raises(KeyError, match="what"):
+            await own_relay.run(fail)
+
+    async def test_cancelling_run_cancels_the_errand(self, own_relay: Relay) -> None:
+        """The coroutine on the relay is cancelled with the one that waits for it."""
+        loop = asyncio.get_running_loop()
+        began, ended = asyncio.Event(), asyncio.Event()
+
+        async def long() -> None:
+            loop.call_soon_threadsafe(began.set)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                loop.call_soon_threadsafe(ended.set)
+
+        task = asyncio.create_task(own_relay.run(long))
+        async with asyncio.timeout(DEADLINE):
+            await began.wait()
+            task.cancel()
+            await asyncio.wait([task])
+            await ended.wait()
+        assert task.cancelled()
+
+    def test_stop_lets_go_of_everybody(self, own_relay: Relay) -> None:
+        """Whoever waits when the relay stops gets LayerClosed, soon; the relay starts again when asked."""
+        threads = 8
+        began = threading.Semaphore(0)
+
+        async def long() -> None:
+            began.release()
+            await asyncio.Event().wait()
+
+        async def answer() -> int:
+            return 42
+
+        with ThreadPoolExecutor(threads) as pool:
+            waiting = [pool.submit(own_relay.wait, long) for _ in range(threads)]
+            for _ in range(threads):
+                assert began.acquire(timeout=DEADLINE)
+            at = time.monotonic()
+            own_relay.stop()
+            assert time.monotonic() - at < 2
+            for future in waiting:
+                with pytest.raises(LayerClosed, match="process is ending"):
+                    future.result(DEADLINE)
+        assert own_relay.wait(answer) == 42
+
+    def test_stopping_under_load(self, own_relay: Relay) -> None:
+        """Errands that race with stop() are done or get LayerClosed: nobody waits for ever."""
+
+        async def answer() -> int:
+            await asyncio.sleep(0)
+            return 42
+
+        def ask() -> int:
+            done = 0
+            for _ in range(100):
+                try:
+                    done += own_relay.wait(answer) == 42
+                except LayerClosed:
+                    pass
+            return done
+
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask) for _ in range(4)]
+            while not all(future.done() for future in asking):
+                own_relay.stop()
+            assert sum(future.result(DEADLINE) for future in asking) > 0
+
+    def test_an_errand_that_does_not_end_when_cancelled(self, own_relay: Relay) -> None:
+        """stop() takes two seconds at most, and whoever waited is told."""
+        let_go: list[asyncio.Event] = []
+        began = threading.Event()
+
+        async def stubborn() -> None:
+            let_go.append(asyncio.Event())
+            began.set()
+            while True:
+                try:
+                    await let_go[0].wait()
+                    return
+                except asyncio.CancelledError:
+                    pass
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(own_relay.wait, stubborn)
+            assert began.wait(DEADLINE)
+            loop = own_relay.loop
+            assert loop is not None
+            # It ends in the end, or its task would be destroyed pending, rightly complained of.
+            loop.call_soon_threadsafe(loop.call_later, 0.3, let_go[0].set)
+            at = time.monotonic()
+            own_relay.stop()
+            assert time.monotonic() - at < 2.2
+            assert waiting.result(DEADLINE) is None
+
+    def test_errors_leave_no_cycles(self, own_relay: Relay) -> None:
+        """What a failed call held is freed without the garbage collector."""
+
+        class Payload:
+            pass
+
+        async def fail(payload: Payload) -> None:
+            raise KeyError(id(payload))
+
+        def call() -> "weakref.ref[Payload]":
+            payload = Payload()
+            try:
+                own_relay.wait(lambda: fail(payload))
+            except KeyError:
+                pass
+            return weakref.ref(payload)
+
+        own_relay.wait(lambda: asyncio.sleep(0))
+        gc.disable()
+        try:
+            reference = call()
+            # The relay's thread lets go of the errand a moment after it has told its caller.
+            own_relay.wait(lambda: asyncio.sleep(0))
+            own_relay.wait(lambda: asyncio.sleep(0))
+            assert reference() is None
+        finally:
+            gc.enable()
+
+    def test_look_up_of_a_name(self, own_relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Names are looked up on daemon threads; errors come as they are."""
+        threads: list[threading.Thread] = []
+        real = socket.getaddrinfo
+
+        def look_up(*arguments: Any, **options: Any) -> Any:
+            threads.append(threading.current_thread())
+            if arguments[0] == "nowhere.invalid":
+                raise socket.gaierror(socket.EAI_NONAME, "no such name")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+        async def ask(name: str) -> Any:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, RelayLoop)
+            return await loop.getaddrinfo(name, 80, type=socket.SOCK_STREAM)
+
+        assert own_relay.wait(lambda: ask("localhost"))[0][4][1] == 80
+        with pytest.raises(socket.gaierror):
+            own_relay.wait(lambda: ask("nowhere.invalid"))
+        assert len(threads) == 2
+        assert all(thread.daemon for thread in threads)
+
+
+class TestConnections:
+    """However a process sends, the relay's two connections carry it."""
+
+    @pytest.fixture
+    def counted(self, own_redis_server: EmbeddedServer, prefix: str) -> Iterator["Counted"]:
+        layer = AsyncQueueChannelLayer(
+            hosts=[own_redis_server.url], prefix=prefix, capacity=10_000, send_timeout=20
+        )
+        with Counted(own_redis_server, layer) as counted:
+            yield counted
+        layer.close_from_thread()
+
+    def test_400_calls(self, counted: "Counted") -> None:
+        """400 `async_to_sync(group_send)` calls: two connections in all; all arrive, in order."""
+        group_send = async_to_sync(counted.layer.group_send)
+        for message in notes(400):
+            group_send("room", message)
+        assert counted.connections() <= 2
+        assert [message["n"] for message in counted.arrived(400)] == list(range(400))
+
+    @pytest.mark.parametrize("how", ["async_to_sync", "sync"])
+    def test_32_threads_of_20_calls(self, counted: "Counted", how: str) -> None:
+        """32 threads send 20 each: two connections; all arrive, each thread's in its order."""
+
+        def view(thread: int) -> None:
+            for n in range(20):
+                message = {"type": "test.note", "thread": thread, "n": n}
+                if how == "sync":
+                    sync.group_send("room", message, counted.layer)
+                else:
+                    async_to_sync(counted.layer.group_send)("room", message)
+
+        with ThreadPoolExecutor(32) as pool:
+            for future in [pool.submit(view, thread) for thread in range(32)]:
+                future.result(DEADLINE)
+        assert counted.connections() <= 2
+        arrived = counted.arrived(640)
+        for thread in range(32):
+            assert [message["n"] for message in arrived if message["thread"] == thread] == list(range(20))
+
+    def test_50_runs(self, counted: "Counted") -> None:
+        """50 `asyncio.run(group_send)`: two connections; all arrive, in order."""
+        for message in notes(50):
+            asyncio.run(counted.layer.group_send("room", message))
+        assert counted.connections() <= 2
+        assert [message["n"] for message in counted.arrived(50)] == list(range(50))
+
+    def test_10_calls_of_30_sends(self, counted: "Counted") -> None:
+        """10 calls of 30 sends each, one after the other: two connections; all arrive, in order."""
+
+        async def many(call: int) -> None:
+            for n in range(30):
+                await counted.layer.group_send("room", note(30 * call + n))
+
+        for call in range(10):
+            async_to_sync(many)(call)
+        assert counted.connections() <= 2
+        assert [message["n"] for message in counted.arrived(300)] == list(range(300))
+
+    def test_10_calls_of_30_sends_at_once(self, counted: "Counted") -> None:
+        """The same with the 30 sends gathered."""
+
+        async def many(call: int) -> None:
+            await asyncio.gather(*(counted.layer.group_send("room", note(30 * call + n)) for n in range(30)))
+
+        for call in range(10):
+            async_to_sync(many)(call)
+        assert counted.connections() <= 2
+        assert sorted(message["n"] for message in counted.arrived(300)) == list(range(300))
+
+    def test_loops_that_stay_close_what_they_opened(self, counted: "Counted") -> None:
+        """A call that sends more than a moment's worth has a session of its own, closed with its loop."""
+
+        async def many() -> None:
+            for message in notes(150):
+                await counted.layer.group_send("room", message)
+
+        for _ in range(3):
+            asyncio.run(many())
+        numbers = [message["n"] for message in counted.arrived(450)]
+        assert numbers == list(range(150)) * 3
+        assert counted.connections() == 2 + 3 * 2
+
+        def open_now() -> int:
+            return len(counted.server.command("CLIENT", "LIST").splitlines()) - 1
+
+        async def closed() -> None:
+            # The relay's two, and the two of whoever counts.
+            await eventually(lambda: open_now() <= 4, "the end of their connections")
+
+        asyncio.run(closed())
+
+
+class Counted:
+    """A layer whose connections are counted, and what a member of the group `room` gets."""
+
+    def __init__(self, server: EmbeddedServer, layer: AsyncQueueChannelLayer) -> None:
+        self.server, self.layer = server, layer
+        self._reader = AsyncQueueChannelLayer(
+            hosts=[server.url], prefix=layer.prefix, capacity=10_000, send_timeout=20
+        )
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> "Counted":
+        self._member = self._runner.run(self._join())
+        self._before = connections_made(self.server)
+        return self
+
+    async def _join(self) -> str:
+        channel = await self._reader.new_channel()
+        await self._reader.group_add("room", channel)
+        await eventually(lambda: self._reader.statistics().connected, "both connections")
+        return channel
+
+    def connections(self) -> int:
+        return connections_made(self.server) - self._before
+
+    def arrived(self, count: int) -> list[dict[str, Any]]:
+        async def read() -> list[dict[str, Any]]:
+            messages = await receive_many(self._reader, self._member, count)
+            await assert_nothing_waits(self._reader, self._member)
+            return messages
+
+        return self._runner.run(read())
+
+    def __exit__(self, *error: object) -> None:
+        self._runner.run(self._reader.close())
+        self._runner.close()
+
+
+class TestSessions:
+    """Which loop gets a session of its own."""
+
+    async def test_a_loop_that_sends_for_a_moment_has_none(self, make_layer: MakeLayer) -> None:
+        """Its sends go through the relay."""
+        layer = make_layer()
+        await layer.group_send("room", note(1))
+        assert asyncio.get_running_loop() not in layer._sessions
+
+    async def test_a_loop_that_goes_on_sending_has_one(
+        self, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After the moment it has a session, in order, and its account with the relay is closed."""
+        layer = make_layer()
+        for message in notes(5):
+            await layer.send("jobs", message)
+        monkeypatch.setattr(layer_module, "_MOMENT_SECONDS", 0.0)
+        for n in range(5, 10):
+            await layer.send("jobs", note(n))
+        assert asyncio.get_running_loop() in layer._sessions
+        assert not layer._callers
+        assert await receive_many(layer, "jobs", 10) == notes(10)
+
+    async def test_a_burst_from_one_loop(self, make_layer: MakeLayer) -> None:
+        """500 sends at once, over the change from relay to session: all arrive, once."""
+        layer = make_layer(capacity=1000)
+        await asyncio.gather(*(layer.send("jobs", message) for message in notes(500)))
+        assert sorted(message["n"] for message in await receive_many(layer, "jobs", 500)) == list(range(500))
+        await assert_nothing_waits(layer, "jobs")
+
+    def test_sends_after_the_loops_session_has_ended(self, make_layer: MakeLayer) -> None:
+        """What is sent after shutdown_asyncgens() goes through the relay, however long ago that was."""
+        layer = make_layer()
+        loop = asyncio.new_event_loop()
+
+        async def use() -> None:
+            await layer.group_add("room", await layer.new_channel())
+
+        try:
+            loop.run_until_complete(use())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            for message in notes(200):
+                loop.run_until_complete(layer.send("jobs", message))
+                if message["n"] % 50 == 49:
+                    drained = asyncio.run(receive_many(layer, "jobs", 50))
+                    assert len(drained) == 50
+        finally:
+            loop.close()
+
+    async def test_finally_of_an_async_generator(self, make_layer: MakeLayer) -> None:
+        """Generators are closed with the session, in no order: a send in the finally of one works."""
+        layer = make_layer()
+        other = make_layer()
+
+        async def listen() -> Any:
+            channel = await layer.new_channel()
+            await layer.group_add("room", channel)
+            try:
+                yield channel
+            finally:
+                await asyncio.sleep(0.01)
+                await layer.group_send("goodbyes", note(1))
+                await layer.send("jobs", note(2))
+
+        async def main() -> None:
+            generator = listen()
+            await anext(generator)
+            kept.append(generator)
+
+        kept: list[Any] = []
+        member = await other.new_channel()
+        await other.group_add("goodbyes", member)
+        await asyncio.to_thread(lambda: asyncio.run(main()))
+        assert await receive(other, member) == note(1)
+        assert await receive(other, "jobs") == note(2)
+
+
+class TestNoServer:
+    """A relay that cannot reach its server."""
+
+    def test_error_within_send_timeout_with_the_address(
+        self, own_redis_server: EmbeddedServer, prefix: str
+    ) -> None:
+        """The sync caller gets LayerUnavailable that names the server; the next one at once."""
+        layer = AsyncQueueChannelLayer(hosts=[own_redis_server.url], prefix=prefix, send_timeout=0.5)
+        own_redis_server.kill()
+        calls: list[Callable[[], None]] = [
+            lambda: sync.group_send("room", note(1), layer),
+            lambda: async_to_sync(layer.group_send)("room", note(1)),
+        ]
+        for call in calls:
+            at = time.monotonic()
+            with pytest.raises(LayerUnavailable, match=f"127.0.0.1:{own_redis_server.port}"):
+                call()
+            assert time.monotonic() - at < 1.5
+        layer.close_from_thread()
+
+    def test_a_hundred_threads(self, own_redis_server: EmbeddedServer, prefix: str) -> None:
+        """
+        A hundred threads send while the server is down: each gets its error in time, the relay holds no more
+        than an errand for each, none afterwards, and all recover when the server is back.
+        """
+        threads = 100
+        layer = AsyncQueueChannelLayer(
+            hosts=[own_redis_server.url], prefix=prefix, send_timeout=1, capacity=1000
+        )
+        sync.group_send("room", note(0), layer)
+        loop = relay().loop
+        assert isinstance(loop, RelayLoop)
+        own_redis_server.kill()
+        most = 0
+        gate = threading.Barrier(threads)
+
+        def view(thread: int) -> float:
+            nonlocal most
+            gate.wait(DEADLINE)
+            at = time.monotonic()
+            with pytest.raises(LayerUnavailable, match=f"127.0.0.1:{own_redis_server.port}"):
+                # The first may have been written as the connection broke.
+                while True:
+                    try:
+                        sync.group_send("room", {**note(thread), "text": "x" * 10_000}, layer)
+                    except LayerUnavailable:
+                        raise
+                    except Exception as error:
+                        assert "DeliveryUnknown" in repr(error)
+            most = max(most, len(loop.errands))
+            return time.monotonic() - at
+
+        def again(thread: int) -> None:
+            until = time.monotonic() + DEADLINE
+            while True:
+                try:
+                    return sync.send("jobs", note(thread), layer)
+                except LayerUnavailable:
+                    assert time.monotonic() < until
+
+        with ThreadPoolExecutor(threads) as pool:
+            took = [future.result(DEADLINE) for future in [pool.submit(view, n) for n in range(threads)]]
+            assert max(took) < 3
+            assert most <= threads
+            assert not loop.errands
+            own_redis_server.restart()
+            for future in [pool.submit(again, n) for n in range(threads)]:
+                future.result(DEADLINE)
+        arrived = asyncio.run(receive_many(layer, "jobs", threads))
+        assert sorted(message["n"] for message in arrived) == list(range(threads))
+        layer.close_from_thread()
