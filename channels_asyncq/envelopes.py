@@ -82,6 +82,11 @@ def pack(
     return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
 
 
+def header_size(target: str, excluded: tuple[str, ...] = ()) -> int:
+    """Return how many bytes of a packed envelope come before its body."""
+    return _NAMES + len(target.encode()) + len(",".join(excluded).encode())
+
+
 def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
     """
     Return the envelope in these bytes; its payload is still encrypted if the flag says so.

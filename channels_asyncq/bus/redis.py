@@ -21,7 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError
 
 from ..codecs import BadPayload, Codec, decode_json
-from ..envelopes import ENCRYPTED, WIRE_VERSION, BadEnvelope, Envelope, pack, unpack
+from ..envelopes import ENCRYPTED, WIRE_VERSION, BadEnvelope, Envelope, header_size, pack, unpack
 from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerUnavailable
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
@@ -61,8 +61,10 @@ class Script:
     sha: bytes
 
     @classmethod
-    def load(cls, name: str) -> Script:
+    def load(cls, name: str, **constants: int) -> Script:
         text = resources.files(__package__).joinpath("scripts", f"{name}.lua").read_bytes()
+        for word, value in constants.items():
+            text = text.replace(word.encode(), b"%d" % value)
         return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
@@ -71,12 +73,10 @@ POP = Script.load("pop")
 GIVE_BACK = Script.load("give_back")
 GROUP_SEND = Script.load("group_send")
 ADD_MEMBER = Script.load("add_member")
-SEND = Script.load("send")
 FENCE = Script.load("fence")
 READ_LOG = Script.load("read_log")
 _GROUP_SEND = GROUP_SEND.sha
-_SEND = SEND.sha
-SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, SEND, FENCE, READ_LOG)
+SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, FENCE, READ_LOG)
 
 
 class Shard:
@@ -128,7 +128,7 @@ class Shard:
 
     async def _set_up_commands(self, wire: WireProtocol) -> None:
         role = wire.call("ROLE")
-        scripts = [wire.call("SCRIPT", "LOAD", script.text) for script in SCRIPTS]
+        scripts = [wire.call("SCRIPT", "LOAD", script.text) for script in self._bus.scripts]
         layout_key = self._bus.topics.layout_key(self.index)
         written = wire.call("SET", layout_key, self._bus.layout, "NX")
         layout = wire.call("GET", layout_key)
@@ -195,7 +195,7 @@ class Shard:
         """Deal with an error that says that a command was not executed; True if it should be sent again."""
         text = str(exc)
         if text.startswith("NOSCRIPT"):
-            for script in SCRIPTS:
+            for script in self._bus.scripts:
                 wire.call("SCRIPT", "LOAD", script.text)
             return True
         if text.startswith(_UNSERVING):
@@ -518,9 +518,13 @@ class RedisBus(Bus):
         self._node = bytes.fromhex(node)
         self._outbox = Outbox()
         recovery = options.recovery
+        self.scripts: tuple[Script, ...] = SCRIPTS
         self._is_logged: Callable[[str], bool] = lambda group: False
         if recovery is not None:
-            self._limits = (b"%d" % recovery.messages, b"%d" % LOG_BYTES, b"%d" % _LARGEST_LOGGED)
+            # Constants in the script are arguments that need not be sent each time.
+            send = Script.load("send", MOST_ENTRIES=recovery.messages, MOST_BYTES=LOG_BYTES)
+            self.scripts += (send,)
+            self._send_sha = send.sha
             self._is_logged = lru_cache(8192)(recovery.is_logged)
         self._is_up = False
         self._is_closed = False
@@ -624,8 +628,9 @@ class RedisBus(Bus):
         data = self._pack(topic.partition, target, payload, flags)
         if self.options.recovery is None:
             return (b"PUBLISH", topic.name, data)
-        log, header = self.topics.log(topic.partition), len(data) - len(payload)
-        return (b"EVALSHA", _SEND, b"1", log, topic.name, data, *self._limits, header)
+        log = self.topics.log(topic.partition)
+        command = (b"EVALSHA", self._send_sha, b"1", log, topic.name, data)
+        return command if len(data) <= _LARGEST_LOGGED else (*command, header_size(target))
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         wire = self._shards[topic.shard].commands.wire
@@ -643,10 +648,10 @@ class RedisBus(Bus):
         self, topic: Topic, members: bytes, log: bytes, group: str, payload: bytes, excluded: tuple[str, ...]
     ) -> Command:
         data = self._pack(topic.partition, group, payload, 0, excluded)
-        if self._is_logged(group):
-            header = len(data) - len(payload)
-            return (b"EVALSHA", _SEND, b"2", log, members, topic.name, data, *self._limits, header)
-        return (b"EVALSHA", _GROUP_SEND, b"1", members, topic.name, data)
+        if not self._is_logged(group):
+            return (b"EVALSHA", _GROUP_SEND, b"1", members, topic.name, data)
+        command = (b"EVALSHA", self._send_sha, b"2", log, members, topic.name, data)
+        return command if len(data) <= _LARGEST_LOGGED else (*command, header_size(group, excluded))
 
     async def add_member(self, group: str, channel: str) -> None:
         topic, members_key, _ = self.topics.group(group)

@@ -1,19 +1,19 @@
 -- Log and publish an envelope; for a group, return the normal channels that are members.
--- KEYS: the partition's log, and for a group its members. ARGV: topic, envelope, the log's most entries, its most
--- bytes, the largest envelope that enters it whole, the length of the envelope's header.
+-- KEYS: the partition's log, and for a group its members. ARGV: topic, envelope, and for one that is too large to be
+-- logged whole the length of its header. MOST_ENTRIES and MOST_BYTES are put in when the script is loaded.
 -- Subscribers get the envelope's version byte, #, the entry's id, a space and the envelope.
-local size = #ARGV[2]
-local most = tonumber(ARGV[3])
-local id
-if size <= tonumber(ARGV[5]) then
-  if size > 1024 then
-    most = math.min(most, math.floor(ARGV[4] / size))
-  end
-  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', ARGV[1], 'e', ARGV[2])
-else
-  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', ARGV[1], 'h', string.sub(ARGV[2], 1, ARGV[6]))
+local topic, envelope = ARGV[1], ARGV[2]
+local most = 'MOST_ENTRIES'
+if #envelope > 1024 then
+  most = string.format('%d', math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #envelope)))
 end
-local receivers = redis.call('PUBLISH', ARGV[1], string.sub(ARGV[2], 1, 1) .. '#' .. id .. ' ' .. ARGV[2])
+local id
+if ARGV[3] then
+  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, 'h', string.sub(envelope, 1, ARGV[3]))
+else
+  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, 'e', envelope)
+end
+local receivers = redis.call('PUBLISH', topic, string.sub(envelope, 1, 1) .. '#' .. id .. ' ' .. envelope)
 if not KEYS[2] then
   return receivers
 end
