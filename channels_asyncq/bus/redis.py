@@ -93,6 +93,8 @@ class Shard:
         # The servers that the lines reached when they connected: a server's run_id is another after a restart.
         self._commands_run_id = self._pushes_run_id = b""
         self._fence_topic = bus.topics.fence(index)
+        partitions = bus.topics.partitions_of(index) if bus.options.recovery is not None else ()
+        self._logs = [bus.topics.log(partition) for partition in partitions]
         self._fence_number = 0
         self._fence_arrived: asyncio.Future[None] | None = None
         self._fence_timer: asyncio.TimerHandle | None = None
@@ -303,11 +305,9 @@ class Shard:
         self._fence_number += 1
         self._fence_arrived = asyncio.get_running_loop().create_future()
         recovery = self._bus.options.recovery
-        topics = self._bus.topics
-        logs = [topics.log(partition) for partition in topics.partitions_of(self.index)] if recovery else []
         keep = math.ceil(recovery.seconds) if recovery else 0
         arguments = (self._fence_topic.name, self._fence_number, keep, _UNUSED_LOG_EXPIRES + keep)
-        return (b"EVALSHA", FENCE.sha, len(logs), *logs, *arguments)
+        return (b"EVALSHA", FENCE.sha, len(self._logs), *self._logs, *arguments)
 
     async def _first_fence(self) -> None:
         """
