@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import logging
 import random
 from collections.abc import Awaitable, Callable
 
 from django.core.exceptions import ImproperlyConfigured
-from hiredis import ReplyError
 
 from ..exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
 from ..journal import CONNECTION, Throttle, record
@@ -21,6 +21,11 @@ _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 2.0
 # How `send_timeout` is shared out when a server goes silent: to notice it, and to come back.
 _NOTICE = 0.6
+
+
+def own(error: Exception) -> Exception:
+    """Return an error of the caller's own: one object raised in many tasks would mix their tracebacks."""
+    return copy.copy(error)
 
 
 class Line:
@@ -59,11 +64,13 @@ class Line:
         self._timer: asyncio.TimerHandle | None = None
         # In the order in which they came: what waits longest is sent first.
         self._waiters: dict[asyncio.Future[None], None] = {}
+        self._delay = _FIRST_DELAY
         self._overdue: Exception | None = None
         self._is_closed = False
         self.wire: WireProtocol | None = None
         self.reconnects = 0
         self.was_up = False
+        self.is_refusing = False  # the last connection was given up for what the server answered
         self.reason = "not connected yet"
         # What the last connection left unanswered, to be sent first on the next one.
         self._unanswered: list[Unanswered] = []
@@ -84,7 +91,7 @@ class Line:
         )
 
     async def _connect(self) -> None:
-        delay = _FIRST_DELAY if self.was_up else 0.0
+        delay = self._delay if self.was_up else 0.0
         while True:
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             try:
@@ -93,11 +100,15 @@ class Line:
                     await self._set_up(wire)
                 except BaseException as exc:
                     wire.abort(ConnectionAbortedError(f"{exc}"))
+                    if self._on_lost is not None:
+                        self._on_lost()
                     raise
             except ImproperlyConfigured as exc:
                 self._note_failure(exc)
+                self._stop_timer()
                 self._give_up_waiting(exc)
-            except (OSError, ChannelLayerError, ReplyError) as exc:
+            except Exception as exc:
+                # Whatever it is, a server that answers nonsense included: the next attempt may succeed.
                 self._note_failure(exc)
             else:
                 # An end of the connection that came in between has set is_lost; on_lost() found no `wire`.
@@ -105,6 +116,8 @@ class Line:
                     self._came_up(wire)
                     return
                 self.reason = "the connection was lost while it was being set up"
+                if self._on_lost is not None:
+                    self._on_lost()
             delay = min(_LONGEST_DELAY, max(delay, _FIRST_DELAY / 2) * 2)
 
     def _make_wire(self) -> WireProtocol:
@@ -132,11 +145,8 @@ class Line:
             unanswered, self._unanswered = self._unanswered, []
             wire.adopt(unanswered)
         self.wire = wire
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._overdue = None
-        self.reason = ""
+        if not self.is_refusing:
+            self.serves()
         if self.was_up:
             self.reconnects += 1
             record(
@@ -153,6 +163,27 @@ class Line:
             if not waiter.done():
                 waiter.set_result(None)
         self._on_change()
+
+    def serves(self) -> None:
+        """Note that the outage is over: the connection is there, and the server does what it is told."""
+        self.is_refusing = False
+        self._delay = _FIRST_DELAY
+        self._stop_timer()
+        self._overdue = None
+        self.reason = ""
+
+    def give_up(self, wire: WireProtocol, reason: str) -> None:
+        """End a connection whose server cannot serve. The outage lasts until `serves()`, not until the next one."""
+        if not wire.is_lost:
+            self._delay = min(_LONGEST_DELAY, 2 * self._delay)
+        self.is_refusing = True
+        self.reason = reason
+        wire.abort(ConnectionAbortedError(reason))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _lost(self, wire: WireProtocol, error: Exception | None) -> None:
         if self.wire is not wire:
@@ -208,7 +239,7 @@ class Line:
         if self.wire is None and self._overdue is not None:
             if isinstance(self._overdue, LayerUnavailable):
                 raise self.unavailable()
-            raise self._overdue
+            raise own(self._overdue)
 
     async def with_room(self) -> WireProtocol:
         """
@@ -241,9 +272,8 @@ class Line:
         self._waiters[waiter] = None
         try:
             await waiter
-        except LayerUnavailable as exc:
-            # An error of one's own: raising one object in many tasks would mix their tracebacks.
-            raise LayerUnavailable(exc.address, exc.reason) from exc
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            raise own(exc) from exc
         finally:
             self._waiters.pop(waiter, None)
 
@@ -257,7 +287,7 @@ class Line:
         """
         while not self.was_up:
             if self._overdue is not None and not isinstance(self._overdue, LayerUnavailable):
-                raise self._overdue
+                raise own(self._overdue)
             self.start()
             waiter = self._loop.create_future()
             self._waiters[waiter] = None
@@ -265,15 +295,15 @@ class Line:
                 await waiter
             except LayerUnavailable:
                 pass
+            except (ChannelLayerError, ImproperlyConfigured) as exc:
+                raise own(exc) from exc
             finally:
                 self._waiters.pop(waiter, None)
 
     async def close(self) -> None:
         """End the connection and the attempts at one. Safe to call twice."""
         self._is_closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         self._give_up_waiting(LayerClosed())
         task, self._task = self._task, None
         if task is not None and not task.done():
@@ -282,3 +312,14 @@ class Line:
         wire, self.wire = self.wire, None
         if wire is not None:
             await wire.close()
+
+    def abort(self) -> None:
+        """End the connection and the attempts at one now, after a close() that was cancelled."""
+        self._is_closed = True
+        self._stop_timer()
+        self._give_up_waiting(LayerClosed())
+        if self._task is not None:
+            self._task.cancel()
+        wire, self.wire = self.wire, None
+        if wire is not None:
+            wire.abort(ConnectionAbortedError("closing was cancelled"))
