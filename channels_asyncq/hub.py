@@ -382,17 +382,21 @@ class Hub:
         each message that the reader takes, and wholly when the buffer is half empty: a reader that keeps up is
         waited for, one that is stuck costs its neighbours 50 ms once.
         """
-        self._awaited = {
+        # Found first, looked at then: one that drops what expired leaves the set of the full ones.
+        waiting = {
             buffer
-            for buffer in buffers
+            for buffer in list(buffers)
             if buffer.patience > 0.0 and buffer.full() and not buffer.drop_expired()
         }
-        return bool(self._awaited)
+        # The wire and other loops wait independently of each other.
+        self._awaited |= waiting
+        return bool(waiting)
 
     def spend(self, milliseconds: float) -> None:
-        """Take the time that the wire has waited from the patience of the buffers it waited for."""
+        """Take the time that was waited from the patience of the buffers that were waited for."""
         for buffer in self._awaited:
             buffer.patience -= milliseconds
+        self._awaited.clear()  # whatever is still held is offered next
 
     def _has_room(self, buffer: ChannelBuffer) -> None:
         self._full.discard(buffer)
@@ -423,11 +427,15 @@ class Hub:
                 return envelope
         return None
 
-    def watch(self) -> asyncio.Future[None]:
-        """Return a future that is done after the next delivery, or when a channel or the hub is closed."""
+    async def watch(self) -> None:
+        """Return after the next delivery, or when a channel or the hub is closed. Cancelling is safe."""
         watcher = asyncio.get_running_loop().create_future()
         self._watchers.append(watcher)
-        return watcher
+        try:
+            await watcher
+        finally:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
 
     def _wake_watchers(self) -> None:
         watchers, self._watchers = self._watchers, []

@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import contextvars
 import os
-import re
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
 from concurrent.futures import Future
-from functools import lru_cache, partial
+from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -25,43 +24,17 @@ from .bus.base import Bus, Receiver
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
 from .bus.redis import RedisBus
 from .codecs import Codec
-from .exceptions import ChannelClosed, LayerClosed, StillFull
+from .exceptions import ChannelClosed, LayerClosed
 from .options import Options
 from .session import Session, Statistics
-from .topics import Topics, node_of
+from .topics import MAX_NAME_LENGTH, Topics, check_channel_name, check_group_name, node_of
 
 T = TypeVar("T")
 
-MAX_NAME_LENGTH = 100
 # A loop is taken for one that lives on after so many seconds or sends; until then the relay sends for it.
 _MOMENT_SECONDS = 1.0
 _MOMENT_SENDS = 100
 _CLOSE_SECONDS = 2.0
-
-_CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
-_GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+")
-
-
-def _check_name(kind: str, name: object, pattern: re.Pattern[str]) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"{kind} name must be a str, not {type(name).__name__}: {name!r}")
-    if not 0 < len(name) <= MAX_NAME_LENGTH:
-        raise TypeError(f"{kind} name must have 1 to {MAX_NAME_LENGTH} characters, not {len(name)}: {name!r}")
-    if not pattern.fullmatch(name):
-        allowed = "ASCII letters, digits, hyphens, underscores and periods"
-        if pattern is _CHANNEL_NAME:
-            allowed += ", with at most one exclamation mark after the first of them"
-        raise TypeError(f"{kind} name may contain only {allowed}, which {name!r} does not keep to")
-
-
-@lru_cache(maxsize=8192)
-def _check_channel(name: str) -> None:
-    _check_name("Channel", name, _CHANNEL_NAME)
-
-
-@lru_cache(maxsize=8192)
-def _check_group(name: str) -> None:
-    _check_name("Group", name, _GROUP_NAME)
 
 
 class Caller:
@@ -132,6 +105,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self._lock = threading.Lock()
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         self._owners: dict[str, Session] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._callers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Caller] = (
             weakref.WeakKeyDictionary()
         )
@@ -148,11 +122,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         Raises:
             TypeError: it is none; the text says why.
         """
-        # Only a str may reach the cache: a list could not be looked up in it.
-        if type(name) is str:
-            _check_channel(name)
-        else:
-            _check_name("Channel", name, _CHANNEL_NAME)
+        check_channel_name(name, receive)
         return True
 
     def require_valid_group_name(self, name: object) -> bool:
@@ -162,10 +132,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         Raises:
             TypeError: it is none; the text says why.
         """
-        if type(name) is str:
-            _check_group(name)
-        else:
-            _check_name("Group", name, _GROUP_NAME)
+        check_group_name(name)
         return True
 
     def _encode(self, message: dict[str, Any]) -> bytes:
@@ -251,9 +218,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             TypeError: the prefix makes no channel name.
             LayerClosed: the layer is closed.
         """
+        if not isinstance(prefix, str):
+            raise TypeError(f"the prefix of a channel must be a str, not {type(prefix).__name__}: {prefix!r}")
         if prefix and not prefix.endswith("."):
             prefix += "."
-        self.require_valid_channel_name(f"{prefix}{'0' * 52}")
+        # What comes after it at most: with a second exclamation mark the name would be refused.
+        self.require_valid_channel_name(f"{prefix}{'0' * 16}!{'0' * 35}")
         return await (await self._session()).new_channel(prefix)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
@@ -415,16 +385,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             ChannelLayerError: the channel is of another loop or process, which tells nobody how full it is.
             As `send()` otherwise.
 
-        Cancelling is safe: the message is not sent then.
+        The time is for a place: the server's answer is waited for as by `send()`. Cancelling is safe: the message
+        is not sent then, unless it is for a normal channel and its bytes were already on their way.
         """
         self.require_valid_channel_name(channel)
         payload = self._encode(message)
         session = await self._session()
-        try:
-            async with asyncio.timeout(timeout):
-                await session.send_wait(channel, payload)
-        except TimeoutError:
-            raise StillFull(f"channel {channel!r} had no place for {timeout:g} s") from None
+        await session.send_wait(channel, payload, timeout)
 
     async def listen(self, channel: str) -> AsyncGenerator[dict[str, Any]]:
         """Yield the messages of a channel until it, or the layer, is closed."""
@@ -449,9 +416,17 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self.require_valid_channel_name(channel)
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
-        if session is None or session.is_closed:
-            return loop.create_task(self._close_channel(channel))
-        return session.close_channel(channel)
+        if session is not None and not session.is_closed:
+            return session.close_channel(channel)
+        if self._is_closed:
+            done: asyncio.Future[None] = loop.create_future()
+            done.set_result(None)
+            return done
+        task = loop.create_task(self._close_channel(channel))
+        # Whoever does not await it does not keep it either.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _close_channel(self, channel: str) -> None:
         await (await self._session()).close_channel(channel)
@@ -615,21 +590,7 @@ def _after_fork_in_child() -> None:
         )
         layer._start_afresh()
         layer._make_bus = _bus_factory(layer.options, layer)
-    if _keep is not None:
-        # One reference more than there are: not collected at the end of the interpreter either.
-        _keep(_inherited)
 
-
-def _keeper() -> Callable[[object], object] | None:
-    # Before any fork: an import in a forked child may wait for a thread that it does not have.
-    try:
-        import ctypes
-    except ImportError:
-        return None
-    return lambda kept: ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
-
-
-_keep = _keeper() if hasattr(os, "fork") else None
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

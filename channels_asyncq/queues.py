@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 
 from .buffers import ChannelBuffer, Tally
 from .bus.base import Bus
@@ -15,9 +15,9 @@ from .exceptions import ChannelClosed
 
 # The buffer holds the one message that is taken from the server and not yet handed on.
 _CAPACITY = 1
-
-
-# Higher than any before, for every reader of this process: the server takes a lower one for an old command.
+# After so many seconds a question is repeated that the server refused.
+_PAUSE_AFTER_REFUSAL = 1.0
+# Of all readers: a later one for the same channel must not ask for what an earlier one has had.
 _numbers = itertools.count(1)
 
 
@@ -27,12 +27,15 @@ class QueueReader:
 
     state   | number | what it means, and what ends it
     --------|--------|-----------------------------------------------------------------------------
-    idle    | n      | nothing of n is needed any more; `poke()` asks for n + 1
-    asking  | n      | the answer is under way; if the link is lost, n is asked again when it is back
+    idle    | n      | nothing of n is needed any more; `poke()` asks for a higher number
+    asking  | n      | the answer is under way; if the link is lost, n is asked again when it is back, or
+            |        | given back if no receiver is left
     holding | n      | a message is in the buffer: a receiver takes it, or it is given back
-    giving  | n      | it is being given back; if the link is lost, that is repeated when it is back
+    giving  | n      | it is being given back; if the link is lost, that is repeated when it is back; the
+            |        | answer makes it idle
 
-    The next number acknowledges the one before, so a message is never handed on and given back.
+    A higher number acknowledges the one before. So a message is never handed on and given back, and nothing
+    is asked while one is being given back: if both got lost, the question would acknowledge it.
     """
 
     def __init__(
@@ -45,11 +48,12 @@ class QueueReader:
         self._tally = tally
         self._on_unreadable = on_unreadable
         self._receiving = 0  # receivers inside get(); one of them takes what is in the buffer
-        self._number = next(_numbers)
+        self._number = 0
         self._is_asking = False
         self._is_giving = False
         self._must_repeat = False  # what was asked or given has no answer: the same number again
-        self._is_woken = False  # something was pushed while we were asking
+        self._is_woken = False  # something may have been pushed while we were asking
+        self._retry: asyncio.TimerHandle | None = None
         self._answer_came: asyncio.Future[None] | None = None
 
     async def get(self) -> Envelope:
@@ -72,7 +76,7 @@ class QueueReader:
         return envelope
 
     def poke(self) -> None:
-        """Look whether there is a message now: something was pushed, or the link is up again."""
+        """Look whether there is a message now: something was pushed, or the subscription begins."""
         if self._is_asking:
             self._is_woken = True
         else:
@@ -80,22 +84,26 @@ class QueueReader:
 
     def reconnected(self) -> None:
         """Repeat what was under way when the link was lost, and look for messages."""
-        if self._is_asking:
-            # The answer under way may be from before the gap, in which wake-ups were missed.
-            self._is_woken = True
-        elif self._must_repeat and self._is_giving:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._must_repeat and (self._is_giving or not self._receiving):
+            # Also what was asked for receivers that have left: the server may hold the answer.
             self._give_back()
-            self._ask()
         else:
-            self._ask()
+            self.poke()
 
     @property
     def is_idle(self) -> bool:
-        return not (self._receiving or self.buffer.queued or self._is_asking or self._is_giving)
+        return not (
+            self._receiving or self.buffer.queued or self._is_asking or self._is_giving or self._must_repeat
+        )
 
     def flush(self) -> int:
         """Drop the message that is held; return how many that were."""
-        return self.buffer.clear()
+        count = self.buffer.clear()
+        self._ask()  # what was pushed while it was held
+        return count
 
     async def close(self, reason: type[ChannelClosed]) -> None:
         """
@@ -105,6 +113,9 @@ class QueueReader:
         """
         held = self.buffer.clear()
         self.buffer.close(reason)
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         if held:
             self._give_back()
         while self._is_asking or (self._is_giving and not self._must_repeat):
@@ -121,20 +132,18 @@ class QueueReader:
             self._give_back()
 
     def _ask(self) -> None:
-        if self._is_asking or not self._receiving or self.buffer.queued or self.buffer.closed is not None:
+        if self._is_asking or self._is_giving or self.buffer.queued:
             return
-        if self._must_repeat and self._is_giving:
-            # Again, in case it was not executed; the next number takes it from the list.
-            self._give_back()
-            if self._must_repeat:
-                return
+        if not self._receiving or self.buffer.closed is not None:
+            return
         if not self._must_repeat:
             self._number = next(_numbers)
         answer = self._bus.pop(self.channel, self._number)
         if answer is None:
             self._must_repeat = True
             return
-        self._is_asking, self._is_woken, self._must_repeat, self._is_giving = True, False, False, False
+        # A question that is repeated may be answered as it was the first time, with nothing.
+        self._is_woken, self._must_repeat, self._is_asking = self._must_repeat, False, True
         answer.add_done_callback(self._answered)
 
     def _answered(self, answer: asyncio.Future[Envelope | None]) -> None:
@@ -143,8 +152,7 @@ class QueueReader:
         try:
             envelope = answer.result()
         except ConnectionError:
-            self._must_repeat = True
-            # The link may be up again already, or never have been down (an error reply): ask when told so.
+            self._repeat_later()
             return
         except ValueError as exc:
             self._on_unreadable(self.topic, str(exc))
@@ -162,22 +170,28 @@ class QueueReader:
             self.buffer.put_nowait(kept)
 
     def _give_back(self) -> None:
-        # A pop() that is called from here on is executed after it: they share a connection.
+        self._is_giving = True
         answer = self._bus.give_back(self.channel, self._number)
-        if answer is None:
-            self._must_repeat = self._is_giving = True
-        else:
-            self._is_giving, self._must_repeat = True, False
-            answer.add_done_callback(partial(self._given_back, self._number))
+        self._must_repeat = answer is None
+        if answer is not None:
+            answer.add_done_callback(self._given_back)
 
-    def _given_back(self, number: int, answer: asyncio.Future[None]) -> None:
-        self._tell_close()
-        if number != self._number or not self._is_giving:
-            return
-        if answer.exception() is None:
-            self._is_giving = False
+    def _given_back(self, answer: asyncio.Future[None]) -> None:
+        if answer.exception() is not None:
+            self._repeat_later()
         else:
-            self._must_repeat = True
+            self._is_giving = False
+            self._ask()
+        self._tell_close()
+
+    def _repeat_later(self) -> None:
+        self._must_repeat = True
+        # If the link was lost, reconnected() is called when it is back; if the server refused, nobody calls.
+        if self.buffer.closed is None and self._retry is None:
+            loop = asyncio.get_running_loop()
+            self._retry = loop.call_later(
+                _PAUSE_AFTER_REFUSAL, self.reconnected, context=contextvars.Context()
+            )
 
     def _tell_close(self) -> None:
         if self._answer_came is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,13 +17,13 @@ from channels.exceptions import ChannelFull
 from .bus.base import Bus, Link, Receiver
 from .codecs import Codec
 from .envelopes import CONTROL, Envelope
-from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable
+from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
 from .hub import Hub, Member
 from .intake import Intake
 from .journal import LOSS, WIRE, record
 from .options import Options
 from .queues import QueueReader
-from .topics import Topics, new_node, node_of
+from .topics import Topics, check_channel_name, check_group_name, is_node, new_node, node_of
 
 BusFactory = Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]
 
@@ -136,6 +137,7 @@ class Session:
         self._retry: asyncio.Handle | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._joining: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._life: AsyncGenerator[None] | None = None
         self.is_closed = False
 
@@ -272,17 +274,24 @@ class Session:
             raise ChannelFull(f"too many messages wait for the event loop of channel {channel!r}")
         return self.intake.drain_soon()
 
-    async def send_wait(self, channel: str, payload: bytes) -> None:
+    async def send_wait(self, channel: str, payload: bytes, timeout: float | None) -> None:  # noqa: ASYNC109
         """
         Send, waiting for a place if the channel is full. Only for channels of this session and normal ones.
 
         Cancelling is safe: the message is not sent then, unless its bytes were already on their way.
+
+        Raises:
+            StillFull: there was no place within `timeout` seconds. The message was not sent.
         """
         self._require_open(channel)
         node = node_of(channel)
         if node == self.node:
             buffer = self.hub.open(channel)
-            await buffer.put_when_free(self._own(payload, channel), self._options.expiry)
+            try:
+                async with asyncio.timeout(timeout):
+                    await buffer.put_when_free(self._own(payload, channel), self._options.expiry)
+            except TimeoutError:
+                raise StillFull(f"channel {channel!r} had no place for {timeout} s") from None
             self.hub.note_put(buffer)
             return
         if node is not None:
@@ -291,13 +300,18 @@ class Session:
                 "process. Use send(), or a normal channel"
             )
         delay = 0.005
+        until = math.inf if timeout is None else monotonic() + timeout
         while True:
             try:
+                # Not under the timeout: a push that is cut short may be in the queue all the same.
                 return await self.send(channel, payload)
             except ChannelFull:
-                # Other processes free its places, and expiry does, and neither tells the sender.
-                await asyncio.sleep(delay)
-                delay = min(0.1, 2 * delay)
+                left = until - monotonic()
+                if left <= 0:
+                    raise StillFull(f"channel {channel!r} had no place for {timeout} s") from None
+            # Other processes free its places, and expiry does, and neither tells the sender.
+            await asyncio.sleep(min(delay, left))
+            delay = min(0.1, 2 * delay)
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         """Send to the local members everywhere; the result is the normal channels, for `push_copies()`."""
@@ -405,13 +419,19 @@ class Session:
         try:
             body = self.opened(envelope)
             action, number, reply = body["do"], body["request"], body["reply"]
+            if not isinstance(number, int) or not isinstance(reply, str) or not is_node(reply):
+                raise TypeError("request or reply")
             if action == "confirm":
                 self._confirmed(number)
             elif action == "flush":
                 self._flush_own()
                 self._confirm(number, reply)
             elif action in ("add", "discard"):
+                check_group_name(body["group"])
+                check_channel_name(body["channel"])
                 self._do_for_other(action, body["group"], body["channel"], number, reply)
+            else:
+                raise TypeError(f"do: {action!r}")
         except (KeyError, TypeError) as exc:
             self.on_unreadable(self._inbox.name, f"a control message that is none: {exc!r}")
 
@@ -430,8 +450,10 @@ class Session:
     async def _do_and_confirm(self, work: Awaitable[None], number: int, reply: str) -> None:
         try:
             await work
+        except ChannelClosed:
+            pass  # its groups are gone too, and there is nothing to wait for
         except ChannelLayerError:
-            return  # closed, or no link: the other side asks again, or gives up
+            return  # no link: the other side asks again, or gives up
         self._confirm(number, reply)
 
     def _confirm(self, number: int, reply: str) -> None:
@@ -482,10 +504,12 @@ class Session:
             if envelope.flags & CONTROL:
                 self._on_control(envelope)
                 return True
-            if not self.is_own(envelope.target):
+            if not self.is_own(envelope.target) or envelope.target.endswith("!"):
                 self.on_unreadable(topic, f"addressed to {envelope.target!r}")
                 return True
             taken = self.hub.deliver_to(envelope.target, envelope)
+            if self._sweeper is None:
+                self._sweep_later()
         elif topic == self._everybody.name:
             self._on_control(envelope)
             return True
@@ -503,7 +527,7 @@ class Session:
     def on_subscribed(self, topic: bytes) -> None:
         reader = self._readers.get(topic)
         if reader is not None:
-            reader.reconnected()
+            reader.poke()
 
     def on_unreadable(self, topic: bytes, reason: str) -> None:
         self.hub.tally.dropped["unreadable"] += 1
@@ -538,13 +562,15 @@ class Session:
     def on_external(self) -> None:
         self.hub.tally.external += 1
 
+    def on_answerable(self) -> None:
+        for reader in list(self._readers.values()):
+            reader.reconnected()
+
     def on_down(self) -> None:
         if self._options.on_disconnect is not None:
             self._tell_everybody(self._options.on_disconnect)
 
     def on_up(self) -> None:
-        for reader in self._readers.values():
-            reader.reconnected()
         if self._was_up and self._options.on_reconnect is not None:
             self._tell_everybody(self._options.on_reconnect)
         self._was_up = True
@@ -613,7 +639,10 @@ class Session:
             done.set_result(None)
             return done
         self._bus.unsubscribe(topic)
-        return self.loop.create_task(reader.close(ChannelClosed), name=f"channels_asyncq closing {channel}")
+        task = self.loop.create_task(reader.close(ChannelClosed), name=f"channels_asyncq closing {channel}")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
 
     async def close(self) -> None:
         """

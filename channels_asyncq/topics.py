@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 NODE_BYTES = 8
@@ -12,6 +14,58 @@ NODE_BYTES = 8
 NOT_LOGGED = -1
 _HEX = frozenset("0123456789abcdef")
 _CACHED_NAMES = 8192
+
+MAX_NAME_LENGTH = 100
+_CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
+_GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+")
+
+
+def _check_name(kind: str, name: object, pattern: re.Pattern[str]) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{kind} name must be a str, not {type(name).__name__}: {name!r}")
+    if not 0 < len(name) <= MAX_NAME_LENGTH:
+        raise TypeError(f"{kind} name must have 1 to {MAX_NAME_LENGTH} characters, not {len(name)}: {name!r}")
+    if not pattern.fullmatch(name):
+        allowed = "ASCII letters, digits, hyphens, underscores and periods"
+        if pattern is _CHANNEL_NAME:
+            allowed += ", with at most one exclamation mark after the first of them"
+        raise TypeError(f"{kind} name may contain only {allowed}, which {name!r} does not keep to")
+
+
+@lru_cache(maxsize=_CACHED_NAMES)
+def _checked(name: str, is_channel: bool, is_for_receive: bool) -> None:
+    if not is_channel:
+        _check_name("Group", name, _GROUP_NAME)
+        return
+    _check_name("Channel", name, _CHANNEL_NAME)
+    if name.endswith("!") and not is_for_receive and node_of(name) is not None:
+        raise TypeError(
+            f"Channel name {name!r} is what the channels of one session have in common: it can only be received "
+            "from. To send, use a whole name, as new_channel() returned it"
+        )
+
+
+def check_channel_name(name: object, receive: bool = False) -> None:
+    """
+    Raises:
+        TypeError: it is no channel name, or only the part up to `!` and not for `receive`; the text says why.
+    """
+    # Only a str may reach the cache: a list could not be looked up in it.
+    if type(name) is str:
+        _checked(name, True, receive)
+    else:
+        _check_name("Channel", name, _CHANNEL_NAME)
+
+
+def check_group_name(name: object) -> None:
+    """
+    Raises:
+        TypeError: it is no group name; the text says why.
+    """
+    if type(name) is str:
+        _checked(name, False, False)
+    else:
+        _check_name("Group", name, _GROUP_NAME)
 
 
 class Topic(NamedTuple):
@@ -55,9 +109,12 @@ def node_of(channel: str) -> str | None:
     if not mark:
         return None
     node = head.rpartition(".")[2]
-    if len(node) == 2 * NODE_BYTES and _HEX.issuperset(node):
-        return node
-    return None
+    return node if is_node(node) else None
+
+
+def is_node(text: str) -> bool:
+    """Tell whether this may be the identity of a session."""
+    return len(text) == 2 * NODE_BYTES and _HEX.issuperset(text)
 
 
 class Topics:

@@ -159,26 +159,27 @@ def push(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) 
 def pop(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) -> object:
     [key, taken], [number, expiry] = keys, arguments
     held = server.state.hashes.get(taken, {})
-    if held.get(b"number") == number:
-        return held[b"item"]
-    server.state.hashes.pop(taken, None)
+    last = int(held.get(b"number", 0))
+    if last >= int(number):
+        return held.get(b"item") if last == int(number) else None
     now, items = milliseconds(), server.state.lists.setdefault(key, [])
     while items and int(items[0][:13]) <= now:
         items.pop(0)
-    if not items:
-        return None
-    server.state.hashes[taken] = {b"number": number, b"item": items.pop(0)}
+    server.state.hashes[taken] = {b"number": number}
     server.state.deadlines[taken] = now + int(expiry)
-    return server.state.hashes[taken][b"item"]
+    if items:
+        server.state.hashes[taken][b"item"] = items.pop(0)
+    return server.state.hashes[taken].get(b"item")
 
 
 def give_back(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) -> object:
-    [key, taken], [number] = keys, arguments
+    [key, taken], [number, expiry] = keys, arguments
     held = server.state.hashes.get(taken, {})
-    if held.get(b"number") != number:
+    if int(held.get(b"number", 0)) > int(number):
         return 0
-    del server.state.hashes[taken]
-    if int(held[b"item"][:13]) <= milliseconds():
+    server.state.hashes[taken] = {b"number": number}
+    server.state.deadlines[taken] = milliseconds() + int(expiry)
+    if held.get(b"number") != number or b"item" not in held or int(held[b"item"][:13]) <= milliseconds():
         return 0
     server.state.lists.setdefault(key, []).insert(0, held[b"item"])
     server.publish(key, b"+")

@@ -36,6 +36,9 @@ class Receiver(Protocol):
     def on_external(self) -> None:
         """A message written by somebody else's program arrived; `on_envelope` gets it next."""
 
+    def on_answerable(self) -> None:
+        """The connection for commands to a host is there (again): what `pop()` refused may be asked."""
+
     def on_down(self) -> None:
         """A connection is lost; the bus is reconnecting."""
 

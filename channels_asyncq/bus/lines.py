@@ -173,7 +173,7 @@ class Line:
         self.reason = ""
 
     def give_up(self, wire: WireProtocol, reason: str) -> None:
-        """End a connection whose server cannot serve. The outage lasts until `serves()`, not until the next one."""
+        """End a connection whose server cannot serve. The outage lasts until `serves()`."""
         if not wire.is_lost:
             self._delay = min(_LONGEST_DELAY, 2 * self._delay)
         self.is_refusing = True

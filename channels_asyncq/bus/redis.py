@@ -29,7 +29,7 @@ from ..topics import NOT_LOGGED, Topic, Topics
 from .base import Bus, Link, Receiver
 from .connections import Connector
 from .delivery import Outbox, parse_position
-from .lines import Line
+from .lines import Line, own
 from .recovery import LogReader
 from .subscriptions import Subscription, SubscriptionLedger
 from .wire import NoAnswer, NotSent, WireProtocol
@@ -102,7 +102,7 @@ class Shard:
         self._throttle = Throttle()
         options = bus.options
         self.commands = Line(
-            connector, "commands", options, self._set_up_commands, bus.on_change, resends=True
+            connector, "commands", options, self._set_up_commands, self._commands_changed, resends=True
         )
         self.pushes = Line(
             connector,
@@ -128,6 +128,12 @@ class Shard:
 
     # Commands
 
+    def _commands_changed(self) -> None:
+        if self.commands.wire is not None:
+            # Not with on_up(): another host may be down for long.
+            self._bus.receiver.on_answerable()
+        self._bus.on_change()
+
     async def _set_up_commands(self, wire: WireProtocol) -> None:
         role = wire.call("ROLE")
         scripts = [wire.call("SCRIPT", "LOAD", script.text) for script in self._bus.scripts]
@@ -137,13 +143,13 @@ class Shard:
         info = wire.call("INFO", "server")
         await asyncio.wait([role, *scripts, written, layout, info])
         try:
-            kind = role.result()[0]
+            answer = role.result()
         except ReplyError as exc:
             # A user without permission for ROLE may well have all the others.
             if not str(exc).startswith(("NOPERM", "ERR")):
                 raise
         else:
-            if kind != b"master":
+            if not isinstance(answer, list) or not answer or answer[0] != b"master":
                 raise LayerUnavailable(self.connector.address, "it is a replica; only masters are used")
         for script in scripts:
             script.result()
@@ -180,7 +186,10 @@ class Shard:
             if wire is None or wire.is_lost or not wire.has_room:
                 wire = await self.commands.with_room()
             try:
-                return await wire.call(*make_command(*arguments))
+                reply = await wire.call(*make_command(*arguments))
+                if self.commands.is_refusing:
+                    self.commands.serves()
+                return reply
             except NotSent:
                 continue
             except NoAnswer as exc:
@@ -201,8 +210,7 @@ class Shard:
                 wire.call("SCRIPT", "LOAD", script.text)
             return True
         if text.startswith(_UNSERVING):
-            self.commands.reason = text
-            wire.abort(ConnectionAbortedError(text))
+            self.commands.give_up(wire, text)
             return True
         return False
 
@@ -238,6 +246,8 @@ class Shard:
             return
         error = reply.exception()
         if error is None:
+            if self.commands.is_refusing:
+                self.commands.serves()
             answer.set_result(reply.result())
         elif isinstance(error, ReplyError):
             if self._may_go_on(wire, error) and not wire.is_lost:
@@ -291,6 +301,9 @@ class Shard:
 
     def _pushes_lost(self) -> None:
         self.ledger.disconnect()
+        self._stop_fence()
+
+    def _stop_fence(self) -> None:
         if self._fence_timer is not None:
             self._fence_timer.cancel()
             self._fence_timer = None
@@ -407,25 +420,26 @@ class Shard:
         entry = self.ledger.get(topic)
         return entry is not None and entry.is_confirmed
 
-    async def confirmed(self, topic: bytes) -> None:
+    async def confirmed(self, topic: Topic) -> None:
         if not self.commands.was_up:
             # The commands' line compares the layout: nobody joins a namespace that is laid out otherwise.
             await self.commands.with_room()
-        entry = self.ledger.get(topic)
+        entry = self.ledger.get(topic.name)
         if entry is None or (entry.is_confirmed and self.pushes.wire is not None):
             return
         if entry.is_confirmed:
             # Confirmed on a connection that is still catching up, or has no position yet.
             await self.pushes.up()
             return
+        self.subscribe(topic)  # again, if it was refused
         self.pushes.raise_if_overdue()
         self.pushes.start()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry.waiters.append(waiter)
         try:
             await waiter
-        except LayerUnavailable as exc:
-            raise LayerUnavailable(exc.address, exc.reason) from exc
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            raise own(exc) from exc
         finally:
             if waiter in entry.waiters:
                 entry.waiters.remove(waiter)
@@ -486,10 +500,13 @@ class Shard:
         self.pushes.start()
 
     async def close(self) -> None:
-        if self._fence_timer is not None:
-            self._fence_timer.cancel()
-        await self.commands.close()
-        await self.pushes.close()
+        self._stop_fence()
+        await asyncio.gather(self.commands.close(), self.pushes.close())
+
+    def abort(self) -> None:
+        self._stop_fence()
+        self.commands.abort()
+        self.pushes.abort()
 
 
 class RedisBus(Bus):
@@ -540,7 +557,12 @@ class RedisBus(Bus):
 
     async def close(self) -> None:
         self._is_closed = True
-        await asyncio.gather(*(shard.close() for shard in self._shards))
+        try:
+            await asyncio.gather(*(shard.close() for shard in self._shards))
+        except asyncio.CancelledError:
+            for shard in self._shards:
+                shard.abort()
+            raise
 
     def on_change(self) -> None:
         is_up = all(shard.is_up for shard in self._shards)
@@ -564,7 +586,7 @@ class RedisBus(Bus):
         return self._shards[topic.shard].is_confirmed(topic.name)
 
     async def confirmed(self, topic: Topic) -> None:
-        await self._shards[topic.shard].confirmed(topic.name)
+        await self._shards[topic.shard].confirmed(topic)
 
     async def check(self) -> None:
         await asyncio.gather(*(shard.check() for shard in self._shards))
@@ -606,7 +628,10 @@ class RedisBus(Bus):
         kind = message.get("type")
         if not isinstance(kind, str) or not kind:
             raise BadEnvelope("JSON without a `type`")
-        payload = self._codec.encode(message)
+        try:
+            payload = self._codec.encode(message)
+        except TypeError as exc:
+            raise BadEnvelope(f"JSON that cannot travel: {exc}") from None
         self.receiver.on_external()
         return Envelope(payload, self.topics.group_named(topic))
 
@@ -711,7 +736,8 @@ class RedisBus(Bus):
 
     def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
         topic, taken, _, _ = self.topics.queue(channel)
-        return self._shards[topic.shard].ask(b"EVALSHA", GIVE_BACK.sha, 2, topic.name, taken, number)
+        expiry = _milliseconds(self.options.expiry)
+        return self._shards[topic.shard].ask(b"EVALSHA", GIVE_BACK.sha, 2, topic.name, taken, number, expiry)
 
     async def flush(self) -> None:
         for shard in self._shards:

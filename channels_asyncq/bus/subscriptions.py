@@ -81,9 +81,8 @@ class SubscriptionLedger:
         return True
 
     def refuse(self, entry: Subscription, error: Exception) -> None:
-        """Note that the server refused: the entry is forgotten and whoever waits for it gets the error."""
-        if self._entries.get(entry.topic) is entry:
-            del self._entries[entry.topic]
+        """Note that the server refused: whoever waits gets the error. SUBSCRIBE is due when it is wanted anew."""
+        entry.is_sent = False
         entry.finish(error)
 
     def disconnect(self) -> None:

@@ -1,11 +1,18 @@
 -- Put the item that a node took under this number back at the head of its channel.
--- KEYS: the list, the node's taken key. ARGV: number.
--- Returns 1, or 0 when that number is not held (any more) or the item has expired.
+-- KEYS: the list, the node's taken key. ARGV: number, expiry in ms.
+-- Returns 1, or 0 when that number is not held (any more) or the item has expired. The number is used up all the
+-- same: a pop of a connection that was lost, executed late, must take nothing under it.
 local held = redis.call('HMGET', KEYS[2], 'number', 'item')
-if held[1] ~= ARGV[1] or not held[2] then
+local last = tonumber(held[1]) or 0
+if last > tonumber(ARGV[1]) then
   return 0
 end
-redis.call('HDEL', KEYS[2], 'item')
+redis.call('DEL', KEYS[2])
+redis.call('HSET', KEYS[2], 'number', ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+if last < tonumber(ARGV[1]) or not held[2] then
+  return 0
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local left = (tonumber(string.sub(held[2], 1, 13)) or 0) - now

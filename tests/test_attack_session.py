@@ -1,0 +1,402 @@
+"""Sessions under attack: what runs meanwhile, what a cancellation leaves, what bad input and bad servers do."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import weakref
+from collections.abc import AsyncIterator
+
+import pytest
+from channels.exceptions import ChannelFull
+from django.core.exceptions import ImproperlyConfigured
+
+from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.codecs import Codec
+from channels_asyncq.envelopes import CONTROL, pack
+from channels_asyncq.exceptions import ChannelLayerError, LayerUnavailable, StillFull
+from channels_asyncq.session import Session
+from channels_asyncq.testing import EmbeddedServer
+from tests import contract
+from tests.contract import (
+    DEADLINE,
+    MakeLayer,
+    assert_nothing_waits,
+    eventually,
+    members_of,
+    note,
+    receive,
+    started,
+    steps,
+)
+from tests.resp_server import RespServer, after, error
+
+SEND_TIMEOUT = 0.5
+
+
+def session_of(layer: AsyncQueueChannelLayer) -> Session:
+    return layer._sessions[asyncio.get_running_loop()]
+
+
+@pytest.fixture
+async def make_memory(prefix: str) -> AsyncIterator[MakeLayer]:
+    async with contract.layers(hosts=["memory://"], prefix=prefix) as make_layer:
+        yield make_layer
+
+
+@pytest.fixture
+async def make_redis(redis_url: str, prefix: str) -> AsyncIterator[MakeLayer]:
+    async with contract.layers(hosts=[redis_url], prefix=prefix) as make_layer:
+        yield make_layer
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RespServer]:
+    async with RespServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def make_scripted(server: RespServer, prefix: str) -> AsyncIterator[MakeLayer]:
+    async with contract.layers(
+        hosts=[server.url], prefix=prefix, send_timeout=SEND_TIMEOUT
+    ) as make_layer:
+        yield make_layer
+
+
+class TestNames:
+    async def test_a_prefix_is_no_channel(self, make_memory: MakeLayer) -> None:
+        """The part up to `!` can be received from; sent to or added, it would hide the channels behind it."""
+        layer = await make_memory()
+        channel = await layer.new_channel()
+        prefix = channel[: channel.index("!") + 1]
+        for call in contract.calls(
+            lambda: layer.send(prefix, note(1)),
+            lambda: layer.group_add("room", prefix),
+            lambda: layer.send_wait(prefix, note(1)),
+        ):
+            with pytest.raises(TypeError, match="!"):
+                await call()
+        await layer.send(channel, note(2))
+        assert await receive(layer, prefix) == note(2)
+
+    @pytest.mark.parametrize("start", [5, None, b"x", "a!", "a!b", "white space", "x" * 60])
+    async def test_bad_prefixes(self, make_memory: MakeLayer, start: object) -> None:
+        """new_channel() refuses what makes no specific channel."""
+        layer = await make_memory()
+        with pytest.raises(TypeError):
+            await layer.new_channel(start)  # type: ignore[arg-type]
+
+
+class TestLeaks:
+    async def test_polling_a_whole_prefix(self, make_memory: MakeLayer) -> None:
+        """A cancelled receive() of a prefix leaves nothing behind."""
+        layer = await make_memory()
+        channel = await layer.new_channel()
+        for _ in range(5):
+            task = await started(layer.receive(channel[: channel.index("!") + 1]))
+            task.cancel()
+            await asyncio.wait([task])
+        assert session_of(layer).hub._watchers == []
+
+    async def test_close_channel_without_awaiting(self, make_redis: MakeLayer) -> None:
+        """The work goes on when nobody keeps what close_channel() returned."""
+        layer = await make_redis()
+        receiving = await started(layer.receive("jobs"))
+        await eventually(lambda: bool(session_of(layer)._readers), "the reader")
+        task = weakref.ref(layer.close_channel("jobs"))  # type: ignore[arg-type]
+        gc.collect()
+        assert task() is not None
+        await asyncio.wait([receiving])
+        receiving.exception()
+
+    async def test_a_message_for_a_swept_channel(self, make_redis: MakeLayer) -> None:
+        """A buffer made for a message from elsewhere is swept too."""
+        sender, layer = await make_redis(), await make_redis(expiry=0.1)
+        channel = await layer.new_channel()
+        await eventually(lambda: session_of(layer)._sweeper is None, "the end of the sweeping")
+        assert layer.statistics().channels == 0
+        await sender.send(channel, note(1))
+        await eventually(lambda: layer.statistics().channels == 1, "the message")
+        await eventually(lambda: layer.statistics().channels == 0, "the sweep")
+
+
+class TestSendWait:
+    async def test_timeout_with_the_answer_under_way(
+        self, make_scripted: MakeLayer, server: RespServer
+    ) -> None:
+        """The time is for a place, not for the answer: what the server took is never reported as StillFull."""
+        layer = await make_scripted()
+        await layer.send("jobs", note(0))
+        assert await receive(layer, "jobs") == note(0)
+        answering = asyncio.Event()
+        server.script("PUSH", after(answering))
+        sending = await started(layer.send_wait("jobs", note(1), timeout=0.05))
+        await asyncio.sleep(0.1)
+        answering.set()
+        await sending
+        assert await receive(layer, "jobs") == note(1)
+
+    @pytest.mark.parametrize("channel", ["jobs", ""])
+    async def test_no_time(self, make_memory: MakeLayer, channel: str) -> None:
+        """With timeout 0 a place is taken if there is one."""
+        layer = await make_memory(capacity=1)
+        channel = channel or await layer.new_channel()
+        await layer.send_wait(channel, note(1), timeout=0)
+        with pytest.raises(StillFull):
+            await layer.send_wait(channel, note(2), timeout=0)
+        assert await receive(layer, channel) == note(1)
+        await assert_nothing_waits(layer, channel)
+
+    @pytest.mark.parametrize("channel", ["jobs", ""])
+    async def test_a_short_time(self, make_memory: MakeLayer, channel: str) -> None:
+        """The time is kept, also where it is shorter than the next look."""
+        layer = await make_memory(capacity=1)
+        channel = channel or await layer.new_channel()
+        await layer.send(channel, note(1))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(ChannelFull):
+            await layer.send_wait(channel, note(2), timeout=0.03)
+        assert 0.02 <= loop.time() - began < 0.5
+
+
+class TestBadInput:
+    async def test_deep_json(self, make_redis: MakeLayer, redis_server: EmbeddedServer, prefix: str) -> None:
+        """JSON from outside that is nested too deep is counted and dropped, and the connection stays."""
+        layer = await make_redis()
+        (member,) = await members_of(layer, "room", 1)
+        deep = '{"type":"x","deep":' + "[" * 300 + "]" * 300 + "}"
+        redis_server.command("PUBLISH", f"{prefix}:0:group:room", deep)
+        await eventually(lambda: layer.statistics().dropped.get("unreadable") == 1, "the count")
+        await layer.group_send("room", note(1))
+        assert await receive(layer, member) == note(1)
+        assert layer.statistics().reconnects == 0
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"do": "add", "group": 5, "channel": 5, "request": 1, "reply": "x"},
+            {"do": "add", "group": "bad name", "channel": "<own>", "request": 1, "reply": "0" * 16},
+            {"do": "add", "group": "", "channel": "<own>", "request": 1, "reply": "0" * 16},
+            {"do": "add", "group": "room", "channel": "<own>bad name", "request": 1, "reply": "0" * 16},
+            {"do": "flush", "request": 1, "reply": 5},
+            {"do": "flush", "request": [1], "reply": "x"},
+            {"do": "confirm", "request": [1], "reply": "x"},
+            {"do": "confirm", "request": None, "reply": None},
+            {"do": 7, "request": 1, "reply": "x"},
+            {},
+        ],
+        ids=repr,
+    )
+    async def test_control_messages(
+        self, make_redis: MakeLayer, redis_server: EmbeddedServer, prefix: str, body: dict[str, object]
+    ) -> None:
+        """A control message that is none is counted and dropped; nobody joins anything by it."""
+        layer = await make_redis()
+        (member,) = await members_of(layer, "room", 1)
+        node = session_of(layer).node
+        body = {key: value.replace("<own>", member) if isinstance(value, str) else value for key, value in body.items()}
+        data = pack(member, Codec().encode(body), flags=CONTROL)
+        redis_server.command("PUBLISH", f"{prefix}:0:inbox:{node}", data)
+        await eventually(lambda: layer.statistics().dropped.get("unreadable") == 1, "the count")
+        await layer.group_send("room", note(1))
+        assert await receive(layer, member) == note(1)
+        assert layer.statistics().reconnects == 0
+        assert layer.statistics().groups == 1
+
+    async def test_control_messages_to_everybody(
+        self, make_redis: MakeLayer, redis_server: EmbeddedServer, prefix: str
+    ) -> None:
+        """The same on the topic of everybody."""
+        layer = await make_redis()
+        (member,) = await members_of(layer, "room", 1)
+        data = pack("", Codec().encode({"do": "flush", "request": 1, "reply": b"x"}), flags=CONTROL)
+        redis_server.command("PUBLISH", f"{prefix}:0:all", data)
+        await eventually(lambda: layer.statistics().dropped.get("unreadable") == 1, "the count")
+        await layer.group_send("room", note(1))
+        assert await receive(layer, member) == note(1)
+
+
+class TestBadServers:
+    async def test_readonly_for_ever(self, make_scripted: MakeLayer, server: RespServer) -> None:
+        """A server that connects and then refuses is an outage: a send fails in time, the next ones at once."""
+        layer = await make_scripted()
+        (member,) = await members_of(layer, "room", 1)
+        server.always("EVALSHA", error("READONLY You can't write against a read only replica."))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(LayerUnavailable, match="READONLY"):
+            async with asyncio.timeout(DEADLINE):
+                await layer.group_send("room", note(1))
+        assert loop.time() - began < SEND_TIMEOUT * 4
+        for _ in range(5):
+            began = loop.time()
+            with pytest.raises(LayerUnavailable, match="READONLY"):
+                await layer.group_send("room", note(1))
+            assert loop.time() - began < SEND_TIMEOUT / 2
+        server.restore()
+
+        async def heals() -> None:
+            while True:
+                try:
+                    return await layer.group_send("room", note(2))
+                except LayerUnavailable:
+                    await asyncio.sleep(0.01)
+
+        async with asyncio.timeout(DEADLINE):
+            await heals()
+        assert await receive(layer, member) == note(2)
+        # It is well again: the next loss is waited for.
+        server.script("EVALSHA", error("READONLY You can't write against a read only replica."))
+        await layer.group_send("room", note(3))
+
+    async def test_refused_pops_do_not_storm(self, make_scripted: MakeLayer, server: RespServer) -> None:
+        """A receiver's question that is refused for ever does not reconnect at full speed."""
+        layer = await make_scripted()
+        receiving = await started(layer.receive("jobs"))
+        await eventually(lambda: layer.statistics().connected, "the link")
+        server.always("POP", error("NOREPLICAS Not enough good replicas to write."))
+        await layer.send("jobs", note(1))
+        await asyncio.sleep(1.0)
+        assert layer.statistics().reconnects <= 8
+        server.restore()
+        async with asyncio.timeout(DEADLINE):
+            assert await receiving == note(1)
+
+    async def test_refused_pop_is_asked_again(self, make_scripted: MakeLayer, server: RespServer) -> None:
+        """A pop that was refused once, with the link up, is repeated."""
+        layer = await make_scripted()
+        server.script("POP", error("BUSY Redis is busy running a script."))
+        await layer.send("jobs", note(1))
+        assert await receive(layer, "jobs") == note(1)
+
+    async def test_a_strange_role(self, make_scripted: MakeLayer, server: RespServer) -> None:
+        """An answer to ROLE that is none is a failed attempt, not the end of all attempts."""
+        server.role = []
+        layer = await make_scripted()
+        with pytest.raises(LayerUnavailable):
+            await layer.send("jobs", note(1))
+        server.role = [b"master", 0, []]
+        receiving = await started(layer.receive("jobs"))
+        await eventually(lambda: layer.statistics().connected, "the link")
+        await layer.send("jobs", note(1))
+        async with asyncio.timeout(DEADLINE):
+            assert await receiving == note(1)
+
+    async def test_refused_inbox(self, make_scripted: MakeLayer, server: RespServer) -> None:
+        """A refused inbox is told to everybody who needs it, each by an error of his own, and asked for again."""
+        layer = await make_scripted()
+        server.always("SUBSCRIBE", error("NOPERM No permissions to access a channel"))
+        errors = await asyncio.gather(*(layer.new_channel() for _ in range(3)), return_exceptions=True)
+        errors += await asyncio.gather(layer.new_channel(), return_exceptions=True)
+        assert all(isinstance(one, ChannelLayerError) and "NOPERM" in str(one) for one in errors), errors
+        assert len(set(map(id, errors))) == 4
+        server.restore()
+        channel = await layer.new_channel()
+        other = await make_redis_like(layer)
+        try:
+            await other.send(channel, note(1))
+            assert await receive(layer, channel) == note(1)
+        finally:
+            await other.close()
+
+    async def test_another_layout_stays_the_reason(
+        self, make_redis: MakeLayer, redis_server: EmbeddedServer, prefix: str
+    ) -> None:
+        """A layer with another layout hears so after any time, by errors that do not grow."""
+        await (await make_redis()).send("jobs", note(1))
+        layer = await make_redis(partitions=3, send_timeout=0.2)
+        first: list[BaseException] = []
+        for _ in range(6):
+            with pytest.raises(ImproperlyConfigured) as raised:
+                await layer.send("jobs", note(1))
+            first.append(raised.value)
+            await asyncio.sleep(0.1)
+        assert len(set(map(id, first))) == len(first)
+
+    async def test_order_after_a_reconnect(self, make_scripted: MakeLayer, server: RespServer) -> None:
+        """Sends that waited for the link leave in the order in which they came."""
+        layer = await make_scripted(send_timeout=5)
+        (member,) = await members_of(layer, "room", 1)
+        port = server.port
+        await server.stop()
+        sends = []
+        for n in range(50):
+            sends.append(asyncio.create_task(layer.send("jobs", note(n))))
+        await steps(5)
+        await server.start(port)
+        async with asyncio.timeout(DEADLINE):
+            results = await asyncio.gather(*sends, return_exceptions=True)
+        taken = [n for n, result in enumerate(results) if result is None]
+        got = [(await receive(layer, "jobs"))["n"] for _ in taken]
+        assert got == taken
+        assert len(taken) > 40
+
+
+async def make_redis_like(layer: AsyncQueueChannelLayer) -> AsyncQueueChannelLayer:
+    options = layer.options
+    return AsyncQueueChannelLayer(hosts=[options.hosts[0].url], prefix=options.prefix)
+
+
+class TestClosing:
+    async def test_cancelled_close_leaves_no_connection(
+        self, make_scripted: MakeLayer, server: RespServer
+    ) -> None:
+        """However early close() is cancelled, both connections end."""
+        for turns in range(1, 9):
+            layer = await make_scripted()
+            await layer.new_channel()
+            sending = await started(layer.send("jobs", note(1)))
+            never = asyncio.Event()
+            server.script("PUSH", after(never))
+            sending = await started(layer.send("jobs", note(2)))
+            assert len(server.connections) == 2
+            closing = asyncio.create_task(layer.close())
+            await steps(turns)
+            closing.cancel()
+            await asyncio.wait([closing, sending])
+            sending.exception()
+            await eventually(lambda: not server.connections, f"the end after {turns} turns")
+
+    async def test_joins_end_at_once(self, make_scripted: MakeLayer, server: RespServer) -> None:
+        """A group_add() in flight does not wait for the end of the commands that a stuck server owes."""
+        layer = await make_scripted(send_timeout=3)
+        channel = await layer.new_channel()
+        never = asyncio.Event()
+        server.script("PUSH", after(never))
+        server.script("SUBSCRIBE", after(never))
+        sending = await started(layer.send("jobs", note(1)))
+        joining = await started(layer.group_add("room", channel))
+        closing = asyncio.create_task(layer.close())
+        await asyncio.wait([joining], timeout=1)
+        assert joining.done()
+        never.set()
+        await asyncio.wait([closing, sending, joining])
+        for task in (sending, joining):
+            task.exception()
+
+    async def test_close_channel_after_close(self, make_memory: MakeLayer) -> None:
+        """There is nothing to close any more, and that is fine."""
+        layer = await make_memory()
+        channel = await layer.new_channel()
+        await layer.close()
+        await layer.close_channel(channel)
+        await layer.close_channel("jobs")
+
+
+class TestOwners:
+    async def test_group_add_of_a_closed_channel(self, make_redis: MakeLayer) -> None:
+        """The owner of a closed channel says so by its confirmation: nobody waits for a dead owner."""
+        layer, owner = await make_redis(), await make_redis()
+        channel = await owner.new_channel()
+        await owner.close_channel(channel)
+        async with asyncio.timeout(2):
+            await layer.group_add("room", channel)
+        assert "dead_owner" not in layer.statistics().dropped
+
+
+def test_json_is_what_we_think() -> None:
+    """The document of test_deep_json is valid JSON."""
+    json.loads('{"type":"x","deep":' + "[" * 300 + "]" * 300 + "}")
