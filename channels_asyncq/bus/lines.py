@@ -311,6 +311,7 @@ class Line:
             await asyncio.wait([task])
         wire, self.wire = self.wire, None
         if wire is not None:
+            wire.keeps_unanswered = False  # nobody sends again what it leaves
             await wire.close()
 
     def abort(self) -> None:
@@ -322,4 +323,5 @@ class Line:
             self._task.cancel()
         wire, self.wire = self.wire, None
         if wire is not None:
+            wire.keeps_unanswered = False
             wire.abort(ConnectionAbortedError("closing was cancelled"))
