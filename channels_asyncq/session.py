@@ -39,11 +39,18 @@ _PAUSE = 0.001
 _MOST_SPENT = 2.0
 
 
+# By reason: the event code, and what it means.
 _REASONS = {
-    "trimmed": "the log does not reach back to it; raise recovery's `seconds` or `messages`",
-    "expired": "it lasted longer than `expiry`",
-    "too_large": "messages over 16 KiB are not kept",
-    "server_changed": "the server was restarted or replaced, and the end of its log cannot be vouched for",
+    "trimmed": (
+        "loss.trimmed",
+        "the log does not reach back to it; raise recovery's `seconds` or `messages`",
+    ),
+    "expired": ("loss.expired", "it lasted longer than `expiry`"),
+    "too_large": ("loss.too_large", "messages over 16 KiB are not kept"),
+    "server_changed": (
+        "loss.server_changed",
+        "the server was restarted or replaced, and the end of its log cannot be vouched for",
+    ),
 }
 
 
@@ -540,13 +547,14 @@ class Session:
         # What was sent to a channel of ours came to the inbox; nobody knows to which one.
         count = self.hub.tell(reason, groups, everybody=self._inbox.name in topics)
         if count:
+            code, meaning = _REASONS[reason]
             record(
                 LOSS,
                 logging.WARNING,
-                f"loss.{reason}",
+                code,
                 "%d channels may have missed messages while the connection was lost: %s (%d groups)",
                 count,
-                _REASONS[reason],
+                meaning,
                 len(groups),
             )
 

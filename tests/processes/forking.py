@@ -258,7 +258,7 @@ def unwinds(parent: Parent) -> dict[str, Any]:
 
 
 def stands_still(parent: Parent) -> dict[str, Any]:
-    """Children forked while a loop with a session stands still: they must not collect it, which would close it."""
+    """Children forked while a loop with a session stands still: they must not collect (and close) it."""
     layer = parent.layer
     loop = asyncio.new_event_loop()
 
