@@ -20,12 +20,18 @@ _PATIENCE_PER_RECEIVE = 5.0
 class Tally:
     """What a session delivered to its channels, and what it dropped, by reason."""
 
-    __slots__ = ("delivered", "dropped", "external")
+    __slots__ = ("delivered", "dropped", "external", "held_bytes", "most_bytes", "told")
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int | None = None) -> None:
         self.delivered = 0
         self.external = 0
         self.dropped: Counter[str] = Counter()
+        #: Channels that were told of a loss, or would have been if `on_loss` were set, by reason.
+        self.told: Counter[str] = Counter()
+        #: Bytes of the payloads that wait, each counted once however many buffers hold it. Kept only when
+        #: there is a limit.
+        self.held_bytes = 0
+        self.most_bytes = most_bytes
 
 
 class ChannelBuffer(asyncio.Queue[Envelope]):
@@ -43,6 +49,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         capacity: int,
         tally: Tally,
         on_room: Callable[[ChannelBuffer], None] | None = None,
+        on_expired: Callable[[ChannelBuffer, set[str]], None] | None = None,
     ) -> None:
         super().__init__(capacity)
         self.channel = channel
@@ -55,6 +62,9 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self.groups: set[bytes] = set()  # owned by the hub: topics of the groups this channel is in
         self._tally = tally
         self._on_room = on_room
+        self._on_expired = on_expired
+        self._counts_bytes = tally.most_bytes is not None
+        self.told: set[str] = set()  # reasons of the losses that the reader was told since it last caught up
         self._receivers: deque[asyncio.Future[None]] = deque()
         self._senders: deque[asyncio.Future[None]] = deque()
 
@@ -79,9 +89,31 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             if left < 0:
                 return -1
         queue.append(envelope)
+        if self._counts_bytes:
+            self._hold(envelope)
         if self._receivers:
             _wake_first(self._receivers)
         return left
+
+    def notify(self, envelope: Envelope, *, at_head: bool) -> None:
+        """Add a word about a loss, over capacity: one of each reason, until the reader has caught up."""
+        if at_head:
+            self._queue.appendleft(envelope)
+        else:
+            self._queue.append(envelope)
+        if self._counts_bytes:
+            self._hold(envelope)
+        _wake_first(self._receivers)
+
+    def _hold(self, envelope: Envelope) -> None:
+        if not envelope.holders:
+            self._tally.held_bytes += len(envelope.payload)
+        envelope.holders += 1
+
+    def _release(self, envelope: Envelope) -> None:
+        envelope.holders -= 1
+        if not envelope.holders:
+            self._tally.held_bytes -= len(envelope.payload)
 
     def put_nowait(self, item: Envelope) -> None:
         if self.closed is not None:
@@ -140,14 +172,16 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         queue = self._queue
         while queue:
             envelope = queue.popleft()
-            if self.is_reported_full or self._senders or self.patience < PATIENCE:
+            if self._counts_bytes:
+                self._release(envelope)
+            if self.is_reported_full or self._senders or self.patience < PATIENCE or self.told:
                 self._made_room()
             now = monotonic()
             if envelope.expires_at > now:
                 self.last_used = self.last_received = now
                 self.lost_expired = False
                 return envelope
-            self._count_expired(1)
+            self._count_expired([envelope])
         return None
 
     def get_nowait(self) -> Envelope:
@@ -191,6 +225,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                 self._on_room(self)
         if 2 * len(self._queue) <= self.capacity:
             self.patience = PATIENCE
+            self.told.clear()
         if self._senders:
             self.last_used = monotonic()  # until it has run, nothing else says that the sender is here
             _wake_first(self._senders)
@@ -201,26 +236,36 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         """Drop the envelopes at the head that expired; return how many places that freed."""
         queue = self._queue
         now = monotonic()
-        count = 0
+        expired = []
         while queue and queue[0].expires_at <= now:
-            queue.popleft()
-            count += 1
-        if count:
-            self._count_expired(count)
+            expired.append(queue.popleft())
+        if expired:
+            if self._counts_bytes:
+                for envelope in expired:
+                    self._release(envelope)
             self._made_room()
-        return count
+            self._count_expired(expired)
+        return len(expired)
 
-    def _count_expired(self, count: int) -> None:
+    def _count_expired(self, expired: list[Envelope]) -> None:
         self.lost_expired = True
-        self._tally.dropped["expired"] += count
+        self._tally.dropped["expired"] += len(expired)
+        if self._on_expired is not None:
+            self._on_expired(self, {envelope.target for envelope in expired})
 
-    def drop_oldest(self) -> None:
-        self._queue.popleft()
+    def drop_oldest(self) -> Envelope:
+        envelope = self._queue.popleft()
+        if self._counts_bytes:
+            self._release(envelope)
+        return envelope
 
     def clear(self) -> int:
         """Drop everything that waits; return how much it was."""
         count = len(self._queue)
         if count:
+            if self._counts_bytes:
+                for envelope in self._queue:
+                    self._release(envelope)
             self._queue.clear()
             self._made_room()
         return count

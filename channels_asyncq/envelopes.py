@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import Any
 
 from .topics import NODE_BYTES
@@ -12,8 +13,11 @@ ENCRYPTED = 1
 CONTROL = 2
 _KNOWN_FLAGS = ENCRYPTED | CONTROL
 
-# version, flags, node, sequence number, length of the target's name, length of the excluded channels
-_HEADER = struct.Struct(f">BB{NODE_BYTES}sQHI")
+# version, flags, CRC-32 of the flags and of everything behind it
+_START = struct.Struct(">BBI")
+# node, sequence number, length of the target's name, length of the excluded channels
+_FIELDS = struct.Struct(f">{NODE_BYTES}sQHI")
+_NAMES = _START.size + _FIELDS.size
 
 
 class BadEnvelope(ValueError):
@@ -30,7 +34,7 @@ class Envelope:
     others decode one of their own.
     """
 
-    __slots__ = ("excluded", "expires_at", "flags", "message", "node", "payload", "seq", "target")
+    __slots__ = ("excluded", "expires_at", "flags", "holders", "message", "node", "payload", "seq", "target")
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Envelope:
         self.excluded = excluded
         self.expires_at = expires_at
         self.message: dict[str, Any] | None = None
+        self.holders = 0  # buffers it waits in; counted only when the bytes of a process are limited
 
     def __repr__(self) -> str:
         return f"<Envelope {self.node.hex()}/{self.seq} to {self.target!r}, {len(self.payload)} bytes>"
@@ -69,35 +74,46 @@ def pack(
     `body` is the encoded message as it should travel; if it is encrypted, the flag has to say so.
     """
     name = target.encode()
-    if not excluded:
-        return _HEADER.pack(WIRE_VERSION, flags, node, seq, len(name), 0) + name + body
-    left_out = ",".join(excluded).encode()
-    return _HEADER.pack(WIRE_VERSION, flags, node, seq, len(name), len(left_out)) + name + left_out + body
+    if excluded:
+        left_out = ",".join(excluded).encode()
+        rest = _FIELDS.pack(node, seq, len(name), len(left_out)) + name + left_out + body
+    else:
+        rest = _FIELDS.pack(node, seq, len(name), 0) + name + body
+    return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
 
 
-def unpack(data: bytes) -> Envelope:
+def header_size(target: str, excluded: tuple[str, ...] = ()) -> int:
+    """Return how many bytes of a packed envelope come before its body."""
+    return _NAMES + len(target.encode()) + len(",".join(excluded).encode())
+
+
+def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
     """
     Return the envelope in these bytes; its payload is still encrypted if the flag says so.
 
+    With `is_whole=False` the payload was cut off on purpose, and only the header counts.
+
     Raises:
-        BadEnvelope: truncated, of a version or with flags that this release does not know, or names that are
-            not text.
+        BadEnvelope: truncated or changed, of a version or with flags that this release does not know, or names
+            that are not text.
     """
-    try:
-        version, flags, node, seq, target_length, excluded_length = _HEADER.unpack_from(data)
-    except struct.error:
-        raise BadEnvelope(f"{len(data)} bytes are too few for a header") from None
+    if len(data) < _NAMES:
+        raise BadEnvelope(f"{len(data)} bytes are too few for a header")
+    version, flags, checksum = _START.unpack_from(data)
     if version != WIRE_VERSION:
         raise BadEnvelope(f"wire version {version}; this release reads {WIRE_VERSION}")
     if flags & ~_KNOWN_FLAGS:
         raise BadEnvelope(f"unknown flags {flags:#04x}")
-    names_end = _HEADER.size + target_length
+    if is_whole and zlib.crc32(memoryview(data)[_START.size :], flags) != checksum:
+        raise BadEnvelope("truncated or changed: its checksum does not fit")
+    node, seq, target_length, excluded_length = _FIELDS.unpack_from(data, _START.size)
+    names_end = _NAMES + target_length
     body = names_end + excluded_length
     if len(data) < body:
         raise BadEnvelope(f"truncated: the header announces {body} bytes of names, {len(data)} are there")
     try:
-        target = data[_HEADER.size : names_end].decode("ascii")
-        excluded = data[names_end:body].decode("ascii")
+        target = data[_NAMES:names_end].decode("ascii")
+        excluded = data[names_end:body].decode("ascii") if excluded_length else ""
     except UnicodeDecodeError:
         raise BadEnvelope("a name in the header is not ASCII") from None
     return Envelope(data[body:], target, node, seq, flags, tuple(excluded.split(",")) if excluded else ())

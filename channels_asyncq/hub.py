@@ -51,12 +51,17 @@ class Hub:
     """
 
     def __init__(
-        self, options: Options, on_empty: Callable[[bytes], None], on_room: Callable[[], None]
+        self,
+        options: Options,
+        on_empty: Callable[[bytes], None],
+        on_room: Callable[[], None],
+        make_notice: Callable[[str, list[str]], Envelope | None],
     ) -> None:
         self._options = options
         self._on_empty = on_empty
         self._on_room = on_room
-        self.tally = Tally()
+        self._make_notice = make_notice
+        self.tally = Tally(options.max_buffered_bytes)
         self.throttle = Throttle()
         self.channels: dict[str, ChannelBuffer] = {}
         self.groups: dict[bytes, Group] = {}
@@ -78,7 +83,8 @@ class Hub:
         if buffer is None:
             if channel in self.closed_names:
                 raise ChannelClosed(channel)
-            buffer = ChannelBuffer(channel, self._options.capacity_of(channel), self.tally, self._has_room)
+            capacity = self._options.capacity_of(channel)
+            buffer = ChannelBuffer(channel, capacity, self.tally, self._has_room, self._has_expired)
             self.channels[channel] = buffer
         return buffer
 
@@ -241,7 +247,7 @@ class Hub:
         buffer = self.channels.get(channel)
         if buffer is None:
             if channel in self.closed_names:
-                self._count_loss("closed", channel)
+                self.tally.dropped["closed"] += 1
                 return True
             buffer = self.open(channel)
         if buffer.is_reported_full and self._must_wait((buffer,)):
@@ -268,11 +274,15 @@ class Hub:
 
     def _put(self, buffer: ChannelBuffer, envelope: Envelope) -> None:
         if buffer.closed is not None:
-            self._count_loss("closed", buffer.channel)
+            self.tally.dropped["closed"] += 1
             return
-        left = buffer.offer(envelope)
+        tally = self.tally
+        if tally.most_bytes is not None and self._is_too_much(buffer, envelope):
+            left = -1
+        else:
+            left = buffer.offer(envelope)
         if left > 0:
-            self.tally.delivered += 1
+            tally.delivered += 1
             if self._watchers:
                 self._wake_watchers()
         elif left == 0 or self._overflow(buffer, envelope):
@@ -289,30 +299,78 @@ class Hub:
 
     def count_full(self, channel: str) -> None:
         """Note that a group's message found a normal channel full."""
-        self._count_loss("overflow", channel, self._options.capacity_of(channel))
+        self.tally.dropped["overflow"] += 1
+        self._log_overflow(channel)
+
+    def _is_too_much(self, buffer: ChannelBuffer, envelope: Envelope) -> bool:
+        """Would this exceed the bytes of the process? An empty channel takes it still: its reader keeps up."""
+        most = self.tally.most_bytes
+        added = 0 if envelope.holders else len(envelope.payload)
+        return most is not None and self.tally.held_bytes + added > most and buffer.queued > 0
 
     def _overflow(self, buffer: ChannelBuffer, envelope: Envelope) -> bool:
         """Apply the `overflow` setting to a full buffer; return whether the envelope is in it now."""
-        self._count_loss("overflow", buffer.channel, buffer.capacity)
-        if self._options.overflow == "drop_oldest":
-            buffer.drop_oldest()
-            return buffer.offer(envelope) >= 0
-        if self._options.overflow == "close":
+        self.tally.dropped["overflow"] += 1
+        policy = self._options.overflow
+        if policy == "close":
+            self._log_overflow(buffer.channel)
+            self.tally.told["overflow"] += 1
             self.close_channel(buffer.channel)
-        return False
+            return False
+        dropped = buffer.drop_oldest() if policy == "drop_oldest" else envelope
+        if "overflow" not in buffer.told:
+            self._log_overflow(buffer.channel)
+        is_in = policy == "drop_oldest" and buffer.offer(envelope) >= 0
+        self._tell(buffer, "overflow", [dropped.target], at_head=policy == "drop_oldest")
+        return is_in
 
-    def _count_loss(self, reason: str, channel: str, capacity: int | None = None) -> None:
-        self.tally.dropped[reason] += 1
-        if capacity is not None:
-            self.throttle.warn(
-                LOSS,
-                "loss.overflow",
-                "channel %s holds %d messages, its capacity, and its reader is too slow: a message was dropped "
-                "(overflow=%r); raise `capacity` or `channel_capacity`, or read it faster",
-                channel,
-                capacity,
-                self._options.overflow,
-            )
+    def _log_overflow(self, channel: str) -> None:
+        options = self._options
+        if self.tally.most_bytes is not None and self.tally.held_bytes >= self.tally.most_bytes / 2:
+            limit = f"max_buffered_bytes ({options.max_buffered_bytes}; {self.tally.held_bytes} wait)"
+        else:
+            limit = f"{options.capacity_rule(channel)} ({options.capacity_of(channel)})"
+        self.throttle.warn(
+            LOSS,
+            "loss.overflow",
+            "channel %s is full by %s, and its reader is too slow: messages are dropped (overflow=%r); raise "
+            "that setting, or read faster",
+            channel,
+            limit,
+            options.overflow,
+        )
+
+    # Losses that the channels concerned are told, once per reason until their readers have caught up
+
+    def tell(self, reason: str, groups: dict[bytes, str], *, everybody: bool) -> int:
+        """
+        Tell the members of these groups, by topic, that they missed something; or everybody, if it may have been
+        sent to a channel. Returns how many channels that are.
+        """
+        concerned: dict[ChannelBuffer, list[str]] = {}
+        for topic, name in groups.items():
+            group = self.groups.get(topic)
+            for member in group.members.values() if group is not None else ():
+                concerned.setdefault(member.buffer, []).append(name)
+        if everybody:
+            for buffer in self.channels.values():
+                concerned.setdefault(buffer, [])
+        for buffer, names in concerned.items():
+            self._tell(buffer, reason, names, at_head=False)
+        return len(concerned)
+
+    def _has_expired(self, buffer: ChannelBuffer, targets: set[str]) -> None:
+        self._tell(buffer, "expired", sorted(targets), at_head=True)
+
+    def _tell(self, buffer: ChannelBuffer, reason: str, targets: list[str], *, at_head: bool) -> None:
+        if reason in buffer.told or buffer.closed is not None:
+            return
+        self.tally.told[reason] += 1
+        groups = [target for target in targets if target and "!" not in target]
+        notice = self._make_notice(reason, groups)
+        buffer.told.add(reason)
+        if notice is not None:
+            buffer.notify(notice, at_head=at_head)
 
     # Flow: a full buffer stops the reader of the wire for a while, before anything is dropped
 

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
-__all__ = ["Host", "Options", "Overflow", "SerializerFormat"]
+__all__ = ["Host", "Options", "Overflow", "Recovery", "SerializerFormat"]
 
 Overflow = Literal["drop_newest", "drop_oldest", "close"]
 SerializerFormat = Literal["msgpack", "json"]
@@ -60,6 +60,18 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovery:
+    """What each partition's log keeps, by age in seconds and by count, and which groups are not logged."""
+
+    seconds: float = 60.0
+    messages: int = 10000
+    exclude: tuple[re.Pattern[str], ...] = ()
+
+    def is_logged(self, group: str) -> bool:
+        return not any(pattern.match(group) for pattern in self.exclude)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """`CONFIG`, validated. Times are in seconds, sizes in bytes."""
 
@@ -77,6 +89,9 @@ class Options:
     send_timeout: float = 5.0
     max_message_size: int = 4 * 1024 * 1024
     partitions: int = 16
+    on_loss: str | None = None
+    recovery: Recovery | None = field(default_factory=lambda: Recovery())
+    max_buffered_bytes: int | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Options:
@@ -93,16 +108,22 @@ class Options:
             elif key == "random_prefix_length":
                 # It makes equal messages differ in channels_redis' sorted sets. There are none here.
                 _integer(key, value, least=0)
-            elif key == "recovery" and value is None:
-                pass
             elif key in _LATER:
-                right = "Leave it out or set it to None" if key == "recovery" else "Leave it out"
-                _refuse(key, value, f"this key is not available in this version of channels_asyncq. {right}.")
+                _refuse(
+                    key, value, "this key is not available in this version of channels_asyncq. Leave it out."
+                )
             else:
                 known = [*_CHECKS, "random_prefix_length", *_LATER]
                 _refuse(key, value, f"there is no such key. {_suggestion(key, known)}")
         values.setdefault("hosts", _hosts("hosts", None))
         return cls(**values)
+
+    def capacity_rule(self, channel: str) -> str:
+        """Return which setting decides the capacity of `channel`, for messages."""
+        for pattern, _ in self.channel_capacity:
+            if pattern.match(channel):
+                return f"channel_capacity[{pattern.pattern!r}]"
+        return "capacity"
 
     def capacity_of(self, channel: str) -> int:
         """Return how many messages `channel` (its full name) holds: the first matching pattern decides."""
@@ -215,6 +236,38 @@ def _message_type(key: str, value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or not value):
         _refuse(key, value, 'must be None or a message type such as "redis.disconnected".')
     return value
+
+
+def _bytes_or_none(key: str, value: Any) -> int | None:
+    return None if value is None else _integer(key, value, least=1)
+
+
+def _recovery(key: str, value: Any) -> Recovery | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        _refuse(key, value, 'must be None or a dict such as {"seconds": 60, "messages": 10000}.')
+    values: dict[str, Any] = {}
+    for name, part in value.items():
+        at = f"{key}[{name!r}]"
+        if name == "seconds":
+            values[name] = _seconds(at, part)
+        elif name == "messages":
+            values[name] = _integer(at, part, least=100)
+        elif name == "exclude":
+            if not isinstance(part, (list, tuple)):
+                _refuse(at, part, 'must be a list of patterns of groups such as ["typing.*"].')
+            for glob in part:
+                if not (isinstance(glob, re.Pattern) or (isinstance(glob, str) and glob)):
+                    _refuse(at, glob, "must be a glob or a compiled pattern.")
+            values[name] = tuple(
+                re.compile(fnmatch.translate(glob)) if isinstance(glob, str) else glob for glob in part
+            )
+        else:
+            _refuse(
+                at, part, f"there is no such key. {_suggestion(name, ['seconds', 'messages', 'exclude'])}"
+            )
+    return Recovery(**values)
 
 
 def _channel_capacity(key: str, value: Any) -> tuple[tuple[re.Pattern[str], int], ...]:
@@ -606,5 +659,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "send_timeout": _seconds,
     "max_message_size": _positive_integer,
     "partitions": _partitions,
+    "on_loss": _message_type,
+    "recovery": _recovery,
+    "max_buffered_bytes": _bytes_or_none,
 }
-_LATER = ("on_loss", "recovery", "confirm", "max_buffered_bytes")
+_LATER = ("confirm",)

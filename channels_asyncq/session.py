@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -19,7 +20,7 @@ from .envelopes import CONTROL, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
 from .hub import Hub, Member
 from .intake import Intake
-from .journal import WIRE
+from .journal import LOSS, WIRE, record
 from .options import Options
 from .queues import QueueReader
 from .topics import Topics, check_channel_name, check_group_name, is_node, new_node, node_of
@@ -36,6 +37,21 @@ _IDLE_TURN = 0.0002
 _PAUSE = 0.001
 # What one turn costs a reader at most, in milliseconds: in a busy loop it cannot run more often either.
 _MOST_SPENT = 2.0
+
+
+# By reason: the event code, and what it means.
+_REASONS = {
+    "trimmed": (
+        "loss.trimmed",
+        "the log does not reach back to it; raise recovery's `seconds` or `messages`",
+    ),
+    "expired": ("loss.expired", "it lasted longer than `expiry`"),
+    "too_large": ("loss.too_large", "messages over 16 KiB are not kept"),
+    "server_changed": (
+        "loss.server_changed",
+        "the server was restarted or replaced, and the end of its log cannot be vouched for",
+    ),
+}
 
 
 @dataclass(slots=True)
@@ -58,7 +74,8 @@ class Statistics:
 
     `queued` holds (channel, waiting messages), largest first, of the channels in which any wait; `dropped`
     counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", and "dead_owner" for changes
-    of membership that the owner of a channel never confirmed. `links` has an entry per session and host.
+    of membership that the owner of a channel never confirmed. `told` counts the channels that were told of a
+    loss (or would have been, if `on_loss` were set), by reason. `links` has an entry per session and host.
     """
 
     channels: int = 0
@@ -67,6 +84,7 @@ class Statistics:
     delivered: int = 0
     external: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    told: dict[str, int] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
 
     @property
@@ -87,6 +105,7 @@ class Statistics:
             delivered=self.delivered + other.delivered,
             external=self.external + other.external,
             dropped=dict(Counter(self.dropped) + Counter(other.dropped)),
+            told=dict(Counter(self.told) + Counter(other.told)),
             links=self.links + other.links,
         )
 
@@ -109,7 +128,7 @@ class Session:
         self._topics = Topics(
             options.prefix, options.partitions, [host.db for host in options.hosts], self.node
         )
-        self.hub = Hub(options, self._group_is_empty, self._has_room)
+        self.hub = Hub(options, self._group_is_empty, self._has_room, self._make_notice)
         self._bus = make_bus(options, self._topics, codec, self.node, self, self.loop)
         self.intake = Intake(self.loop, self.on_envelope)
         self._inbox = self._topics.inbox(self.node)
@@ -523,6 +542,28 @@ class Session:
             WIRE, "wire.unreadable", "dropped what arrived on %s: %s", topic.decode(), reason
         )
 
+    def on_loss(self, reason: str, topics: set[bytes]) -> None:
+        groups = {topic: self._topics.group_named(topic) for topic in topics if topic in self.hub.groups}
+        # What was sent to a channel of ours came to the inbox; nobody knows to which one.
+        count = self.hub.tell(reason, groups, everybody=self._inbox.name in topics)
+        if count:
+            code, meaning = _REASONS[reason]
+            record(
+                LOSS,
+                logging.WARNING,
+                code,
+                "%d channels may have missed messages while the connection was lost: %s (%d groups)",
+                count,
+                meaning,
+                len(groups),
+            )
+
+    def _make_notice(self, reason: str, groups: list[str]) -> Envelope | None:
+        if self._options.on_loss is None:
+            return None
+        message = {"type": self._options.on_loss, "reason": reason, "groups": groups}
+        return self._own(self._codec.encode(message), "")
+
     def on_overrun(self) -> None:
         self.hub.tally.dropped["overflow"] += 1
 
@@ -660,5 +701,6 @@ class Session:
             delivered=hub.tally.delivered,
             external=hub.tally.external,
             dropped=dict(hub.tally.dropped),
+            told=dict(hub.tally.told),
             links=tuple(self._bus.links()),
         )

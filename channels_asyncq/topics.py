@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 NODE_BYTES = 8
+# The partition of a topic that no log keeps.
+NOT_LOGGED = -1
 _HEX = frozenset("0123456789abcdef")
 _CACHED_NAMES = 8192
 
@@ -67,24 +69,28 @@ def check_group_name(name: object) -> None:
 
 
 class Topic(NamedTuple):
-    """One name as Redis sees it, and the index of the host that holds it."""
+    """One name as Redis sees it, the index of the host that holds it, and its partition."""
 
     shard: int
     name: bytes
+    partition: int
 
 
 class Queue(NamedTuple):
-    """A normal channel: its list, which is also the topic of its wake-ups, and the key of what a node took."""
+    """A normal channel: its list, also the topic of its wake-ups; what this node took; which numbers it saw."""
 
     topic: Topic
     taken: bytes
+    seen: bytes
+    partition: int
 
 
 class Group(NamedTuple):
-    """A group: its topic, and the sorted set of the normal channels that are members."""
+    """A group: its topic, the sorted set of the normal channels that are members, and its partition's log."""
 
     topic: Topic
     members: bytes
+    log: bytes
 
 
 def new_node() -> str:
@@ -132,21 +138,23 @@ class Topics:
         return range(len(self._roots))
 
     def partition(self, name: str) -> int:
-        """Return the slice of a group, a normal channel or a node: CRC-32, the same in every process."""
+        """Return the slice of a group, a normal channel or a node: CRC-32, the same everywhere."""
         return zlib.crc32(name.encode()) % self.partitions
 
-    def shard(self, name: str) -> int:
-        """Return the index of the host that holds this name."""
-        return self.partition(name) % len(self._roots)
+    def _topic(self, name: str, kind: bytes) -> Topic:
+        partition = self.partition(name)
+        shard = partition % len(self._roots)
+        return Topic(shard, self._roots[shard] + kind + name.encode(), partition)
 
     def group(self, group: str) -> Group:
         found = self._groups.get(group)
         if found is None:
             if len(self._groups) >= _CACHED_NAMES:
                 self._groups.clear()
-            shard = self.shard(group)
-            root, name = self._roots[shard], group.encode()
-            found = Group(Topic(shard, root + b"group:" + name), root + b"members:" + name)
+            topic = self._topic(group, b"group:")
+            found = Group(
+                topic, self._roots[topic.shard] + b"members:" + group.encode(), self.log(topic.partition)
+            )
             self._groups[group] = found
         return found
 
@@ -155,20 +163,33 @@ class Topics:
         if found is None:
             if len(self._queues) >= _CACHED_NAMES:
                 self._queues.clear()
-            shard = self.shard(channel)
-            root, name = self._roots[shard], channel.encode()
-            taken = root + b"taken:" + self._node + b":" + name
-            found = self._queues[channel] = Queue(Topic(shard, root + b"queue:" + name), taken)
+            topic = self._topic(channel, b"queue:")
+            root, name = self._roots[topic.shard], channel.encode()
+            taken, seen = root + b"taken:" + self._node + b":" + name, root + b"seen:" + name
+            # Wake-ups are not logged: a reader looks for itself after each reconnect.
+            found = Queue(topic._replace(partition=NOT_LOGGED), taken, seen, topic.partition)
+            self._queues[channel] = found
         return found
 
     def inbox(self, node: str) -> Topic:
-        shard = self.shard(node)
-        return Topic(shard, self._roots[shard] + b"inbox:" + node.encode())
+        return self._topic(node, b"inbox:")
 
     @property
     def everybody(self) -> Topic:
         """The topic that every session of the namespace listens on; `flush()` goes there."""
-        return Topic(0, self._roots[0] + b"all")
+        return Topic(0, self._roots[0] + b"all", 0)
+
+    def fence(self, shard: int) -> Topic:
+        """The topic of this session's own fences on a host."""
+        return Topic(shard, self._roots[shard] + b"fence:" + self._node, NOT_LOGGED)
+
+    def partitions_of(self, shard: int) -> range:
+        """The partitions that a host holds."""
+        return range(shard, self.partitions, len(self._roots))
+
+    def log(self, partition: int) -> bytes:
+        """The key of a partition's log."""
+        return self._roots[partition % len(self._roots)] + b"log:%d" % partition
 
     def layout_key(self, shard: int) -> bytes:
         return self._roots[shard] + b"layout"
@@ -183,4 +204,4 @@ class Topics:
 
     def stored(self, shard: int) -> list[bytes]:
         """Return the glob patterns of every key that holds messages or members; `flush()` deletes them."""
-        return [self._roots[shard] + kind + b":*" for kind in (b"queue", b"taken", b"members")]
+        return [self._roots[shard] + kind + b":*" for kind in (b"queue", b"taken", b"seen", b"members")]

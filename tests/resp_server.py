@@ -118,6 +118,9 @@ class State:
     hashes: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)
     scores: dict[bytes, dict[bytes, float]] = field(default_factory=dict)
     deadlines: dict[bytes, int] = field(default_factory=dict)
+    #: The entries of each log, and the last id that was given in it.
+    logs: dict[bytes, list[tuple[bytes, list[bytes]]]] = field(default_factory=dict)
+    last_ids: dict[bytes, tuple[int, int]] = field(default_factory=dict)
 
     def spaces(self) -> tuple[dict[bytes, Any], ...]:
         return self.strings, self.lists, self.hashes, self.scores
@@ -144,13 +147,17 @@ Script = Callable[["RespServer", Sequence[bytes], Sequence[bytes]], object]
 
 
 def push(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) -> object:
-    [key], [item, capacity, expiry] = keys, arguments
+    [key, seen], [item, capacity, expiry, node, number] = keys, arguments
+    numbers = server.state.hashes.setdefault(seen, {})
+    if int(numbers.get(node, 0)) >= int(number):
+        return 1
     now, items = milliseconds(), server.state.lists.setdefault(key, [])
     while items and int(items[0][:13]) <= now:
         items.pop(0)
     if len(items) >= int(capacity):
         return 0
     items.append(b"%013d" % (now + int(expiry)) + item)
+    numbers[node] = number
     server.state.deadlines[key] = now + int(expiry)
     server.publish(key, b"+")
     return 1
@@ -194,6 +201,49 @@ def group_send(server: RespServer, keys: Sequence[bytes], arguments: Sequence[by
     return [channel for channel, until in found.items() if until > now] if found else None
 
 
+def log_entry(server: RespServer, key: bytes, *fields: bytes) -> bytes:
+    """Append to a log; return the entry's id."""
+    last = server.state.last_ids.get(key, (0, 0))
+    identity = max((milliseconds(), 0), (last[0], last[1] + 1))
+    server.state.last_ids[key] = identity
+    name = b"%d-%d" % identity
+    server.state.logs.setdefault(key, []).append((name, list(fields)))
+    return name
+
+
+def send(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) -> object:
+    [log, *members], [topic, envelope, *header] = keys, arguments
+    kind, kept = (b"h", envelope[: int(header[0])]) if header else (b"e", envelope)
+    name = log_entry(server, log, b"t", topic, kind, kept)
+    receivers = server.publish(topic, envelope[:1] + b"#" + name + b" " + envelope)
+    if not members:
+        return receivers
+    now = milliseconds()
+    found = server.state.scores.get(members[0])
+    return [channel for channel, until in found.items() if until > now] if found else None
+
+
+def fence(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) -> object:
+    [topic, number, _, _] = arguments
+    for log in keys:
+        if log not in server.state.logs:
+            log_entry(server, log, b"begin", b"")
+    ends = [b"%d-%d" % server.state.last_ids[log] for log in keys]
+    server.publish(topic, b" ".join([number, *ends]))
+    return 1
+
+
+def read_log(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) -> object:
+    [log], [start, count] = keys, arguments
+
+    def order(name: bytes) -> tuple[int, ...]:
+        return tuple(map(int, name.split(b"-")))
+
+    entries = [entry for entry in server.state.logs.get(log, []) if order(entry[0]) >= order(start)]
+    last = b"%d-%d" % server.state.last_ids.get(log, (0, 0))
+    return [last, b"%d" % milliseconds(), [list(entry) for entry in entries[: int(count)]]]
+
+
 def add_member(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) -> object:
     [members], [channel, expiry] = keys, arguments
     server.state.scores.setdefault(members, {})[channel] = milliseconds() + int(expiry)
@@ -207,6 +257,9 @@ SCRIPTS: dict[str, Script] = {
     "give_back": give_back,
     "group_send": group_send,
     "add_member": add_member,
+    "send": send,
+    "fence": fence,
+    "read_log": read_log,
 }
 
 
@@ -451,6 +504,9 @@ class RespServer:
     def do_client(self, connection: Connection, what: bytes, *arguments: bytes) -> object:
         return connection.number if what.upper() == b"ID" else "OK"
 
+    def do_info(self, connection: Connection, *sections: bytes) -> object:
+        return b"# Server\r\nrun_id:%040d\r\n" % id(self)
+
     def do_role(self, connection: Connection) -> object:
         return self.role
 
@@ -531,6 +587,7 @@ def _matches(pattern: bytes, key: bytes) -> bool:
 def _name_of(text: bytes) -> str | None:
     """The name of the package's script with this text."""
     for file in resources.files("channels_asyncq.bus").joinpath("scripts").iterdir():
-        if file.name.endswith(".lua") and file.read_bytes() == text:
+        # By what it says first of itself: some have constants put in.
+        if file.name.endswith(".lua") and file.read_bytes().splitlines()[0] == text.splitlines()[0]:
             return file.name.removesuffix(".lua")
     return None

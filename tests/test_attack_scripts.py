@@ -14,12 +14,14 @@ class Channel:
     def __init__(self, server: EmbeddedServer, prefix: str) -> None:
         self._server = server
         self._list, self._taken = f"{prefix}:0:queue:jobs", f"{prefix}:0:taken:n:jobs"
+        self._seen, self._pushed = f"{prefix}:0:seen:jobs", 0
 
     def _run(self, script: Script, keys: list[str], *arguments: object) -> object:
         return self._server.command("EVAL", script.text, len(keys), *keys, *map(str, arguments))
 
     def push(self, text: str) -> object:
-        return self._run(PUSH, [self._list], text, 100, EXPIRY)
+        self._pushed += 1
+        return self._run(PUSH, [self._list, self._seen], text, 100, EXPIRY, "n", self._pushed)
 
     def pop(self, number: int) -> object:
         item = self._run(POP, [self._list, self._taken], number, EXPIRY)

@@ -59,9 +59,7 @@ async def server() -> AsyncIterator[RespServer]:
 
 @pytest.fixture
 async def make_scripted(server: RespServer, prefix: str) -> AsyncIterator[MakeLayer]:
-    async with contract.layers(
-        hosts=[server.url], prefix=prefix, send_timeout=SEND_TIMEOUT
-    ) as make_layer:
+    async with contract.layers(hosts=[server.url], prefix=prefix, send_timeout=SEND_TIMEOUT) as make_layer:
         yield make_layer
 
 
@@ -197,7 +195,10 @@ class TestBadInput:
         layer = await make_redis()
         (member,) = await members_of(layer, "room", 1)
         node = session_of(layer).node
-        body = {key: value.replace("<own>", member) if isinstance(value, str) else value for key, value in body.items()}
+        body = {
+            key: value.replace("<own>", member) if isinstance(value, str) else value
+            for key, value in body.items()
+        }
         data = pack(member, Codec().encode(body), flags=CONTROL)
         redis_server.command("PUBLISH", f"{prefix}:0:inbox:{node}", data)
         await eventually(lambda: layer.statistics().dropped.get("unreadable") == 1, "the count")
@@ -319,7 +320,7 @@ class TestBadServers:
     async def test_order_after_a_reconnect(self, make_scripted: MakeLayer, server: RespServer) -> None:
         """Sends that waited for the link leave in the order in which they came."""
         layer = await make_scripted(send_timeout=5)
-        (member,) = await members_of(layer, "room", 1)
+        await members_of(layer, "room", 1)
         port = server.port
         await server.stop()
         sends = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Any
@@ -52,9 +53,11 @@ async def conversation(url: str, prefix: str) -> list[Any]:
     wire = await connect(url)
     seen: list[tuple[bytes, bytes]] = []
     subscriber = await connect(url, seen)
-    names = ("push", "pop", "give_back", "group_send", "add_member")
+    names = ("push", "pop", "give_back", "group_send", "add_member", "send", "fence", "read_log")
     folder = resources.files("channels_asyncq.bus").joinpath("scripts")
     texts = {name: folder.joinpath(f"{name}.lua").read_bytes() for name in names}
+    texts["send"] = texts["send"].replace(b"MOST_ENTRIES", b"100").replace(b"MOST_BYTES", b"100000")
+    seen_key, log = f"{prefix}:seen", f"{prefix}:log"
     sha: dict[str, Any] = {name: await wire.call("SCRIPT", "LOAD", text) for name, text in texts.items()}
     queue, taken, members, topic = (f"{prefix}:{name}" for name in ("queue", "taken", "members", "topic"))
     said: list[Any] = [
@@ -69,7 +72,12 @@ async def conversation(url: str, prefix: str) -> list[Any]:
         ("SET", prefix, "other", "NX"),
         ("GET", prefix),
         ("GET", "nothing"),
-        *(("EVALSHA", sha["push"], 1, queue, f"item {number}", 2, 60_000) for number in range(3)),
+        *(
+            ("EVALSHA", sha["push"], 2, queue, seen_key, f"item {number}", 2, 60_000, "node", number)
+            for number in (1, 1, 2, 3)
+        ),
+        ("EVALSHA", sha["send"], 2, log, members, topic, "logged"),
+        ("EVALSHA", sha["send"], 1, log, topic, "header of a large one", 6),
         ("EVALSHA", sha["pop"], 2, queue, taken, 1, 60_000),
         ("EVALSHA", sha["pop"], 2, queue, taken, 1, 60_000),
         ("EVALSHA", sha["give_back"], 2, queue, taken, 0, 60_000),
@@ -92,7 +100,8 @@ async def conversation(url: str, prefix: str) -> list[Any]:
         is_item = isinstance(answer, bytes) and answer[13:].startswith(b"item")
         said.append(answer[13:] if is_item else answer)
     said.append(await result(subscriber.call("UNSUBSCRIBE", topic)))
-    said.append(sorted(seen))
+    # The id of a log's entry is the time.
+    said.append(sorted((topic, re.sub(rb"#\d+-\d+ ", b"#id ", data)) for topic, data in seen))
     await asyncio.gather(wire.close(), subscriber.close())
     return said
 

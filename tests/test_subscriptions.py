@@ -59,7 +59,7 @@ ERROR = LayerUnavailable("redis://nowhere", "no reason")
         (ASKED, "confirm", CONFIRMED, True),
         (CONFIRMED, "confirm", CONFIRMED, True),
         (NOT_WANTED, "refuse", NOT_WANTED, None),
-        (ASKED, "refuse", NOT_WANTED, None),
+        (ASKED, "refuse", WANTED, None),
         (NOT_WANTED, "disconnect", NOT_WANTED, None),
         (WANTED, "disconnect", WANTED, None),
         (ASKED, "disconnect", WANTED, None),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels_asyncq import topics
-from channels_asyncq.topics import Topic, Topics, new_node, node_of
+from channels_asyncq.topics import NOT_LOGGED, Topic, Topics, new_node, node_of
 
 NODE = "0123456789abcdef"
 
@@ -50,14 +50,22 @@ def test_node_of(channel: str, node: str | None) -> None:
 def test_the_names_that_redis_sees() -> None:
     """The names of the design, with the database number in each."""
     names = Topics("asgi", 16, [3], NODE)
-    assert names.group("chat").topic == Topic(0, b"asgi:3:group:chat")
+    chat, jobs = names.partition("chat"), names.partition("jobs")
+    assert names.group("chat").topic == Topic(0, b"asgi:3:group:chat", chat)
+    assert names.group("chat").log == names.log(chat) == b"asgi:3:log:%d" % chat
     assert names.group("chat").members == b"asgi:3:members:chat"
-    assert names.queue("jobs").topic == Topic(0, b"asgi:3:queue:jobs")
+    # Wake-ups are in no log; the pushes have the numbers of the partition.
+    assert names.queue("jobs").topic == Topic(0, b"asgi:3:queue:jobs", NOT_LOGGED)
+    assert names.queue("jobs").partition == jobs
+    assert names.queue("jobs").seen == b"asgi:3:seen:jobs"
     assert names.queue("jobs").taken == b"asgi:3:taken:0123456789abcdef:jobs"
-    assert names.inbox("ab" * 8) == Topic(0, b"asgi:3:inbox:abababababababab")
-    assert names.everybody == Topic(0, b"asgi:3:all")
+    node = names.partition("ab" * 8)
+    assert names.inbox("ab" * 8) == Topic(0, b"asgi:3:inbox:abababababababab", node)
+    assert names.everybody == Topic(0, b"asgi:3:all", 0)
+    assert names.fence(0) == Topic(0, b"asgi:3:fence:0123456789abcdef", NOT_LOGGED)
+    assert list(names.partitions_of(0)) == list(range(16))
     assert names.layout_key(0) == b"asgi:3:layout"
-    assert names.stored(0) == [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:members:*"]
+    assert names.stored(0) == [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:seen:*", b"asgi:3:members:*"]
     assert list(names.shards) == [0]
 
 
@@ -80,8 +88,8 @@ def test_a_name_has_one_partition_and_one_host(name: str, partitions: int, hosts
     space = Topics("asgi", partitions, list(range(hosts)), NODE)
     other = Topics("asgi", partitions, list(range(hosts)), new_node())
     assert 0 <= space.partition(name) < partitions
-    shard = space.shard(name)
-    assert shard == space.partition(name) % hosts
+    shard = space.partition(name) % hosts
+    assert space.partition(name) in space.partitions_of(shard)
     assert space.group(name).topic.shard == space.queue(name).topic.shard == space.inbox(name).shard == shard
     assert space.group(name).members.startswith(b"asgi:%d:" % shard)
     assert space.queue(name).taken.startswith(b"asgi:%d:" % shard)

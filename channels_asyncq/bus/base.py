@@ -27,6 +27,9 @@ class Receiver(Protocol):
     def on_unreadable(self, topic: bytes, reason: str) -> None:
         """Bytes arrived that are no message; they were dropped."""
 
+    def on_loss(self, reason: str, topics: set[bytes]) -> None:
+        """Messages of these topics are lost, or nobody can know: see the page on delivery for the reasons."""
+
     def on_overrun(self) -> None:
         """Too much waits for this loop already; an envelope was dropped. Called from any thread."""
 
@@ -89,6 +92,10 @@ class Bus(ABC):
     @abstractmethod
     async def confirmed(self, topic: Topic) -> None:
         """Return when the server has confirmed a subscribed topic. Cancelling is safe."""
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Return when each host has answered a command and what it published has arrived."""
 
     @abstractmethod
     async def checked(self, topic: Topic) -> None:

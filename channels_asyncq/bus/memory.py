@@ -232,6 +232,9 @@ class MemoryBus(Bus):
     async def confirmed(self, topic: Topic) -> None:
         return None
 
+    async def check(self) -> None:
+        return None
+
     async def checked(self, topic: Topic) -> None:
         return None
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import copy
 import hashlib
 import json
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from time import monotonic
 from typing import Any
@@ -21,23 +21,38 @@ from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError
 
 from ..codecs import BadPayload, Codec, decode_json
-from ..envelopes import ENCRYPTED, WIRE_VERSION, BadEnvelope, Envelope, pack, unpack
-from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
+from ..envelopes import ENCRYPTED, WIRE_VERSION, BadEnvelope, Envelope, header_size, pack, unpack
+from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerUnavailable
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
-from ..topics import Topic, Topics
+from ..topics import NOT_LOGGED, Topic, Topics
 from .base import Bus, Link, Receiver
 from .connections import Connector
+from .delivery import Outbox, parse_position
+from .lines import Line, own
+from .recovery import LogReader
 from .subscriptions import Subscription, SubscriptionLedger
 from .wire import NoAnswer, NotSent, WireProtocol
 
-_FIRST_DELAY = 0.05
-_LONGEST_DELAY = 2.0
 _WAKE = b"+"
+_LOGGED = bytes([WIRE_VERSION]) + b"#"
 _ITEM_EXPIRY_DIGITS = 13
 _SCAN_PAGE = 1000
+# A listener is deaf when a fence does not arrive; looked at every so many seconds, and at each connection.
+_FENCE_EVERY = 5.0
+_LONGEST_FENCE = 3.0
+_PAGE = 500
+# A log holds envelopes of up to 16 KiB whole. One of s > 1024 bytes trims it to LOG_BYTES / s entries, so that a
+# log takes at most LOG_BYTES for those and `messages` times 1 KiB for the others.
+_LARGEST_LOGGED = 16 * 1024
+LOG_BYTES = 8 * 2**20
+_UNUSED_LOG_EXPIRES = 900
+_READ_SECONDS = 0.005
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
+
+
+Command = tuple[bytes | str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +61,10 @@ class Script:
     sha: bytes
 
     @classmethod
-    def load(cls, name: str) -> Script:
+    def load(cls, name: str, **constants: int) -> Script:
         text = resources.files(__package__).joinpath("scripts", f"{name}.lua").read_bytes()
+        for word, value in constants.items():
+            text = text.replace(word.encode(), b"%d" % value)
         return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
@@ -56,279 +73,10 @@ POP = Script.load("pop")
 GIVE_BACK = Script.load("give_back")
 GROUP_SEND = Script.load("group_send")
 ADD_MEMBER = Script.load("add_member")
+FENCE = Script.load("fence")
+READ_LOG = Script.load("read_log")
 _GROUP_SEND = GROUP_SEND.sha
-SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER)
-
-
-class Line:
-    """
-    One connection that is made again whenever it is lost.
-
-    `wire` is there while it is up: connected, and `set_up(wire)` done. There is a task only while connecting.
-    Who waits for the line waits until `send_timeout` after its loss; after that, waiting fails at once.
-    """
-
-    def __init__(
-        self,
-        connector: Connector,
-        name: str,
-        options: Options,
-        set_up: Callable[[WireProtocol], Awaitable[None]],
-        on_change: Callable[[], None],
-        on_lost: Callable[[], None] | None = None,
-        on_overdue: Callable[[Exception], None] | None = None,
-        on_message: Callable[[bytes, bytes], bool] | None = None,
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._connector = connector
-        self._name = name
-        self._send_timeout = options.send_timeout
-        self._set_up = set_up
-        self._on_change = on_change
-        self._on_lost = on_lost
-        self._on_overdue = on_overdue
-        self._on_message = on_message
-        self._throttle = Throttle()
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        # In the order in which they came, which is the order in which they will write.
-        self._waiters: dict[asyncio.Future[None], None] = {}
-        self._delay = _FIRST_DELAY
-        self._overdue: Exception | None = None
-        self._is_closed = False
-        self.wire: WireProtocol | None = None
-        self.reconnects = 0
-        self.was_up = False
-        self.is_refusing = False  # the last connection was given up for what the server answered
-        self.reason = "not connected yet"
-
-    # Up and down
-
-    def start(self) -> None:
-        """Begin connecting, unless that is under way, done, or the line is closed."""
-        if self._is_closed or self.wire is not None or (self._task is not None and not self._task.done()):
-            return
-        if self._timer is None and self._overdue is None:
-            self._timer = self._loop.call_later(
-                self._send_timeout, self._is_overdue, context=contextvars.Context()
-            )
-        self._task = self._loop.create_task(
-            self._connect(),
-            name=f"channels_asyncq connecting {self._name} to {self._connector.address}",
-            context=contextvars.Context(),
-        )
-
-    async def _connect(self) -> None:
-        delay = self._delay if self.was_up else 0.0
-        while True:
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            try:
-                wire = await self._connector.connect(self._make_wire)
-                try:
-                    await self._set_up(wire)
-                except BaseException as exc:
-                    wire.abort(ConnectionAbortedError(f"{exc}"))
-                    if self._on_lost is not None:
-                        self._on_lost()
-                    raise
-            except ImproperlyConfigured as exc:
-                self._note_failure(exc)
-                self._stop_timer()
-                self._give_up_waiting(exc)
-            except Exception as exc:
-                # Whatever it is, a server that answers nonsense included: the next attempt may succeed.
-                self._note_failure(exc)
-            else:
-                # An end of the connection that came in between has set is_lost; on_lost() found no `wire`.
-                if not wire.is_lost:
-                    self._came_up(wire)
-                    return
-                self.reason = "the connection was lost while it was being set up"
-                if self._on_lost is not None:
-                    self._on_lost()
-            delay = min(_LONGEST_DELAY, max(delay, _FIRST_DELAY / 2) * 2)
-
-    def _make_wire(self) -> WireProtocol:
-        wire: WireProtocol = WireProtocol(
-            on_lost=lambda error: self._lost(wire, error),
-            on_message=self._on_message,
-            timeout=self._send_timeout,
-        )
-        return wire
-
-    def _note_failure(self, exc: Exception) -> None:
-        self.reason = exc.reason if isinstance(exc, LayerUnavailable) else str(exc) or type(exc).__name__
-        self._throttle.warn(
-            CONNECTION,
-            "connection.failed",
-            "cannot connect %s to %s: %s",
-            self._name,
-            self._connector.address,
-            self.reason,
-        )
-
-    def _came_up(self, wire: WireProtocol) -> None:
-        self.wire = wire
-        if not self.is_refusing:
-            self.serves()
-        if self.was_up:
-            self.reconnects += 1
-            record(
-                CONNECTION,
-                logging.INFO,
-                "connection.restored",
-                "%s to %s are connected again",
-                self._name,
-                self._connector.address,
-            )
-        self.was_up = True
-        waiters, self._waiters = self._waiters, {}
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._on_change()
-
-    def serves(self) -> None:
-        """Note that the outage is over: the connection is there, and the server does what it is told."""
-        self.is_refusing = False
-        self._delay = _FIRST_DELAY
-        self._stop_timer()
-        self._overdue = None
-        self.reason = ""
-
-    def give_up(self, wire: WireProtocol, reason: str) -> None:
-        """End a connection whose server cannot serve. The outage lasts until `serves()`, not until the next one."""
-        if not wire.is_lost:
-            self._delay = min(_LONGEST_DELAY, 2 * self._delay)
-        self.is_refusing = True
-        self.reason = reason
-        wire.abort(ConnectionAbortedError(reason))
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _lost(self, wire: WireProtocol, error: Exception | None) -> None:
-        if self.wire is not wire:
-            return
-        self.wire = None
-        if self._on_lost is not None:
-            self._on_lost()
-        if self._is_closed:
-            return
-        self.reason = str(error) or type(error).__name__
-        self._throttle.warn(
-            CONNECTION,
-            "connection.lost",
-            "lost the connection for %s to %s: %s",
-            self._name,
-            self._connector.address,
-            self.reason,
-        )
-        self.start()
-        self._on_change()
-
-    def _is_overdue(self) -> None:
-        self._timer = None
-        self._give_up_waiting(self.unavailable())
-
-    def _give_up_waiting(self, error: Exception) -> None:
-        self._overdue = error
-        waiters, self._waiters = self._waiters, {}
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
-        if self._on_overdue is not None:
-            self._on_overdue(error)
-
-    def unavailable(self) -> LayerUnavailable:
-        return LayerUnavailable(self._connector.address, self.reason)
-
-    # For those who need it
-
-    def raise_if_overdue(self) -> None:
-        """Raise what sends fail with by now, if waiting is over."""
-        if self._is_closed:
-            raise LayerClosed()
-        if self.wire is None and self._overdue is not None:
-            if isinstance(self._overdue, LayerUnavailable):
-                raise self.unavailable()
-            raise _own(self._overdue)
-
-    async def with_room(self) -> WireProtocol:
-        """
-        Return the wire when it is up and may be written to.
-
-        Raises:
-            LayerUnavailable: `send_timeout` seconds have passed since the loss of the connection.
-            ImproperlyConfigured: the server holds another layout of this namespace.
-        """
-        while True:
-            wire = self.wire
-            if wire is not None and not wire.is_lost:
-                try:
-                    await wire.room()
-                    return wire
-                except NotSent:
-                    continue
-            self.raise_if_overdue()
-            self.start()
-            waiter = self._loop.create_future()
-            self._waiters[waiter] = None
-            try:
-                await waiter
-            except (ChannelLayerError, ImproperlyConfigured) as exc:
-                raise _own(exc) from exc
-            finally:
-                self._waiters.pop(waiter, None)
-
-    async def first_up(self) -> None:
-        """
-        Return when the line was up once, however long that takes.
-
-        Raises:
-            ImproperlyConfigured: the server holds another layout of this namespace.
-            LayerClosed: the line was closed.
-        """
-        while not self.was_up:
-            if self._overdue is not None and not isinstance(self._overdue, LayerUnavailable):
-                raise _own(self._overdue)
-            self.start()
-            waiter = self._loop.create_future()
-            self._waiters[waiter] = None
-            try:
-                await waiter
-            except LayerUnavailable:
-                pass
-            except (ChannelLayerError, ImproperlyConfigured) as exc:
-                raise _own(exc) from exc
-            finally:
-                self._waiters.pop(waiter, None)
-
-    async def close(self) -> None:
-        """End the connection and the attempts at one. Safe to call twice."""
-        self._is_closed = True
-        self._stop_timer()
-        self._give_up_waiting(LayerClosed())
-        task, self._task = self._task, None
-        if task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-        wire, self.wire = self.wire, None
-        if wire is not None:
-            await wire.close()
-
-    def abort(self) -> None:
-        """End the connection and the attempts at one now, after a close() that was cancelled."""
-        self._is_closed = True
-        self._stop_timer()
-        self._give_up_waiting(LayerClosed())
-        if self._task is not None:
-            self._task.cancel()
-        wire, self.wire = self.wire, None
-        if wire is not None:
-            wire.abort(ConnectionAbortedError("closing was cancelled"))
+SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, FENCE, READ_LOG)
 
 
 class Shard:
@@ -341,16 +89,28 @@ class Shard:
         self.ledger = SubscriptionLedger()
         self._subscribing: WireProtocol | None = None
         self._held: tuple[bytes, Envelope] | None = None
+        self.log = LogReader(bus.options, bus.receiver, self.ledger, self._read_log, partial(bus.open, index))
+        # The servers that the lines reached when they connected: a server's run_id is another after a restart.
+        self._commands_run_id = self._pushes_run_id = b""
+        self._fence_topic = bus.topics.fence(index)
+        partitions = bus.topics.partitions_of(index) if bus.options.recovery is not None else ()
+        self._logs = [bus.topics.log(partition) for partition in partitions]
+        self._fence_number = 0
+        self._fence_arrived: asyncio.Future[None] | None = None
+        self._fence_timer: asyncio.TimerHandle | None = None
+        self._context = contextvars.Context()
         self._throttle = Throttle()
         options = bus.options
-        self.commands = Line(connector, "commands", options, self._set_up_commands, self._commands_changed)
+        self.commands = Line(
+            connector, "commands", options, self._set_up_commands, self._commands_changed, resends=True
+        )
         self.pushes = Line(
             connector,
             "pushes",
             options,
             self._set_up_pushes,
             bus.on_change,
-            on_lost=self.ledger.disconnect,
+            on_lost=self._pushes_lost,
             on_overdue=self.ledger.fail_waiters,
             on_message=self._on_message,
         )
@@ -376,11 +136,12 @@ class Shard:
 
     async def _set_up_commands(self, wire: WireProtocol) -> None:
         role = wire.call("ROLE")
-        scripts = [wire.call("SCRIPT", "LOAD", script.text) for script in SCRIPTS]
+        scripts = [wire.call("SCRIPT", "LOAD", script.text) for script in self._bus.scripts]
         layout_key = self._bus.topics.layout_key(self.index)
         written = wire.call("SET", layout_key, self._bus.layout, "NX")
         layout = wire.call("GET", layout_key)
-        await asyncio.wait([role, *scripts, written, layout])
+        info = wire.call("INFO", "server")
+        await asyncio.wait([role, *scripts, written, layout, info])
         try:
             answer = role.result()
         except ReplyError as exc:
@@ -392,6 +153,7 @@ class Shard:
                 raise LayerUnavailable(self.connector.address, "it is a replica; only masters are used")
         for script in scripts:
             script.result()
+        self._commands_run_id = _run_id(info)
         found = layout.result()
         if found is None:
             written.result()
@@ -409,12 +171,22 @@ class Shard:
 
         A repeatable command is sent again when the connection ended without an answer.
         """
+        return await self.send(lambda: command, is_repeatable=is_repeatable)
+
+    async def send(
+        self, make_command: Callable[..., Command], *arguments: Any, is_repeatable: bool = False
+    ) -> Any:
+        """
+        Return the reply to a command that is made when the line is up and has room.
+
+        Not earlier: what is numbered first must be written first.
+        """
         while True:
             wire = self.commands.wire
             if wire is None or wire.is_lost or not wire.has_room:
                 wire = await self.commands.with_room()
             try:
-                reply = await wire.call(*command)
+                reply = await wire.call(*make_command(*arguments))
                 if self.commands.is_refusing:
                     self.commands.serves()
                 return reply
@@ -434,7 +206,7 @@ class Shard:
         """Deal with an error that says that a command was not executed; True if it should be sent again."""
         text = str(exc)
         if text.startswith("NOSCRIPT"):
-            for script in SCRIPTS:
+            for script in self._bus.scripts:
                 wire.call("SCRIPT", "LOAD", script.text)
             return True
         if text.startswith(_UNSERVING):
@@ -454,14 +226,11 @@ class Shard:
     async def run(self, script: Script, keys: tuple[bytes, ...], *arguments: bytes | str | int) -> Any:
         return await self.call(b"EVALSHA", script.sha, len(keys), *keys, *arguments)
 
-    def ask(
-        self, script: Script, keys: tuple[bytes, ...], *arguments: bytes | str | int
-    ) -> asyncio.Future[Any] | None:
-        """Send a script without waiting; None if the line is down. The future fails with ConnectionError."""
+    def ask(self, *command: bytes | str | int) -> asyncio.Future[Any] | None:
+        """Send a command without waiting; None if the line is down. The future fails with ConnectionError."""
         wire = self.commands.wire
         if wire is None or wire.is_lost:
             return None
-        command = (b"EVALSHA", script.sha, len(keys), *keys, *arguments)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         wire.call(*command).add_done_callback(partial(self._asked, wire, command, answer))
         return answer
@@ -494,17 +263,124 @@ class Shard:
     # Pushes
 
     async def _set_up_pushes(self, wire: WireProtocol) -> None:
-        """Subscribe to everything wanted and return when the server has confirmed all of it."""
+        """
+        Subscribe to everything wanted, and catch up with what was missed since the connection was lost.
+
+        What is logged and arrives before the server has confirmed all of it is discarded: it is in the logs.
+        Then the connection is paused while they are read. Nothing is buffered.
+        """
+        log = self.log
         self.ledger.disconnect()
+        self.ledger.want(self._fence_topic.name, NOT_LOGGED)
         self._held = None
+        log.discards = log.has_positions
         self._subscribing = wire
+        info = wire.call("INFO", "server")
         replies = [self._send_subscribe(wire, entry) for entry in self.ledger]
-        if replies:
-            await asyncio.wait(replies)
+        await asyncio.wait([info, *replies])
         for reply in replies:
             # A refused topic was told to those who want it; the others must not suffer.
             if not isinstance(reply.exception(), ReplyError):
                 reply.result()
+        run_id, last_run_id = _run_id(info), self._pushes_run_id
+        await self.commands.up()
+        if run_id != self._commands_run_id:
+            raise LayerUnavailable(self.connector.address, "commands and pushes reached two servers")
+        if log.has_positions:
+            log.is_reading = True
+            try:
+                await log.catch_up(has_changed=run_id != last_run_id)
+            finally:
+                log.is_reading = log.discards = False
+                wire.resume()
+            self._fence_in(0.0)
+        else:
+            await self._first_fence()
+            self._fence_in(_FENCE_EVERY)
+        self._pushes_run_id = run_id
+
+    def _pushes_lost(self) -> None:
+        self.ledger.disconnect()
+        self._stop_fence()
+
+    def _stop_fence(self) -> None:
+        if self._fence_timer is not None:
+            self._fence_timer.cancel()
+            self._fence_timer = None
+
+    async def _read_log(self, partition: int, start: bytes, count: int) -> Any:
+        key = self._bus.topics.log(partition)
+        return await self.call(b"EVALSHA", READ_LOG.sha, 1, key, start, count, is_repeatable=True)
+
+    # The fence: what arrives before it has arrived
+
+    def _new_fence(self) -> tuple[bytes | str | int, ...]:
+        self._fence_number += 1
+        self._fence_arrived = asyncio.get_running_loop().create_future()
+        recovery = self._bus.options.recovery
+        keep = math.ceil(recovery.seconds) if recovery else 0
+        arguments = (self._fence_topic.name, self._fence_number, keep, _UNUSED_LOG_EXPIRES + keep)
+        return (b"EVALSHA", FENCE.sha, len(self._logs), *self._logs, *arguments)
+
+    async def _first_fence(self) -> None:
+        """
+        Give every partition a position.
+
+        Raises:
+            TimeoutError: the fence did not arrive.
+        """
+        command = self._new_fence()
+        arrived = self._fence_arrived
+        assert arrived is not None
+        await self.call(*command, is_repeatable=True)
+        async with asyncio.timeout(_LONGEST_FENCE):
+            await arrived
+
+    def _fence_in(self, seconds: float) -> None:
+        seconds *= random.uniform(0.8, 1.2)
+        loop = asyncio.get_running_loop()
+        self._fence_timer = loop.call_later(seconds, self._send_fence, context=self._context)
+
+    def _send_fence(self) -> None:
+        answer = self.ask(*self._new_fence())
+        arrived = self._fence_arrived
+        if answer is None or arrived is None:
+            self._fence_in(_FENCE_EVERY)
+        else:
+            answer.add_done_callback(partial(self._fence_sent, arrived))
+
+    def _fence_sent(self, arrived: asyncio.Future[None], answer: asyncio.Future[Any]) -> None:
+        failed = answer.cancelled() or answer.exception() is not None
+        wire = self.pushes.wire
+        if wire is None:
+            return  # the next connection begins with a fence
+        if failed or arrived.done():
+            self._fence_in(_FENCE_EVERY)
+            return
+        loop = asyncio.get_running_loop()
+        self._fence_timer = loop.call_later(
+            _LONGEST_FENCE, self._is_deaf, wire, arrived, True, context=self._context
+        )
+
+    def _is_deaf(self, wire: WireProtocol, arrived: asyncio.Future[None], is_patient: bool) -> None:
+        if arrived.done():
+            self._fence_in(_FENCE_EVERY)
+        elif is_patient:
+            # This loop may have been blocked, and the fence be there unread: one turn more.
+            loop = asyncio.get_running_loop()
+            self._fence_timer = loop.call_later(
+                _LONGEST_FENCE / 10, self._is_deaf, wire, arrived, False, context=self._context
+            )
+        else:
+            wire.abort(TimeoutError("what is published does not arrive"))
+
+    def _on_fence(self, data: bytes) -> None:
+        number, *ends = data.split(b" ")
+        if int(number) != self._fence_number:
+            return
+        self.log.move_to(dict(zip(self._bus.topics.partitions_of(self.index), ends, strict=False)))
+        if self._fence_arrived is not None and not self._fence_arrived.done():
+            self._fence_arrived.set_result(None)
 
     def _send_subscribe(self, wire: WireProtocol, entry: Subscription) -> asyncio.Future[Any]:
         entry.is_sent = True
@@ -529,8 +405,8 @@ class Shard:
             )
             self.ledger.refuse(entry, self._refused(error))
 
-    def subscribe(self, topic: bytes) -> None:
-        entry = self.ledger.want(topic)
+    def subscribe(self, topic: Topic) -> None:
+        entry = self.ledger.want(topic.name, topic.partition)
         wire = self._subscribing
         if not entry.is_sent and wire is not None and not wire.is_lost:
             self._send_subscribe(wire, entry)
@@ -544,12 +420,16 @@ class Shard:
         entry = self.ledger.get(topic)
         return entry is not None and entry.is_confirmed
 
-    async def confirmed(self, topic: bytes) -> None:
+    async def confirmed(self, topic: Topic) -> None:
         if not self.commands.was_up:
             # The commands' line compares the layout: nobody joins a namespace that is laid out otherwise.
             await self.commands.with_room()
-        entry = self.ledger.get(topic)
-        if entry is None or entry.is_confirmed:
+        entry = self.ledger.get(topic.name)
+        if entry is None or (entry.is_confirmed and self.pushes.wire is not None):
+            return
+        if entry.is_confirmed:
+            # Confirmed on a connection that is still catching up, or has no position yet.
+            await self.pushes.up()
             return
         self.subscribe(topic)  # again, if it was refused
         self.pushes.raise_if_overdue()
@@ -559,34 +439,59 @@ class Shard:
         try:
             await waiter
         except (ChannelLayerError, ImproperlyConfigured) as exc:
-            raise _own(exc) from exc
+            raise own(exc) from exc
         finally:
             if waiter in entry.waiters:
                 entry.waiters.remove(waiter)
+        await self.pushes.up()
 
     def _on_message(self, topic: bytes, data: bytes) -> bool:
+        log = self.log
+        if log.is_reading:
+            return False
         receiver = self._bus.receiver
         if data == _WAKE:
             receiver.on_wake(topic)
             return True
-        if self._held is not None and self._held[0] is data:
-            envelope = self._held[1]
-        else:
-            try:
-                envelope = self._bus.open(self.index, topic, data)
-            except (BadEnvelope, BadPayload) as exc:
-                receiver.on_unreadable(topic, str(exc))
+        entry = self.ledger.get(topic)
+        if entry is None:
+            return True  # given up while this was under way
+        position = 0
+        try:
+            if topic == self._fence_topic.name:
+                self._on_fence(data)
                 return True
-        if receiver.on_envelope(topic, envelope):
-            self._held = None
+            if data.startswith(_LOGGED):
+                # The position of its entry stands before the envelope.
+                end = data.index(b" ")
+                position = parse_position(data[len(_LOGGED) : end])
+                if log.discards:
+                    return True
+            if self._held is not None and self._held[0] is data:
+                envelope = self._held[1]
+            else:
+                envelope = self._bus.open(self.index, topic, data[end + 1 :] if position else data)
+        except (BadEnvelope, BadPayload, ValueError) as exc:
+            receiver.on_unreadable(topic, str(exc))
             return True
-        self._held = (data, envelope)
-        return False
+        if position and position <= log.read_until.get(entry.partition, 0):
+            return True
+        if not log.deliver(entry, envelope, position):
+            self._held = (data, envelope)
+            return False
+        self._held = None
+        return True
 
     def resume(self) -> None:
-        wire = self._subscribing
-        if wire is not None:
-            wire.resume()
+        if self.log.is_reading:
+            self.log.resume()
+        elif self._subscribing is not None:
+            self._subscribing.resume()
+
+    async def check(self) -> None:
+        """Return when a command was answered and what it published has arrived."""
+        await self.pushes.up()
+        await self._first_fence()
 
     # Life
 
@@ -595,9 +500,11 @@ class Shard:
         self.pushes.start()
 
     async def close(self) -> None:
+        self._stop_fence()
         await asyncio.gather(self.commands.close(), self.pushes.close())
 
     def abort(self) -> None:
+        self._stop_fence()
         self.commands.abort()
         self.pushes.abort()
 
@@ -617,11 +524,25 @@ class RedisBus(Bus):
         self.topics = topics
         self.receiver = receiver
         self.layout = json.dumps(
-            {"hosts": len(options.hosts), "partitions": options.partitions, "wire": WIRE_VERSION}
+            {
+                "hosts": len(options.hosts),
+                "logged": options.recovery is not None,
+                "partitions": options.partitions,
+                "wire": WIRE_VERSION,
+            }
         ).encode()
         self._codec = codec
         self._node = bytes.fromhex(node)
-        self._seq = 0
+        self._outbox = Outbox()
+        recovery = options.recovery
+        self.scripts: tuple[Script, ...] = SCRIPTS
+        self._is_logged: Callable[[str], bool] = lambda group: False
+        if recovery is not None:
+            # Constants in the script are arguments that need not be sent each time.
+            send = Script.load("send", MOST_ENTRIES=recovery.messages, MOST_BYTES=LOG_BYTES)
+            self.scripts += (send,)
+            self._send_sha = send.sha
+            self._is_logged = lru_cache(8192)(recovery.is_logged)
         self._is_up = False
         self._is_closed = False
         connect_timeout = max(1.0, options.send_timeout)
@@ -656,7 +577,7 @@ class RedisBus(Bus):
     # Topics
 
     def subscribe(self, topic: Topic) -> None:
-        self._shards[topic.shard].subscribe(topic.name)
+        self._shards[topic.shard].subscribe(topic)
 
     def unsubscribe(self, topic: Topic) -> None:
         self._shards[topic.shard].unsubscribe(topic.name)
@@ -665,7 +586,10 @@ class RedisBus(Bus):
         return self._shards[topic.shard].is_confirmed(topic.name)
 
     async def confirmed(self, topic: Topic) -> None:
-        await self._shards[topic.shard].confirmed(topic.name)
+        await self._shards[topic.shard].confirmed(topic)
+
+    async def check(self) -> None:
+        await asyncio.gather(*(shard.check() for shard in self._shards))
 
     async def checked(self, topic: Topic) -> None:
         await self._shards[topic.shard].commands.first_up()
@@ -711,32 +635,51 @@ class RedisBus(Bus):
         self.receiver.on_external()
         return Envelope(payload, self.topics.group_named(topic))
 
-    def _pack(self, target: str, payload: bytes, flags: int = 0, excluded: tuple[str, ...] = ()) -> bytes:
-        """Return the wire form of a message; sequence numbers grow in the order of these calls."""
-        self._seq += 1
+    def _pack(
+        self, partition: int, target: str, payload: bytes, flags: int = 0, excluded: tuple[str, ...] = ()
+    ) -> bytes:
+        """Return the wire form of a message; its number is the partition's next."""
         if self._codec.encrypted:
             flags |= ENCRYPTED
             payload = self._codec.encrypt(payload)
-        return pack(target, payload, self._node, self._seq, flags, excluded)
+        return pack(target, payload, self._node, self._outbox.next(partition), flags, excluded)
 
     async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
-        data = self._pack(target, payload, flags)
-        receivers: int = await self._shards[topic.shard].call(b"PUBLISH", topic.name, data)
+        send = self._shards[topic.shard].send
+        receivers: int = await send(self._publish_command, topic, target, payload, flags)
         return receivers
+
+    def _publish_command(self, topic: Topic, target: str, payload: bytes, flags: int) -> Command:
+        data = self._pack(topic.partition, target, payload, flags)
+        if self.options.recovery is None:
+            return (b"PUBLISH", topic.name, data)
+        log = self.topics.log(topic.partition)
+        command = (b"EVALSHA", self._send_sha, b"1", log, topic.name, data)
+        return command if len(data) <= _LARGEST_LOGGED else (*command, header_size(target))
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         wire = self._shards[topic.shard].commands.wire
         if wire is not None:
-            wire.call(b"PUBLISH", topic.name, self._pack(target, payload, flags))
+            wire.call(b"PUBLISH", topic.name, self._pack(topic.partition, target, payload, flags))
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
-        topic, members_key = self.topics.group(group)
-        data = self._pack(group, payload, 0, excluded)
+        topic, members, log = self.topics.group(group)
         # nil, which is None here, stands for no members.
-        return self._shards[topic.shard].call(b"EVALSHA", _GROUP_SEND, b"1", members_key, topic.name, data)
+        return self._shards[topic.shard].send(
+            self._group_command, topic, members, log, group, payload, excluded
+        )
+
+    def _group_command(
+        self, topic: Topic, members: bytes, log: bytes, group: str, payload: bytes, excluded: tuple[str, ...]
+    ) -> Command:
+        data = self._pack(topic.partition, group, payload, 0, excluded)
+        if not self._is_logged(group):
+            return (b"EVALSHA", _GROUP_SEND, b"1", members, topic.name, data)
+        command = (b"EVALSHA", self._send_sha, b"2", log, members, topic.name, data)
+        return command if len(data) <= _LARGEST_LOGGED else (*command, header_size(group, excluded))
 
     async def add_member(self, group: str, channel: str) -> None:
-        topic, members_key = self.topics.group(group)
+        topic, members_key, _ = self.topics.group(group)
         await self._shards[topic.shard].call(
             b"EVALSHA",
             ADD_MEMBER.sha,
@@ -748,26 +691,31 @@ class RedisBus(Bus):
         )
 
     async def discard_member(self, group: str, channel: str) -> None:
-        topic, members_key = self.topics.group(group)
+        topic, members_key, _ = self.topics.group(group)
         await self._shards[topic.shard].call(b"ZREM", members_key, channel, is_repeatable=True)
 
     # Normal channels
 
     async def push(self, channel: str, payload: bytes, capacity: int) -> None:
-        topic = self.topics.queue(channel).topic
-        has_room = await self._shards[topic.shard].run(
-            PUSH, (topic.name,), self._pack(channel, payload), capacity, _milliseconds(self.options.expiry)
-        )
+        send = self._shards[self.topics.queue(channel).topic.shard].send
+        has_room = await send(self._push_command, channel, payload, capacity)
         if not has_room:
             raise ChannelFull(
                 f"channel {channel!r} holds {capacity} messages, its capacity; start more readers, "
                 "raise `capacity` or `channel_capacity`, or use send_wait()"
             )
 
+    def _push_command(self, channel: str, payload: bytes, capacity: int) -> Command:
+        topic, _, seen, partition = self.topics.queue(channel)
+        data = self._pack(partition, channel, payload)
+        # The envelope's own number: a command that is executed twice is taken in once.
+        number, expiry = self._outbox.last(partition), _milliseconds(self.options.expiry)
+        return (b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, self._node.hex(), number)
+
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
-        topic, taken = self.topics.queue(channel)
+        topic, taken, _, _ = self.topics.queue(channel)
         item = self._shards[topic.shard].ask(
-            POP, (topic.name, taken), number, _milliseconds(self.options.expiry)
+            b"EVALSHA", POP.sha, 2, topic.name, taken, number, _milliseconds(self.options.expiry)
         )
         if item is None:
             return None
@@ -787,10 +735,9 @@ class RedisBus(Bus):
             answer.set_result(opened)
 
     def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
-        topic, taken = self.topics.queue(channel)
-        return self._shards[topic.shard].ask(
-            GIVE_BACK, (topic.name, taken), number, _milliseconds(self.options.expiry)
-        )
+        topic, taken, _, _ = self.topics.queue(channel)
+        expiry = _milliseconds(self.options.expiry)
+        return self._shards[topic.shard].ask(b"EVALSHA", GIVE_BACK.sha, 2, topic.name, taken, number, expiry)
 
     async def flush(self) -> None:
         for shard in self._shards:
@@ -825,14 +772,19 @@ class RedisBus(Bus):
         return [shard.link() for shard in self._shards]
 
 
-def _own(error: Exception) -> Exception:
-    """Return an error of the caller's own: one object raised in many tasks would mix their tracebacks."""
-    return copy.copy(error)
-
-
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
 def _described(layout: bytes) -> str:
     return layout.decode(errors="replace").strip("{}").replace('"', "")
+
+
+def _run_id(info: asyncio.Future[bytes]) -> bytes:
+    """Return what INFO says of the server's identity; nothing if it may not be asked."""
+    if info.exception() is not None:
+        return b""
+    for line in info.result().splitlines():
+        if line.startswith(b"run_id:"):
+            return line
+    return b""

@@ -17,10 +17,11 @@ class Subscription:
     confirmed  | True    | True         | the end of the connection: wanted again
     """
 
-    __slots__ = ("is_confirmed", "is_sent", "topic", "waiters")
+    __slots__ = ("is_confirmed", "is_sent", "partition", "topic", "waiters")
 
-    def __init__(self, topic: bytes) -> None:
+    def __init__(self, topic: bytes, partition: int) -> None:
         self.topic = topic
+        self.partition = partition
         self.is_sent = False
         self.is_confirmed = False
         self.waiters: list[asyncio.Future[None]] = []
@@ -56,11 +57,11 @@ class SubscriptionLedger:
     def get(self, topic: bytes) -> Subscription | None:
         return self._entries.get(topic)
 
-    def want(self, topic: bytes) -> Subscription:
+    def want(self, topic: bytes, partition: int = 0) -> Subscription:
         """Return the topic's entry, a new one if it was not wanted; SUBSCRIBE is due if it is not `is_sent`."""
         entry = self._entries.get(topic)
         if entry is None:
-            entry = self._entries[topic] = Subscription(topic)
+            entry = self._entries[topic] = Subscription(topic, partition)
         return entry
 
     def give_up(self, topic: bytes) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from time import monotonic
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hiredis import Reader, ReplyError, pack_command
 
@@ -38,6 +38,20 @@ class NotSent(ConnectionError):
 
 class NoAnswer(ConnectionError):
     """The command was written, and the connection ended before its reply: it may have been executed."""
+
+
+class Unanswered(NamedTuple):
+    """A command whose connection ended before its reply: its bytes, its future, and whether it was written."""
+
+    packed: bytes
+    future: asyncio.Future[Any]
+    is_written: bool
+
+    def fail(self, reason: str) -> None:
+        """Give up: nobody will send it again."""
+        if not self.future.done():
+            error = NoAnswer(reason) if self.is_written else NotSent(reason)
+            _fail(self.future, error)
 
 
 def _discard(topic: bytes, payload: bytes) -> bool:
@@ -110,9 +124,9 @@ class WireProtocol(asyncio.Protocol):
         "_on_lost",
         "_on_message",
         "_outgoing",
+        "_packed",
         "_read_paused",
         "_read_since",
-        "_sizes",
         "_timeout",
         "_timer",
         "_transport",
@@ -120,11 +134,14 @@ class WireProtocol(asyncio.Protocol):
         "_waiters",
         "_wake_scheduled",
         "_write_paused",
+        "_written_before",
         "commands",
         "has_room",
         "is_lost",
+        "keeps_unanswered",
         "messages",
         "replies",
+        "unanswered",
         "unanswered_bytes",
         "writes",
     )
@@ -152,12 +169,13 @@ class WireProtocol(asyncio.Protocol):
         self._max_pending = max_pending
         self._max_bytes = max_bytes
 
-        # Every unanswered command: its future and its packed size. The last len(_outgoing) are not yet
-        # written.
+        # Every unanswered command: its future and its bytes. The last len(_outgoing) are not yet written.
         self._unanswered: deque[asyncio.Future[Any]] = deque()
-        self._sizes: deque[int] = deque()
+        self._packed: deque[bytes] = deque()
         self._outgoing: list[bytes] = []
         self._flush_scheduled = False
+        # Commands up to this one, counted as `replies` are, were written to an earlier connection.
+        self._written_before = 0
         # True until connection_made(): nothing can be written before there is a transport.
         self._write_paused = True
         self._waiters: deque[_Waiter] = deque()
@@ -192,6 +210,10 @@ class WireProtocol(asyncio.Protocol):
         self.is_lost = False
         #: May another command be called without waiting? Not while others wait in `room()`.
         self.has_room = False
+        #: Set by an owner who sends again what is unanswered when the connection ends: it is then in
+        #: `unanswered`, in order, when on_lost() is called, and its futures are still pending.
+        self.keeps_unanswered = False
+        self.unanswered: list[Unanswered] = []
         #: Packed bytes of the commands that are not answered.
         self.unanswered_bytes = 0
         #: Calls of transport.write(), and the commands they carried.
@@ -231,9 +253,8 @@ class WireProtocol(asyncio.Protocol):
             return future
         self._outgoing.append(packed)
         self._unanswered.append(future)
-        size = len(packed)
-        self._sizes.append(size)
-        self.unanswered_bytes += size
+        self._packed.append(packed)
+        self.unanswered_bytes += len(packed)
         if len(self._unanswered) >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
             self.has_room = False
         if not self._flush_scheduled:
@@ -243,6 +264,24 @@ class WireProtocol(asyncio.Protocol):
         elif len(self._outgoing) >= _EARLY:
             self._write()
         return future
+
+    def adopt(self, unanswered: Iterable[Unanswered]) -> None:
+        """
+        Send the unanswered commands of an earlier connection, in their order, before anything else.
+
+        Their futures live on. To be called when every command of this connection is answered.
+        """
+        for packed, future, is_written in unanswered:
+            if future.done():
+                continue
+            self._outgoing.append(packed)
+            self._unanswered.append(future)
+            self._packed.append(packed)
+            self.unanswered_bytes += len(packed)
+            if is_written:
+                self._written_before = self.replies + len(self._unanswered)
+        self._look_for_room()
+        self._write()
 
     async def room(self) -> None:
         """
@@ -386,7 +425,7 @@ class WireProtocol(asyncio.Protocol):
         """Answer the FIFO from what is in the reader."""
         gets = self._gets
         unanswered = self._unanswered
-        sizes = self._sizes
+        unacknowledged = self._packed
         written = len(unanswered) - len(self._outgoing)
         count = size = 0
         try:
@@ -395,7 +434,7 @@ class WireProtocol(asyncio.Protocol):
                     self._abort_unexpected(reply)
                     break
                 count += 1
-                size += sizes.popleft()
+                size += len(unacknowledged.popleft())
                 future = unanswered.popleft()
                 if not future.done():
                     if isinstance(reply, ReplyError):
@@ -450,7 +489,7 @@ class WireProtocol(asyncio.Protocol):
         if len(unanswered) == len(self._outgoing):
             return False
         self.replies += 1
-        self.unanswered_bytes -= self._sizes.popleft()
+        self.unanswered_bytes -= len(self._packed.popleft())
         future = unanswered.popleft()
         if not future.done():
             if isinstance(reply, ReplyError):
@@ -621,12 +660,16 @@ class WireProtocol(asyncio.Protocol):
         if self._continuation is not None:
             self._continuation.cancel()
             self._continuation = None
-        written = len(self._unanswered) - len(self._outgoing)
-        for number, future in enumerate(self._unanswered):
-            if not future.done():
+        written = max(len(self._unanswered) - len(self._outgoing), self._written_before - self.replies)
+        for number, (future, packed) in enumerate(zip(self._unanswered, self._packed, strict=True)):
+            if future.done():
+                continue
+            if self.keeps_unanswered:
+                self.unanswered.append(Unanswered(packed, future, number < written))
+            else:
                 _fail(future, self._no_answer() if number < written else self._not_sent())
         self._unanswered.clear()
-        self._sizes.clear()
+        self._packed.clear()
         self._outgoing.clear()
         self._marks.clear()
         self.unanswered_bytes = 0

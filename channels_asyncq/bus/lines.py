@@ -1,0 +1,327 @@
+"""One supervised connection: made again whenever it is lost, and what waits for it meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from django.core.exceptions import ImproperlyConfigured
+
+from ..exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
+from ..journal import CONNECTION, Throttle, record
+from ..options import Options
+from .connections import Connector
+from .wire import NotSent, Unanswered, WireProtocol
+
+_FIRST_DELAY = 0.05
+_LONGEST_DELAY = 2.0
+# How `send_timeout` is shared out when a server goes silent: to notice it, and to come back.
+_NOTICE = 0.6
+
+
+def own(error: Exception) -> Exception:
+    """Return an error of the caller's own: one object raised in many tasks would mix their tracebacks."""
+    return copy.copy(error)
+
+
+class Line:
+    """
+    One connection that is made again whenever it is lost.
+
+    `wire` is there while it is up: connected, and `set_up(wire)` done. There is a task only while connecting.
+    Who waits for the line waits until `send_timeout` after its loss; after that, waiting fails at once.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        name: str,
+        options: Options,
+        set_up: Callable[[WireProtocol], Awaitable[None]],
+        on_change: Callable[[], None],
+        on_lost: Callable[[], None] | None = None,
+        on_overdue: Callable[[Exception], None] | None = None,
+        on_message: Callable[[bytes, bytes], bool] | None = None,
+        resends: bool = False,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connector = connector
+        self._name = name
+        self._send_timeout = options.send_timeout
+        self._set_up = set_up
+        self._on_change = on_change
+        self._on_lost = on_lost
+        self._on_overdue = on_overdue
+        self._on_message = on_message
+        self._resends = resends
+        self._was_silent = False
+        self._throttle = Throttle()
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        # In the order in which they came: what waits longest is sent first.
+        self._waiters: dict[asyncio.Future[None], None] = {}
+        self._delay = _FIRST_DELAY
+        self._overdue: Exception | None = None
+        self._is_closed = False
+        self.wire: WireProtocol | None = None
+        self.reconnects = 0
+        self.was_up = False
+        self.is_refusing = False  # the last connection was given up for what the server answered
+        self.reason = "not connected yet"
+        # What the last connection left unanswered, to be sent first on the next one.
+        self._unanswered: list[Unanswered] = []
+
+    # Up and down
+
+    def start(self) -> None:
+        """Begin connecting, unless that is under way, done, or the line is closed."""
+        if self._is_closed or self.wire is not None or (self._task is not None and not self._task.done()):
+            return
+        if self._timer is None and self._overdue is None:
+            patience = self._send_timeout * (1 - _NOTICE if self._was_silent else 1)
+            self._timer = self._loop.call_later(patience, self._is_overdue, context=contextvars.Context())
+        self._task = self._loop.create_task(
+            self._connect(),
+            name=f"channels_asyncq connecting {self._name} to {self._connector.address}",
+            context=contextvars.Context(),
+        )
+
+    async def _connect(self) -> None:
+        delay = self._delay if self.was_up else 0.0
+        while True:
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            try:
+                wire = await self._connector.connect(self._make_wire)
+                try:
+                    await self._set_up(wire)
+                except BaseException as exc:
+                    wire.abort(ConnectionAbortedError(f"{exc}"))
+                    if self._on_lost is not None:
+                        self._on_lost()
+                    raise
+            except ImproperlyConfigured as exc:
+                self._note_failure(exc)
+                self._stop_timer()
+                self._give_up_waiting(exc)
+            except Exception as exc:
+                # Whatever it is, a server that answers nonsense included: the next attempt may succeed.
+                self._note_failure(exc)
+            else:
+                # An end of the connection that came in between has set is_lost; on_lost() found no `wire`.
+                if not wire.is_lost:
+                    self._came_up(wire)
+                    return
+                self.reason = "the connection was lost while it was being set up"
+                if self._on_lost is not None:
+                    self._on_lost()
+            delay = min(_LONGEST_DELAY, max(delay, _FIRST_DELAY / 2) * 2)
+
+    def _make_wire(self) -> WireProtocol:
+        wire: WireProtocol = WireProtocol(
+            on_lost=lambda error: self._lost(wire, error),
+            on_message=self._on_message,
+            timeout=self._send_timeout * _NOTICE,
+        )
+        return wire
+
+    def _note_failure(self, exc: Exception) -> None:
+        self.reason = exc.reason if isinstance(exc, LayerUnavailable) else str(exc) or type(exc).__name__
+        self._throttle.warn(
+            CONNECTION,
+            "connection.failed",
+            "cannot connect %s to %s: %s",
+            self._name,
+            self._connector.address,
+            self.reason,
+        )
+
+    def _came_up(self, wire: WireProtocol) -> None:
+        if self._resends:
+            wire.keeps_unanswered = True
+            unanswered, self._unanswered = self._unanswered, []
+            wire.adopt(unanswered)
+        self.wire = wire
+        if not self.is_refusing:
+            self.serves()
+        if self.was_up:
+            self.reconnects += 1
+            record(
+                CONNECTION,
+                logging.INFO,
+                "connection.restored",
+                "%s to %s are connected again",
+                self._name,
+                self._connector.address,
+            )
+        self.was_up = True
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._on_change()
+
+    def serves(self) -> None:
+        """Note that the outage is over: the connection is there, and the server does what it is told."""
+        self.is_refusing = False
+        self._delay = _FIRST_DELAY
+        self._stop_timer()
+        self._overdue = None
+        self.reason = ""
+
+    def give_up(self, wire: WireProtocol, reason: str) -> None:
+        """End a connection whose server cannot serve. The outage lasts until `serves()`."""
+        if not wire.is_lost:
+            self._delay = min(_LONGEST_DELAY, 2 * self._delay)
+        self.is_refusing = True
+        self.reason = reason
+        wire.abort(ConnectionAbortedError(reason))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _lost(self, wire: WireProtocol, error: Exception | None) -> None:
+        if self.wire is not wire:
+            return
+        self.wire = None
+        self._was_silent = isinstance(error, TimeoutError)
+        self._unanswered += wire.unanswered
+        if self._on_lost is not None:
+            self._on_lost()
+        if self._is_closed:
+            self._fail_unanswered("the layer is closed")
+            return
+        self.reason = str(error) or type(error).__name__
+        self._throttle.warn(
+            CONNECTION,
+            "connection.lost",
+            "lost the connection for %s to %s: %s",
+            self._name,
+            self._connector.address,
+            self.reason,
+        )
+        self.start()
+        self._on_change()
+
+    def _is_overdue(self) -> None:
+        self._timer = None
+        self._give_up_waiting(self.unavailable())
+
+    def _fail_unanswered(self, reason: str) -> None:
+        unanswered, self._unanswered = self._unanswered, []
+        for command in unanswered:
+            command.fail(reason)
+
+    def _give_up_waiting(self, error: Exception) -> None:
+        self._overdue = error
+        self._fail_unanswered(str(error))
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        if self._on_overdue is not None:
+            self._on_overdue(error)
+
+    def unavailable(self) -> LayerUnavailable:
+        return LayerUnavailable(self._connector.address, self.reason)
+
+    # For those who need it
+
+    def raise_if_overdue(self) -> None:
+        """Raise what sends fail with by now, if waiting is over."""
+        if self._is_closed:
+            raise LayerClosed()
+        if self.wire is None and self._overdue is not None:
+            if isinstance(self._overdue, LayerUnavailable):
+                raise self.unavailable()
+            raise own(self._overdue)
+
+    async def with_room(self) -> WireProtocol:
+        """
+        Return the wire when it is up and may be written to.
+
+        Raises:
+            LayerUnavailable: `send_timeout` seconds have passed since the loss of the connection.
+            ImproperlyConfigured: the server holds another layout of this namespace.
+        """
+        while True:
+            wire = self.wire
+            if wire is not None and not wire.is_lost:
+                try:
+                    await wire.room()
+                    return wire
+                except NotSent:
+                    continue
+            await self._change()
+
+    async def up(self) -> WireProtocol:
+        """Return the wire when it is up. Raises as `with_room()`."""
+        while (wire := self.wire) is None or wire.is_lost:
+            await self._change()
+        return wire
+
+    async def _change(self) -> None:
+        self.raise_if_overdue()
+        self.start()
+        waiter = self._loop.create_future()
+        self._waiters[waiter] = None
+        try:
+            await waiter
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            raise own(exc) from exc
+        finally:
+            self._waiters.pop(waiter, None)
+
+    async def first_up(self) -> None:
+        """
+        Return when the line was up once, however long that takes.
+
+        Raises:
+            ImproperlyConfigured: the server holds another layout of this namespace.
+            LayerClosed: the line was closed.
+        """
+        while not self.was_up:
+            if self._overdue is not None and not isinstance(self._overdue, LayerUnavailable):
+                raise own(self._overdue)
+            self.start()
+            waiter = self._loop.create_future()
+            self._waiters[waiter] = None
+            try:
+                await waiter
+            except LayerUnavailable:
+                pass
+            except (ChannelLayerError, ImproperlyConfigured) as exc:
+                raise own(exc) from exc
+            finally:
+                self._waiters.pop(waiter, None)
+
+    async def close(self) -> None:
+        """End the connection and the attempts at one. Safe to call twice."""
+        self._is_closed = True
+        self._stop_timer()
+        self._give_up_waiting(LayerClosed())
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        wire, self.wire = self.wire, None
+        if wire is not None:
+            wire.keeps_unanswered = False  # nobody sends again what it leaves
+            await wire.close()
+
+    def abort(self) -> None:
+        """End the connection and the attempts at one now, after a close() that was cancelled."""
+        self._is_closed = True
+        self._stop_timer()
+        self._give_up_waiting(LayerClosed())
+        if self._task is not None:
+            self._task.cancel()
+        wire, self.wire = self.wire, None
+        if wire is not None:
+            wire.keeps_unanswered = False
+            wire.abort(ConnectionAbortedError("closing was cancelled"))

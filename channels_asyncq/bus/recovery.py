@@ -1,0 +1,158 @@
+"""What a session missed on one host while its push connection was down, read from the logs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+from ..codecs import BadPayload
+from ..envelopes import BadEnvelope, Envelope, unpack
+from ..options import Options
+from ..topics import NOT_LOGGED
+from .base import Receiver
+from .delivery import SeenWindows, format_position, milliseconds_of, parse_position
+from .subscriptions import Subscription, SubscriptionLedger
+
+_PAGE = 500
+_READ_SECONDS = 0.005
+
+OpenEnvelope = Callable[[bytes, bytes], Envelope]
+ReadPage = Callable[[int, bytes, int], Awaitable[Any]]
+
+
+class LogReader:
+    """
+    How far this session is in the logs of one host, and what of them it has seen.
+
+    state          | is_reading | discards | what a logged push does
+    ---------------|------------|----------|-----------------------------------------------------
+    live           | False      | False    | it is delivered, unless it is in what was read
+    subscribing    | False      | True     | it is dropped: it will be read
+    reading        | True       | True     | it waits in the connection, which is paused
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        receiver: Receiver,
+        ledger: SubscriptionLedger,
+        read_page: ReadPage,
+        open_envelope: OpenEnvelope,
+    ) -> None:
+        self._expiry = options.expiry
+        self._receiver = receiver
+        self._ledger = ledger
+        self._read_page = read_page
+        self._open = open_envelope
+        self._windows = SeenWindows()
+        self._resumed: asyncio.Future[None] | None = None
+        #: By partition: everything up to this entry that concerns the session was delivered, or told.
+        self.positions: dict[int, int] = {}
+        #: By partition: what is pushed at or below this was read from the log already.
+        self.read_until: dict[int, int] = {}
+        self.is_reading = False
+        self.discards = False
+
+    @property
+    def has_positions(self) -> bool:
+        return bool(self.positions)
+
+    def move_to(self, ends: dict[int, bytes]) -> None:
+        """Take the ends of the logs, as a fence tells them, for the positions."""
+        for partition, end in ends.items():
+            self.positions[partition] = parse_position(end)
+        self._windows.sweep(monotonic())
+
+    def deliver(self, entry: Subscription, envelope: Envelope, position: int) -> bool:
+        """Hand an envelope on unless its number was seen; False if it must be offered again."""
+        if envelope.seq:
+            window = self._windows.window(envelope.node, entry.partition, envelope.seq, envelope.expires_at)
+            if not window.has(envelope.seq):
+                if not self._receiver.on_envelope(entry.topic, envelope):
+                    return False
+                window.note(envelope.seq)
+        elif not self._receiver.on_envelope(entry.topic, envelope):
+            return False
+        # Not before it is delivered: what is held when the connection ends is read from the log.
+        if position:
+            self.positions[entry.partition] = position
+        return True
+
+    def resume(self) -> None:
+        """Offer again what the receiver did not take."""
+        if self._resumed is not None and not self._resumed.done():
+            self._resumed.set_result(None)
+
+    async def catch_up(self, *, has_changed: bool) -> None:
+        """
+        Read every log that concerns the session from its position to its end, and tell what is lost.
+
+        `has_changed`: it is another server than the one that the positions are from, or it was restarted; the
+        end of a log may be missing then, and nobody can know.
+        """
+        topics: defaultdict[int, set[bytes]] = defaultdict(set)
+        for entry in self._ledger:
+            if entry.partition != NOT_LOGGED:
+                topics[entry.partition].add(entry.topic)
+        lost: defaultdict[str, set[bytes]] = defaultdict(set)
+        # Partition 0 first: flush() is there.
+        for partition in sorted(topics):
+            if partition in self.positions:
+                reach = await self._read(partition, lost)
+                if not reach and not has_changed:
+                    lost["trimmed"] |= topics[partition]
+        if has_changed:
+            lost["server_changed"] = set().union(*topics.values())
+        for reason, names in lost.items():
+            self._receiver.on_loss(reason, names)
+
+    async def _read(self, partition: int, lost: defaultdict[str, set[bytes]]) -> bool:
+        """Read one log; return whether it reached back to the position."""
+        position = self.positions[partition]
+        reach: bool | None = None
+        stop_at = monotonic() + _READ_SECONDS
+        while True:
+            last, now, entries = await self._read_page(partition, format_position(position), _PAGE)
+            if reach is None:
+                first = parse_position(entries[0][0]) if entries else 0
+                reach = position in (first, parse_position(last))
+            for name, fields in entries:
+                at = parse_position(name)
+                if at <= position:
+                    continue
+                await self._replay(fields, at, int(now), lost)
+                self.positions[partition] = position = at
+                if monotonic() > stop_at:
+                    await asyncio.sleep(0)
+                    stop_at = monotonic() + _READ_SECONDS
+            if len(entries) < _PAGE:
+                # Lower than the position only after the log was deleted or the server is another one.
+                self.positions[partition] = self.read_until[partition] = parse_position(last)
+                return reach
+
+    async def _replay(
+        self, fields: list[bytes], at: int, now: int, lost: defaultdict[str, set[bytes]]
+    ) -> None:
+        if fields[0] != b"t":
+            return  # the mark at the beginning of a log
+        _, topic, kind, data = fields
+        entry = self._ledger.get(topic)
+        if entry is None:
+            return
+        is_expired = now - milliseconds_of(at) > 1000 * self._expiry
+        try:
+            envelope = self._open(topic, data) if kind == b"e" else unpack(data, is_whole=False)
+        except (BadEnvelope, BadPayload) as exc:
+            self._receiver.on_unreadable(topic, str(exc))
+            return
+        if kind != b"e" or is_expired:
+            window = self._windows.window(envelope.node, entry.partition, envelope.seq, monotonic())
+            if not window.has(envelope.seq):
+                lost["expired" if is_expired else "too_large"].add(topic)
+            return
+        while not self.deliver(entry, envelope, 0):
+            self._resumed = asyncio.get_running_loop().create_future()
+            await self._resumed
