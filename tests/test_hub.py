@@ -38,13 +38,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Recorder:
     """A hub, and what it told its owner."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, tells: bool = False, **options: Any) -> None:
         defaults: dict[str, Any] = {"expiry": EXPIRY, "group_expiry": GROUP_EXPIRY, "capacity": 2}
         self.empty: list[bytes] = []
         self.rooms = 0
+        self._tells = tells
         self.hub = Hub(
-            Options(hosts=(Host("memory"),), **(defaults | options)), self.empty.append, self._has_room
+            Options(hosts=(Host("memory"),), **(defaults | options)),
+            self.empty.append,
+            self._has_room,
+            self._notice,
         )
+
+    def _notice(self, reason: str, groups: list[str]) -> Envelope | None:
+        """What the session makes of a loss when `on_loss` is set."""
+        return envelope(f"lost {reason} {' '.join(groups)}".strip()) if self._tells else None
 
     def _has_room(self) -> None:
         self.rooms += 1
@@ -296,7 +304,7 @@ def test_overflow(overflow: str, left: list[str], caplog: pytest.LogCaptureFixtu
     assert here.hub.deliver(ROOM, second)
     assert here.hub.tally.dropped == {"overflow": 1}
     assert [line.__dict__["code"] for line in caplog.records] == ["loss.overflow"]
-    assert "channel full holds 1 messages" in caplog.text and f"overflow={overflow!r}" in caplog.text
+    assert "channel full is full by capacity (1)" in caplog.text and f"overflow={overflow!r}" in caplog.text
     assert here.texts("wide") == ["1", "2"]
     assert here.texts("full") == left
     assert ("full" in here.hub.groups[ROOM].members) is (overflow != "close")
@@ -412,7 +420,69 @@ def test_count_full(caplog: pytest.LogCaptureFixture) -> None:
     """A normal channel that a group found full is counted and told like a member here."""
     here = Recorder()
     here.hub.count_full("jobs")
-    assert here.hub.tally.dropped == {"overflow": 1} and "channel jobs holds 2 messages" in caplog.text
+    assert here.hub.tally.dropped == {"overflow": 1} and "channel jobs is full by capacity (2)" in caplog.text
+
+
+# Being told of a loss
+
+
+def test_overflow_is_told() -> None:
+    """A channel that lost messages is told once, in the place of what it lost, until its reader has caught up."""
+    here = Recorder(tells=True)
+    here.hub.join(ROOM, "a")
+    for _ in range(2):
+        here.hub.open("a").patience = 0.0
+        for number in range(1, 5):
+            assert here.hub.deliver(ROOM, envelope(str(number)))
+        assert here.texts("a") == ["1", "2", "lost overflow room"]
+    assert here.hub.tally.dropped == {"overflow": 4} and here.hub.tally.told == {"overflow": 2}
+
+
+def test_expiry_is_told(clock: Clock) -> None:
+    """A reader that comes too late is told first, then gets what is still there."""
+    here = Recorder(tells=True, capacity=5)
+    here.hub.join(ROOM, "a")
+    here.hub.deliver(ROOM, envelope("1"))
+    clock.turn(EXPIRY)
+    here.hub.deliver(ROOM, envelope("2"))
+    assert here.texts("a") == ["lost expired room", "2"]
+    assert here.hub.tally.told == {"expired": 1}
+
+
+def test_tell() -> None:
+    """The members of the groups concerned are told, each with its groups; or everybody; a closed one not."""
+    here = Recorder(tells=True, capacity=5)
+    for topic, name in ((ROOM, "a"), (b"lobby", "a"), (b"lobby", "b"), (ROOM, "d")):
+        here.hub.join(topic, name)
+    for name in "cd":
+        here.hub.open(name)
+    here.hub.put_own("d", envelope("0"))
+    assert here.hub.tell("trimmed", {ROOM: "room", b"nobody": "nobody"}, everybody=False) == 2
+    assert here.hub.tell("trimmed", {ROOM: "room"}, everybody=False) == 2
+    here.hub.close_channel("d")
+    assert here.hub.tell("server_changed", {ROOM: "room", b"lobby": "lobby"}, everybody=True) == 4
+    assert [here.texts(name) for name in "abcd"] == [
+        ["lost trimmed room", "lost server_changed room lobby"],
+        ["lost server_changed lobby"],
+        ["lost server_changed"],
+        ["0", "lost trimmed room"],
+    ]
+    assert here.hub.tally.told == {"trimmed": 2, "server_changed": 3}
+
+
+def test_bytes_are_bounded() -> None:
+    """A process that holds its bytes takes no more but for empty channels; one envelope counts once."""
+    here = Recorder(capacity=100, max_buffered_bytes=100)
+    for name in "ab":
+        here.hub.join(ROOM, name)
+    for _ in range(4):
+        here.hub.deliver(ROOM, envelope("x" * 30))
+    assert [here.hub.open(name).queued for name in "ab"] == [3, 3] and here.hub.tally.held_bytes == 90
+    assert here.hub.tally.dropped == {"overflow": 2}
+    here.hub.put_own("c", envelope("y" * 50))
+    assert here.hub.tally.held_bytes == 140
+    assert here.texts("c") == ["y" * 50] and len(here.texts("a")) == 3 and here.hub.tally.held_bytes == 90
+    assert len(here.texts("b")) == 3 and here.hub.tally.held_bytes == 0
 
 
 # Sweeping
@@ -564,7 +634,7 @@ class HubMachine(RuleBasedStateMachine):
             group_expiry=GROUP_EXPIRY,
             capacity=CAPACITY,
         )
-        self.hub = Hub(options, self.subscribed.remove, lambda: None)
+        self.hub = Hub(options, self.subscribed.remove, lambda: None, lambda reason, groups: None)
         self.model: dict[str, Channel] = {}
         self.closed: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
