@@ -103,7 +103,7 @@ class TestLeaks:
         layer = await make_redis()
         receiving = await started(layer.receive("jobs"))
         await eventually(lambda: bool(session_of(layer)._readers), "the reader")
-        task = weakref.ref(layer.close_channel("jobs"))  # type: ignore[arg-type]
+        task = weakref.ref(layer.close_channel("jobs"))
         gc.collect()
         assert task() is not None
         await asyncio.wait([receiving])
