@@ -90,7 +90,7 @@ async def conversation(url: str, prefix: str) -> list[Any]:
         ("ZREM", members, "a-queue", "another"),
         ("PUBLISH", topic, "directly"),
         ("SET", f"{prefix}:[odd]*", "x"),
-        ("SCAN", "0", "MATCH", f"{prefix}:\\[odd\\]\\*", "COUNT", 1000),
+        ("SCAN", "0", "MATCH", f"{prefix}:\\[odd\\]\\*", "COUNT", 1_000_000),
         ("UNLINK", prefix, f"{prefix}:[odd]*", "nothing"),
         ("NOPE", "x"),
     ]
