@@ -307,6 +307,14 @@ async def test_json_from_outside_is_shown(join: Any) -> None:
     assert (await next_frame(ada, "notice"))["text"] == "Restart at noon"
 
 
+async def test_a_told_loss_has_the_page_ask_for_its_history(join: Any) -> None:
+    """What the layer tells of a loss reaches the page as the end of an outage does: it asks for what it missed."""
+    ada = await join("Ada")
+    lost = {"type": "layer.loss", "reason": "server_changed", "groups": ["chat.lobby"]}
+    await get_layer().group_send("chat.lobby", lost)
+    await next_frame(ada, "layer", up=True)
+
+
 async def test_outage_is_told_and_survived(
     open_socket: Open, join: Any, settings: Any, prefix: str, own_redis_server: EmbeddedServer
 ) -> None:

@@ -17,6 +17,8 @@ from ..options import Options
 from .connections import Connector
 from .wire import NotSent, Unanswered, WireProtocol
 
+# Of our own: the state of the global one belongs to the application.
+_jitter = random.Random()
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 2.0
 # How `send_timeout` is shared out when a server goes silent: to notice it, and to come back.
@@ -93,7 +95,7 @@ class Line:
     async def _connect(self) -> None:
         delay = self._delay if self.was_up else 0.0
         while True:
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            await asyncio.sleep(delay * _jitter.uniform(0.5, 1.0))
             try:
                 wire = await self._connector.connect(self._make_wire)
                 try:

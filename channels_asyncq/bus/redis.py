@@ -38,6 +38,8 @@ _WAKE = b"+"
 _LOGGED = bytes([WIRE_VERSION]) + b"#"
 _ITEM_EXPIRY_DIGITS = 13
 _SCAN_PAGE = 1000
+# Of our own: the state of the global one belongs to the application.
+_jitter = random.Random()
 # A listener is deaf when a fence does not arrive; looked at every so many seconds, and at each connection.
 _FENCE_EVERY = 5.0
 _LONGEST_FENCE = 3.0
@@ -337,7 +339,7 @@ class Shard:
             await arrived
 
     def _fence_in(self, seconds: float) -> None:
-        seconds *= random.uniform(0.8, 1.2)
+        seconds *= _jitter.uniform(0.8, 1.2)
         loop = asyncio.get_running_loop()
         self._fence_timer = loop.call_later(seconds, self._send_fence, context=self._context)
 

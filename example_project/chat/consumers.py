@@ -182,11 +182,15 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
     async def chat_left(self, event: Event) -> None:
         await self.tell("left", member=event.get("member"))
 
-    # What the layer says: `on_disconnect` and `on_reconnect` in the settings
+    # What the layer says: `on_disconnect`, `on_reconnect` and `on_loss` in the settings
 
     async def layer_down(self, event: Event) -> None:
         await self.tell("layer", up=False)
 
     async def layer_up(self, event: Event) -> None:
         """The page asks for what it missed, and calls the roll."""
+        await self.tell("layer", up=True)
+
+    async def layer_loss(self, event: Event) -> None:
+        """Something is missing, or may be: the page asks the history for it."""
         await self.tell("layer", up=True)

@@ -37,3 +37,6 @@ class WordCounter(AsyncConsumer):
 
     async def layer_up(self, message: dict[str, Any]) -> None:
         """As `layer_down`."""
+
+    async def layer_loss(self, message: dict[str, Any]) -> None:
+        """As `layer_down`: what it counts comes from a normal channel, which loses nothing."""

@@ -39,6 +39,8 @@ CHANNEL_LAYERS = {
             # Every local channel is told of an outage; the consumers hand it on to the page.
             "on_disconnect": "layer.down",
             "on_reconnect": "layer.up",
+            # What may have been missed all the same, and nobody can know, is told too.
+            "on_loss": "layer.loss",
         },
     },
 }
