@@ -308,7 +308,7 @@ async def test_json_from_outside_is_shown(join: Any) -> None:
 
 
 async def test_a_told_loss_has_the_page_ask_for_its_history(join: Any) -> None:
-    """What the layer tells of a loss reaches the page as the end of an outage does: it asks for what it missed."""
+    """A loss that the layer tells reaches the page as the end of an outage does: it asks for what it missed."""
     ada = await join("Ada")
     lost = {"type": "layer.loss", "reason": "server_changed", "groups": ["chat.lobby"]}
     await get_layer().group_send("chat.lobby", lost)
