@@ -114,6 +114,8 @@ class RelayLoop(asyncio.SelectorEventLoop):
         #: What somebody waits for.
         self.errands: set[Errand[Any]] = set()
         self.is_leaving = False
+        #: One for each: at the exit a successor may run already, and two threads cannot be in one context.
+        self.context = contextvars.Context()
 
     async def getaddrinfo(self, host: Any, port: Any, **hints: Any) -> Any:
         answer: asyncio.Future[Any] = self.create_future()
@@ -151,7 +153,6 @@ class Relay:
         self._lock = threading.Lock()
         self._loop: RelayLoop | None = None
         self._thread: threading.Thread | None = None
-        self._context = contextvars.Context()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -208,7 +209,7 @@ class Relay:
             # Before posting: whatever happens to the loop from here on, _live() looks at these last.
             loop.errands.add(errand)
             try:
-                loop.call_soon_threadsafe(errand.begin, context=self._context)
+                loop.call_soon_threadsafe(errand.begin, context=loop.context)
                 return
             except RuntimeError:
                 # It was closed in between; what runs next is another one.
@@ -220,7 +221,7 @@ class Relay:
     def _cancel(self, errand: Errand[Any]) -> None:
         if errand.loop is not None:
             with contextlib.suppress(RuntimeError):
-                errand.loop.call_soon_threadsafe(errand.cancel, context=self._context)
+                errand.loop.call_soon_threadsafe(errand.cancel, context=errand.loop.context)
 
     # Its life
 
