@@ -179,8 +179,8 @@ async def test_chat_under_a_server_of_its_own(
             async with Page(port, "Alan") as alan:
                 await ada.frame("here", name="Alan")
                 alan.socket.transport.abort()
-            # Whether the consumer could still say that it leaves, or died writing to a socket that was gone: he is
-            # not there any more, and the next roll call knows.
+            # Whether the consumer could still say that it leaves, or died writing to a socket that was gone:
+            # he is not there any more, and a roll call knows.
             for _ in range(20):
                 here = await ada.is_here()
                 if here == {"Ada", "Grace"}:
