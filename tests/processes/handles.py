@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 30.0
 END_TIMEOUT = 15.0
 # What the layer says of connections lost and not to be had is no complaint.
-EXPECTED = re.compile(r"\[connection\.\w+\]$")
+EXPECTED = re.compile(r"\[(connection|loss)\.\w+\]$")
 
 
 def environment(**more: str) -> dict[str, str]:
