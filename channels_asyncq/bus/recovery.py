@@ -118,13 +118,13 @@ class LogReader:
     async def _read(self, partition: int, lost: defaultdict[str, set[bytes]]) -> bool:
         """Read one log; return whether it reached back to the position."""
         position = self.positions[partition]
-        reach: bool | None = None
+        reach = True
         stop_at = monotonic() + _READ_SECONDS
         while True:
             last, now, entries = await self._read_page(partition, format_position(position), _PAGE)
-            if reach is None:
-                first = parse_position(entries[0][0]) if entries else 0
-                reach = position in (first, parse_position(last))
+            # Each page: the log may be trimmed faster than it is read.
+            first = parse_position(entries[0][0]) if entries else 0
+            reach = reach and position in (first, parse_position(last))
             for name, fields in entries:
                 at = parse_position(name)
                 if at <= position:
