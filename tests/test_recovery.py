@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,7 @@ class Recorder(Receiver):
 
     def __init__(self) -> None:
         self.delivered: list[tuple[bytes, int]] = []
+        self.envelopes: list[Envelope] = []
         self.losses: list[tuple[str, set[bytes]]] = []
         self.unreadable: list[bytes] = []
         self.is_full = False
@@ -98,6 +100,7 @@ class Recorder(Receiver):
         self.offered.set()
         if not self.is_full:
             self.delivered.append((topic, envelope.seq))
+            self.envelopes.append(envelope)
         return not self.is_full
 
     def on_loss(self, reason: str, topics: set[bytes]) -> None:
@@ -106,7 +109,7 @@ class Recorder(Receiver):
     def on_unreadable(self, topic: bytes, reason: str) -> None:
         self.unreadable.append(topic)
 
-    def on_nothing(self, *arguments: object) -> None:
+    def on_nothing(self, *arguments: Any, **names: Any) -> None:
         """Everything else: the reader of the logs never calls it."""
         raise AssertionError(arguments)
 
