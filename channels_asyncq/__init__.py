@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import sync
+    from .bus.base import Health
     from .exceptions import (
         ChannelClosed,
         ChannelLayerError,
@@ -21,6 +22,7 @@ __all__ = [
     "ChannelClosed",
     "ChannelLayerError",
     "DeliveryUnknown",
+    "Health",
     "LayerClosed",
     "LayerUnavailable",
     "Statistics",
@@ -32,7 +34,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 # Imported when they are asked for: every run of pytest imports this package for its plugin, whatever it tests.
-_HOMES = {"AsyncQueueChannelLayer": "layer", "Statistics": "session"}
+_HOMES = {"AsyncQueueChannelLayer": "layer", "Health": "bus.base", "Statistics": "session"}
 
 
 def __getattr__(name: str) -> Any:

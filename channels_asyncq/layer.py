@@ -20,7 +20,7 @@ from django.core.signals import setting_changed
 from django.dispatch import receiver
 
 from . import relay
-from .bus.base import Bus, Receiver
+from .bus.base import Bus, Health, Receiver
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
 from .bus.redis import RedisBus
 from .codecs import Codec
@@ -483,6 +483,18 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     def is_closed(self) -> bool:
         """Whether the layer was closed: everything raises LayerClosed then."""
         return self._is_closed
+
+    async def health(self, timeout: float | None = None) -> Health:  # noqa: ASYNC109  (as send_wait)
+        """
+        Try out every host: whether it takes writes, and whether what is published there arrives here.
+
+        Takes `timeout` seconds at most, `send_timeout` if it is None. An outage is a result and raises nothing.
+        Cancelling is safe.
+
+        Raises:
+            LayerClosed: the layer is closed.
+        """
+        return await self._send_with(lambda session: session.health(timeout))
 
     def statistics(self) -> Statistics:
         """Return what this layer holds, delivered and dropped, over all loops of the process."""

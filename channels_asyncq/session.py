@@ -14,7 +14,7 @@ from typing import Any
 
 from channels.exceptions import ChannelFull
 
-from .bus.base import Bus, Link, Receiver
+from .bus.base import Bus, Health, Link, Receiver
 from .codecs import Codec
 from .envelopes import CONTROL, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
@@ -688,6 +688,10 @@ class Session:
         self.is_closed = True
         sockets = [transport.get_extra_info("socket") for transport in self._bus.transports()]
         return [sock.fileno() for sock in sockets if sock is not None and sock.fileno() >= 0]
+
+    async def health(self, timeout: float | None = None) -> Health:  # noqa: ASYNC109
+        self._require_open()
+        return await self._bus.health(self._options.send_timeout if timeout is None else timeout)
 
     def statistics(self) -> Statistics:
         hub = self.hub

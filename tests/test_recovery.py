@@ -1,237 +1,494 @@
-"""What is read from the logs after a lost connection, against logs that the test holds."""
-
-from __future__ import annotations
+"""LogReader against a scripted log: what it delivers, what it tells, and where it is afterwards."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from channels_asyncq.bus.delivery import (
-    WINDOW,
-    Outbox,
-    SeenWindow,
-    SeenWindows,
-    format_position,
-    milliseconds_of,
-    parse_position,
-)
+from channels_asyncq.bus import recovery
+from channels_asyncq.bus.base import Receiver
+from channels_asyncq.bus.delivery import parse_position
 from channels_asyncq.bus.recovery import LogReader
 from channels_asyncq.bus.subscriptions import SubscriptionLedger
-from channels_asyncq.envelopes import Envelope, pack, unpack
+from channels_asyncq.codecs import BadPayload
+from channels_asyncq.envelopes import Envelope, header_size, pack, unpack
+from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.options import Options
+from channels_asyncq.topics import NOT_LOGGED
 
-NODE = bytes(range(8))
-TOPIC = b"asgi:0:group:room"
-NOW = 100_000
+A, B = b"a" * 8, b"b" * 8
+NOW = 1_700_000_000_000
+Entry = tuple[bytes, list[bytes]]
 
 
-class Receiver:
+def at(milliseconds: int, number: int = 0) -> bytes:
+    """The id of an entry so many ms after the beginning of time."""
+    return b"%d-%d" % (NOW + milliseconds, number)
+
+
+def position(milliseconds: int, number: int = 0) -> int:
+    return parse_position(at(milliseconds, number))
+
+
+@dataclass
+class Log:
+    """One partition's stream."""
+
+    entries: list[Entry] = field(default_factory=list)
+    last: bytes = b"0-0"
+
+    def begin(self, milliseconds: int = 0) -> None:
+        self._add(at(milliseconds), [b"begin", b""])
+
+    def add(
+        self, milliseconds: int, topic: bytes, seq: int, node: bytes = A, *, is_large: bool = False
+    ) -> None:
+        data = pack("g", b"%d" % seq, node, seq)
+        kind, kept = (b"h", data[: header_size("g")]) if is_large else (b"e", data)
+        self._add(at(milliseconds), [b"t", topic, kind, kept])
+
+    def add_raw(self, milliseconds: int, topic: bytes, data: bytes) -> None:
+        self._add(at(milliseconds), [b"t", topic, b"e", data])
+
+    def _add(self, name: bytes, fields: list[bytes]) -> None:
+        self.entries.append((name, fields))
+        self.last = name
+
+    def trim(self, count: int) -> None:
+        """Drop the oldest entries; the last id stays."""
+        del self.entries[:count]
+
+
+class Server:
+    """Pages of logs; `now` is its clock, in ms."""
+
     def __init__(self) -> None:
-        self.got: list[bytes] = []
-        self.lost: dict[str, set[bytes]] = {}
-        self.unreadable: list[str] = []
-        self.refusals = 0
+        self.logs: dict[int, Log] = {}
+        self.now = NOW
+        self.pages: list[tuple[int, bytes]] = []
+        #: Called before each page; may raise, or change the logs.
+        self.before: Callable[[int], None] = lambda partition: None
+
+    def log(self, partition: int) -> Log:
+        return self.logs.setdefault(partition, Log())
+
+    async def read_page(self, partition: int, start: bytes, count: int) -> list[object]:
+        self.before(partition)
+        self.pages.append((partition, start))
+        log = self.log(partition)
+        found = [entry for entry in log.entries if parse_position(entry[0]) >= parse_position(start)]
+        await asyncio.sleep(0)
+        return [log.last, b"%d" % self.now, [list(entry) for entry in found[:count]]]
+
+
+class Recorder(Receiver):
+    """What the reader hands up."""
+
+    def __init__(self) -> None:
+        self.delivered: list[tuple[bytes, int]] = []
+        self.envelopes: list[Envelope] = []
+        self.losses: list[tuple[str, set[bytes]]] = []
+        self.unreadable: list[bytes] = []
+        self.is_full = False
+        self.offers = 0
+        self.offered = asyncio.Event()
 
     def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
-        if self.refusals:
-            self.refusals -= 1
-            return False
-        self.got.append(envelope.payload)
-        return True
+        self.offers += 1
+        self.offered.set()
+        if not self.is_full:
+            self.delivered.append((topic, envelope.seq))
+            self.envelopes.append(envelope)
+        return not self.is_full
 
     def on_loss(self, reason: str, topics: set[bytes]) -> None:
-        self.lost[reason] = topics
+        self.losses.append((reason, topics))
 
     def on_unreadable(self, topic: bytes, reason: str) -> None:
-        self.unreadable.append(reason)
+        self.unreadable.append(topic)
+
+    def on_nothing(self, *arguments: Any, **names: Any) -> None:
+        """Everything else: the reader of the logs never calls it."""
+        raise AssertionError(arguments)
+
+    on_wake = on_subscribed = on_overrun = on_external = on_answerable = on_down = on_up = on_nothing
 
 
-class Logs:
-    """A LogReader over one log, whose partition is 3."""
+def open_envelope(topic: bytes, data: bytes) -> Envelope:
+    envelope = unpack(data)
+    if envelope.payload == b"666":
+        raise BadPayload("no key fits")
+    return envelope
 
-    def __init__(self) -> None:
-        self.entries: list[list[Any]] = []
-        self.last = b"0-0"
-        self.receiver = Receiver()
-        self.ledger = SubscriptionLedger()
-        self.ledger.want(TOPIC, 3)
-        self.reader = LogReader(
-            Options.from_config({}),
-            self.receiver,  # type: ignore[arg-type]  # what the reader calls of it
-            self.ledger,
-            self._read,
-            lambda topic, data: unpack(data),
-        )
-        self.pages = 0
 
-    async def _read(self, partition: int, start: bytes, count: int) -> list[Any]:
-        assert partition == 3
-        self.pages += 1
-        found = [entry for entry in self.entries if parse_position(entry[0]) >= parse_position(start)]
-        return [self.last, b"%d" % NOW, found[:count]]
+@dataclass
+class World:
+    server: Server
+    receiver: Recorder
+    ledger: SubscriptionLedger
+    reader: LogReader
 
-    def add(self, number: int, *, at: int = NOW, kind: bytes = b"e", topic: bytes = TOPIC) -> bytes:
-        self.last = b"%d-%d" % (at, number)
-        data = pack("room", b"%d" % number, NODE, number)
-        self.entries.append([self.last, [b"t", topic, kind, data]])
-        return data
-
-    async def catch_up(self, *, has_changed: bool = False) -> None:
-        async with asyncio.timeout(10):
-            await self.reader.catch_up(has_changed=has_changed)
+    def live(self, topic: bytes, seq: int, milliseconds: int, node: bytes = A) -> bool:
+        """A push that arrives."""
+        entry = self.ledger.get(topic)
+        assert entry is not None
+        return self.reader.deliver(entry, Envelope(b"x", "g", node, seq), position(milliseconds))
 
 
 @pytest.fixture
-def logs() -> Logs:
-    logs = Logs()
-    logs.entries.append([b"1-0", [b"begin", b""]])
-    logs.last = b"1-0"
-    logs.reader.move_to({3: b"1-0"})
-    return logs
+async def world() -> AsyncIterator[World]:
+    """Topics `x` and `y` in partition 0 and `z` in partition 1; positions at the beginning of both logs."""
+    server, receiver, ledger = Server(), Recorder(), SubscriptionLedger()
+    for topic, partition in ((b"x", 0), (b"y", 0), (b"z", 1), (b"queue", NOT_LOGGED)):
+        ledger.want(topic, partition)
+    reader = LogReader(Options.from_config({"expiry": 60}), receiver, ledger, server.read_page, open_envelope)
+    for partition in (0, 1):
+        server.log(partition).begin()
+    reader.move_to({0: at(0), 1: at(0)})
+    yield World(server, receiver, ledger, reader)
 
 
-async def test_missed_messages_are_delivered_in_order(logs: Logs) -> None:
-    """From the position to the end, page by page, once; what was seen before is left out."""
-    for number in range(1, 1201):
-        logs.add(number)
-    entry = logs.ledger.want(TOPIC, 3)
-    seen = unpack(pack("room", b"5", NODE, 5))
-    assert logs.reader.deliver(entry, seen, 0)
-    await logs.catch_up()
-    assert logs.receiver.got == [b"5", *(b"%d" % n for n in range(1, 1201) if n != 5)]
-    assert logs.receiver.lost == {}
-    assert logs.pages == 3
-    assert logs.reader.read_until == {3: parse_position(logs.last)} == logs.reader.positions
-    await logs.catch_up()
-    assert len(logs.receiver.got) == 1200
+async def test_what_was_missed_is_delivered_in_order(world: World) -> None:
+    """Everything after the position that concerns the session, once, as logged; nothing is told."""
+    for number, topic in enumerate((b"x", b"other", b"y", b"x"), 1):
+        world.server.log(0).add(number, topic, number)
+    world.server.log(1).add(9, b"z", 1)
+    await world.reader.catch_up(has_changed=False)
+    assert world.receiver.delivered == [(b"x", 1), (b"y", 3), (b"x", 4), (b"z", 1)]
+    assert world.receiver.losses == []
+    assert world.reader.positions == world.reader.read_until == {0: position(4), 1: position(9)}
 
 
-async def test_topics_of_others_are_passed_over(logs: Logs) -> None:
-    """A log holds what concerns other sessions too."""
-    logs.add(1, topic=b"asgi:0:group:other")
-    logs.add(2)
-    await logs.catch_up()
-    assert logs.receiver.got == [b"2"]
+async def test_nothing_new(world: World) -> None:
+    """A log whose end is the position has lost nothing, whether or not the entry itself is still there."""
+    world.server.log(0).trim(1)
+    await world.reader.catch_up(has_changed=False)
+    assert (world.receiver.delivered, world.receiver.losses) == ([], [])
 
 
-@pytest.mark.parametrize("has_changed", [False, True])
-async def test_a_log_that_does_not_reach_back(logs: Logs, has_changed: bool) -> None:
-    """What is left is delivered, and the loss is told: once, and for another server as such."""
-    logs.entries.clear()
-    logs.add(7)
-    await logs.catch_up(has_changed=has_changed)
-    assert logs.receiver.got == [b"7"]
-    assert logs.receiver.lost == {"server_changed" if has_changed else "trimmed": {TOPIC}}
+async def test_what_was_delivered_live_is_not_delivered_again(world: World) -> None:
+    """A resend that the log holds a second time is dropped, and so is one that arrives after it was read."""
+    assert world.live(b"x", 1, 1)
+    assert world.reader.positions[0] == position(1)
+    log = world.server.log(0)
+    log.add(1, b"x", 1)
+    log.add(2, b"x", 1)
+    log.add(3, b"x", 2)
+    await world.reader.catch_up(has_changed=False)
+    assert world.live(b"x", 2, 4)
+    assert world.receiver.delivered == [(b"x", 1), (b"x", 2)]
 
 
-async def test_a_log_that_was_trimmed_to_nothing(logs: Logs) -> None:
-    """If its last id is the position, nothing was missed; if it is not, something was."""
-    logs.entries.clear()
-    await logs.catch_up()
-    assert logs.receiver.lost == {}
-    logs.last = b"2-0"
-    await logs.catch_up()
-    assert logs.receiver.lost == {"trimmed": {TOPIC}}
+async def test_same_number_of_another_node_is_another_message(world: World) -> None:
+    """Windows are per node and partition."""
+    log = world.server.log(0)
+    log.add(1, b"x", 1, A)
+    log.add(2, b"x", 1, B)
+    world.server.log(1).add(1, b"z", 1, A)
+    await world.reader.catch_up(has_changed=False)
+    assert world.receiver.delivered == [(b"x", 1), (b"x", 1), (b"z", 1)]
 
 
-async def test_too_large_and_expired(logs: Logs) -> None:
-    """Messages of which the log has the header only, or that are too old, are told, unless they were seen."""
-    seen = logs.add(1, kind=b"h")
-    entry = logs.ledger.want(TOPIC, 3)
-    assert logs.reader.deliver(entry, unpack(seen), 0)
-    await logs.catch_up()
-    assert logs.receiver.lost == {}
-    logs.add(2, kind=b"h")
-    await logs.catch_up()
-    assert logs.receiver.lost == {"too_large": {TOPIC}}
-    logs.receiver.lost.clear()
-    logs.reader.positions[3] = parse_position(b"1-0")
-    logs.entries[1:] = []
-    logs.add(3, at=NOW - 61_000)
-    await logs.catch_up()
-    assert logs.receiver.lost == {"expired": {TOPIC}}
-    assert logs.receiver.got == [b"1"]
+async def test_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long log is read in pages, each from the last entry of the one before, inclusively, to its end."""
+    monkeypatch.setattr(recovery, "_PAGE", 3)
+    for number in range(1, 8):
+        world.server.log(0).add(number, b"x", number)
+    await world.reader.catch_up(has_changed=False)
+    assert [seq for _, seq in world.receiver.delivered] == list(range(1, 8))
+    assert [start for partition, start in world.server.pages if partition == 0] == [
+        at(0),
+        at(2),
+        at(4),
+        at(6),
+    ]
+    assert world.receiver.losses == []
 
 
-async def test_a_full_channel_is_waited_for(logs: Logs) -> None:
-    """What the receiver does not take is offered again after resume()."""
-    logs.add(1)
-    logs.receiver.refusals = 1
-    reading = asyncio.create_task(logs.catch_up())
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not logs.receiver.refusals
-    assert not logs.receiver.got
-    logs.reader.resume()
-    await reading
-    assert logs.receiver.got == [b"1"]
+async def test_entries_added_while_reading(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged between two pages is read too."""
+    monkeypatch.setattr(recovery, "_PAGE", 2)
+    log = world.server.log(0)
+    for number in (1, 2):
+        log.add(number, b"x", number)
+
+    def add_one(partition: int) -> None:
+        if partition == 0 and len(log.entries) < 6:
+            log.add(10 + len(log.entries), b"x", 10 + len(log.entries))
+
+    world.server.before = add_one
+    await world.reader.catch_up(has_changed=False)
+    assert len(world.receiver.delivered) == len(log.entries) - 1
+    assert world.reader.positions[0] == parse_position(log.last)
 
 
-async def test_garbage_in_a_log(logs: Logs) -> None:
-    """It is counted, and what comes after it is delivered."""
-    logs.add(1)
-    logs.entries[-1][1][3] = b"garbage"
-    logs.add(2)
-    await logs.catch_up()
-    assert logs.receiver.got == [b"2"]
-    assert len(logs.receiver.unreadable) == 1
+class TestReach:
+    """When a log does not reach back to the position."""
+
+    async def test_trimmed(self, world: World) -> None:
+        """Only the topics of that partition are told; what is left is delivered."""
+        log = world.server.log(0)
+        for number in (1, 2, 3):
+            log.add(number, b"x", number)
+        log.trim(2)
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
+        assert world.receiver.delivered == [(b"x", 2), (b"x", 3)]
+
+    async def test_trimmed_to_nothing(self, world: World) -> None:
+        """An empty log whose end is beyond the position has lost what was between."""
+        world.server.log(0).add(5, b"x", 1)
+        world.server.log(0).trim(2)
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
+        assert world.reader.positions[0] == position(5)
+
+    async def test_trimmed_between_pages(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A log that is trimmed past the reader while it is being read has lost what was between."""
+        monkeypatch.setattr(recovery, "_PAGE", 2)
+        log = world.server.log(0)
+        for number in range(1, 8):
+            log.add(number, b"x", number)
+
+        def trim(partition: int) -> None:
+            if partition == 0 and world.server.pages:
+                log.trim(4)
+                world.server.before = lambda partition: None
+
+        world.server.before = trim
+        await world.reader.catch_up(has_changed=False)
+        missing = {1, 2, 3, 4, 5, 6, 7} - {seq for _, seq in world.receiver.delivered}
+        assert missing
+        assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
+
+    async def test_told_once(self, world: World) -> None:
+        """The next recovery begins at the end of this one, and tells nothing of what is past."""
+        world.server.log(0).add(1, b"x", 1)
+        world.server.log(0).trim(2)
+        await world.reader.catch_up(has_changed=False)
+        await world.reader.catch_up(has_changed=False)
+        assert len(world.receiver.losses) == 1
+
+    async def test_log_is_gone(self, world: World) -> None:
+        """A log that is not there at all has lost everything."""
+        del world.server.logs[1]
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.losses == [("trimmed", {b"z"})]
+        assert world.reader.positions[1] == 0
+
+    async def test_lost_tail(self, world: World) -> None:
+        """A log that ends before the position, of a server that may not be asked who it is, is a loss."""
+        world.reader.move_to({0: at(50)})
+        world.server.log(0).add(10, b"x", 1)
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
+
+    async def test_other_server(self, world: World) -> None:
+        """Everybody is told, once, whatever the logs look like; what is there is delivered all the same."""
+        world.server.log(0).add(1, b"x", 1)
+        del world.server.logs[1]
+        await world.reader.catch_up(has_changed=True)
+        assert world.receiver.losses == [("server_changed", {b"x", b"y", b"z"})]
+        assert world.receiver.delivered == [(b"x", 1)]
+
+    async def test_other_server_with_a_clock_behind(self, world: World) -> None:
+        """Pushes with lower ids than those of the server before are delivered, in every partition."""
+        world.ledger.give_up(b"z")
+        world.reader.read_until[1] = position(1000)
+        world.server.logs = {}
+        await world.reader.catch_up(has_changed=True)
+        assert world.reader.read_until.get(1, 0) < position(1)
 
 
-def test_external_messages_have_no_number(logs: Logs) -> None:
-    """They are delivered each time; a refusal leaves the position where it was."""
-    entry = logs.ledger.want(TOPIC, 3)
-    external = Envelope(b"{}", "room")
-    assert logs.reader.deliver(entry, external, 0) and logs.reader.deliver(entry, external, 0)
-    logs.receiver.refusals = 1
-    assert not logs.reader.deliver(entry, external, 9)
-    assert logs.reader.positions == {3: parse_position(b"1-0")}
-    assert logs.reader.deliver(entry, external, 9)
-    assert logs.reader.positions == {3: 9}
+class TestEntriesThatCannotBeDelivered:
+    """What the log tells of, and cannot give."""
+
+    async def test_expired(self, world: World) -> None:
+        """Entries older than `expiry`, by the server's clock, are told."""
+        log = world.server.log(0)
+        log.add(1, b"x", 1)
+        log.add(30_000, b"x", 2)
+        log.add(2_000_000, b"other", 3)
+        world.server.now = NOW + 60_002
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.delivered == [(b"x", 2)]
+        assert world.receiver.losses == [("expired", {b"x"})]
+
+    async def test_exactly_at_expiry(self, world: World) -> None:
+        """An entry that is as old as `expiry` is delivered."""
+        world.server.log(0).add(0, b"x", 1)
+        world.server.log(0).entries[-1] = (at(0, 1), world.server.log(0).entries[-1][1])
+        world.server.now = NOW + 60_000
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.delivered == [(b"x", 1)]
+
+    async def test_too_large(self, world: World) -> None:
+        """Of a large message there is only the header."""
+        world.server.log(1).add(1, b"z", 1, is_large=True)
+        await world.reader.catch_up(has_changed=False)
+        assert (world.receiver.delivered, world.receiver.losses) == ([], [("too_large", {b"z"})])
+
+    @pytest.mark.parametrize("is_large", [True, False])
+    async def test_not_told_of_what_was_delivered(self, world: World, is_large: bool) -> None:
+        """A repeat of what arrived live is no loss, be it expired or too large."""
+        assert world.live(b"x", 1, 1)
+        world.server.log(0).add(1, b"x", 1, is_large=is_large)
+        world.server.log(0).add(2, b"x", 1, is_large=is_large)
+        world.server.now = NOW + 10**6
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.losses == []
+
+    @pytest.mark.parametrize("data", [b"", b"nonsense", pack("g", b"666", A, 1)])
+    async def test_unreadable(self, world: World, data: bytes) -> None:
+        """Bytes that are no message, or of somebody without our keys, are counted, and the rest is read."""
+        world.server.log(0).add_raw(1, b"x", data)
+        world.server.log(0).add(2, b"x", 2)
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.unreadable == [b"x"]
+        assert world.receiver.delivered == [(b"x", 2)]
 
 
-# Numbers and positions
+class TestInterrupted:
+    """A recovery that fails half way, and the next."""
+
+    async def test_goes_on_where_it_stopped(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What was delivered is not delivered again, and the rest is."""
+        monkeypatch.setattr(recovery, "_PAGE", 2)
+        for number in range(1, 6):
+            world.server.log(0).add(number, b"x", number)
+
+        def fail(partition: int) -> None:
+            if len(world.server.pages) == 2:
+                raise LayerUnavailable("redis://host", "gone")
+
+        world.server.before = fail
+        with pytest.raises(LayerUnavailable):
+            await world.reader.catch_up(has_changed=False)
+        assert 0 < len(world.receiver.delivered) < 5
+        world.server.before = lambda partition: None
+        await world.reader.catch_up(has_changed=False)
+        assert [seq for _, seq in world.receiver.delivered] == [1, 2, 3, 4, 5]
+
+    @pytest.mark.parametrize("reason", ["trimmed", "too_large", "expired"])
+    async def test_what_it_found_lost_is_told(self, world: World, reason: str) -> None:
+        """A loss in the first log is told although reading the second failed, by the next recovery, once."""
+        log = world.server.log(0)
+        log.add(1, b"x", 1, is_large=reason == "too_large")
+        if reason == "trimmed":
+            log.trim(2)
+        elif reason == "expired":
+            world.server.now = NOW + 10**6
+
+        def fail(partition: int) -> None:
+            if partition == 1:
+                raise LayerUnavailable("redis://host", "gone")
+
+        world.server.before = fail
+        with pytest.raises(LayerUnavailable):
+            await world.reader.catch_up(has_changed=False)
+        world.server.before = lambda partition: None
+        await world.reader.catch_up(has_changed=False)
+        await world.reader.catch_up(has_changed=False)
+        assert [loss[0] for loss in world.receiver.losses] == [reason]
+        assert b"x" in world.receiver.losses[0][1]
+
+    async def test_cancelled_while_a_channel_is_full(self, world: World) -> None:
+        """What was not taken when the recovery was cancelled is delivered by the next."""
+        world.server.log(0).add(1, b"x", 1)
+        world.receiver.is_full = True
+        task = asyncio.create_task(world.reader.catch_up(has_changed=False))
+        await world.receiver.offered.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        world.receiver.is_full = False
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.delivered == [(b"x", 1)]
 
 
-def test_positions_sort_as_ids_do() -> None:
-    """By time, then by number; there and back."""
-    ids = [b"0-0", b"1-0", b"1-1", b"1-10", b"2-0", b"1700000000000-5"]
-    positions = [parse_position(text) for text in ids]
-    assert positions == sorted(positions)
-    assert [format_position(position) for position in positions] == ids
-    assert milliseconds_of(positions[-1]) == 1_700_000_000_000
-    with pytest.raises(ValueError, match="invalid"):
-        parse_position(b"garbage")
+class TestFlow:
+    """Full channels, live and while reading."""
+
+    async def test_full_channel_stops_the_reading(self, world: World) -> None:
+        """An envelope that is not taken is offered again after resume(), before anything else."""
+        for number in (1, 2):
+            world.server.log(0).add(number, b"x", number)
+        world.receiver.is_full = True
+        task = asyncio.create_task(world.reader.catch_up(has_changed=False))
+        for _ in range(3):
+            await world.receiver.offered.wait()
+            world.receiver.offered.clear()
+            world.reader.resume()
+        world.receiver.is_full = False
+        world.reader.resume()
+        await task
+        assert world.receiver.delivered == [(b"x", 1), (b"x", 2)]
+
+    def test_resume_with_nothing_held(self, world: World) -> None:
+        """resume() does nothing then, as often as it is called."""
+        world.reader.resume()
+        world.reader.resume()
+
+    async def test_live_and_not_taken(self, world: World) -> None:
+        """What is held moves no position and is not seen: the log has it if the connection ends now."""
+        world.receiver.is_full = True
+        assert not world.live(b"x", 1, 1)
+        assert world.reader.positions[0] == position(0)
+        world.server.log(0).add(1, b"x", 1)
+        world.receiver.is_full = False
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.delivered == [(b"x", 1)]
+
+    async def test_reading_lets_others_run(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A long recovery gives the loop its turns."""
+        monkeypatch.setattr(recovery, "_READ_SECONDS", -1.0)
+        for number in range(1, 50):
+            world.server.log(0).add(number, b"x", number)
+        task = asyncio.create_task(world.reader.catch_up(has_changed=False))
+        turns = 0
+        while not task.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns >= 49
 
 
-def test_outbox_counts_per_partition() -> None:
-    """Numbers are consecutive from 1 in each partition."""
-    outbox = Outbox()
-    assert [outbox.next(1), outbox.next(1), outbox.next(2), outbox.next(1)] == [1, 2, 1, 3]
-    assert outbox.last(1) == 3
+class TestPositions:
+    """Where the reader is."""
 
+    def test_only_a_fence_gives_the_first_position(self) -> None:
+        """A push before the first fence makes no position: some partitions would have one, and others not."""
+        ledger, receiver = SubscriptionLedger(), Recorder()
+        reader = LogReader(Options.from_config({}), receiver, ledger, Server().read_page, open_envelope)
+        assert reader.deliver(ledger.want(b"x", 0), Envelope(b"", "g", A, 1), position(1))
+        assert receiver.delivered == [(b"x", 1)]
+        assert not reader.has_positions
 
-def test_window() -> None:
-    """It knows the last 1024 numbers; what is further behind counts as seen."""
-    window = SeenWindow(10)
-    assert not window.has(10)
-    window.note(10)
-    assert window.has(10) and not window.has(9) and not window.has(11)
-    window.note(13)
-    window.note(11)
-    assert [number for number in range(9, 15) if window.has(number)] == [10, 11, 13]
-    window.note(13 + WINDOW)
-    assert window.has(13) and window.has(1) and not window.has(14)
-    window.note(1)  # too far behind to be kept
-    window.note(10_000_000)
-    assert not window.has(10_000_000 - 1) and window.has(10_000_000)
+    async def test_unlogged_push_moves_nothing(self, world: World) -> None:
+        """Excluded groups and JSON from outside have no entry."""
+        entry = world.ledger.get(b"x")
+        assert entry is not None
+        assert world.reader.deliver(entry, Envelope(b"", "g"), 0)
+        assert world.reader.deliver(entry, Envelope(b"", "g"), 0)
+        assert world.reader.positions[0] == position(0)
+        assert world.receiver.delivered == [(b"x", 0), (b"x", 0)]
 
+    async def test_topic_of_no_log_is_not_read(self, world: World) -> None:
+        """Topics that no log keeps are neither looked for nor told of."""
+        await world.reader.catch_up(has_changed=True)
+        assert {partition for partition, _ in world.server.pages} == {0, 1}
+        assert b"queue" not in world.receiver.losses[0][1]
 
-def test_unused_windows_are_forgotten() -> None:
-    """After 15 minutes; a window in use stays."""
-    windows = SeenWindows()
-    windows.window(NODE, 1, 5, now=0.0)
-    windows.window(NODE, 2, 5, now=800.0)
-    windows.sweep(901.0)
-    assert len(windows) == 1
-    assert windows.window(NODE, 2, 6, now=902.0).highest == 5
+    async def test_joined_while_reading(self, world: World) -> None:
+        """A topic that is wanted while its log is being read gets what is logged from then on."""
+        world.server.log(0).add(1, b"x", 1)
+
+        def join(partition: int) -> None:
+            if not world.ledger.get(b"new"):
+                world.ledger.want(b"new", 0)
+                world.server.log(0).add(2, b"new", 2)
+
+        world.server.before = join
+        await world.reader.catch_up(has_changed=False)
+        assert (b"new", 2) in world.receiver.delivered

@@ -60,6 +60,34 @@ class Link:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class HostHealth:
+    """
+    Whether one host does what it is there for, as it was just tried out.
+
+    `ok`: it takes writes, and what is published there arrives here. `seconds` is how long that took, None if it
+    is not `ok`; `state` is as in `Link`, and `reason` says what is wrong, without credentials.
+    """
+
+    address: str
+    ok: bool
+    state: str
+    reason: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `health()` found: an entry per host."""
+
+    hosts: tuple[HostHealth, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all hosts are."""
+        return all(host.ok for host in self.hosts)
+
+
 class Bus(ABC):
     """
     Publish, subscribe, queue and pop for one session. Payloads are encoded messages; the bus wraps them.
@@ -96,6 +124,10 @@ class Bus(ABC):
     @abstractmethod
     async def check(self) -> None:
         """Return when each host has answered a command and what it published has arrived."""
+
+    @abstractmethod
+    async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
+        """Try out each host, for so many seconds at most. An outage is a result, and no error."""
 
     @abstractmethod
     async def checked(self, topic: Topic) -> None:

@@ -15,7 +15,7 @@ from ..envelopes import Envelope
 from ..intake import Intake
 from ..options import Options
 from ..topics import Topic, Topics
-from .base import Bus, Link, Receiver
+from .base import Bus, Health, HostHealth, Link, Receiver
 
 
 class Broker:
@@ -234,6 +234,10 @@ class MemoryBus(Bus):
 
     async def check(self) -> None:
         return None
+
+    async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
+        [link] = self.links()
+        return Health((HostHealth(link.address, not self._is_closed, link.state, seconds=0.0),))
 
     async def checked(self, topic: Topic) -> None:
         return None

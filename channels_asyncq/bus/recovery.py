@@ -49,6 +49,8 @@ class LogReader:
         self._open = open_envelope
         self._windows = SeenWindows()
         self._resumed: asyncio.Future[None] | None = None
+        # What a catch_up() that failed half way found lost, by reason: the positions are past it already.
+        self._lost: defaultdict[str, set[bytes]] = defaultdict(set)
         #: By partition: everything up to this entry that concerns the session was delivered, or told.
         self.positions: dict[int, int] = {}
         #: By partition: what is pushed at or below this was read from the log already.
@@ -76,8 +78,9 @@ class LogReader:
                 window.note(envelope.seq)
         elif not self._receiver.on_envelope(entry.topic, envelope):
             return False
-        # Not before it is delivered: what is held when the connection ends is read from the log.
-        if position:
+        # Not before it is delivered: what is held when the connection ends is read from the log. And only a fence
+        # gives the first: otherwise some partitions had one, and nobody would wait for the others'.
+        if entry.partition in self.positions and position:
             self.positions[entry.partition] = position
         return True
 
@@ -97,7 +100,9 @@ class LogReader:
         for entry in self._ledger:
             if entry.partition != NOT_LOGGED:
                 topics[entry.partition].add(entry.topic)
-        lost: defaultdict[str, set[bytes]] = defaultdict(set)
+        lost = self._lost
+        # The ids of another server may be lower.
+        self.read_until.clear()
         # Partition 0 first: flush() is there.
         for partition in sorted(topics):
             if partition in self.positions:
@@ -106,19 +111,20 @@ class LogReader:
                     lost["trimmed"] |= topics[partition]
         if has_changed:
             lost["server_changed"] = set().union(*topics.values())
+        self._lost = defaultdict(set)
         for reason, names in lost.items():
             self._receiver.on_loss(reason, names)
 
     async def _read(self, partition: int, lost: defaultdict[str, set[bytes]]) -> bool:
         """Read one log; return whether it reached back to the position."""
         position = self.positions[partition]
-        reach: bool | None = None
+        reach = True
         stop_at = monotonic() + _READ_SECONDS
         while True:
             last, now, entries = await self._read_page(partition, format_position(position), _PAGE)
-            if reach is None:
-                first = parse_position(entries[0][0]) if entries else 0
-                reach = position in (first, parse_position(last))
+            # Each page: the log may be trimmed faster than it is read.
+            first = parse_position(entries[0][0]) if entries else 0
+            reach = reach and position in (first, parse_position(last))
             for name, fields in entries:
                 at = parse_position(name)
                 if at <= position:

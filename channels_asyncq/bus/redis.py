@@ -26,7 +26,7 @@ from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerUnavailable
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
 from ..topics import NOT_LOGGED, Topic, Topics
-from .base import Bus, Link, Receiver
+from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
 from .delivery import Outbox, parse_position
 from .lines import Line, own
@@ -98,7 +98,8 @@ class Shard:
         partitions = bus.topics.partitions_of(index) if bus.options.recovery is not None else ()
         self._logs = [bus.topics.log(partition) for partition in partitions]
         self._fence_number = 0
-        self._fence_arrived: asyncio.Future[None] | None = None
+        # The fences that were sent for the present connection for pushes and have not arrived.
+        self._fences: dict[int, asyncio.Future[None]] = {}
         self._fence_timer: asyncio.TimerHandle | None = None
         self._context = contextvars.Context()
         self._throttle = Throttle()
@@ -273,6 +274,8 @@ class Shard:
         """
         log = self.log
         self.ledger.disconnect()
+        # One that was sent earlier may be executed now: it would vouch for what is discarded.
+        self._drop_fences()
         self.ledger.want(self._fence_topic.name, NOT_LOGGED)
         self._held = None
         log.discards = log.has_positions
@@ -304,6 +307,14 @@ class Shard:
     def _pushes_lost(self) -> None:
         self.ledger.disconnect()
         self._stop_fence()
+        self._drop_fences()
+
+    def _drop_fences(self) -> None:
+        fences, self._fences = self._fences, {}
+        for arrived in fences.values():
+            if not arrived.done():
+                arrived.set_exception(ConnectionResetError("the connection for pushes was lost"))
+                arrived.exception()  # seen: nobody may be waiting
 
     def _stop_fence(self) -> None:
         if self._fence_timer is not None:
@@ -316,13 +327,14 @@ class Shard:
 
     # The fence: what arrives before it has arrived
 
-    def _new_fence(self) -> tuple[bytes | str | int, ...]:
+    def _new_fence(self) -> tuple[Command, asyncio.Future[None]]:
+        """Return the command that publishes a fence, and what is done when that has arrived."""
         self._fence_number += 1
-        self._fence_arrived = asyncio.get_running_loop().create_future()
+        arrived = self._fences[self._fence_number] = asyncio.get_running_loop().create_future()
         recovery = self._bus.options.recovery
         keep = math.ceil(recovery.seconds) if recovery else 0
         arguments = (self._fence_topic.name, self._fence_number, keep, _UNUSED_LOG_EXPIRES + keep)
-        return (b"EVALSHA", FENCE.sha, len(self._logs), *self._logs, *arguments)
+        return (b"EVALSHA", FENCE.sha, len(self._logs), *self._logs, *arguments), arrived
 
     async def _first_fence(self) -> None:
         """
@@ -330,10 +342,9 @@ class Shard:
 
         Raises:
             TimeoutError: the fence did not arrive.
+            ConnectionResetError: the connection on which it should have was lost.
         """
-        command = self._new_fence()
-        arrived = self._fence_arrived
-        assert arrived is not None
+        command, arrived = self._new_fence()
         await self.call(*command, is_repeatable=True)
         async with asyncio.timeout(_LONGEST_FENCE):
             await arrived
@@ -344,9 +355,9 @@ class Shard:
         self._fence_timer = loop.call_later(seconds, self._send_fence, context=self._context)
 
     def _send_fence(self) -> None:
-        answer = self.ask(*self._new_fence())
-        arrived = self._fence_arrived
-        if answer is None or arrived is None:
+        command, arrived = self._new_fence()
+        answer = self.ask(*command)
+        if answer is None:
             self._fence_in(_FENCE_EVERY)
         else:
             answer.add_done_callback(partial(self._fence_sent, arrived))
@@ -354,8 +365,8 @@ class Shard:
     def _fence_sent(self, arrived: asyncio.Future[None], answer: asyncio.Future[Any]) -> None:
         failed = answer.cancelled() or answer.exception() is not None
         wire = self.pushes.wire
-        if wire is None:
-            return  # the next connection begins with a fence
+        if wire is None or (arrived.done() and arrived.exception() is not None):
+            return  # the next connection has its own fences
         if failed or arrived.done():
             self._fence_in(_FENCE_EVERY)
             return
@@ -378,11 +389,14 @@ class Shard:
 
     def _on_fence(self, data: bytes) -> None:
         number, *ends = data.split(b" ")
-        if int(number) != self._fence_number:
-            return
+        if int(number) not in self._fences:
+            return  # it vouches for an earlier connection
         self.log.move_to(dict(zip(self._bus.topics.partitions_of(self.index), ends, strict=False)))
-        if self._fence_arrived is not None and not self._fence_arrived.done():
-            self._fence_arrived.set_result(None)
+        # Those before it may have been refused, and never come.
+        for earlier in [earlier for earlier in self._fences if earlier <= int(number)]:
+            arrived = self._fences.pop(earlier)
+            if not arrived.done():
+                arrived.set_result(None)
 
     def _send_subscribe(self, wire: WireProtocol, entry: Subscription) -> asyncio.Future[Any]:
         entry.is_sent = True
@@ -492,8 +506,32 @@ class Shard:
 
     async def check(self) -> None:
         """Return when a command was answered and what it published has arrived."""
-        await self.pushes.up()
-        await self._first_fence()
+        while True:
+            await self.pushes.up()
+            try:
+                return await self._first_fence()
+            except ConnectionResetError:
+                continue
+
+    async def health(self, timeout: float) -> HostHealth:  # noqa: ASYNC109
+        layout_key = self._bus.topics.layout_key(self.index)
+        reason = ""
+        try:
+            async with asyncio.timeout(timeout) as deadline:
+                await self.pushes.up()
+                began = monotonic()
+                # It is there and stays as it is; a server that takes no messages refuses this as well.
+                await self.call(b"SET", layout_key, self._bus.layout, b"NX", is_repeatable=True)
+                await self.check()
+                return HostHealth(self.connector.address, True, "connected", seconds=monotonic() - began)
+        except LayerUnavailable as exc:
+            reason = exc.reason
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            reason = str(exc)
+        except TimeoutError:
+            silence = f"no answer within {timeout:g} s" if deadline.expired() else "a fence did not arrive"
+            reason = self.commands.reason or self.pushes.reason or silence
+        return HostHealth(self.connector.address, False, self.link().state, reason)
 
     # Life
 
@@ -592,6 +630,9 @@ class RedisBus(Bus):
 
     async def check(self) -> None:
         await asyncio.gather(*(shard.check() for shard in self._shards))
+
+    async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
+        return Health(tuple(await asyncio.gather(*(shard.health(timeout) for shard in self._shards))))
 
     async def checked(self, topic: Topic) -> None:
         await self._shards[topic.shard].commands.first_up()

@@ -1,0 +1,531 @@
+"""Line: one connection that is made again, what waits for it, and what it carries over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from hiredis import Reader
+
+from channels_asyncq.bus import lines
+from channels_asyncq.bus.connections import Connector
+from channels_asyncq.bus.lines import Line
+from channels_asyncq.bus.wire import NoAnswer, NotSent, WireProtocol
+from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
+from channels_asyncq.options import Options
+from tests.contract import eventually
+
+DEADLINE = 10.0
+#: Short, for tests in which waiting ends; long, for those in which it must not.
+BRIEF, LONG = 0.1, 30.0
+
+
+class Transport(asyncio.Transport):
+    """What is written is kept; ends only when it is told to."""
+
+    def __init__(self, protocol: WireProtocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._is_closing = False
+        self.written: list[bytes] = []
+        self._reader = Reader()
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def write(self, data: bytes | bytearray | memoryview[int]) -> None:
+        self._reader.feed(bytes(data))
+        while isinstance(command := self._reader.gets(), list):
+            self.written.append(b" ".join(command))
+
+    def abort(self) -> None:
+        self.end(None)
+
+    close = abort
+
+    def end(self, exc: Exception | None) -> None:
+        if not self._is_closing:
+            self._is_closing = True
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, exc)
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+class Hosts:
+    """Stands in for a Connector: connects, refuses, or keeps the caller waiting, as it is told."""
+
+    address = "redis://host:6379/0"
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.waiting = 0
+        self.most_waiting = 0
+        self.error: Exception | None = None
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+        self.wires: list[WireProtocol] = []
+        self.transports: list[Transport] = []
+
+    async def connect(self, make_protocol: Callable[[], WireProtocol]) -> WireProtocol:
+        self.attempts += 1
+        self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        try:
+            await self.is_open.wait()
+        finally:
+            self.waiting -= 1
+        if self.error is not None:
+            raise self.error
+        wire = make_protocol()
+        transport = Transport(wire)
+        wire.connection_made(transport)
+        self.wires.append(wire)
+        self.transports.append(transport)
+        return wire
+
+
+class Recorded:
+    """One line, and everything it said to its owner."""
+
+    def __init__(self, hosts: Hosts, send_timeout: float, *, resends: bool) -> None:
+        self.hosts = hosts
+        self.changes: list[bool] = []
+        self.losses = 0
+        self.overdue: list[Exception] = []
+        self.set_up_error: Exception | None = None
+        self.line = Line(
+            cast(Connector, hosts),
+            "commands",
+            Options.from_config({"send_timeout": send_timeout}),
+            self._set_up,
+            lambda: self.changes.append(self.line.wire is not None),
+            on_lost=self._lost,
+            on_overdue=self.overdue.append,
+            resends=resends,
+        )
+
+    async def _set_up(self, wire: WireProtocol) -> None:
+        await asyncio.sleep(0)
+        if self.set_up_error is not None:
+            raise self.set_up_error
+
+    def _lost(self) -> None:
+        self.losses += 1
+
+    async def up(self) -> WireProtocol:
+        async with asyncio.timeout(DEADLINE):
+            return await self.line.up()
+
+    async def down(self, exc: Exception | None = None) -> None:
+        """End the connection, and return when the line knows."""
+        count = self.losses
+        self.hosts.transports[-1].end(exc)
+        await eventually(lambda: self.losses != count)
+
+
+@pytest.fixture
+def hosts() -> Hosts:
+    return Hosts()
+
+
+@pytest.fixture
+async def make(hosts: Hosts) -> AsyncIterator[Callable[..., Recorded]]:
+    made: list[Recorded] = []
+
+    def make(send_timeout: float = LONG, *, resends: bool = True) -> Recorded:
+        made.append(Recorded(hosts, send_timeout, resends=resends))
+        return made[-1]
+
+    yield make
+    for recorded in made:
+        recorded.line.abort()
+    await asyncio.sleep(0)
+
+
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each attempt waited; none really waits. Jitter is at its most."""
+    waited: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float, result: Any = None) -> Any:
+        task = asyncio.current_task()
+        # Its own, not those of whoever it calls, which are whole numbers here.
+        is_own = isinstance(seconds, float)
+        if is_own and task is not None and task.get_name().startswith("channels_asyncq connecting"):
+            waited.append(seconds)
+            seconds = 0
+        return await sleep(seconds, result)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    monkeypatch.setattr(lines._jitter, "uniform", lambda low, high: high)
+    return waited
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class TestBackOff:
+    """When the next attempt is made."""
+
+    async def test_doubles_up_to_a_cap(
+        self, hosts: Hosts, make: Callable[..., Recorded], delays: list[float]
+    ) -> None:
+        """The first attempt is made at once; each further one waits twice as long, at most two seconds."""
+        hosts.error = LayerUnavailable(hosts.address, "refused")
+        make().line.start()
+        await eventually(lambda: hosts.attempts >= 10)
+        assert delays[:10] == [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+
+    async def test_jitter(
+        self,
+        hosts: Hosts,
+        make: Callable[..., Recorded],
+        delays: list[float],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Processes that lost one server come back at different times: half to all of the delay."""
+        bounds: list[tuple[float, float]] = []
+
+        def uniform(low: float, high: float) -> float:
+            bounds.append((low, high))
+            return low
+
+        monkeypatch.setattr(lines._jitter, "uniform", uniform)
+        hosts.error = LayerUnavailable(hosts.address, "refused")
+        make().line.start()
+        await eventually(lambda: hosts.attempts >= 3)
+        assert set(bounds) == {(0.5, 1.0)}
+        assert delays[:3] == [0.0, 0.025, 0.05]
+
+    async def test_first_attempt_after_a_loss_waits_a_little(
+        self, hosts: Hosts, make: Callable[..., Recorded], delays: list[float]
+    ) -> None:
+        """A connection that served begins from the shortest delay, however long the last outage was."""
+        recorded = make()
+        hosts.error = LayerUnavailable(hosts.address, "refused")
+        recorded.line.start()
+        await eventually(lambda: hosts.attempts >= 5)
+        hosts.error = None
+        await recorded.up()
+        delays.clear()
+        await recorded.down()
+        await recorded.up()
+        assert delays == [0.05]
+
+    async def test_server_that_refuses_is_asked_less_often(
+        self, hosts: Hosts, make: Callable[..., Recorded], delays: list[float]
+    ) -> None:
+        """Each connection given up for what the server answered doubles the delay, until it serves."""
+        recorded = make()
+        wire = await recorded.up()
+        delays.clear()
+        for _ in range(7):
+            recorded.line.give_up(wire, "READONLY no")
+            await turns()
+            wire = await recorded.up()
+        assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+        recorded.line.serves()
+        delays.clear()
+        await recorded.down()
+        await recorded.up()
+        assert delays == [0.05]
+
+
+class TestReconnecting:
+    """One connection's end, and the next."""
+
+    async def test_one_attempt_at_a_time(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """However many wait and start it, one connection is made."""
+        hosts.is_open.clear()
+        recorded = make()
+        waiting = [asyncio.create_task(recorded.line.up()) for _ in range(20)]
+        for _ in range(5):
+            recorded.line.start()
+            await asyncio.sleep(0)
+        await eventually(lambda: hosts.waiting)
+        hosts.is_open.set()
+        wires = await asyncio.gather(*waiting)
+        assert hosts.attempts == hosts.most_waiting == 1
+        assert set(wires) == {hosts.wires[0]}
+
+    async def test_owner_is_told(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """Up, down, up; and the line counts the reconnects and says why it is down."""
+        recorded = make()
+        await recorded.up()
+        assert recorded.line.reason == ""
+        await recorded.down(ConnectionResetError("reset by peer"))
+        assert recorded.line.reason == "reset by peer"
+        await recorded.up()
+        assert recorded.changes == [True, False, True]
+        assert (recorded.losses, recorded.line.reconnects) == (1, 1)
+
+    async def test_failed_set_up(
+        self, hosts: Hosts, make: Callable[..., Recorded], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A connection whose set-up fails is ended and another made; whatever the error was."""
+        recorded = make()
+        recorded.set_up_error = ValueError("nonsense")
+        with caplog.at_level(logging.WARNING):
+            recorded.line.start()
+            await eventually(lambda: hosts.attempts >= 2)
+        assert hosts.transports[0].is_closing()
+        assert recorded.line.wire is None
+        assert "nonsense" in recorded.line.reason
+        assert [record.__dict__["code"] for record in caplog.records] == ["connection.failed"]
+        recorded.set_up_error = None
+        assert await recorded.up() is hosts.wires[-1]
+
+    async def test_lost_while_it_is_set_up(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """A connection that ends under the set-up never counts as up."""
+        recorded = make()
+
+        async def end_it(wire: WireProtocol) -> None:
+            if len(hosts.wires) == 1:
+                hosts.transports[0].end(None)
+                await turns(3)
+
+        recorded.line._set_up = end_it
+        assert await recorded.up() is hosts.wires[1]
+        assert recorded.changes == [True]
+        assert recorded.losses == 1
+
+    async def test_first_up(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """first_up() outwaits an outage of any length, and returns at once afterwards."""
+        recorded = make(BRIEF)
+        hosts.is_open.clear()
+        task = asyncio.create_task(recorded.line.first_up())
+        await eventually(lambda: recorded.overdue)
+        hosts.is_open.set()
+        await asyncio.wait_for(task, DEADLINE)
+        await recorded.down()
+        await recorded.line.first_up()
+
+
+class TestCarrying:
+    """What is unanswered when the connection ends."""
+
+    async def test_sent_again_first_and_in_order(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """The next connection begins with it; who waited for the line comes after."""
+        recorded = make()
+        wire = await recorded.up()
+        carried = [wire.call("PUBLISH", f"{number}") for number in range(3)]
+        await turns()
+        wire.data_received(b":1\r\n")
+        await recorded.down()
+
+        async def send_new() -> Any:
+            wire = await recorded.line.with_room()
+            return await wire.call("PUBLISH", "new")
+
+        new = asyncio.create_task(send_new())
+        second = await recorded.up()
+        await turns()
+        assert hosts.transports[0].written == [b"PUBLISH 0", b"PUBLISH 1", b"PUBLISH 2"]
+        assert hosts.transports[1].written == [b"PUBLISH 1", b"PUBLISH 2", b"PUBLISH new"]
+        second.data_received(b":2\r\n:3\r\n:4\r\n")
+        assert [await future for future in carried] == [1, 2, 3]
+        assert await new == 4
+
+    async def test_through_several_connections(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """What no connection answered is carried on, what came between is behind it."""
+        recorded = make()
+        futures = []
+        for number in range(4):
+            wire = await recorded.up()
+            futures.append(wire.call("PUBLISH", f"{number}"))
+            await turns()
+            await recorded.down()
+        wire = await recorded.up()
+        await turns()
+        assert hosts.transports[-1].written == [b"PUBLISH %d" % number for number in range(4)]
+        wire.data_received(b":0\r\n:1\r\n:2\r\n:3\r\n")
+        assert await asyncio.gather(*futures) == [0, 1, 2, 3]
+
+    async def test_cancelled_ones_are_left_out(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """Nobody waits for the answer of a cancelled send: it is not sent again."""
+        recorded = make()
+        wire = await recorded.up()
+        futures = [wire.call("PUBLISH", f"{number}") for number in range(3)]
+        await turns()
+        futures[1].cancel()
+        await recorded.down()
+        await recorded.up()
+        await turns()
+        assert hosts.transports[1].written == [b"PUBLISH 0", b"PUBLISH 2"]
+
+    async def test_line_that_does_not_resend(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """The line for pushes carries nothing: SUBSCRIBE is sent for what is wanted then."""
+        recorded = make(resends=False)
+        wire = await recorded.up()
+        future = wire.call("SUBSCRIBE", "topic")
+        await turns()
+        await recorded.down()
+        with pytest.raises(NoAnswer):
+            await future
+        await recorded.up()
+        await turns()
+        assert hosts.transports[1].written == []
+
+
+class TestOverdue:
+    """send_timeout after the loss."""
+
+    async def test_written_and_unwritten(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """Only what was written may have been executed: NoAnswer; the rest was NotSent, and can be sent anew."""
+        recorded = make(BRIEF)
+        wire = await recorded.up()
+        written = wire.call("PUBLISH", "written")
+        await turns()
+        wire.pause_writing()
+        unwritten = wire.call("PUBLISH", "unwritten")
+        hosts.is_open.clear()
+        await recorded.down()
+        assert not written.done() and not unwritten.done()
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(NoAnswer):
+                await written
+            with pytest.raises(NotSent):
+                await unwritten
+        assert hosts.transports[0].written == [b"PUBLISH written"]
+        [error] = recorded.overdue
+        assert isinstance(error, LayerUnavailable)
+
+    async def test_written_once_is_written_for_good(
+        self, hosts: Hosts, make: Callable[..., Recorded]
+    ) -> None:
+        """Bytes that an earlier connection wrote count, although the last one did not come to it."""
+        recorded = make(BRIEF)
+        wire = await recorded.up()
+        future = wire.call("PUBLISH", "x")
+        await turns()
+        await recorded.down()
+        # The next connection takes nothing before it ends too.
+        await recorded.up()
+        hosts.is_open.clear()
+        await recorded.down()
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(NoAnswer):
+                await future
+
+    async def test_waiting_ends_and_fails_at_once_from_then_on(
+        self, hosts: Hosts, make: Callable[..., Recorded]
+    ) -> None:
+        """Everybody gets an error of their own, with the address and the reason; later callers at once."""
+        hosts.error = LayerUnavailable(hosts.address, "refused")
+        recorded = make(BRIEF)
+        results = await asyncio.wait_for(
+            asyncio.gather(*(recorded.line.with_room() for _ in range(3)), return_exceptions=True), DEADLINE
+        )
+        assert [type(result) for result in results] == [LayerUnavailable] * 3
+        assert len({id(result) for result in results}) == 3
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(LayerUnavailable, match="refused") as raised:
+            await recorded.line.with_room()
+        assert loop.time() - began < BRIEF / 2
+        assert raised.value.address == hosts.address
+
+    async def test_connection_ends_the_failing(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """The attempts go on; when one succeeds, the line is as before."""
+        hosts.error = LayerUnavailable(hosts.address, "refused")
+        recorded = make(BRIEF)
+        with pytest.raises(LayerUnavailable):
+            await recorded.up()
+        hosts.error = None
+        await eventually(lambda: recorded.line.wire is not None)
+        assert await recorded.line.with_room() is hosts.wires[-1]
+        assert recorded.line.reason == ""
+
+    async def test_other_layout_ends_the_waiting_now(
+        self, hosts: Hosts, make: Callable[..., Recorded]
+    ) -> None:
+        """Waiting would not help: ImproperlyConfigured, at once and for everybody."""
+        recorded = make(LONG)
+        recorded.set_up_error = ImproperlyConfigured("laid out otherwise")
+        for wait in (recorded.line.up, recorded.line.with_room, recorded.line.first_up):
+            with pytest.raises(ImproperlyConfigured, match="otherwise"):
+                await asyncio.wait_for(wait(), DEADLINE)
+
+    @pytest.mark.xfail(strict=True, reason="start() sets no timer when the outage is overdue already")
+    async def test_lost_again_while_refused(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """A send that was written when the server still refused, and lost its connection, is given up."""
+        recorded = make(BRIEF)
+        wire = await recorded.up()
+        hosts.is_open.clear()
+        recorded.line.give_up(wire, "READONLY no")
+        await eventually(lambda: recorded.overdue)
+        hosts.is_open.set()
+        await eventually(lambda: recorded.line.wire is not None)
+        future = hosts.wires[-1].call("PUBLISH", "x")
+        await turns()
+        hosts.is_open.clear()
+        await recorded.down()
+        async with asyncio.timeout(20 * BRIEF):
+            with pytest.raises(NoAnswer):
+                await future
+
+
+class TestEnding:
+    """close() and abort()."""
+
+    async def test_close_fails_what_waits(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """Who waits for the line gets LayerClosed, and so does who comes later; no attempt goes on."""
+        hosts.is_open.clear()
+        recorded = make()
+        task = asyncio.create_task(recorded.line.up())
+        await eventually(lambda: hosts.waiting)
+        await recorded.line.close()
+        with pytest.raises(LayerClosed):
+            await task
+        with pytest.raises(LayerClosed):
+            await recorded.line.with_room()
+        recorded.line.start()
+        await turns()
+        assert (hosts.attempts, hosts.waiting) == (1, 0)
+        await recorded.line.close()
+
+    async def test_close_fails_what_is_carried(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """A command that waits to be sent again is given up."""
+        recorded = make()
+        wire = await recorded.up()
+        future = wire.call("PUBLISH", "x")
+        await turns()
+        hosts.is_open.clear()
+        await recorded.down()
+        await recorded.line.close()
+        with pytest.raises(NoAnswer):
+            await future
+
+    async def test_abort(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """The connection ends now, and what it owed fails."""
+        recorded = make()
+        wire = await recorded.up()
+        future = wire.call("PUBLISH", "x")
+        await turns()
+        recorded.line.abort()
+        with pytest.raises(NoAnswer):
+            await asyncio.wait_for(future, DEADLINE)
+        assert hosts.transports[0].is_closing()
+        assert recorded.line.wire is None
+
+    async def test_cancelled_waiting(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """One waiter that is cancelled changes nothing for the others."""
+        hosts.is_open.clear()
+        recorded = make()
+        first, second = (asyncio.create_task(recorded.line.up()) for _ in range(2))
+        await turns()
+        first.cancel()
+        hosts.is_open.set()
+        assert await asyncio.wait_for(second, DEADLINE) is hosts.wires[0]
+        assert first.cancelled()

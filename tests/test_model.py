@@ -1,0 +1,555 @@
+"""
+No silent loss, in any order of events: the outboxes, the logs, the positions and the windows together.
+
+The state is real (`Outbox`, `SeenWindows`, `LogReader`, `SubscriptionLedger`, the envelopes); the server, the
+connections and the clock are played here, and hypothesis chooses what happens next. `Receiver.shell` below does
+what `Shard` in bus/redis.py does with them, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Coroutine, Generator
+from dataclasses import dataclass, field
+from types import coroutine
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from channels_asyncq.bus import delivery, recovery
+from channels_asyncq.bus.delivery import Outbox, format_position, parse_position
+from channels_asyncq.bus.recovery import LogReader
+from channels_asyncq.bus.subscriptions import SubscriptionLedger
+from channels_asyncq.envelopes import Envelope, header_size, pack, unpack
+from channels_asyncq.options import Options
+from channels_asyncq.topics import NOT_LOGGED
+from tests.test_recovery import Recorder
+
+# Small, so that a few steps reach what takes a thousand in earnest.
+PAGE = 3
+# CHANNELS_ASYNCQ_MODEL=20000 for a long run.
+EXAMPLES = int(os.environ.get("CHANNELS_ASYNCQ_MODEL", "250"))
+UNANSWERED = 6
+EXPIRY = 60
+TOPICS = {b"g:a": 0, b"g:b": 0, b"g:c": 1}
+LATE = b"g:late"  # joined in the middle
+PARTITIONS = (0, 1)
+FENCE = b"fence"
+SENDERS = (b"a" * 8, b"b" * 8)
+
+
+@dataclass
+class Message:
+    """One send, and what became of it."""
+
+    number: int
+    topic: bytes
+    sender: bytes
+    seq: int
+    is_large: bool
+    was_joined: bool
+    is_unknown: bool = False  # the caller got DeliveryUnknown: it may have arrived or not
+
+
+@dataclass
+class Command:
+    """Bytes on their way to the server, and the message that they are of."""
+
+    topic: bytes
+    envelope: bytes
+    message: Message
+
+
+@dataclass
+class Connection:
+    """What a server has not read yet, and what the client has not read yet."""
+
+    commands: deque[Command] = field(default_factory=deque)
+    replies: int = 0
+
+
+class Server:
+    """One master: logs, and the connection that is subscribed."""
+
+    def __init__(self, run_id: int, clock: int) -> None:
+        self.run_id = run_id
+        self.clock = clock
+        self.logs: dict[int, list[tuple[bytes, list[bytes]]]] = {}
+        self.last: dict[int, bytes] = {}
+
+    def add(self, partition: int, *fields: bytes) -> bytes:
+        last = parse_position(self.last.get(partition, b"0-0"))
+        name = format_position(max(self.clock << 64, last + 1))
+        self.last[partition] = name
+        self.logs.setdefault(partition, []).append((name, list(fields)))
+        return name
+
+    def page(self, partition: int, start: bytes, count: int) -> list[Any]:
+        first = parse_position(start)
+        found = [entry for entry in self.logs.get(partition, []) if parse_position(entry[0]) >= first]
+        return [self.last.get(partition, b"0-0"), b"%d" % self.clock, [list(e) for e in found[:count]]]
+
+
+class Sender:
+    """A node: its real outbox, and the line for commands that carries what is unanswered."""
+
+    def __init__(self, node: bytes) -> None:
+        self.node = node
+        self.outbox = Outbox()
+        self.unanswered: deque[Command] = deque()
+        self.connection: Connection | None = Connection()
+
+
+@coroutine
+def step() -> Generator[None]:
+    """Let hypothesis do something else."""
+    yield
+
+
+class Receiver:
+    """A session's push connection and the reader of its logs."""
+
+    def __init__(self, world: Delivery) -> None:
+        self.world = world
+        self.receiver = Recorder()
+        self.ledger = SubscriptionLedger()
+        for topic, partition in TOPICS.items():
+            self.ledger.want(topic, partition)
+        self.ledger.want(FENCE, NOT_LOGGED)
+        options = Options.from_config({"expiry": EXPIRY})
+        self.log = LogReader(options, self.receiver, self.ledger, self.read_page, self.open)
+        self.subscribed: set[bytes] = set()
+        self.pushed: deque[tuple[bytes, bytes]] = deque()
+        self.is_connected = False
+        self.is_up = False
+        self.task: Coroutine[Any, Any, None] | None = None
+        self.run_id = 0
+        self.fence_number = 0
+        self.fences: set[int] = set()
+        self.fails_next = False
+
+    def open(self, topic: bytes, data: bytes) -> Envelope:
+        envelope = unpack(data)
+        envelope.expires_at = float("inf")  # its window stays
+        return envelope
+
+    async def read_page(self, partition: int, start: bytes, count: int) -> list[Any]:
+        await step()
+        if self.fails_next:
+            self.fails_next = False
+            raise ConnectionError("the line for commands is down")
+        page = self.world.server.page(partition, start, count)
+        await step()
+        return page
+
+    def connect(self) -> None:
+        self.task = self.shell()
+        self.is_connected = True
+        self.pushed.clear()
+        self.subscribed = set()
+
+    async def shell(self) -> None:
+        """Do as Shard._set_up_pushes() does."""
+        log, server = self.log, self.world.server
+        self.fences = set()
+        log.discards = log.has_positions
+        run_id = server.run_id
+        for entry in self.ledger:
+            await step()
+            if self.is_connected:
+                self.subscribed.add(entry.topic)
+        await step()
+        if log.has_positions:
+            log.is_reading = True
+            try:
+                await log.catch_up(has_changed=run_id != self.run_id)
+            finally:
+                log.is_reading = log.discards = False
+            if self.is_connected:
+                self.send_fence()
+        else:
+            number = self.send_fence()
+            while number in self.fences:
+                await step()
+                if not self.is_connected:
+                    raise ConnectionError("lost")
+                self.arrive()
+        self.run_id = run_id
+
+    def advance(self) -> None:
+        assert self.task is not None
+        self.receiver.is_full = False
+        try:
+            self.task.send(None)
+        except StopIteration:
+            self.task = None
+            self.is_up = self.is_connected
+        except ConnectionError:
+            self.task = None
+            self.is_connected = False
+
+    def send_fence(self) -> int:
+        self.fence_number += 1
+        self.fences.add(self.fence_number)
+        self.world.fences.append(self.fence_number)
+        return self.fence_number
+
+    def lose(self) -> None:
+        self.is_connected = self.is_up = False
+        self.pushed.clear()
+        self.subscribed = set()
+
+    def arrive(self) -> None:
+        """Do as Shard._on_message() does with the oldest push."""
+        log = self.log
+        if not self.pushed or log.is_reading:
+            return
+        topic, data = self.pushed[0]
+        if self.on_message(topic, data):
+            self.pushed.popleft()
+
+    def on_message(self, topic: bytes, data: bytes) -> bool:
+        log = self.log
+        if topic == FENCE:
+            number, *ends = data.split(b" ")
+            if int(number) in self.fences:
+                log.move_to(dict(zip(PARTITIONS, ends, strict=True)))
+                self.fences = {later for later in self.fences if later > int(number)}
+            return True
+        entry = self.ledger.get(topic)
+        if entry is None or log.discards:
+            return True
+        name, _, envelope = data.partition(b" ")
+        position = parse_position(name)
+        if position <= log.read_until.get(entry.partition, 0):
+            return True
+        return log.deliver(entry, self.open(topic, envelope), position)
+
+
+class Delivery(RuleBasedStateMachine):
+    """Two senders, one receiver, one server after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = 1_000_000
+        self.server = Server(1, self.clock)
+        self.senders = {node: Sender(node) for node in SENDERS}
+        #: Connections that their clients have given up: the server may still execute what it was sent.
+        self.zombies: list[Connection] = []
+        self.fences: list[int] = []
+        self.messages: dict[tuple[bytes, int, int], Message] = {}
+        self.told: list[tuple[int, str, set[bytes]]] = []
+        self.receiver = Receiver(self)
+        self.checked = 0
+        self.reasons: set[str] = set()
+        self.delivered: list[Message] = []
+        #: Overtaken: what a log lost, and its sender sent again.
+        self.late: list[Message] = []
+        self.joined = False
+
+    @initialize()
+    def first_connection(self) -> None:
+        self.receiver.connect()
+        self.settle()
+
+    # Sending
+
+    @rule(
+        node=st.sampled_from(SENDERS),
+        topic=st.sampled_from([*TOPICS, LATE]),
+        is_large=st.sampled_from([False, False, False, True]),
+    )
+    def publish(self, node: bytes, topic: bytes, is_large: bool) -> None:
+        """A number is given only when it is written: the line is up and has room."""
+        sender = self.senders[node]
+        if sender.connection is None or len(sender.unanswered) >= UNANSWERED:
+            return
+        partition = TOPICS.get(topic, 1)
+        seq = sender.outbox.next(partition)
+        was_joined = topic != LATE or self.joined
+        message = Message(len(self.messages), topic, node, seq, is_large, was_joined)
+        self.messages[node, partition, seq] = message
+        command = Command(topic, pack("g", b"%d" % message.number, node, seq), message)
+        sender.unanswered.append(command)
+        sender.connection.commands.append(command)
+
+    def execute(self, connection: Connection) -> None:
+        """What send.lua does."""
+        command = connection.commands.popleft()
+        message, data = command.message, command.envelope
+        large = message.is_large
+        kind, kept = (b"h", data[: header_size("g")]) if large else (b"e", data)
+        if large:
+            self.reasons.add("too_large")
+        name = self.server.add(TOPICS.get(command.topic, 1), b"t", command.topic, kind, kept)
+        if command.topic in self.receiver.subscribed:
+            self.receiver.pushed.append((command.topic, name + b" " + data))
+        connection.replies += 1
+
+    @rule(node=st.sampled_from(SENDERS), count=st.integers(1, 4))
+    def server_works(self, node: bytes, count: int) -> None:
+        connection = self.senders[node].connection
+        for _ in range(count):
+            if connection is not None and connection.commands:
+                self.execute(connection)
+
+    @precondition(lambda self: self.zombies)
+    @rule(which=st.integers(0), count=st.integers(1, 4))
+    def server_works_for_a_dead_client(self, which: int, count: int) -> None:
+        connection = self.zombies[which % len(self.zombies)]
+        for _ in range(count):
+            if connection.commands:
+                self.execute(connection)
+        if not connection.commands:
+            self.zombies.remove(connection)
+
+    @rule(node=st.sampled_from(SENDERS), topic=st.sampled_from(list(TOPICS)), count=st.integers(1, 2 * PAGE))
+    def burst(self, node: bytes, topic: bytes, count: int) -> None:
+        """Several messages that the server has taken and answered."""
+        sender = self.senders[node]
+        while sender.unanswered and sender.connection is not None:
+            self.server_works(node, 1)
+            self.replies_arrive(node, 1)
+        for _ in range(count):
+            self.publish(node, topic, False)
+            self.server_works(node, 1)
+            self.replies_arrive(node, 1)
+
+    @rule(node=st.sampled_from(SENDERS), count=st.integers(1, 4))
+    def replies_arrive(self, node: bytes, count: int) -> None:
+        sender = self.senders[node]
+        for _ in range(count):
+            if sender.connection is not None and sender.connection.replies:
+                sender.connection.replies -= 1
+                sender.unanswered.popleft()
+
+    @rule(node=st.sampled_from(SENDERS))
+    def lose_commands(self, node: bytes) -> None:
+        sender = self.senders[node]
+        if sender.connection is not None:
+            self.zombies.append(sender.connection)
+            sender.connection = None
+
+    @rule(node=st.sampled_from(SENDERS))
+    def resend(self, node: bytes) -> None:
+        sender = self.senders[node]
+        if sender.connection is None:
+            sender.connection = Connection(deque(sender.unanswered))
+
+    @rule(node=st.sampled_from(SENDERS))
+    def give_up(self, node: bytes) -> None:
+        """send_timeout passes: DeliveryUnknown."""
+        sender = self.senders[node]
+        if sender.connection is None:
+            for command in sender.unanswered:
+                command.message.is_unknown = True
+            sender.unanswered.clear()
+
+    # Receiving
+
+    @rule(count=st.integers(1, 5))
+    def arrive(self, count: int) -> None:
+        for _ in range(count):
+            self.receiver.arrive()
+
+    @precondition(lambda self: self.receiver.is_up)
+    @rule()
+    def new_fence(self) -> None:
+        self.receiver.send_fence()
+
+    @precondition(lambda self: self.fences)
+    @rule()
+    def fence_is_executed(self) -> None:
+        """What fence.lua does; the command may be of a connection that is gone."""
+        number = self.fences.pop(0)
+        ends = []
+        for partition in PARTITIONS:
+            if not self.server.logs.get(partition) and partition not in self.server.last:
+                self.server.add(partition, b"begin", b"")
+            ends.append(self.server.last[partition])
+        if FENCE in self.receiver.subscribed:
+            self.receiver.pushed.append((FENCE, b" ".join([b"%d" % number, *ends])))
+
+    @rule()
+    def lose_pushes(self) -> None:
+        self.receiver.lose()
+
+    @precondition(lambda self: self.receiver.task is None and not self.receiver.is_connected)
+    @rule(count=st.integers(0, 12))
+    def reconnect(self, count: int) -> None:
+        self.receiver.connect()
+        self.recovery_goes_on(count)
+
+    @precondition(lambda self: self.receiver.task is not None)
+    @rule(count=st.integers(1, 6))
+    def recovery_goes_on(self, count: int) -> None:
+        for _ in range(count):
+            if self.receiver.task is not None:
+                self.receiver.advance()
+        # Losses are told at the end of a recovery, of everything that was sent until then.
+        self.note_losses()
+
+    @precondition(lambda self: self.receiver.log.is_reading)
+    @rule()
+    def reading_fails(self) -> None:
+        self.receiver.fails_next = True
+
+    @precondition(lambda self: self.receiver.is_up and not self.joined)
+    @rule()
+    def join(self) -> None:
+        """group_add(): subscribed, and confirmed on a connection that is up."""
+        self.receiver.ledger.want(LATE, 1)
+        self.receiver.subscribed.add(LATE)
+        self.joined = True
+
+    @rule(is_full=st.booleans())
+    def channel_fills_or_drains(self, is_full: bool) -> None:
+        """A full channel holds what is pushed; recovered entries find room here (see test_recovery.py)."""
+        if self.receiver.task is None:
+            self.receiver.receiver.is_full = is_full
+
+    # The server
+
+    @rule(partition=st.sampled_from(PARTITIONS), count=st.integers(1, 8))
+    def trim(self, partition: int, count: int) -> None:
+        if self.server.logs.get(partition):
+            self.reasons.add("trimmed")
+            del self.server.logs[partition][:count]
+
+    @rule(seconds=st.sampled_from([0.001, 0.5, 20, 61]))
+    def time_passes(self, seconds: float) -> None:
+        self.server.clock += int(1000 * seconds)
+        if seconds > 1:
+            self.reasons.add("expired")
+
+    @rule(
+        lost=st.sampled_from([0, 0, 1, 2, 5, 1000]),
+        skew=st.sampled_from([0, 0, -30_000, 30_000]),
+        kills_tail_of=st.sampled_from(PARTITIONS),
+    )
+    def promote(self, lost: int, skew: int, kills_tail_of: int) -> None:
+        """A replica takes over, or the server is restarted: with its whole log, without a tail, with nothing."""
+        self.reasons.update(("server_changed", "trimmed"))
+        if skew > 0:
+            self.reasons.add("expired")
+        old, new = self.server, Server(self.server.run_id + 1, self.server.clock + skew)
+        for partition, entries in old.logs.items():
+            cut = lost if lost == 1000 or partition == kills_tail_of else 0
+            new.logs[partition] = entries[: max(0, len(entries) - cut)]
+            if cut == 0:
+                new.last[partition] = old.last[partition]
+            elif new.logs[partition]:
+                new.last[partition] = new.logs[partition][-1][0]
+            else:
+                del new.logs[partition]
+        self.server = new
+        for node in SENDERS:
+            self.lose_commands(node)
+        self.zombies.clear()
+        self.fences.clear()
+        self.receiver.lose()
+
+    # What must hold
+
+    def note_losses(self) -> None:
+        """Whoever is told of a loss is told of everything that was sent until now."""
+        losses = self.receiver.receiver.losses
+        for reason, topics in losses:
+            assert reason in self.reasons, f"told {reason!r}, and nothing like that happened"
+            self.told.append((len(self.messages), reason, topics))
+        losses.clear()
+
+    @invariant()
+    def never_twice_and_in_order(self) -> None:
+        recorded = self.receiver.receiver.delivered
+        for envelope in self.receiver.receiver.envelopes[self.checked :]:
+            topic, _ = recorded[self.checked]
+            self.checked += 1
+            partition = TOPICS.get(topic, 1)
+            message = self.messages[envelope.node, partition, envelope.seq]
+            assert message.topic == topic
+            earlier = [m for m in self.delivered if (m.sender, m.topic) == (message.sender, topic)]
+            assert message not in earlier, f"{message} arrived twice"
+            known = [m for m in earlier if not m.is_unknown]
+            # Where the caller got DeliveryUnknown, the server may read the bytes after what was sent later.
+            if known and known[-1].number > message.number and not message.is_unknown:
+                self.late.append(message)
+            self.delivered.append(message)
+        self.note_losses()
+
+    def was_told(self, message: Message) -> bool:
+        return any(message.number < count and message.topic in topics for count, _, topics in self.told)
+
+    def settle(self) -> None:
+        """The network heals, and everything that is under way arrives."""
+        receiver = self.receiver
+        receiver.receiver.is_full = receiver.fails_next = False
+        for node in SENDERS:
+            self.resend(node)
+            for _ in range(len(self.senders[node].unanswered)):
+                self.server_works(node, 1)
+                self.replies_arrive(node, 1)
+        while self.zombies:
+            self.server_works_for_a_dead_client(0, 10)
+        for _ in range(10_000):
+            if receiver.task is not None:
+                receiver.advance()
+            elif not receiver.is_connected:
+                receiver.connect()
+            elif not self.fences and not receiver.pushed:
+                break
+            while self.fences:
+                self.fence_is_executed()
+            receiver.arrive()
+        else:
+            raise AssertionError("nothing moves any more")
+        self.never_twice_and_in_order()
+
+    def teardown(self) -> None:
+        """Nothing that was accepted, or will be, is lost untold."""
+        self.settle()
+        arrived = {message.number for message in self.delivered}
+        for message in self.messages.values():
+            if message.is_unknown or message.number in arrived or not message.was_joined:
+                continue
+            assert self.was_told(message), f"{message} is lost, and nobody was told"
+        for message in self.late:
+            assert self.was_told(message), f"{message} arrived out of order"
+        if not self.reasons:
+            assert not self.told
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_PAGE", PAGE)
+    monkeypatch.setattr(recovery, "_READ_SECONDS", 3600.0)
+    monkeypatch.setattr(delivery, "WINDOW", UNANSWERED)
+    monkeypatch.setattr(delivery, "_ALL", (1 << UNANSWERED) - 1)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("faults", ["all", "without a change of server"])
+def test_nothing_is_lost_untold(faults: str) -> None:
+    """Nothing lost untold, nothing twice, nothing out of order, and nobody told without a reason."""
+    machine = Delivery if faults == "all" else SameServer
+    run_state_machine_as_test(
+        machine,
+        settings=settings(max_examples=EXAMPLES, stateful_step_count=50, deadline=None, database=None),
+    )
+
+
+class SameServer(Delivery):
+    """The machine with one server that trims nothing and no time: whatever happens, nothing is lost or told."""
+
+    trim = time_passes = promote = None  # type: ignore[assignment]
