@@ -106,6 +106,22 @@ class Player(Agent):
             if message["end"]:
                 ends.add((message["s"], message["t"]))
 
+    async def do_members(self, group: str, count: int, messages: int) -> None:
+        """`count` members of a group that read as fast as they can, until each has so many messages."""
+
+        async def member(channel: str) -> None:
+            for _ in range(messages):
+                await self.layer.receive(channel)
+
+        for _ in range(count):
+            channel = await self.layer.new_channel()
+            await self.layer.group_add(group, channel)
+            self._reading.append(asyncio.create_task(member(channel)))
+
+    async def do_all_arrived(self) -> None:
+        """Return when the members have what they wait for."""
+        await asyncio.gather(*self._reading)
+
     async def do_ends(self) -> dict[str, int]:
         """By channel, how many streams have been heard to their end."""
         return {channel: len(ends) for channel, ends in self._ends.items()}
