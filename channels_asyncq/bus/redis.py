@@ -574,6 +574,7 @@ class RedisBus(Bus):
         self._codec = codec
         self._node = bytes.fromhex(node)
         self._outbox = Outbox()
+        self._pushes = Outbox()
         recovery = options.recovery
         self.scripts: tuple[Script, ...] = SCRIPTS
         self._is_logged: Callable[[str], bool] = lambda group: False
@@ -679,13 +680,12 @@ class RedisBus(Bus):
         return Envelope(payload, self.topics.group_named(topic))
 
     def _pack(
-        self, partition: int, target: str, payload: bytes, flags: int = 0, excluded: tuple[str, ...] = ()
+        self, target: str, payload: bytes, number: int, flags: int = 0, excluded: tuple[str, ...] = ()
     ) -> bytes:
-        """Return the wire form of a message; its number is the partition's next."""
         if self._codec.encrypted:
             flags |= ENCRYPTED
             payload = self._codec.encrypt(payload)
-        return pack(target, payload, self._node, self._outbox.next(partition), flags, excluded)
+        return pack(target, payload, self._node, number, flags, excluded)
 
     async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
         send = self._shards[topic.shard].send
@@ -693,7 +693,7 @@ class RedisBus(Bus):
         return receivers
 
     def _publish_command(self, topic: Topic, target: str, payload: bytes, flags: int) -> Command:
-        data = self._pack(topic.partition, target, payload, flags)
+        data = self._pack(target, payload, self._outbox.next(topic.partition), flags)
         if self.options.recovery is None:
             return (b"PUBLISH", topic.name, data)
         log = self.topics.log(topic.partition)
@@ -703,7 +703,9 @@ class RedisBus(Bus):
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         wire = self._shards[topic.shard].commands.wire
         if wire is not None:
-            wire.call(b"PUBLISH", topic.name, self._pack(topic.partition, target, payload, flags))
+            wire.call(
+                b"PUBLISH", topic.name, self._pack(target, payload, self._outbox.next(topic.partition), flags)
+            )
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         topic, members, log = self.topics.group(group)
@@ -715,7 +717,7 @@ class RedisBus(Bus):
     def _group_command(
         self, topic: Topic, members: bytes, log: bytes, group: str, payload: bytes, excluded: tuple[str, ...]
     ) -> Command:
-        data = self._pack(topic.partition, group, payload, 0, excluded)
+        data = self._pack(group, payload, self._outbox.next(topic.partition), 0, excluded)
         if not self._is_logged(group):
             return (b"EVALSHA", _GROUP_SEND, b"1", members, topic.name, data)
         command = (b"EVALSHA", self._send_sha, b"2", log, members, topic.name, data)
@@ -750,10 +752,10 @@ class RedisBus(Bus):
 
     def _push_command(self, channel: str, payload: bytes, capacity: int) -> Command:
         topic, _, seen, partition = self.topics.queue(channel)
-        data = self._pack(partition, channel, payload)
-        # The envelope's own number: a command that is executed twice is taken in once.
-        number, expiry = self._outbox.last(partition), _milliseconds(self.options.expiry)
-        return (b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, self._node.hex(), number)
+        # Its own number too: a command that is executed twice is taken in once.
+        number, expiry = self._pushes.next(partition), _milliseconds(self.options.expiry)
+        data = self._pack(channel, payload, number)
+        return (b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, number)
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         topic, taken, _, _ = self.topics.queue(channel)
