@@ -11,6 +11,8 @@ from .topics import NODE_BYTES
 WIRE_VERSION = 1
 ENCRYPTED = 1
 CONTROL = 2
+# A word to the reader about a loss; never on the wire.
+NOTICE = 4
 _KNOWN_FLAGS = ENCRYPTED | CONTROL
 
 # version, flags, CRC-32 of the flags and of everything behind it
