@@ -98,6 +98,7 @@ def new_node() -> str:
     return secrets.token_hex(NODE_BYTES)
 
 
+@lru_cache(_CACHED_NAMES)
 def node_of(channel: str) -> str | None:
     """
     Return the node that owns a specific channel, None for a channel that any process may read.
