@@ -242,9 +242,14 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         self.require_valid_channel_name(channel)
         payload = self._encode(message)
-        if "!" in channel and self._hand_over(channel, payload, asyncio.get_running_loop()):
+        here = asyncio.get_running_loop()
+        if "!" in channel and self._hand_over(channel, payload, here):
             return
-        await self._send_with(lambda session: session.send(channel, payload))
+        session = self._sessions.get(here)
+        if session is None or session.is_closed or self._callers:
+            await self._send_with(lambda session: session.send(channel, payload))
+        else:
+            await session.send(channel, payload)
 
     def _hand_over(self, channel: str, payload: bytes, here: asyncio.AbstractEventLoop | None) -> bool:
         """Give a message to the session of another loop of this process; False if none owns the channel."""

@@ -16,7 +16,7 @@ from channels.exceptions import ChannelFull
 
 from .bus.base import Bus, Health, Link, Receiver
 from .codecs import Codec
-from .envelopes import CONTROL, Envelope
+from .envelopes import CONTROL, NOTICE, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
 from .hub import Hub, Member
 from .intake import Intake
@@ -558,11 +558,13 @@ class Session:
                 len(groups),
             )
 
-    def _make_notice(self, reason: str, groups: list[str]) -> Envelope | None:
+    def _make_notice(self, reason: str) -> Envelope | None:
+        """Return a word about a loss, if the setting asks for it; its groups are entered when it is read."""
         if self._options.on_loss is None:
             return None
-        message = {"type": self._options.on_loss, "reason": reason, "groups": groups}
-        return self._own(self._codec.encode(message), "")
+        notice = Envelope(b"", "", flags=NOTICE, expires_at=math.inf)
+        notice.message = {"type": self._options.on_loss, "reason": reason, "groups": []}
+        return notice
 
     def on_overrun(self) -> None:
         self.hub.tally.dropped["overflow"] += 1

@@ -63,13 +63,6 @@ class TestOutbox:
         outbox = Outbox()
         assert [outbox.next(partition) for partition in (3, 3, 0, 3, 0)] == [1, 2, 1, 3, 2]
 
-    def test_last(self) -> None:
-        """last() is what next() gave, and gives nothing itself; 0 says that there was none."""
-        outbox = Outbox()
-        assert outbox.last(5) == 0
-        assert outbox.next(5) == outbox.last(5) == 1
-        assert outbox.next(5) == 2
-
     @given(st.lists(st.integers(0, 7)))
     def test_no_gaps_and_no_repeats(self, partitions: list[int]) -> None:
         """Whatever the order of the sends, a partition's numbers are 1, 2, 3..."""

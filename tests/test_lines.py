@@ -457,7 +457,6 @@ class TestOverdue:
             with pytest.raises(ImproperlyConfigured, match="otherwise"):
                 await asyncio.wait_for(wait(), DEADLINE)
 
-    @pytest.mark.xfail(strict=True, reason="start() sets no timer when the outage is overdue already")
     async def test_lost_again_while_refused(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """A send that was written when the server still refused, and lost its connection, is given up."""
         recorded = make(BRIEF)

@@ -139,7 +139,7 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
+    def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
         """Send to a channel's inbox, or to everybody; return how many subscribers the server passed it to."""
 
     @abstractmethod

@@ -32,7 +32,7 @@ def milliseconds_of(position: int) -> int:
 
 
 class Outbox:
-    """Numbers the envelopes of one node: consecutive from 1 within each partition, in the order of the writes."""
+    """Numbers the sends, or the pushes, of a node: from 1 in each partition, in the order of the writes."""
 
     __slots__ = ("_last",)
 
@@ -42,10 +42,6 @@ class Outbox:
     def next(self, partition: int) -> int:
         number = self._last[partition] = self._last[partition] + 1
         return number
-
-    def last(self, partition: int) -> int:
-        """Return the number that was given last."""
-        return self._last[partition]
 
 
 class SeenWindow:

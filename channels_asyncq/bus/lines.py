@@ -207,6 +207,9 @@ class Line:
             self._connector.address,
             self.reason,
         )
+        if self._overdue is not None:
+            # The connection came and went within the outage: nobody waits for its end any more.
+            self._fail_unanswered(str(self._overdue))
         self.start()
         self._on_change()
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import resources
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
-from hiredis import ReplyError
+from hiredis import ReplyError, pack_command
 
 from ..codecs import BadPayload, Codec, decode_json
 from ..envelopes import ENCRYPTED, WIRE_VERSION, BadEnvelope, Envelope, header_size, pack, unpack
@@ -50,6 +50,7 @@ _LARGEST_LOGGED = 16 * 1024
 LOG_BYTES = 8 * 2**20
 _UNUSED_LOG_EXPIRES = 900
 _READ_SECONDS = 0.005
+_CACHED_ROUTES = 8192
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
 
@@ -77,8 +78,20 @@ GROUP_SEND = Script.load("group_send")
 ADD_MEMBER = Script.load("add_member")
 FENCE = Script.load("fence")
 READ_LOG = Script.load("read_log")
-_GROUP_SEND = GROUP_SEND.sha
 SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, FENCE, READ_LOG)
+
+
+class Route(NamedTuple):
+    """
+    Where sends to one topic go: the command up to the envelope, as arguments, and packed up to the `$` before the
+    envelope's length.
+    """
+
+    shard: Shard
+    partition: int
+    is_logged: bool
+    command: tuple[bytes, ...]
+    opened: bytes
 
 
 class Shard:
@@ -174,13 +187,11 @@ class Shard:
 
         A repeatable command is sent again when the connection ended without an answer.
         """
-        return await self.send(lambda: command, is_repeatable=is_repeatable)
+        return await self.send(_packed, *command, is_repeatable=is_repeatable)
 
-    async def send(
-        self, make_command: Callable[..., Command], *arguments: Any, is_repeatable: bool = False
-    ) -> Any:
+    async def send(self, pack: Callable[..., bytes], *arguments: Any, is_repeatable: bool = False) -> Any:
         """
-        Return the reply to a command that is made when the line is up and has room.
+        Return the reply to a command that is packed when the line is up and has room.
 
         Not earlier: what is numbered first must be written first.
         """
@@ -189,7 +200,7 @@ class Shard:
             if wire is None or wire.is_lost or not wire.has_room:
                 wire = await self.commands.with_room()
             try:
-                reply = await wire.call(*make_command(*arguments))
+                reply = await wire.call_packed(pack(*arguments))
                 if self.commands.is_refusing:
                     self.commands.serves()
                 return reply
@@ -574,6 +585,7 @@ class RedisBus(Bus):
         self._codec = codec
         self._node = bytes.fromhex(node)
         self._outbox = Outbox()
+        self._pushes = Outbox()
         recovery = options.recovery
         self.scripts: tuple[Script, ...] = SCRIPTS
         self._is_logged: Callable[[str], bool] = lambda group: False
@@ -582,7 +594,9 @@ class RedisBus(Bus):
             send = Script.load("send", MOST_ENTRIES=recovery.messages, MOST_BYTES=LOG_BYTES)
             self.scripts += (send,)
             self._send_sha = send.sha
-            self._is_logged = lru_cache(8192)(recovery.is_logged)
+            self._is_logged = recovery.is_logged
+        self._group_route = lru_cache(_CACHED_ROUTES)(self._make_group_route)
+        self._topic_route = lru_cache(_CACHED_ROUTES)(self._make_topic_route)
         self._is_up = False
         self._is_closed = False
         connect_timeout = max(1.0, options.send_timeout)
@@ -678,48 +692,55 @@ class RedisBus(Bus):
         self.receiver.on_external()
         return Envelope(payload, self.topics.group_named(topic))
 
-    def _pack(
-        self, partition: int, target: str, payload: bytes, flags: int = 0, excluded: tuple[str, ...] = ()
-    ) -> bytes:
-        """Return the wire form of a message; its number is the partition's next."""
-        if self._codec.encrypted:
-            flags |= ENCRYPTED
-            payload = self._codec.encrypt(payload)
-        return pack(target, payload, self._node, self._outbox.next(partition), flags, excluded)
+    # Sends. What all of those to one topic have in common is made once.
 
-    async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
-        send = self._shards[topic.shard].send
-        receivers: int = await send(self._publish_command, topic, target, payload, flags)
-        return receivers
-
-    def _publish_command(self, topic: Topic, target: str, payload: bytes, flags: int) -> Command:
-        data = self._pack(topic.partition, target, payload, flags)
-        if self.options.recovery is None:
-            return (b"PUBLISH", topic.name, data)
-        log = self.topics.log(topic.partition)
-        command = (b"EVALSHA", self._send_sha, b"1", log, topic.name, data)
-        return command if len(data) <= _LARGEST_LOGGED else (*command, header_size(target))
+    def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
+        route = self._topic_route(topic)
+        return route.shard.send(self._pack_send, route, target, payload, flags, ())
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         wire = self._shards[topic.shard].commands.wire
         if wire is not None:
-            wire.call(b"PUBLISH", topic.name, self._pack(topic.partition, target, payload, flags))
+            data = self._pack(target, payload, self._outbox.next(topic.partition), flags)
+            wire.call(b"PUBLISH", topic.name, data)
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
-        topic, members, log = self.topics.group(group)
+        route = self._group_route(group)
         # nil, which is None here, stands for no members.
-        return self._shards[topic.shard].send(
-            self._group_command, topic, members, log, group, payload, excluded
-        )
+        return route.shard.send(self._pack_send, route, group, payload, 0, excluded)
 
-    def _group_command(
-        self, topic: Topic, members: bytes, log: bytes, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> Command:
-        data = self._pack(topic.partition, group, payload, 0, excluded)
+    def _make_topic_route(self, topic: Topic) -> Route:
+        if self.options.recovery is None:
+            return self._route(topic, False, b"PUBLISH", topic.name)
+        log = self.topics.log(topic.partition)
+        return self._route(topic, True, b"EVALSHA", self._send_sha, b"1", log, topic.name)
+
+    def _make_group_route(self, group: str) -> Route:
+        topic, members, log = self.topics.group(group)
         if not self._is_logged(group):
-            return (b"EVALSHA", _GROUP_SEND, b"1", members, topic.name, data)
-        command = (b"EVALSHA", self._send_sha, b"2", log, members, topic.name, data)
-        return command if len(data) <= _LARGEST_LOGGED else (*command, header_size(group, excluded))
+            return self._route(topic, False, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
+        return self._route(topic, True, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
+
+    def _route(self, topic: Topic, is_logged: bool, *command: bytes) -> Route:
+        return Route(self._shards[topic.shard], topic.partition, is_logged, command, _opened(command))
+
+    def _pack_send(
+        self, route: Route, target: str, payload: bytes, flags: int, excluded: tuple[str, ...]
+    ) -> bytes:
+        """Return the command that sends a message; its number is the partition's next."""
+        data = self._pack(target, payload, self._outbox.next(route.partition), flags, excluded)
+        if route.is_logged and len(data) > _LARGEST_LOGGED:
+            return _packed(*route.command, data, header_size(target, excluded))
+        return b"%b%d\r\n%b\r\n" % (route.opened, len(data), data)
+
+    def _pack(
+        self, target: str, payload: bytes, number: int, flags: int = 0, excluded: tuple[str, ...] = ()
+    ) -> bytes:
+        """Return the wire form of a message."""
+        if self._codec.encrypted:
+            flags |= ENCRYPTED
+            payload = self._codec.encrypt(payload)
+        return pack(target, payload, self._node, number, flags, excluded)
 
     async def add_member(self, group: str, channel: str) -> None:
         topic, members_key, _ = self.topics.group(group)
@@ -741,19 +762,19 @@ class RedisBus(Bus):
 
     async def push(self, channel: str, payload: bytes, capacity: int) -> None:
         send = self._shards[self.topics.queue(channel).topic.shard].send
-        has_room = await send(self._push_command, channel, payload, capacity)
+        has_room = await send(self._pack_push, channel, payload, capacity)
         if not has_room:
             raise ChannelFull(
                 f"channel {channel!r} holds {capacity} messages, its capacity; start more readers, "
                 "raise `capacity` or `channel_capacity`, or use send_wait()"
             )
 
-    def _push_command(self, channel: str, payload: bytes, capacity: int) -> Command:
+    def _pack_push(self, channel: str, payload: bytes, capacity: int) -> bytes:
         topic, _, seen, partition = self.topics.queue(channel)
-        data = self._pack(partition, channel, payload)
-        # The envelope's own number: a command that is executed twice is taken in once.
-        number, expiry = self._outbox.last(partition), _milliseconds(self.options.expiry)
-        return (b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, self._node.hex(), number)
+        # Its own number too: a command that is executed twice is taken in once.
+        number, expiry = self._pushes.next(partition), _milliseconds(self.options.expiry)
+        data = self._pack(channel, payload, number)
+        return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, number)
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         topic, taken, _, _ = self.topics.queue(channel)
@@ -813,6 +834,16 @@ class RedisBus(Bus):
         if self._is_closed:
             return [Link(shard.connector.address, "closed") for shard in self._shards]
         return [shard.link() for shard in self._shards]
+
+
+def _packed(*command: bytes | str | int) -> bytes:
+    packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
+    return packed
+
+
+def _opened(command: tuple[bytes, ...]) -> bytes:
+    """Return the bytes of a command with one more argument, up to the length of that."""
+    return _packed(*command, b"").removesuffix(b"0\r\n\r\n")
 
 
 def _milliseconds(seconds: float) -> int:
