@@ -28,7 +28,7 @@ from ..options import Options
 from ..topics import NOT_LOGGED, Topic, Topics
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
-from .delivery import Outbox, parse_position
+from .delivery import Outbox, parse_position, stream_of
 from .lines import Line, own
 from .recovery import LogReader
 from .subscriptions import Subscription, SubscriptionLedger
@@ -88,7 +88,7 @@ class Route(NamedTuple):
     """
 
     shard: Shard
-    partition: int
+    stream: int
     is_logged: bool
     command: tuple[bytes, ...]
     opened: bytes
@@ -701,7 +701,8 @@ class RedisBus(Bus):
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         wire = self._shards[topic.shard].commands.wire
         if wire is not None:
-            data = self._pack(target, payload, self._outbox.next(topic.partition), flags)
+            number = self._outbox.next(stream_of(topic.partition, is_logged=False))
+            data = self._pack(target, payload, number, flags)
             wire.call(b"PUBLISH", topic.name, data)
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
@@ -722,13 +723,14 @@ class RedisBus(Bus):
         return self._route(topic, True, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
 
     def _route(self, topic: Topic, is_logged: bool, *command: bytes) -> Route:
-        return Route(self._shards[topic.shard], topic.partition, is_logged, command, _opened(command))
+        stream = stream_of(topic.partition, is_logged=is_logged)
+        return Route(self._shards[topic.shard], stream, is_logged, command, _opened(command))
 
     def _pack_send(
         self, route: Route, target: str, payload: bytes, flags: int, excluded: tuple[str, ...]
     ) -> bytes:
-        """Return the command that sends a message; its number is the partition's next."""
-        data = self._pack(target, payload, self._outbox.next(route.partition), flags, excluded)
+        """Return the command that sends a message; its number is the stream's next."""
+        data = self._pack(target, payload, self._outbox.next(route.stream), flags, excluded)
         if route.is_logged and len(data) > _LARGEST_LOGGED:
             return _packed(*route.command, data, header_size(target, excluded))
         return b"%b%d\r\n%b\r\n" % (route.opened, len(data), data)
