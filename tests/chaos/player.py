@@ -122,6 +122,20 @@ class Player(Agent):
         """Return when the members have what they wait for."""
         await asyncio.gather(*self._reading)
 
+    async def do_stick(self, group: str) -> str:
+        """A member that nobody reads; its name."""
+        channel = await self.layer.new_channel()
+        await self.layer.group_add(group, channel)
+        return channel
+
+    async def do_caught_up(self) -> None:
+        """Return when everything has arrived that was sent before this."""
+        await self.layer.health()
+
+    async def do_count(self) -> int:
+        """How many messages and words were heard."""
+        return sum(map(len, self._heard.values()))
+
     async def do_ends(self) -> dict[str, int]:
         """By channel, how many streams have been heard to their end."""
         return {channel: len(ends) for channel, ends in self._ends.items()}

@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Literal
 
 Direction = Literal["up", "down"]
@@ -75,6 +76,8 @@ class Tunnel:
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self.proxy = proxy
+        #: When it was made.
+        self.since = monotonic()
         #: It is one for pushes from its first SUBSCRIBE on.
         self.kind: Kind = "commands"
         self.up = Flow(self, client, server)
