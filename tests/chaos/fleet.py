@@ -177,7 +177,6 @@ async def _players(config: dict[str, Any], names: Sequence[str]) -> AsyncGenerat
 
 async def run(scenario: Scenario, seed: str, seconds: float) -> Outcome:
     """Play a scenario for some seconds, let everything heal, and hold the records against what was sent."""
-    rng = random.Random(f"{seed}.{scenario.name}")
     async with AsyncExitStack() as stack:
         servers = []
         for _ in range(scenario.servers):
@@ -185,10 +184,10 @@ async def run(scenario: Scenario, seed: str, seconds: float) -> Outcome:
             await asyncio.to_thread(server.start)
             stack.push_async_callback(asyncio.to_thread, server.stop)
             servers.append(server)
-        world = World(rng, servers)
+        world = World(random.Random(), servers)
         url = world.server.url
         if scenario.through_proxy:
-            world.proxy = await stack.enter_async_context(proxied(world.server.port, rng))
+            world.proxy = await stack.enter_async_context(proxied(world.server.port, random.Random(seed)))
             url = world.proxy.url
         config = {"hosts": [url], "prefix": "chaos", "capacity": 10_000, "on_loss": "loss"} | scenario.config
         names = ["sender.0", "sender.1", "receiver.0", "receiver.1"]
@@ -214,6 +213,8 @@ async def _play(scenario: Scenario, world: World, seed: str, seconds: float) -> 
         await sender.do("play", sender.name, names, direct + list(JOBS), *traffic)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
+        # For each fault anew: how much chance one takes depends on what it finds.
+        world.rng = random.Random(f"{seed}.{scenario.name}.{world.faults}")
         await world.some_time(*scenario.every)
         world.faults += 1
         await scenario.break_it(world)

@@ -167,7 +167,7 @@ class Proxy:
         self.loses_reply_to = b""
         self.holds = b""
         self.found: asyncio.Future[Tunnel] = asyncio.get_running_loop().create_future()
-        self._rng = rng or random.Random(0)
+        self.rng = rng or random.Random(0)
         self._listener = socket.socket()
         self._accepting: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -285,7 +285,7 @@ class Proxy:
             return
         at = 0
         while at < len(data):
-            size = self._rng.randint(1, most)
+            size = self.rng.randint(1, most)
             yield data[at : at + size]
             at += size
 

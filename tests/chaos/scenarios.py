@@ -159,7 +159,7 @@ async def split_and_delay(world: World) -> None:
     rng, lane = world.rng, world.lane
     for direction in DIRECTIONS:
         lane.splits[direction] = rng.choice([0, 50, 300, 2000])
-        lane.delays[direction] = rng.choice([None, lambda: rng.expovariate(2000)])
+        lane.delays[direction] = rng.choice([None, lambda: lane.rng.expovariate(2000)])
     await world.some_time(0.1, 0.4)
     if rng.random() < 0.5:
         lane.cut(rng.choice(KINDS))
