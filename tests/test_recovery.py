@@ -312,6 +312,18 @@ class TestReach:
         await world.reader.catch_up(has_changed=False)
         assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
 
+    async def test_trimmed_since_there_was_no_log(self, world: World) -> None:
+        """Where there was no log and now is one whose entries are all gone, something is."""
+        world.server.logs.clear()
+        await world.reader.catch_up(has_changed=True)
+        assert world.reader.positions == {0: 0, 1: 0}
+        world.receiver.losses.clear()
+        log = world.server.log(0)
+        log.add(5, b"x", 1)
+        log.trim(1)
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
+
     async def test_other_server(self, world: World) -> None:
         """Everybody is told, once, whatever the logs look like; what is there is delivered all the same."""
         world.server.log(0).add(1, b"x", 1)

@@ -125,7 +125,7 @@ class LogReader:
             last, now, entries = await self._read_page(partition, format_position(position), _PAGE)
             # Each page: the log may be trimmed faster than it is read. And at once: the next page may fail, and
             # the positions are past the gap then.
-            first = parse_position(entries[0][0]) if entries else 0
+            first = parse_position(entries[0][0]) if entries else None
             if concerned and position not in (first, parse_position(last)):
                 lost["trimmed"] |= concerned
             for name, fields in entries:
