@@ -76,6 +76,8 @@ class Expected:
     #: A server that goes back in time takes messages of normal channels with it, or brings back what was taken
     #: from it; nobody is told of those.
     keeps_jobs: bool = True
+    #: Groups that `recovery` leaves out: what they miss is lost, and nobody is told.
+    unlogged: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -89,6 +91,7 @@ class Verdict:
     lost_told: int = 0
     #: Of normal channels, on a server that does not keep them.
     lost_jobs: int = 0
+    lost_unlogged: int = 0
     jobs_again: int = 0
     twice: int = 0
     out_of_order: int = 0
@@ -119,7 +122,7 @@ def check(
     ears = list(ears)
     for ear in ears:
         members[ear.group].append(ear)
-        for word in _check_ear(verdict, sent, ear):
+        for word in _check_ear(verdict, sent, ear, expected):
             causes[ear.owner, word.reason].append(word.time)
     for ear in ears:
         _check_words(verdict, ear, causes, expected)
@@ -129,7 +132,9 @@ def check(
     return verdict
 
 
-def _check_ear(verdict: Verdict, sent: Mapping[Stream, Sequence[Sent]], ear: Ear) -> list[Told]:
+def _check_ear(
+    verdict: Verdict, sent: Mapping[Stream, Sequence[Sent]], ear: Ear, expected: Expected
+) -> list[Told]:
     """Check what one channel heard; return the words about losses that had a loss for their cause."""
     streams = ear.numbers()
     verdict.told.update(told.reason for told in ear.told)
@@ -151,6 +156,9 @@ def _check_ear(verdict: Verdict, sent: Mapping[Stream, Sequence[Sent]], ear: Ear
                 while following is not None and following.number == number:
                     following = next(next_heard, None)
             if number in seen or sends[number].error is not None:
+                continue
+            if stream[1] in expected.unlogged:
+                verdict.lost_unlogged += 1
                 continue
             word = _word_about(ear, stream[1], sends[number].begin, due + LATE)
             if word is None:

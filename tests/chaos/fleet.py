@@ -117,6 +117,7 @@ class Scenario:
     config: dict[str, Any] = field(default_factory=dict)  # of the layers
     may_tell: frozenset[str] = frozenset()
     keeps_jobs: bool = True
+    unlogged: frozenset[str] = frozenset()
     most_raised: float = 0.001
     pause: float = 0.02
     burst: int = 4
@@ -144,11 +145,9 @@ class Outcome:
             f"lost {verdict.lost}, lost and told {verdict.lost_told}, twice {verdict.twice}, "
             f"out of order {verdict.out_of_order}, words: {told}, "
             f"raised {100 * verdict.raised_share:.3f} %{f' ({raised})' if raised else ''}"
-            + (
-                f", jobs lost {verdict.lost_jobs}, jobs again {verdict.jobs_again}"
-                if verdict.lost_jobs or verdict.jobs_again
-                else ""
-            )
+            + (f", jobs lost {verdict.lost_jobs}" if verdict.lost_jobs else "")
+            + (f", jobs again {verdict.jobs_again}" if verdict.jobs_again else "")
+            + (f", unlogged lost {verdict.lost_unlogged}" if verdict.lost_unlogged else "")
         )
 
 
@@ -220,6 +219,9 @@ async def _play(scenario: Scenario, world: World, seed: str, seconds: float) -> 
         await scenario.break_it(world)
     if world.proxy is not None:
         world.proxy.resume()
+    if scenario.unlogged:
+        # Their last messages would not come again.
+        await asyncio.gather(*(player.do("healthy") for player in world.senders + world.receivers))
     await asyncio.gather(*(sender.do("stop") for sender in world.senders))
     complaints = await _heard_to_the_end(world, channels, direct)
     sent = {}
@@ -237,7 +239,8 @@ async def _play(scenario: Scenario, world: World, seed: str, seconds: float) -> 
         for receiver in world.receivers
     ]
     figures = [await player.do("figures") for player in world.senders + world.receivers]
-    verdict = check(sent, ears, workers, Expected(scenario.may_tell, world.changes, scenario.keeps_jobs))
+    expected = Expected(scenario.may_tell, world.changes, scenario.keeps_jobs, scenario.unlogged)
+    verdict = check(sent, ears, workers, expected)
     verdict.complaints += complaints
     for player in world.senders + world.receivers:
         verdict.complaints += await player.finish_quietly()

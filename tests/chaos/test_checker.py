@@ -106,6 +106,15 @@ def test_not_for_this_channel() -> None:
     assert check(sent, [Ear("c", "g", heard(0) + heard(0, name="h"))]).complaints
 
 
+def test_unlogged() -> None:
+    """What no log keeps may be lost without a word, and comes neither twice nor out of order."""
+    expected = Expected(unlogged=frozenset({"g"}))
+    verdict = verdict_of(heard(0, 3), expected=expected)
+    assert not verdict.complaints
+    assert (verdict.lost, verdict.lost_unlogged) == (0, 2)
+    assert verdict_of(heard(0, 0), expected=expected).twice == 1
+
+
 def test_jobs() -> None:
     """A job is done once in all processes together, and in order in each."""
     sent = {("a", "jobs"): sends(4)}
