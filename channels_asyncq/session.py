@@ -317,11 +317,12 @@ class Session:
                 f"send_wait() cannot see how full channel {channel!r} is: it belongs to another event loop or "
                 "process. Use send(), or a normal channel"
             )
-        if channel in self.hub.closed_names:
-            raise ChannelClosed(channel)
         delay = 0.005
         until = math.inf if timeout is None else monotonic() + timeout
         while True:
+            self._require_open(channel)
+            if channel in self.hub.closed_names:
+                raise ChannelClosed(channel)
             try:
                 # Not under the timeout: a push that is cut short may be in the queue all the same.
                 return await self._bus.push(channel, payload, self._options.capacity_of(channel))
