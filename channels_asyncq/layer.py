@@ -175,8 +175,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         caller = self._callers.get(loop)
         if session is not None and not session.is_closed:
             if caller is not None:
-                # Not before the relay is done, or these sends would overtake those.
-                await caller.all_answered()
+                await self._relay_is_done(caller)
                 self._callers.pop(loop, None)
             return session
         if self._is_closed:
@@ -186,10 +185,16 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             caller = self._callers[loop] = Caller(is_ending=session is not None)
         if not caller.is_here_to_stay:
             return caller
-        await caller.all_answered()
+        await self._relay_is_done(caller)
         session = await self._session()
         self._callers.pop(loop, None)
         return session
+
+    async def _relay_is_done(self, caller: Caller) -> None:
+        """Return when what the relay sent for this loop is with the server: later sends must not overtake it."""
+        await caller.all_answered()
+        if not self.options.confirm:
+            await relay.relay().run(partial(self._relayed, Session.unconfirmed_are_answered))
 
     async def _send_with(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
         sender = await self._sender()

@@ -114,6 +114,7 @@ class Recorder(Receiver):
         raise AssertionError(arguments)
 
     on_wake = on_subscribed = on_overrun = on_external = on_answerable = on_down = on_up = on_nothing
+    on_members = on_full = on_unsent = on_nothing
 
 
 def open_envelope(topic: bytes, data: bytes) -> Envelope:

@@ -81,6 +81,15 @@ class Owner:
     def on_external(self) -> None:
         self.external += 1
 
+    def on_members(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
+        self.events.append(f"members {members}")
+
+    def on_full(self, channel: str) -> None:
+        self.events.append(f"full {channel}")
+
+    def on_unsent(self, topic: bytes, target: str, error: Exception) -> None:
+        self.events.append(f"unsent {target}: {type(error).__name__}")
+
     def on_answerable(self) -> None:
         self.answerable += 1
 

@@ -88,6 +88,7 @@ class Route(NamedTuple):
     """
 
     shard: Shard
+    topic: bytes
     stream: int
     is_logged: bool
     command: tuple[bytes, ...]
@@ -115,6 +116,8 @@ class Shard:
         self._fences: dict[int, asyncio.Future[None]] = {}
         self._fence_timer: asyncio.TimerHandle | None = None
         self._context = contextvars.Context()
+        # Unconfirmed sends that the server did not execute.
+        self._again: set[asyncio.Task[None]] = set()
         self._throttle = Throttle()
         options = bus.options
         self.commands = Line(
@@ -209,12 +212,70 @@ class Shard:
             except NoAnswer as exc:
                 if is_repeatable:
                     continue
-                raise DeliveryUnknown(
-                    f"{self.connector.address} was sent the message and did not answer: {exc.__cause__ or exc}"
-                ) from exc
+                raise self._unknown(exc) from exc
             except ReplyError as exc:
                 if not self._may_go_on(wire, exc):
                     raise self._refused(exc) from exc
+
+    async def write(
+        self,
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        pack: Callable[..., bytes],
+        *arguments: Any,
+    ) -> None:
+        """Write a command when the line is up and has room, and tell later what came of it."""
+        wire = self.commands.wire
+        if wire is None or wire.is_lost or not wire.has_room:
+            wire = await self.commands.with_room()
+        tell = partial(self._written, wire, done, failed, pack, arguments)
+        wire.call_packed(pack(*arguments)).add_done_callback(tell, context=self._context)
+
+    def _written(
+        self,
+        wire: WireProtocol,
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        pack: Callable[..., bytes],
+        arguments: tuple[Any, ...],
+        reply: asyncio.Future[Any],
+    ) -> None:
+        error = reply.exception()
+        if error is None:
+            if self.commands.is_refusing:
+                self.commands.serves()
+            done(reply.result())
+        elif isinstance(error, NoAnswer):
+            failed(self._unknown(error))
+        elif isinstance(error, NotSent) or (isinstance(error, ReplyError) and self._may_go_on(wire, error)):
+            task = self._bus.loop.create_task(
+                self._write_again(done, failed, pack, arguments),
+                name=f"channels_asyncq sending again to {self.connector.address}",
+                context=self._context,
+            )
+            self._again.add(task)
+            task.add_done_callback(self._again.discard)
+        else:
+            failed(self._refused(error))
+
+    async def _write_again(
+        self,
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        pack: Callable[..., bytes],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        try:
+            reply = await self.send(pack, *arguments)
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            failed(exc)
+        else:
+            done(reply)
+
+    def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
+        return DeliveryUnknown(
+            f"{self.connector.address} was sent the message and did not answer: {exc.__cause__ or exc}"
+        )
 
     def _may_go_on(self, wire: WireProtocol, exc: ReplyError) -> bool:
         """Deal with an error that says that a command was not executed; True if it should be sent again."""
@@ -228,7 +289,7 @@ class Shard:
             return True
         return False
 
-    def _refused(self, exc: ReplyError) -> ChannelLayerError:
+    def _refused(self, exc: BaseException) -> ChannelLayerError:
         text = str(exc)
         if text.startswith(("OOM", "MISCONF", "BUSY")):
             return LayerUnavailable(self.connector.address, text)
@@ -584,6 +645,7 @@ class RedisBus(Bus):
         ).encode()
         self._codec = codec
         self._node = bytes.fromhex(node)
+        self.loop = asyncio.get_running_loop()
         self._outbox = Outbox()
         self._pushes = Outbox()
         recovery = options.recovery
@@ -710,6 +772,29 @@ class RedisBus(Bus):
         # nil, which is None here, stands for no members.
         return route.shard.send(self._pack_send, route, group, payload, 0, excluded)
 
+    def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
+        route = self._topic_route(topic)
+        failed = partial(self.receiver.on_unsent, topic.name, target)
+        return route.shard.write(_nothing, failed, self._pack_send, route, target, payload, 0, ())
+
+    def group_send_unconfirmed(
+        self, group: str, payload: bytes, excluded: tuple[str, ...]
+    ) -> Awaitable[None]:
+        route = self._group_route(group)
+        failed = partial(self.receiver.on_unsent, route.topic, group)
+        done = partial(self._group_written, payload, excluded)
+        return route.shard.write(done, failed, self._pack_send, route, group, payload, 0, excluded)
+
+    def _group_written(self, payload: bytes, excluded: tuple[str, ...], members: list[bytes] | None) -> None:
+        if members:
+            self.receiver.on_members(members, payload, excluded)
+
+    async def answered(self) -> None:
+        # Answers come in the order of the commands.
+        for shard in self._shards:
+            if (pong := shard.ask("PING")) is not None:
+                await asyncio.wait([pong])
+
     def _make_topic_route(self, topic: Topic) -> Route:
         if self.options.recovery is None:
             return self._route(topic, False, b"PUBLISH", topic.name)
@@ -723,8 +808,8 @@ class RedisBus(Bus):
         return self._route(topic, True, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
 
     def _route(self, topic: Topic, is_logged: bool, *command: bytes) -> Route:
-        stream = stream_of(topic.partition, is_logged=is_logged)
-        return Route(self._shards[topic.shard], stream, is_logged, command, _opened(command))
+        shard, stream = self._shards[topic.shard], stream_of(topic.partition, is_logged=is_logged)
+        return Route(shard, topic.name, stream, is_logged, command, _opened(command))
 
     def _pack_send(
         self, route: Route, target: str, payload: bytes, flags: int, excluded: tuple[str, ...]
@@ -770,6 +855,16 @@ class RedisBus(Bus):
                 f"channel {channel!r} holds {capacity} messages, its capacity; start more readers, "
                 "raise `capacity` or `channel_capacity`, or use send_wait()"
             )
+
+    def push_unconfirmed(self, channel: str, payload: bytes, capacity: int) -> Awaitable[None]:
+        topic = self.topics.queue(channel).topic
+        failed = partial(self.receiver.on_unsent, topic.name, channel)
+        done = partial(self._pushed, channel)
+        return self._shards[topic.shard].write(done, failed, self._pack_push, channel, payload, capacity)
+
+    def _pushed(self, channel: str, has_room: int) -> None:
+        if not has_room:
+            self.receiver.on_full(channel)
 
     def _pack_push(self, channel: str, payload: bytes, capacity: int) -> bytes:
         topic, _, seen, partition = self.topics.queue(channel)
@@ -836,6 +931,10 @@ class RedisBus(Bus):
         if self._is_closed:
             return [Link(shard.connector.address, "closed") for shard in self._shards]
         return [shard.link() for shard in self._shards]
+
+
+def _nothing(reply: object) -> None:
+    pass
 
 
 def _packed(*command: bytes | str | int) -> bytes:
