@@ -103,6 +103,13 @@ class Hub:
             del self.channels[channel]
         self._wake_watchers()
 
+    def discard(self, buffer: ChannelBuffer) -> None:
+        """Close a channel whose only reader has gone; what still waits in it is counted as dropped."""
+        buffer.is_kept = False
+        if count := buffer.clear():
+            self.tally.dropped["closed"] += count
+        self.close_channel(buffer.channel)
+
     def close(self, reason: type[ChannelClosed]) -> None:
         """Close every channel at once; what still waited in them is counted as dropped."""
         for buffer in self.channels.values():
@@ -139,7 +146,7 @@ class Hub:
                 continue
             if buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry:
                 self._leave_groups(buffer)
-            if not buffer.groups and not buffer.queued:
+            if not buffer.groups and not buffer.queued and not buffer.is_kept:
                 self._settle(buffer)
                 del self.channels[channel]
         for channel, since in list(self.closed_names.items()):
