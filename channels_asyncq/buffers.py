@@ -87,6 +87,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self.lost_expired = False  # a message expired unread since the last successful receive
         self.last_used = self.last_received = monotonic()
         self.groups: set[bytes] = set()  # owned by the hub: topics of the groups this channel is in
+        self.is_kept = False  # somebody holds it to read from it: not swept, however long that takes
         self._tally = tally
         self._on_room = on_room
         self._on_expired = on_expired
@@ -261,19 +262,25 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             if self.closed is not None:
                 raise self.closed(self.channel)
             receiver = asyncio.get_running_loop().create_future()
-            self._receivers.append(receiver)
+            self.wake(receiver)
             try:
                 await receiver
             except BaseException:
-                if receiver in self._receivers:
-                    self._receivers.remove(receiver)
-                elif self._queue:
-                    _wake_first(
-                        self._receivers
-                    )  # woken and cancelled at once: the envelope is for the next one
-                self.last_used = monotonic()
+                self.stop_waking(receiver)
                 raise
         return envelope
+
+    def wake(self, receiver: asyncio.Future[None]) -> None:
+        """Have this future done when an envelope comes or the channel closes. Look with `take()` first."""
+        self._receivers.append(receiver)
+
+    def stop_waking(self, receiver: asyncio.Future[None]) -> None:
+        """Take a future back that was given to `wake()`: its owner takes nothing now."""
+        if receiver in self._receivers:
+            self._receivers.remove(receiver)
+        elif self._queue:
+            _wake_first(self._receivers)  # woken and given up at once: the envelope is for the next one
+        self.last_used = monotonic()
 
     def _made_room(self) -> None:
         if self.is_reported_full:

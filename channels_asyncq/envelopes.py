@@ -36,11 +36,22 @@ class Envelope:
 
     The same object waits in the buffer of every local member of a group, so nobody changes it after it was
     put there. `expires_at` is a time of `time.monotonic()`; `excluded` holds full channel names. `message` is
-    the decoded form of a payload that came over the wire and was checked; the first receiver gets it, the
-    others decode one of their own.
+    the decoded form of a payload that came over the wire and was checked, or that somebody here has decoded:
+    `open()` gives the first receiver this one and each other one a dict of its own.
     """
 
-    __slots__ = ("excluded", "expires_at", "flags", "holders", "message", "node", "payload", "seq", "target")
+    __slots__ = (
+        "excluded",
+        "expires_at",
+        "flags",
+        "holders",
+        "is_flat",
+        "message",
+        "node",
+        "payload",
+        "seq",
+        "target",
+    )
 
     def __init__(
         self,
@@ -60,6 +71,8 @@ class Envelope:
         self.excluded = excluded
         self.expires_at = expires_at
         self.message: dict[str, Any] | None = None
+        # Whether copying `message` is as good as decoding again; None: nobody has looked.
+        self.is_flat: bool | None = None
         self.holders = 0  # buffers it waits in; counted only when the bytes of a process are limited
 
     def __repr__(self) -> str:

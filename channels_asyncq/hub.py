@@ -105,6 +105,13 @@ class Hub:
             del self.channels[channel]
         self._wake_watchers()
 
+    def discard(self, buffer: ChannelBuffer) -> None:
+        """Close a channel whose only reader has gone; what still waits in it is counted as dropped."""
+        buffer.is_kept = False
+        if count := buffer.clear():
+            self.tally.dropped["closed"] += count
+        self.close_channel(buffer.channel)
+
     def close(self, reason: type[ChannelClosed]) -> None:
         """Close every channel at once; what still waited in them is counted as dropped."""
         for buffer in self.channels.values():
@@ -142,7 +149,8 @@ class Hub:
             is_abandoned = buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry
             if is_abandoned:
                 self._leave_groups(buffer)
-            if not buffer.groups and not (buffer.has_messages if is_abandoned else buffer.queued):
+            is_empty = not (buffer.has_messages if is_abandoned else buffer.queued)
+            if is_empty and not buffer.groups and not buffer.is_kept:
                 self._settle(buffer)
                 del self.channels[channel]
         for channel, since in list(self.closed_names.items()):

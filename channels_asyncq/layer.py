@@ -20,6 +20,7 @@ from django.core.signals import setting_changed
 from django.dispatch import receiver
 
 from . import relay
+from .buffers import ChannelBuffer
 from .bus.base import Bus, Health, Receiver
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
 from .bus.redis import RedisBus
@@ -70,6 +71,55 @@ class Caller:
             await waiter
 
 
+class OpenChannel:
+    """
+    A channel for one reader that waits for other things as well: it takes what is there, or leaves a future.
+
+    It belongs to the loop on which `open_channel()` made it, and stays until it is closed, however rarely it is
+    read.
+    """
+
+    __slots__ = ("_buffer", "_session", "name")
+
+    def __init__(self, session: Session, buffer: ChannelBuffer) -> None:
+        self._session = session
+        self._buffer = buffer
+        self.name = buffer.channel
+        buffer.is_kept = True
+
+    def take(self) -> dict[str, Any] | None:
+        """
+        Return the next message, a dict of the caller's own, or None if none waits.
+
+        Raises:
+            ChannelClosed: the channel or the layer is closed, and nothing is left in it.
+        """
+        envelope = self._buffer.take()
+        if envelope is not None:
+            return self._session.opened(envelope)
+        if self._buffer.closed is not None:
+            raise self._buffer.closed(self.name)
+        return None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits; False may still mean that what waits has expired."""
+        return not self._buffer.queued
+
+    def wake(self, waiter: asyncio.Future[None]) -> None:
+        """Have this future done when a message comes or the channel closes. Look with `take()` first."""
+        self._buffer.wake(waiter)
+
+    def stop_waking(self, waiter: asyncio.Future[None]) -> None:
+        """Take a future back that was given to `wake()`."""
+        self._buffer.stop_waking(waiter)
+
+    def close(self) -> None:
+        """Close the channel; what still waits is dropped and counted. Closing twice is fine."""
+        if not self._session.is_closed:
+            self._session.hub.discard(self._buffer)
+
+
 class AsyncQueueChannelLayer(BaseChannelLayer):
     """
     A channel layer with a bounded queue per channel in the process that reads it, and Redis between processes.
@@ -95,6 +145,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self.channel_capacity = list(options.channel_capacity)  # type: ignore[assignment]  # compiled
         self.group_expiry = options.group_expiry
         self.prefix = options.prefix
+        #: Types of the messages that the layer itself sends to the channels it owns.
+        self.notices = frozenset(filter(None, (options.on_loss, options.on_disconnect, options.on_reconnect)))
         self._codec = Codec(options.serializer_format, options.symmetric_encryption_keys, options.expiry)
         self._make_bus = _bus_factory(options, self)
         self._start_afresh()
@@ -411,6 +463,16 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             except ChannelClosed:
                 return
             yield message
+
+    async def open_channel(self, prefix: str = "specific.") -> OpenChannel:
+        """
+        Return a new channel, as `new_channel()` makes them, to read from without a call of `receive()`.
+
+        Cancelling is safe. Raises as `new_channel()`.
+        """
+        channel = await self.new_channel(prefix)
+        session = await self._session()
+        return OpenChannel(session, session.hub.open(channel))
 
     def close_channel(self, channel: str) -> Awaitable[None]:
         """

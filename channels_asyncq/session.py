@@ -36,6 +36,7 @@ _MOST_SECONDS_BETWEEN_SWEEPS = 30.0
 # A turn of the loop this short had nothing else to do: waiting then is real time for the neighbours.
 _IDLE_TURN = 0.0002
 _PAUSE = 0.001
+_UNCHANGEABLE = frozenset({str, bytes, int, float, bool, type(None)})
 # What one turn costs a reader at most, in milliseconds: in a busy loop it cannot run more often either.
 _MOST_SPENT = 2.0
 
@@ -217,7 +218,15 @@ class Session:
         """Return the message in an envelope, as a dict that nobody else has."""
         message = envelope.message
         if message is None:
-            return self._codec.decode_own(envelope.payload)
+            message = self._codec.decode_own(envelope.payload)
+        elif envelope.is_flat:
+            return message.copy()
+        if envelope.is_flat is None and "!" not in envelope.target:
+            # A group's. Where no value can be changed, its members cannot tell a copy from one decoded anew.
+            envelope.is_flat = _UNCHANGEABLE.issuperset(map(type, message.values()))
+            if envelope.is_flat:
+                envelope.message = message
+                return message.copy()
         envelope.message = None
         return message
 

@@ -1,0 +1,370 @@
+"""
+The consumers of Channels, leaner inside: change the import, and nothing else.
+
+`AsyncConsumer` is `channels.consumer.AsyncConsumer` with another way of waiting for its two sources, the client
+and the channel layer, and without a trip to the database's thread where nothing is to be done there. It works
+with every channel layer, and with none. `SyncConsumer` is the one of Channels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from channels import consumer
+from channels.consumer import SyncConsumer, get_handler_name
+from channels.exceptions import StopConsumer
+from channels.layers import get_channel_layer
+
+from . import database
+from .exceptions import ChannelClosed
+from .layer import AsyncQueueChannelLayer
+
+if TYPE_CHECKING:
+    from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
+    from channels.consumer import _ChannelScope
+
+__all__ = ["AsyncConsumer", "SyncConsumer", "get_handler_name"]
+
+Message = dict[str, Any]
+
+# What a server says last; it does not wait behind messages for a client that has gone.
+LAST_EVENTS = frozenset({"websocket.disconnect", "http.disconnect"})
+#: The WebSocket close code for a client that does not keep up: try again later.
+CLOSE_TRY_AGAIN = 1013
+# A server that refuses what we send says within this time that the client has gone; else something is wrong.
+GRACE = 1.0
+
+
+class Source(Protocol):
+    """Where messages come from. Of `channels_asyncq`, the channel itself (`layer.OpenChannel`)."""
+
+    @property
+    def is_empty(self) -> bool: ...
+    def take(self) -> Message | None: ...
+    def wake(self, waiter: asyncio.Future[None]) -> None: ...
+    def stop_waking(self, waiter: asyncio.Future[None]) -> None: ...
+
+
+class Asked:
+    """
+    A `receive()` of a server or of a layer as a source.
+
+    It is called for one message at a time, and not before somebody looks for the next: whoever is behind it sees
+    how fast we are, and can slow down its end.
+    """
+
+    __slots__ = ("_receive", "_task", "_waiter")
+
+    def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        self._receive = receive
+        self._task: asyncio.Future[Any] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ask(self) -> None:
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._receive())
+            self._task.add_done_callback(self._on_answer)
+
+    def _on_answer(self, task: asyncio.Future[Any]) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    @property
+    def is_empty(self) -> bool:
+        return self._task is None or not self._task.done()
+
+    def held(self) -> Message | None:
+        """
+        Return the message that has come, without taking it.
+
+        Raises whatever `receive()` raised.
+        """
+        self.ask()
+        if self.is_empty:
+            return None
+        assert self._task is not None
+        message: Message = self._task.result()
+        return message
+
+    def take(self) -> Message | None:
+        """Return the message that has come. The next one is not asked for before somebody looks again."""
+        message = self.held()
+        if message is not None:
+            self._task = None
+        return message
+
+    def wake(self, waiter: asyncio.Future[None]) -> None:
+        self._waiter = waiter
+
+    def stop_waking(self, waiter: asyncio.Future[None]) -> None:
+        self._waiter = None
+
+    async def stop(self) -> None:
+        """Give up asking. Whatever that raises at the other end comes too late to matter."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # looked at, so that nobody complains
+
+
+class Nothing:
+    """The source of a consumer without a channel layer, or of one that has lost its channel or its client."""
+
+    @property
+    def is_empty(self) -> bool:
+        return True
+
+    def take(self) -> Message | None:
+        return None
+
+    def wake(self, waiter: asyncio.Future[None]) -> None:
+        pass
+
+    def stop_waking(self, waiter: asyncio.Future[None]) -> None:
+        pass
+
+
+NOTHING = Nothing()
+
+
+class Client:
+    """The server's `send()`, and what went through it."""
+
+    __slots__ = ("_send", "has_closed", "is_open", "refusal")
+
+    def __init__(self, send: Callable[[Any], Awaitable[None]]) -> None:
+        self._send = send
+        self.is_open = False  # between accept and close
+        self.has_closed = False
+        self.refusal: Exception | None = None  # the error of the last send, if it failed
+
+    async def __call__(self, message: Mapping[str, Any]) -> None:
+        try:
+            await self._send(message)
+        except (OSError, RuntimeError) as error:
+            self.refusal = error
+            raise
+        self.refusal = None
+        kind = message["type"]
+        if kind == "websocket.accept":
+            self.is_open = True
+        elif kind == "websocket.close":
+            self.is_open = False
+            self.has_closed = True
+
+
+class Conversation:
+    """
+    One consumer's life between its client and its channel: what comes next, and what ends it.
+
+    Not part of the consumer, whose attributes are for those who write consumers.
+    """
+
+    __slots__ = ("_database_thread", "_events", "_is_websocket", "_lost", "_messages", "client", "notices")
+
+    def __init__(self, client: Client, receive: Callable[[], Awaitable[Any]], is_websocket: bool) -> None:
+        self.client = client
+        #: Types of what the layer itself has to say; that needs no handler.
+        self.notices: frozenset[str] = frozenset()
+        self._is_websocket = is_websocket
+        self._database_thread: int | None = None
+        self._events = Asked(receive)
+        self._messages: Source = NOTHING
+        self._lost: Exception | None = None  # why we believe that the client has gone
+
+    async def run(self, messages: Source, dispatch: Callable[[Any], Awaitable[None]]) -> None:
+        """
+        Hand one thing after the other to `dispatch`, until StopConsumer.
+
+        Where both sources have something they take turns; but the end comes first.
+        """
+        events = self._events
+        self._messages = messages
+        events.ask()  # before anybody asks the layer
+        is_layers_turn = False
+        try:
+            while True:
+                event = events.held()
+                message = None
+                if event is None or (is_layers_turn and event.get("type") not in LAST_EVENTS):
+                    try:
+                        message = self._messages.take()
+                    except ChannelClosed:
+                        if not self._is_websocket:
+                            raise
+                        await self._close_for_overflow()
+                        continue
+                if message is None and event is None:
+                    await self._wait()
+                    continue
+                is_layers_turn = message is None
+                try:
+                    await dispatch(message if message is not None else events.take())
+                except (OSError, RuntimeError) as error:
+                    if error is not self.client.refusal:
+                        raise
+                    await self._expect_end(error)
+                if self._lost is not None and self.client.refusal is None:
+                    raise self._lost  # something went through after all: it was no word about the client
+                if self.client.has_closed:
+                    # The server has the time to say that this was the end.
+                    await _turn()
+                    await _turn()
+                elif not self._messages.is_empty:
+                    # Others have something to do as well, and the client may have something to say.
+                    await _turn()
+        except StopConsumer:
+            if isinstance(self._lost, RuntimeError):
+                raise self._lost from None  # a mistake in the consumer, not a client that went
+        finally:
+            self._lost = self.client.refusal = None  # they refer to frames that refer to the consumer
+            await events.stop()
+
+    async def _wait(self) -> None:
+        """Return when one of the sources may have something."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._events.wake(waiter)
+        self._messages.wake(waiter)
+        try:
+            await waiter
+        finally:
+            self._events.stop_waking(waiter)
+            self._messages.stop_waking(waiter)
+
+    async def _expect_end(self, error: Exception) -> None:
+        """
+        Return when the server says something after it refused to send: that the client has gone, as a rule.
+
+        Raises:
+            OSError, RuntimeError: the given error: the server says nothing, so it was another one.
+        """
+        self._lost = error
+        # Nothing can be sent to the client, so nothing more is worth handling for it.
+        self._messages = NOTHING
+        try:
+            async with asyncio.timeout(GRACE):
+                while self._events.held() is None:
+                    await self._wait()
+        except TimeoutError:
+            raise error from None
+
+    async def _close_for_overflow(self) -> None:
+        self._messages = NOTHING
+        if not self.client.has_closed:
+            try:
+                await self.client({"type": "websocket.close", "code": CLOSE_TRY_AGAIN})
+            except (OSError, RuntimeError) as error:
+                await self._expect_end(error)
+
+    def must_visit_database(self) -> bool:
+        """Tell whether something is due in the thread of the consumer's database code; at first, nobody knows."""
+        return self._database_thread is None or database.is_due(self._database_thread)
+
+    async def visit_database(self) -> None:
+        self._database_thread = await database.close_old_connections()
+
+    async def pass_on(self, message: Message) -> None:
+        """
+        Send a `websocket.send` message of the channel layer to the client as it is.
+
+        Raises:
+            TypeError: neither its "text" is a str nor its "bytes" are bytes.
+        """
+        if not self.client.is_open:
+            return
+        text, data = message.get("text"), message.get("bytes")
+        if isinstance(text, str):
+            await self.client({"type": "websocket.send", "text": text})
+        elif text is None and isinstance(data, bytes):
+            await self.client({"type": "websocket.send", "bytes": data})
+        else:
+            raise TypeError(
+                'a "websocket.send" message of the channel layer needs "text", a str, or "bytes"; this one has '
+                f"text={type(text).__name__}, bytes={type(data).__name__}"
+            )
+
+
+class AsyncConsumer(consumer.AsyncConsumer):
+    """
+    A consumer whose handlers are coroutines: the behaviour of Channels', with less work for each message.
+
+    What is different, for those who look: a `websocket.send` message from the channel layer goes to the client
+    as it is; a client that is gone while something is sent to it is met by the disconnect handler, under every
+    server; what the layer itself has to say (`on_loss` and the like) needs no handler; a channel that is closed
+    by `overflow="close"` closes the WebSocket with 1013.
+    """
+
+    # Of the class, because consumers need not call our __init__(), and their tests may call dispatch().
+    _asyncq: Conversation | None = None
+
+    async def __call__(
+        self, scope: _ChannelScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Dispatch what the server and the channel layer bring to handlers by type, until StopConsumer."""
+        self.scope = scope
+        client = Client(send)
+        self.base_send = client
+        self._asyncq = conversation = Conversation(client, receive, scope["type"] == "websocket")
+        layer = get_channel_layer(self.channel_layer_alias)
+        self.channel_layer = layer  # type: ignore[assignment]
+        if isinstance(layer, AsyncQueueChannelLayer):
+            conversation.notices = layer.notices
+        if layer is None:
+            await conversation.run(NOTHING, self.dispatch)
+        elif isinstance(layer, AsyncQueueChannelLayer) and _reads_as_we_do(layer):
+            channel = await layer.open_channel()
+            try:
+                self._use(channel.name)
+                await conversation.run(channel, self.dispatch)
+            finally:
+                channel.close()
+        else:
+            self._use(await layer.new_channel())
+            messages = Asked(self.channel_receive)
+            try:
+                await conversation.run(messages, self.dispatch)
+            finally:
+                await messages.stop()
+                if isinstance(layer, AsyncQueueChannelLayer) and not layer.is_closed:
+                    layer.close_channel(self.channel_name)
+
+    def _use(self, channel: str) -> None:
+        self.channel_name = channel
+        self.channel_receive = partial(self.channel_layer.receive, channel)  # type: ignore[assignment]
+
+    async def dispatch(self, message: Message) -> None:
+        """
+        Hand a message to the handler that its type names.
+
+        Raises:
+            ValueError: there is none.
+        """
+        handler = getattr(self, get_handler_name(message), None)
+        conversation = self._asyncq
+        if handler:
+            if conversation is None:
+                await database.close_old_connections()
+            elif conversation.must_visit_database():
+                await conversation.visit_database()
+            await handler(message)
+        elif conversation is not None and message["type"] == "websocket.send":
+            await conversation.pass_on(message)
+        elif conversation is None or message["type"] not in conversation.notices:
+            raise ValueError(f"No handler for message type {message['type']}")
+
+
+def _reads_as_we_do(layer: AsyncQueueChannelLayer) -> bool:
+    """Is `receive()` our own? Somebody's subclass may want to see every message."""
+    return type(layer).receive is AsyncQueueChannelLayer.receive
+
+
+async def _turn() -> None:
+    """Let the event loop turn once."""
+    await asyncio.sleep(0)

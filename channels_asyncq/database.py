@@ -1,0 +1,82 @@
+"""Whether database connections of a thread wait to be closed, asked from the event loop without going there."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from time import monotonic
+
+from asgiref.sync import sync_to_async
+from channels import db
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+# By thread, the wrappers that were opened in it. A tuple is replaced, never changed, and only by its own thread:
+# event loops read it meanwhile. Wrappers die with their thread.
+_opened: dict[int, tuple[weakref.ref[BaseDatabaseWrapper], ...]] = {}
+
+
+def _note(connection: BaseDatabaseWrapper) -> None:
+    thread = threading.get_ident()
+    known = _opened.get(thread, ())
+    if not any(reference() is connection for reference in known):
+        alive = (reference for reference in known if reference() is not None)
+        _opened[thread] = (*alive, weakref.ref(connection))
+
+
+def _on_connection_created(connection: BaseDatabaseWrapper, **_: object) -> None:
+    _note(connection)
+
+
+connection_created.connect(_on_connection_created, dispatch_uid="channels_asyncq.database")
+
+
+def _close_old_connections() -> int:
+    # Looked up where Channels does, for those who replace it in their tests.
+    db.close_old_connections()  # type: ignore[attr-defined]
+    # Also those that were opened before this module was imported, or lent to this thread by another.
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is not None:
+            _note(connection)
+    return threading.get_ident()
+
+
+async def close_old_connections() -> int:
+    """
+    Do what `django.db.close_old_connections()` does in the thread of the caller's database code.
+
+    Returns that thread, which stays the same for a consumer's whole life, for `is_due()`.
+    """
+    return await sync_to_async(_close_old_connections)()
+
+
+def is_due(thread: int) -> bool:
+    """
+    Tell whether `close_old_connections()` would find anything to do in this thread.
+
+    Only looks. A connection that the thread is using just now may look due and not be; it then waits its turn
+    there, as it always did.
+    """
+    for reference in _opened.get(thread, ()):
+        connection = reference()
+        if connection is not None and connection.connection is not None and _would_act(connection):
+            return True
+    return False
+
+
+def _would_act(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether `close_if_unusable_or_obsolete()` would do more to an open connection than look at it."""
+    if (
+        type(connection).close_if_unusable_or_obsolete
+        is not BaseDatabaseWrapper.close_if_unusable_or_obsolete
+    ):
+        return True  # a backend of its own mind
+    close_at = connection.close_at
+    return (
+        (close_at is not None and monotonic() >= close_at)
+        or connection.errors_occurred
+        # The next query has to ask again whether the connection lives.
+        or (connection.health_check_done and connection.health_check_enabled)  # type: ignore[attr-defined]
+        or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+    )

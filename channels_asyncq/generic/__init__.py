@@ -1,0 +1,1 @@
+"""The generic consumers of Channels, leaner inside."""
