@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
 
 _FORGET_AFTER = 900.0
 _LOW = (1 << 64) - 1
@@ -40,14 +43,17 @@ def stream_of(partition: int, *, is_logged: bool) -> int:
 class Outbox:
     """Numbers the sends, or the pushes, of a node: from 1 in each stream, in the order of the writes."""
 
-    __slots__ = ("_last",)
+    __slots__ = ("_numbers",)
 
     def __init__(self) -> None:
-        self._last: defaultdict[int, int] = defaultdict(int)
+        self._numbers: defaultdict[int, Iterator[int]] = defaultdict(partial(count, 1))
+
+    def numbers(self, stream: int) -> Iterator[int]:
+        """Return what counts a stream, to take one number after the other from: it is the only one."""
+        return self._numbers[stream]
 
     def next(self, stream: int) -> int:
-        number = self._last[stream] = self._last[stream] + 1
-        return number
+        return next(self._numbers[stream])
 
 
 class _Seen:

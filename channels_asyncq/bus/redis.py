@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import resources
@@ -89,7 +89,7 @@ class Route(NamedTuple):
 
     shard: Shard
     topic: bytes
-    stream: int
+    numbers: Iterator[int]
     is_logged: bool
     command: tuple[bytes, ...]
     opened: bytes
@@ -644,6 +644,9 @@ class RedisBus(Bus):
             }
         ).encode()
         self._codec = codec
+        # A payload is encrypted once, however often it is sent.
+        self._flags = ENCRYPTED if codec.encrypted else 0
+        self._sealed: Callable[[bytes], bytes] = codec.encrypt
         self._node = bytes.fromhex(node)
         self.loop = asyncio.get_running_loop()
         self._outbox = Outbox()
@@ -758,24 +761,25 @@ class RedisBus(Bus):
 
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
         route = self._topic_route(topic)
-        return route.shard.send(self._pack_send, route, target, payload, flags, ())
+        return route.shard.send(self._pack_send, route, target, self._sealed(payload), flags, ())
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         wire = self._shards[topic.shard].commands.wire
         if wire is not None:
             number = self._outbox.next(stream_of(topic.partition, is_logged=False))
-            data = self._pack(target, payload, number, flags)
+            data = pack(target, self._sealed(payload), self._node, number, flags | self._flags)
             wire.call(b"PUBLISH", topic.name, data)
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         route = self._group_route(group)
         # nil, which is None here, stands for no members.
-        return route.shard.send(self._pack_send, route, group, payload, 0, excluded)
+        return route.shard.send(self._pack_send, route, group, self._sealed(payload), 0, excluded)
 
     def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
         route = self._topic_route(topic)
         failed = partial(self.receiver.on_unsent, topic.name, target)
-        return route.shard.write(_nothing, failed, self._pack_send, route, target, payload, 0, ())
+        sealed = self._sealed(payload)
+        return route.shard.write(_nothing, failed, self._pack_send, route, target, sealed, 0, ())
 
     def group_send_unconfirmed(
         self, group: str, payload: bytes, excluded: tuple[str, ...]
@@ -783,7 +787,8 @@ class RedisBus(Bus):
         route = self._group_route(group)
         failed = partial(self.receiver.on_unsent, route.topic, group)
         done = partial(self._group_written, payload, excluded)
-        return route.shard.write(done, failed, self._pack_send, route, group, payload, 0, excluded)
+        sealed = self._sealed(payload)
+        return route.shard.write(done, failed, self._pack_send, route, group, sealed, 0, excluded)
 
     def _group_written(self, payload: bytes, excluded: tuple[str, ...], members: list[bytes] | None) -> None:
         if members:
@@ -808,26 +813,17 @@ class RedisBus(Bus):
         return self._route(topic, True, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
 
     def _route(self, topic: Topic, is_logged: bool, *command: bytes) -> Route:
-        shard, stream = self._shards[topic.shard], stream_of(topic.partition, is_logged=is_logged)
-        return Route(shard, topic.name, stream, is_logged, command, _opened(command))
+        numbers = self._outbox.numbers(stream_of(topic.partition, is_logged=is_logged))
+        return Route(self._shards[topic.shard], topic.name, numbers, is_logged, command, _opened(command))
 
     def _pack_send(
         self, route: Route, target: str, payload: bytes, flags: int, excluded: tuple[str, ...]
     ) -> bytes:
         """Return the command that sends a message; its number is the stream's next."""
-        data = self._pack(target, payload, self._outbox.next(route.stream), flags, excluded)
+        data = pack(target, payload, self._node, next(route.numbers), flags | self._flags, excluded)
         if route.is_logged and len(data) > _LARGEST_LOGGED:
             return _packed(*route.command, data, header_size(target, excluded))
         return b"%b%d\r\n%b\r\n" % (route.opened, len(data), data)
-
-    def _pack(
-        self, target: str, payload: bytes, number: int, flags: int = 0, excluded: tuple[str, ...] = ()
-    ) -> bytes:
-        """Return the wire form of a message."""
-        if self._codec.encrypted:
-            flags |= ENCRYPTED
-            payload = self._codec.encrypt(payload)
-        return pack(target, payload, self._node, number, flags, excluded)
 
     async def add_member(self, group: str, channel: str) -> None:
         topic, members_key, _ = self.topics.group(group)
@@ -849,7 +845,7 @@ class RedisBus(Bus):
 
     async def push(self, channel: str, payload: bytes, capacity: int) -> None:
         send = self._shards[self.topics.queue(channel).topic.shard].send
-        has_room = await send(self._pack_push, channel, payload, capacity)
+        has_room = await send(self._pack_push, channel, self._sealed(payload), capacity)
         if not has_room:
             raise ChannelFull(
                 f"channel {channel!r} holds {capacity} messages, its capacity; start more readers, "
@@ -860,7 +856,8 @@ class RedisBus(Bus):
         topic = self.topics.queue(channel).topic
         failed = partial(self.receiver.on_unsent, topic.name, channel)
         done = partial(self._pushed, channel)
-        return self._shards[topic.shard].write(done, failed, self._pack_push, channel, payload, capacity)
+        write = self._shards[topic.shard].write
+        return write(done, failed, self._pack_push, channel, self._sealed(payload), capacity)
 
     def _pushed(self, channel: str, has_room: int) -> None:
         if not has_room:
@@ -870,7 +867,7 @@ class RedisBus(Bus):
         topic, _, seen, partition = self.topics.queue(channel)
         # Its own number too: a command that is executed twice is taken in once.
         number, expiry = self._pushes.next(partition), _milliseconds(self.options.expiry)
-        data = self._pack(channel, payload, number)
+        data = pack(channel, payload, self._node, number, self._flags)
         return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, number)
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
