@@ -269,6 +269,7 @@ class Stuck:
     async def join(self) -> None:
         self.channel = await self.layer.new_channel("slow")
         self.neighbour = await self.layer.new_channel()
+        await self.writer.new_channel()  # it is connected, and sends with a session of its own
         for channel in (self.channel, self.neighbour):
             await self.layer.group_add("room", channel)
         [session] = self.layer._sessions.values()
