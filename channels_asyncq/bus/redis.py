@@ -199,7 +199,7 @@ class Shard:
         Not earlier: what is numbered first must be written first.
         """
         while True:
-            wire = self.commands.wire
+            wire = self.commands.open_wire
             if wire is None or wire.is_lost or not wire.has_room:
                 wire = await self.commands.with_room()
             try:
@@ -225,7 +225,7 @@ class Shard:
         *arguments: Any,
     ) -> None:
         """Write a command when the line is up and has room, and tell later what came of it."""
-        wire = self.commands.wire
+        wire = self.commands.open_wire
         if wire is None or wire.is_lost or not wire.has_room:
             wire = await self.commands.with_room()
         tell = partial(self._written, wire, done, failed, pack, arguments)
