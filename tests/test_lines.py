@@ -487,7 +487,7 @@ async def test_newcomers_wait_behind_those_who_waited(hosts: Hosts, make: Callab
 
     tasks = [await started(use(name)) for name in "abc"]
     hosts.is_open.set()
-    while recorded.line.wire is None:
+    while recorded.line.wire is None:  # noqa: ASYNC110  (the very turn in which it is)
         await asyncio.sleep(0)
     assert recorded.line.open_wire is None and not order
     tasks += [asyncio.create_task(use(name)) for name in "de"]
