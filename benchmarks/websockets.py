@@ -1,9 +1,9 @@
 """
-CPU time of a server for each WebSocket frame that a client in a room of 500 gets: `python -m benchmarks.websockets`.
+What a WebSocket frame to each of the 500 clients in a room costs a server: `python -m benchmarks.websockets`.
 
-One process serves, one has the clients and sends, one message after the other. Fresh processes for each round, and
-the sides take turns. What is counted is the CPU time of all threads of the serving process; a round in which a
-frame was lost has no figure.
+One process serves, one has the clients and sends, one message after the other. Fresh processes for each
+round, and the sides take turns. What is counted is the CPU time of all threads of the serving process; a
+round in which a frame was lost has no figure.
 """
 
 import argparse

@@ -44,8 +44,10 @@ class Source(Protocol):
     @property
     def is_empty(self) -> bool: ...
     def take(self) -> Message | None: ...
-    def wake(self, waiter: asyncio.Future[None]) -> None: ...
-    def stop_waking(self, waiter: asyncio.Future[None]) -> None: ...
+    @property
+    def wake(self) -> Callable[[asyncio.Future[None]], None]: ...
+    @property
+    def stop_waking(self) -> Callable[[asyncio.Future[None]], None]: ...
 
 
 class Asked:
@@ -83,12 +85,11 @@ class Asked:
 
         Raises whatever `receive()` raised.
         """
-        self.ask()
-        if self.is_empty:
+        task = self._task
+        if task is None:
+            self.ask()
             return None
-        assert self._task is not None
-        message: Message = self._task.result()
-        return message
+        return task.result() if task.done() else None
 
     def take(self) -> Message | None:
         """Return the message that has come. The next one is not asked for before somebody looks again."""
@@ -229,14 +230,15 @@ class Conversation:
 
     async def _wait(self) -> None:
         """Return when one of the sources may have something."""
+        events, messages = self._events, self._messages
         waiter = asyncio.get_running_loop().create_future()
-        self._events.wake(waiter)
-        self._messages.wake(waiter)
+        events.wake(waiter)
+        messages.wake(waiter)
         try:
             await waiter
         finally:
-            self._events.stop_waking(waiter)
-            self._messages.stop_waking(waiter)
+            events.stop_waking(waiter)
+            messages.stop_waking(waiter)
 
     async def _expect_end(self, error: Exception) -> None:
         """

@@ -1,14 +1,14 @@
 """
 The site: one room. `BENCHMARK_SOCKETS` says who talks to the clients, and with which layer.
 
-Served by the real servers (`benchmarks.sockets.serve`). Each kind of application sends the same frame for the same
-broadcast message.
+Run as a program it serves itself. Each kind of application sends the same frame for the same message.
 """
 
 import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import django
@@ -85,11 +85,12 @@ async def _send_to_all() -> None:
             await send({"type": "websocket.send", "text": text})
 
 
-application = {
+_kinds: dict[str, Callable[[], Any]] = {
     "bare": lambda: bare,
     "stock": lambda: room(channels_websocket.AsyncJsonWebsocketConsumer),
     "own": lambda: room(own_websocket.AsyncJsonWebsocketConsumer),
-}[order["consumer"]]()
+}
+application = _kinds[order["consumer"]]()
 
 if __name__ == "__main__":
     address = order["host"], order["port"]
