@@ -32,8 +32,10 @@ Message = dict[str, Any]
 
 # What a server says last; it does not wait behind messages for a client that has gone.
 LAST_EVENTS = frozenset({"websocket.disconnect", "http.disconnect"})
-#: The WebSocket close code for a client that does not keep up: try again later.
+#: The WebSocket close codes for a client that does not keep up: "try again later", and what stands in for it
+#: under a server that sends no code below 3000 (Daphne).
 CLOSE_TRY_AGAIN = 1013
+CLOSE_TRY_AGAIN_PRIVATE = 4013
 # A server that refuses what we send says within this time that the client has gone; else something is wrong.
 GRACE = 1.0
 
@@ -259,11 +261,17 @@ class Conversation:
 
     async def _close_for_overflow(self) -> None:
         self._messages = NOTHING
-        if not self.client.has_closed:
+        if self.client.has_closed:
+            return
+        try:
             try:
                 await self.client({"type": "websocket.close", "code": CLOSE_TRY_AGAIN})
-            except (OSError, RuntimeError) as error:
-                await self._expect_end(error)
+            except (OSError, RuntimeError):
+                raise
+            except Exception:
+                await self.client({"type": "websocket.close", "code": CLOSE_TRY_AGAIN_PRIVATE})
+        except (OSError, RuntimeError) as error:
+            await self._expect_end(error)
 
     def must_visit_database(self) -> bool:
         """Tell whether something is due in the thread of the consumer's database code; at first, nobody knows."""

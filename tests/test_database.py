@@ -82,7 +82,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Message]:
     if where is None:
         pytest.skip("PostgreSQL is not installed")
     folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
-    user: list[str] = []
+    user: list[str | Path] = []
     if os.getuid() == 0:
         user = ["runuser", "-u", "postgres", "--"]
         shutil.chown(folder, "postgres")
@@ -94,7 +94,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Message]:
     data = str(folder / "data")
     subprocess.run([*user, programs / "initdb", "-D", data, "-A", "trust", "-U", "test", "-N"], **quiet)
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    control = [*user, programs / "pg_ctl", "-D", data, "-w", "-l", str(folder / "log")]
+    control: list[str | Path] = [*user, programs / "pg_ctl", "-D", data, "-w", "-l", str(folder / "log")]
     subprocess.run([*control, "-o", options, "start"], **quiet)
     try:
         yield {
