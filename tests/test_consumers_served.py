@@ -100,6 +100,20 @@ async def test_client_gone_while_the_room_talks(server: str, config: dict[str, A
                 heard.append(await hears(stays))
 
 
+async def test_client_gone_while_its_handler_sends(server: str, config: dict[str, Any]) -> None:
+    """
+    A handler that goes on sending to a client that has gone: uvicorn refuses, Daphne does not care, and either
+    way disconnect() runs. (Channels' own consumer ends without it under uvicorn.)
+    """
+    async with served(server, **config) as (site,), visit(site, "ours/room/") as stays:
+        goes = await visit(site, "ours/room/")
+        await goes.send("linger")
+        assert await hears(goes) == "still here"
+        assert await hears(stays) == "lingering"
+        goes.transport.abort()
+        assert await hears(stays) == "left"
+
+
 async def test_overflow_says_try_again(server: str, config: dict[str, Any]) -> None:
     """overflow="close": the client sees 1013 (4013 from Daphne, which cannot say that), and disconnect() runs."""
     code = 4013 if server == "daphne" else 1013

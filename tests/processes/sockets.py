@@ -32,7 +32,13 @@ def consumers(kind: Kind) -> dict[str, Any]:
         async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
             if text_data == "fail":
                 raise ZeroDivisionError("a consumer's own error")
-            if text_data == "close":
+            if text_data == "linger":
+                # To somebody who has gone before it ends: the server refuses, or does not mind.
+                await self.channel_layer.group_send("room", {"type": "room.says", "text": "lingering"})
+                for _ in range(50):
+                    await self.send(text_data="still here")
+                    await asyncio.sleep(0.02)
+            elif text_data == "close":
                 await self.close(4001, "enough")
             elif text_data == "frame":
                 await self.channel_layer.group_send("room", {"type": "websocket.send", "text": "frame"})
