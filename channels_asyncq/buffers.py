@@ -270,14 +270,14 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                 raise
         return envelope
 
-    def wake(self, receiver: asyncio.Future[None]) -> None:
+    def wake(self, waiter: asyncio.Future[None]) -> None:
         """Have this future done when an envelope comes or the channel closes. Look with `take()` first."""
-        self._receivers.append(receiver)
+        self._receivers.append(waiter)
 
-    def stop_waking(self, receiver: asyncio.Future[None]) -> None:
+    def stop_waking(self, waiter: asyncio.Future[None]) -> None:
         """Take a future back that was given to `wake()`: its owner takes nothing now."""
-        if receiver in self._receivers:
-            self._receivers.remove(receiver)
+        if self._receivers and waiter in self._receivers:
+            self._receivers.remove(waiter)
         elif self._queue:
             _wake_first(self._receivers)  # woken and given up at once: the envelope is for the next one
         self.last_used = monotonic()

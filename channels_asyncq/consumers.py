@@ -32,8 +32,10 @@ Message = dict[str, Any]
 
 # What a server says last; it does not wait behind messages for a client that has gone.
 LAST_EVENTS = frozenset({"websocket.disconnect", "http.disconnect"})
-#: The WebSocket close code for a client that does not keep up: try again later.
+#: The WebSocket close codes for a client that does not keep up: "try again later", and what stands in for it
+#: under a server that sends no code below 3000 (Daphne).
 CLOSE_TRY_AGAIN = 1013
+CLOSE_TRY_AGAIN_PRIVATE = 4013
 # A server that refuses what we send says within this time that the client has gone; else something is wrong.
 GRACE = 1.0
 
@@ -44,8 +46,10 @@ class Source(Protocol):
     @property
     def is_empty(self) -> bool: ...
     def take(self) -> Message | None: ...
-    def wake(self, waiter: asyncio.Future[None]) -> None: ...
-    def stop_waking(self, waiter: asyncio.Future[None]) -> None: ...
+    @property
+    def wake(self) -> Callable[[asyncio.Future[None]], None]: ...
+    @property
+    def stop_waking(self) -> Callable[[asyncio.Future[None]], None]: ...
 
 
 class Asked:
@@ -83,12 +87,11 @@ class Asked:
 
         Raises whatever `receive()` raised.
         """
-        self.ask()
-        if self.is_empty:
+        task = self._task
+        if task is None:
+            self.ask()
             return None
-        assert self._task is not None
-        message: Message = self._task.result()
-        return message
+        return task.result() if task.done() else None
 
     def take(self) -> Message | None:
         """Return the message that has come. The next one is not asked for before somebody looks again."""
@@ -229,14 +232,15 @@ class Conversation:
 
     async def _wait(self) -> None:
         """Return when one of the sources may have something."""
+        events, messages = self._events, self._messages
         waiter = asyncio.get_running_loop().create_future()
-        self._events.wake(waiter)
-        self._messages.wake(waiter)
+        events.wake(waiter)
+        messages.wake(waiter)
         try:
             await waiter
         finally:
-            self._events.stop_waking(waiter)
-            self._messages.stop_waking(waiter)
+            events.stop_waking(waiter)
+            messages.stop_waking(waiter)
 
     async def _expect_end(self, error: Exception) -> None:
         """
@@ -257,11 +261,17 @@ class Conversation:
 
     async def _close_for_overflow(self) -> None:
         self._messages = NOTHING
-        if not self.client.has_closed:
+        if self.client.has_closed:
+            return
+        try:
             try:
                 await self.client({"type": "websocket.close", "code": CLOSE_TRY_AGAIN})
-            except (OSError, RuntimeError) as error:
-                await self._expect_end(error)
+            except (OSError, RuntimeError):
+                raise
+            except Exception:
+                await self.client({"type": "websocket.close", "code": CLOSE_TRY_AGAIN_PRIVATE})
+        except (OSError, RuntimeError) as error:
+            await self._expect_end(error)
 
     def must_visit_database(self) -> bool:
         """Tell whether something is due in the thread of the consumer's database code; at first, nobody knows."""

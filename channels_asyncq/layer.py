@@ -79,12 +79,16 @@ class OpenChannel:
     read.
     """
 
-    __slots__ = ("_buffer", "_session", "name")
+    __slots__ = ("_buffer", "_session", "name", "stop_waking", "wake")
 
     def __init__(self, session: Session, buffer: ChannelBuffer) -> None:
         self._session = session
         self._buffer = buffer
         self.name = buffer.channel
+        #: Have a future done when a message comes or the channel closes. Look with `take()` first.
+        self.wake = buffer.wake
+        #: Take a future back that was given to `wake()`.
+        self.stop_waking = buffer.stop_waking
         buffer.is_kept = True
 
     def take(self) -> dict[str, Any] | None:
@@ -105,14 +109,6 @@ class OpenChannel:
     def is_empty(self) -> bool:
         """Whether nothing waits; False may still mean that what waits has expired."""
         return not self._buffer.queued
-
-    def wake(self, waiter: asyncio.Future[None]) -> None:
-        """Have this future done when a message comes or the channel closes. Look with `take()` first."""
-        self._buffer.wake(waiter)
-
-    def stop_waking(self, waiter: asyncio.Future[None]) -> None:
-        """Take a future back that was given to `wake()`."""
-        self._buffer.stop_waking(waiter)
 
     def close(self) -> None:
         """Close the channel; what still waits is dropped and counted. Closing twice is fine."""

@@ -339,13 +339,13 @@ async def test_outage_is_told_and_survived(
 async def test_joining_during_an_outage_closes_with_try_again(
     open_socket: Open, settings: Any, prefix: str, own_redis_server: EmbeddedServer
 ) -> None:
-    """A page that cannot join is told so, and closed with 1013, so that it tries again."""
+    """A page that cannot join is told so, and closed with 4013, so that it tries again."""
     settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url)
     own_redis_server.kill()
     socket = open_socket()
     await socket.connect(timeout=5)
     await next_frame(socket, "error", code="unavailable")
-    assert await socket.receive_output(timeout=5) == {"type": "websocket.close", "code": 1013}
+    assert await socket.receive_output(timeout=5) == {"type": "websocket.close", "code": 4013}
 
 
 async def test_sync_view_sends_to_the_room(join: Any) -> None:

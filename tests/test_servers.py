@@ -40,15 +40,16 @@ def free_port() -> int:
 class Served(Process):
     """The site under a server, at a port."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, application: str = APPLICATION) -> None:
         super().__init__(kind)
         self.port = free_port()
+        self.application = application
 
     def command(self) -> Sequence[str]:
         if self.name == "daphne":
-            return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(self.port), APPLICATION]
+            return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(self.port), self.application]
         host = ["--host", "127.0.0.1", "--port", str(self.port)]
-        return [sys.executable, "-m", "uvicorn", *host, "--lifespan", "off", APPLICATION]
+        return [sys.executable, "-m", "uvicorn", *host, "--lifespan", "off", self.application]
 
     async def answers(self) -> None:
         """Return when the server accepts connections."""
@@ -104,11 +105,13 @@ class Visit:
 
 
 @asynccontextmanager
-async def served(*kinds: str, **config: Any) -> AsyncGenerator[list[Served], None]:
+async def served(
+    *kinds: str, application: str = APPLICATION, **config: Any
+) -> AsyncGenerator[list[Served], None]:
     """
     The site under servers of these kinds; at the end each must stop soon at SIGTERM, without complaints.
     """
-    servers = [Served(kind) for kind in kinds]
+    servers = [Served(kind, application) for kind in kinds]
     try:
         for server in servers:
             await server.start(server.command(), **site(config))
@@ -215,7 +218,7 @@ async def test_redis_killed_and_back(own_redis_server: EmbeddedServer, prefix: s
     kill -9 of Redis under running servers: no client is disconnected, and all hear each other when it is
     back.
     """
-    config = {"hosts": [own_redis_server.url], "prefix": prefix, "send_timeout": 30}
+    config: dict[str, Any] = {"hosts": [own_redis_server.url], "prefix": prefix, "send_timeout": 30}
     async with (
         served("daphne", "uvicorn", **config) as (daphne, uvicorn),
         daphne.visit("ws/room") as first,

@@ -6,9 +6,9 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from channels.exceptions import ChannelFull
-from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
 from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerUnavailable
+from channels_asyncq.generic.websocket import AsyncJsonWebsocketConsumer
 from chat.models import Message, Tally
 from chat.rules import (
     ROOM_RULE,
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 HISTORY = 50
 CLOSE_BAD_ROOM = 4404
-CLOSE_TRY_AGAIN = 1013
+CLOSE_TRY_AGAIN = 4013  # what 1013 means; Daphne sends no code of its own between 1000 and 3000
 
 Event = dict[str, Any]
 

@@ -1,0 +1,163 @@
+"""What the tests of consumers share: Channels' kind and ours, the layers under them, and the server's side."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import channels.consumer
+import channels.generic.websocket
+from channels.layers import InMemoryChannelLayer, channel_layers
+from django.test import override_settings
+
+import channels_asyncq.consumers
+import channels_asyncq.generic.websocket
+from channels_asyncq import AsyncQueueChannelLayer
+from tests.contract import DEADLINE
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A set of consumers under their names."""
+
+    name: str
+    AsyncConsumer: Any
+    AsyncWebsocketConsumer: Any
+    AsyncJsonWebsocketConsumer: Any
+
+
+KINDS = {
+    name: Kind(name, base.AsyncConsumer, sockets.AsyncWebsocketConsumer, sockets.AsyncJsonWebsocketConsumer)
+    for name, base, sockets in (
+        ("channels", channels.consumer, channels.generic.websocket),
+        ("ours", channels_asyncq.consumers, channels_asyncq.generic.websocket),
+    )
+}
+OURS = KINDS["ours"]
+
+LAYERS = ("none", "inmemory", "redis.pubsub", "asyncq.memory", "asyncq.redis", "asyncq.traced")
+
+
+class TracedLayer(AsyncQueueChannelLayer):
+    """Somebody's subclass that sees each message."""
+
+    async def receive(self, channel: str) -> Message:
+        message = await super().receive(channel)
+        self.seen = [*getattr(self, "seen", []), message]
+        return message
+
+
+@contextlib.asynccontextmanager
+async def installed(layer: Any) -> AsyncGenerator[Any, None]:
+    """A layer in place of CHANNEL_LAYERS["default"]; None for no layer at all. It is closed at the end."""
+    if layer is None:
+        with override_settings(CHANNEL_LAYERS={}):
+            yield None
+        return
+    backends = channel_layers.backends
+    before = backends.get("default")
+    backends["default"] = layer
+    try:
+        yield layer
+    finally:
+        del backends["default"]
+        if before is not None:
+            backends["default"] = before
+        if isinstance(layer, AsyncQueueChannelLayer):
+            await layer.close()
+
+
+def make(name: str, url: str, prefix: str, **config: Any) -> Any:
+    """One of LAYERS."""
+    if name == "none":
+        return None
+    if name == "inmemory":
+        return InMemoryChannelLayer(**config)
+    if name == "redis.pubsub":
+        from channels_redis.pubsub import RedisPubSubChannelLayer
+
+        return RedisPubSubChannelLayer(hosts=[url], prefix=prefix, **config)
+    kind = TracedLayer if name == "asyncq.traced" else AsyncQueueChannelLayer
+    return kind(hosts=[url if name == "asyncq.redis" else "memory://"], prefix=prefix, **config)
+
+
+class Talk:
+    """
+    The server's side of one consumer: what it says, what it is told, and how far ahead it is asked.
+
+    `refuse` is an error for every send from then on, as of a server whose client has gone.
+    """
+
+    def __init__(self, application: Any, scope: Message | None = None) -> None:
+        self.events: asyncio.Queue[Message | Exception] = asyncio.Queue()
+        self.sent: asyncio.Queue[Message] = asyncio.Queue()
+        self.asked = 0
+        self.refuse: Exception | None = None
+        self.hold: asyncio.Event | None = None
+        self.task = asyncio.create_task(
+            application(scope or {"type": "websocket"}, self._receive, self._send), name="the consumer"
+        )
+
+    async def _receive(self) -> Message:
+        self.asked += 1
+        event = await self.events.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def _send(self, message: Message) -> None:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.refuse is not None:
+            raise self.refuse
+        self.sent.put_nowait(message)
+
+    def say(self, kind: str, **content: Any) -> None:
+        self.events.put_nowait({"type": kind, **content})
+
+    async def hears(self) -> Message:
+        """What the consumer sends next; its error, if it ends without another word."""
+        getting = asyncio.ensure_future(self.sent.get())
+        await asyncio.wait([getting, self.task], timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+        if not getting.done():
+            getting.cancel()
+            if self.task.done():
+                self.task.result()
+            raise AssertionError(f"nothing was sent; the consumer is {self.task}")
+        return getting.result()
+
+    async def accepted(self) -> None:
+        self.say("websocket.connect")
+        assert (await self.hears())["type"] == "websocket.accept"
+
+    async def ends(self) -> None:
+        """Wait for the consumer's end; raises what it raised."""
+        async with asyncio.timeout(DEADLINE):
+            await self.task
+
+    async def leaves(self, code: int = 1000) -> None:
+        self.say("websocket.disconnect", code=code)
+        await self.ends()
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+@contextlib.asynccontextmanager
+async def talks() -> AsyncGenerator[Any, None]:
+    """A function that begins a Talk; at the end those that still go on are stopped."""
+    begun: list[Talk] = []
+
+    def begin(consumer: Any, scope: Message | None = None, **initkwargs: Any) -> Talk:
+        begun.append(Talk(consumer.as_asgi(**initkwargs), scope))
+        return begun[-1]
+
+    try:
+        yield begin
+    finally:
+        for talk in begun:
+            await talk.stop()

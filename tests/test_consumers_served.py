@@ -1,0 +1,187 @@
+"""Channels' consumers and ours under Daphne and uvicorn, with real clients."""
+
+import asyncio
+import base64
+import os
+import socket
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.consumers import KINDS
+from tests.contract import DEADLINE, eventually
+from tests.test_servers import Served, served
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+
+APPLICATION = "tests.processes.sockets:application"
+SERVERS = ["daphne", "uvicorn"]
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def config(redis_url: str, prefix: str) -> dict[str, Any]:
+    return {"hosts": [redis_url], "prefix": prefix, "application": APPLICATION}
+
+
+def visit(site: Served, path: str, **options: Any) -> connect:
+    return connect(f"ws://127.0.0.1:{site.port}/{path}", **options)
+
+
+async def hears(client: ClientConnection) -> Any:
+    async with asyncio.timeout(DEADLINE):
+        return await client.recv()
+
+
+async def test_conversation(kind: str, server: str, config: dict[str, Any]) -> None:
+    """Accepted with a subprotocol, heard by the room, closed with its code; refused with 403."""
+    async with served(server, **config) as (site,):
+        async with visit(site, f"{kind}/room/", subprotocols=["a", "b"]) as one:
+            assert one.subprotocol == "a"
+            async with visit(site, f"{kind}/room/") as two:
+                await two.send("hello")
+                assert [await hears(one), await hears(two)] == ["hello"] * 2
+                await two.send("close")
+                with pytest.raises(ConnectionClosed) as closed:
+                    await hears(two)
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 4001
+            assert await hears(one) == "left"
+        with pytest.raises(InvalidStatus, match="403"):
+            await visit(site, f"{kind}/room/?no")
+
+
+async def test_error(kind: str, server: str, config: dict[str, Any]) -> None:
+    """A handler's error is the server's to log, and the client's connection ends."""
+    async with served(server, **config) as (site,):
+        async with visit(site, f"{kind}/room/") as client:
+            await client.send("fail")
+            with pytest.raises(ConnectionClosed):
+                await hears(client)
+        await eventually(lambda: "ZeroDivisionError: a consumer's own error" in site.errors, "the log")
+        # Expected; `served()` would complain about it.
+        site.errors = ""
+
+
+async def test_frame(server: str, config: dict[str, Any]) -> None:
+    """A `websocket.send` message reaches every client of the room under each server."""
+    async with (
+        served(server, **config) as (site,),
+        visit(site, "ours/room/") as one,
+        visit(site, "ours/room/") as two,
+    ):
+        await two.send("frame")
+        assert [await hears(one), await hears(two)] == ["frame"] * 2
+
+
+async def test_client_gone_while_the_room_talks(server: str, config: dict[str, Any]) -> None:
+    """A client that is cut off while it is sent to is said to have left, under each server."""
+    async with served(server, **config) as (site,), visit(site, "ours/room/") as stays:
+        for _ in range(10):
+            goes = await visit(site, "ours/room/")
+            for n in range(5):
+                await stays.send(str(n))
+            goes.transport.abort()
+            for n in range(5):
+                await stays.send(str(n))
+            heard: list[str] = []
+            while heard.count("4") < 2 or "left" not in heard:
+                heard.append(await hears(stays))
+
+
+async def test_client_gone_while_its_handler_sends(server: str, config: dict[str, Any]) -> None:
+    """
+    A handler that goes on sending to a client that has gone: uvicorn refuses, Daphne does not care, and either
+    way disconnect() runs. (Channels' own consumer ends without it under uvicorn.)
+    """
+    async with served(server, **config) as (site,), visit(site, "ours/room/") as stays:
+        goes = await visit(site, "ours/room/")
+        await goes.send("linger")
+        assert await hears(goes) == "still here"
+        assert await hears(stays) == "lingering"
+        goes.transport.abort()
+        assert await hears(stays) == "left"
+
+
+async def test_overflow_says_try_again(server: str, config: dict[str, Any]) -> None:
+    """overflow="close": the client sees 1013 (4013 from Daphne, which cannot say that), and disconnect() runs."""
+    code = 4013 if server == "daphne" else 1013
+    async with (
+        served(server, **config, capacity=5, overflow="close") as (site,),
+        visit(site, "ours/room/") as room,
+        visit(site, "ours/stuck/") as client,
+    ):
+        await client.send("overflow")
+        with pytest.raises(ConnectionClosed) as closed:
+            for _ in range(6):
+                assert await hears(client) == "x"
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == code, site.errors
+        assert await hears(room) == f"stuck {code}"
+
+
+FRAME = 64 * 1024
+FRAMES = 600
+
+
+def _masked(opcode: int, payload: bytes) -> bytes:
+    """A frame of a client, whose mask is zero."""
+    if len(payload) < 126:
+        header = bytes([0x80 | opcode, 0x80 | len(payload)])
+    else:
+        header = bytes([0x80 | opcode, 0xFF]) + len(payload).to_bytes(8)
+    return header + bytes(4) + payload
+
+
+async def test_flow_control(kind: str, server: str, config: dict[str, Any]) -> None:
+    """
+    While a handler takes its time uvicorn stops reading the socket, so the client cannot send for ever; Daphne
+    has no such thing. Either way everything is handled in the end.
+    """
+    loop = asyncio.get_running_loop()
+    async with served(server, **config) as (site,), visit(site, f"{kind}/now/") as now:
+        with socket.create_connection(("127.0.0.1", site.port)) as client:
+            client.setblocking(False)
+            key = base64.b64encode(os.urandom(16)).decode()
+            await loop.sock_sendall(
+                client,
+                f"GET /{kind}/slow/ HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+                f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode(),
+            )
+            async with asyncio.timeout(DEADLINE):
+                answer = b""
+                while b"\r\n\r\n" not in answer:
+                    answer += await loop.sock_recv(client, 4096)
+            data = memoryview(_masked(2, bytes(FRAME)) * FRAMES + _masked(1, b"how much?"))
+            sent = 0
+
+            async def send(patience: float) -> None:
+                nonlocal sent
+                until = loop.time() + patience
+                while sent < len(data) and loop.time() < until:
+                    try:
+                        sent += client.send(data[sent : sent + FRAME])
+                        until = loop.time() + patience
+                    except BlockingIOError:
+                        await asyncio.sleep(0.01)
+
+            await send(1.0)
+            assert (sent < len(data) / 2) is (server == "uvicorn")
+            await now.send("now")
+            assert await hears(now) == "sent"
+            await send(DEADLINE)
+            assert sent == len(data)
+            async with asyncio.timeout(DEADLINE):
+                answer = await loop.sock_recv(client, 4096)
+            assert answer.endswith(str(FRAME * FRAMES).encode())
