@@ -216,6 +216,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 del self._sessions[loop]
                 self._owners.pop(session.node, None)
 
+    def _settled_session(self, loop: asyncio.AbstractEventLoop) -> Session | None:
+        """Return the loop's session if it has one and the relay has nothing under way for it."""
+        session = self._sessions.get(loop)
+        if session is None or session.is_closed or (self._callers and loop in self._callers):
+            return None
+        return session
+
     async def _sender(self) -> Session | Caller:
         """Return the session to send with, or the running loop's account with the relay."""
         loop = asyncio.get_running_loop()
@@ -298,8 +305,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         here = asyncio.get_running_loop()
         if "!" in channel and self._hand_over(channel, payload, here):
             return
-        session = self._sessions.get(here)
-        if session is None or session.is_closed or self._callers:
+        session = self._settled_session(here)
+        if session is None:
             await self._send_with(lambda session: session.send(channel, payload))
         else:
             await session.send(channel, payload)
@@ -345,7 +352,11 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        await self._send_with(lambda session: session.group_add(group, channel))
+        session = self._settled_session(asyncio.get_running_loop())
+        if session is None:
+            await self._send_with(lambda session: session.group_add(group, channel))
+        else:
+            await session.group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """
@@ -357,7 +368,11 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        await self._send_with(lambda session: session.group_discard(group, channel))
+        session = self._settled_session(asyncio.get_running_loop())
+        if session is None:
+            await self._send_with(lambda session: session.group_discard(group, channel))
+        else:
+            await session.group_discard(group, channel)
 
     async def group_send(self, group: str, message: dict[str, Any], *, exclude: Collection[str] = ()) -> None:
         """
@@ -372,8 +387,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self.require_valid_group_name(group)
         excluded = self._excluded(exclude) if exclude else ()
         payload = self._encode(message)
-        session = self._sessions.get(asyncio.get_running_loop())
-        if session is None or session.is_closed or self._callers:
+        session = self._settled_session(asyncio.get_running_loop())
+        if session is None:
             await self._send_with(lambda session: _group_send(session, group, payload, excluded))
             return
         members = await session.group_send(group, payload, excluded)
