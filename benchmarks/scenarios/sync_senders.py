@@ -1,6 +1,7 @@
 """Sync code: a view or a task that sends, without an event loop of its own."""
 
 import asyncio
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from ..layers import Layer
 from ..scenario import CHAT_MESSAGE, TO_NOBODY, Goal, Measurement, Post, Scenario, Stage
 
 CALLS = 400
+BLOCKS = 40
 WARM_UP = 5
 
 
@@ -20,17 +22,24 @@ async def nothing() -> None:
     """What an empty call costs."""
 
 
-def rate(call: Callable[[], object]) -> float:
-    for _ in range(WARM_UP):
-        call()
-    began = time.monotonic()
-    for _ in range(CALLS):
-        call()
-    return CALLS / (time.monotonic() - began)
+def rates(*calls: Callable[[], object]) -> list[float]:
+    """Calls per second of each, by the median of `BLOCKS` blocks, in turn."""
+    for call in calls:
+        for _ in range(WARM_UP):
+            call()
+    size = CALLS // BLOCKS
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(BLOCKS):
+        for call, blocks in zip(calls, seconds, strict=True):
+            began = time.monotonic()
+            for _ in range(size):
+                call()
+            blocks.append(time.monotonic() - began)
+    return [size / statistics.median(blocks) for blocks in seconds]
 
 
 async def send(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:
-    """A thread without a loop makes `CALLS` calls, and as many empty ones before."""
+    """A thread without a loop makes `CALLS` calls, and as many empty ones in between."""
 
     def through_async_to_sync() -> None:
         async_to_sync(layer.group_send)("room", dict(CHAT_MESSAGE))
@@ -42,10 +51,7 @@ async def send(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:
     is_ours = parameters["has_functions"] and isinstance(layer, AsyncQueueChannelLayer)
     call = through_our_functions if is_ours else through_async_to_sync
 
-    def measure() -> tuple[float, float]:
-        return rate(async_to_sync(nothing)), rate(call)
-
-    empty, full = await asyncio.to_thread(measure)
+    empty, full = await asyncio.to_thread(rates, async_to_sync(nothing), call)
     await post.tell(empty=empty, rate=full)
 
 
