@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from channels_asyncq.testing import EmbeddedServer
 
-from .layers import CONTENDERS, OURS, THEIRS
-from .report import Comparison, as_json, table
+from .layers import CONTENDERS, OURS, THEIRS, Contender
+from .limits import limits
+from .report import Comparison, as_json, markdown, table
 from .runner import compare
 from .scenarios import load
 
@@ -27,10 +28,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--rounds", type=int, default=5, help="rounds per layer (default: %(default)s)")
     command.add_argument(
         "--layers",
-        default=f"{OURS},{THEIRS}",
-        help=f"the layers to compare, ours first (default: %(default)s; there are: {', '.join(CONTENDERS)})",
+        default=f"{OURS};{THEIRS}",
+        help=f"the layers to compare, with ; between them, or all (default: %(default)s; there are: "
+        f"{'; '.join(CONTENDERS)})",
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    command.add_argument("--limits", action="store_true", help="measure also what no layer can exceed here")
+    command.add_argument("--docs", type=Path, metavar="FOLDER", help="write tables, plots and figures there")
     command.add_argument("--list", action="store_true", help="list the scenarios and end")
     command.add_argument(
         "--check", action="store_true", help="exit with 1 when a goal is missed or a message of ours was lost"
@@ -41,31 +45,49 @@ def parser() -> argparse.ArgumentParser:
 async def run(arguments: argparse.Namespace, console: Console) -> int:
     scenarios = load()
     chosen = [scenarios[name] for name in arguments.scenarios or scenarios]
-    contenders = [CONTENDERS[name] for name in arguments.layers.split(",")]
+    contenders = chosen_contenders(arguments.layers)
     comparisons: list[Comparison] = []
     # The watch of what is published reads late: the server must not throw it out for that.
     with EmbeddedServer(external=False, client_output_buffer_limit="pubsub 0 0 0") as server:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             for scenario in chosen:
-                task = progress.add_task(scenario.name, total=arguments.rounds * len(contenders))
+                able = [each for each in contenders if each.name not in scenario.unable]
+                task = progress.add_task(scenario.name, total=arguments.rounds * len(able))
                 results = await compare(
-                    scenario, contenders, arguments.rounds, server, partial(progress.advance, task)
+                    scenario, able, arguments.rounds, server, partial(progress.advance, task)
                 )
                 comparisons.append(Comparison(scenario, results))
         for comparison in comparisons:
-            console.print(table(comparison, arguments.rounds))
+            console.print(table(comparison))
             for result in comparison.results:
                 if result.error is not None:
                     console.print(f"{result.layer}: {result.error}", markup=False)
+        figures = as_json(comparisons, contenders, arguments.rounds, server)
+        if arguments.limits:
+            figures["limits"] = await asyncio.to_thread(limits, server)
+            for name, value in figures["limits"].items():
+                console.print(f"limit: {name}: {value:,.0f}/s", highlight=False)
+        text = json.dumps(figures, indent=2) + "\n"
         if arguments.json is not None:
-            figures = as_json(comparisons, contenders, arguments.rounds, server)
-            arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    failed = any(
-        comparison.is_goal_met is False or comparison.results[0].error or any(comparison.results[0].lost)
-        for comparison in comparisons
-    )
-    return 1 if arguments.check and failed else 0
+            arguments.json.write_text(text)
+        if arguments.docs is not None:
+            arguments.docs.mkdir(parents=True, exist_ok=True)
+            arguments.docs.joinpath("results.json").write_text(text)
+            arguments.docs.joinpath("results.md").write_text("# Results\n\n" + markdown(comparisons))
+            # Imported here, because it takes a while, and is not needed to measure.
+            from .plots import bars
+
+            for comparison in comparisons:
+                bars(comparison, arguments.docs / f"{comparison.scenario.name}.svg")
+    return 1 if arguments.check and any(comparison.has_failed for comparison in comparisons) else 0
+
+
+def chosen_contenders(names: str) -> list[Contender]:
+    """Those of `--layers`; of all, those that are installed."""
+    if names == "all":
+        return [contender for contender in CONTENDERS.values() if contender.is_installed]
+    return [CONTENDERS[name] for name in names.split(";")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,14 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     scenarios = load()
     if arguments.list:
         for scenario in scenarios.values():
-            print(f"{scenario.name:12} {scenario.title} ({scenario.unit})")
+            print(f"{scenario.name:16} {scenario.title} ({scenario.unit})")
         return 0
     for name in arguments.scenarios:
         if name not in scenarios:
             command.error(f"no scenario {name!r}; there are: {', '.join(scenarios)}")
-    for name in arguments.layers.split(","):
-        if name not in CONTENDERS:
-            command.error(f"no layer {name!r}; there are: {', '.join(CONTENDERS)}")
+    for name in arguments.layers.split(";"):
+        if name not in CONTENDERS and arguments.layers != "all":
+            command.error(f"no layer {name!r}; there are: {'; '.join(CONTENDERS)}")
     if arguments.rounds < 1:
         command.error(f"--rounds {arguments.rounds}: at least one round is needed")
     return asyncio.run(run(arguments, Console()))

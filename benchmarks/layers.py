@@ -32,19 +32,39 @@ class Contender:
     backend: str
     distribution: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    has_hosts: bool = True
 
     def make(self, config: Mapping[str, Any]) -> Layer:
         """The layer itself; called in the process that uses it."""
         module, _, name = self.backend.rpartition(".")
+        if not self.has_hosts:
+            config = {}
         layer: Layer = getattr(importlib.import_module(module), name)(**{**config, **self.settings})
         return layer
 
+    @property
+    def is_installed(self) -> bool:
+        try:
+            importlib.import_module(self.backend.rpartition(".")[0])
+        except ImportError:
+            return False
+        return True
+
+
+_OURS = "channels_asyncq.AsyncQueueChannelLayer"
 
 CONTENDERS: Mapping[str, Contender] = {
     contender.name: contender
     for contender in (
-        Contender("asyncq", "channels_asyncq.AsyncQueueChannelLayer", "channels_asyncq"),
+        Contender("asyncq", _OURS, "channels_asyncq"),
+        Contender("asyncq, no log", _OURS, "channels_asyncq", {"recovery": None}),
+        Contender("asyncq, unconfirmed", _OURS, "channels_asyncq", {"confirm": False}),
+        Contender("asyncq, memory", _OURS, "channels_asyncq", {"hosts": ["memory://"]}),
         Contender("redis.pubsub", "channels_redis.pubsub.RedisPubSubChannelLayer", "channels_redis"),
+        Contender("redis.core", "channels_redis.core.RedisChannelLayer", "channels_redis"),
+        Contender("valkey.pubsub", "channels_valkey.pubsub.ValkeyPubSubChannelLayer", "channels_valkey"),
+        Contender("valkey.core", "channels_valkey.core.ValkeyChannelLayer", "channels_valkey"),
+        Contender("memory", "channels.layers.InMemoryChannelLayer", "channels", has_hosts=False),
     )
 }
 

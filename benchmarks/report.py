@@ -1,7 +1,7 @@
 """Figures for people and for programs."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -10,34 +10,44 @@ from rich.table import Table
 
 from channels_asyncq.testing import EmbeddedServer
 
-from .layers import Contender
+from .layers import OURS, Contender
 from .runner import Result
 from .scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A scenario and its results, ours first."""
+    """A scenario and its results."""
 
     scenario: Scenario
     results: Sequence[Result]
 
-    @property
-    def ratio(self) -> float | None:
-        """How many times better ours is than the second; None without both figures."""
-        medians = [result.median for result in self.results[:2]]
-        if len(medians) < 2 or not medians[0] or not medians[1]:
+    def ratio(self, result: Result) -> float | None:
+        """How many times better this is than the reference; None without both figures."""
+        reference = next((each for each in self.results if each.layer == self.scenario.reference), None)
+        if reference is None or not reference.median or not result.median:
             return None
-        ratio = medians[0] / medians[1]
+        ratio = result.median / reference.median
         return ratio if self.scenario.higher_is_better else 1 / ratio
 
-    @property
-    def is_goal_met(self) -> bool | None:
+    def is_goal_met(self, result: Result) -> bool | None:
         """None where there is no goal, or it cannot be told."""
-        ours = self.results[0].median
-        if self.scenario.goal is None or ours is None:
+        goal = self.scenario.goals.get(result.layer)
+        if goal is None or result.median is None:
             return None
-        return self.scenario.goal.is_met(ours, self.ratio)
+        return goal.is_met(result.median, self.ratio(result))
+
+    @property
+    def has_failed(self) -> bool:
+        """Was a goal missed, or a message of ours lost?"""
+        return any(
+            self.is_goal_met(result) is False or (is_ours(result) and (result.error or any(result.lost)))
+            for result in self.results
+        )
+
+
+def is_ours(result: Result) -> bool:
+    return result.layer.startswith(OURS)
 
 
 def number(value: float | None) -> str:
@@ -47,31 +57,52 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def table(comparison: Comparison, rounds: int) -> Table:
-    """One row per layer."""
-    scenario = comparison.scenario
-    title = f"{scenario.name}: {scenario.title}; {scenario.unit}, {rounds} rounds"
-    rows = Table(title=title, title_justify="left", title_style="bold")
-    rows.add_column("layer")
-    for name in ("median", "lowest", "highest", "lost", "ratio", "goal"):
-        rows.add_column(name, justify="right")
-    for place, result in enumerate(comparison.results):
-        ratio = goal = ""
-        if place == 0:
-            ratio = "-" if comparison.ratio is None else f"{comparison.ratio:.2f} x"
-            if scenario.goal is not None:
-                mark = {True: "met", False: "MISSED", None: "?"}[comparison.is_goal_met]
-                goal = f"{scenario.goal} {mark}"
-        rows.add_row(
+def lines(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+    """A line per layer: its name, median, lowest, highest, lost, ratio and goal."""
+    for result in comparison.results:
+        ratio, goal = comparison.ratio(result), comparison.scenario.goals.get(result.layer)
+        mark = {True: "met", False: "MISSED", None: "?"}[comparison.is_goal_met(result)]
+        yield (
             result.layer,
-            "failed" if result.error else number(result.median),
+            "failed" if result.error else "lost" if result.median is None else number(result.median),
             number(min(result.figures, default=None)),
             number(max(result.figures, default=None)),
-            str(sum(result.lost)),
-            ratio,
-            goal,
+            f"{sum(result.lost):,}",
+            "-" if ratio is None else f"{ratio:.2f} x",
+            "" if goal is None else f"{goal} {mark}",
         )
+
+
+HEADINGS = ("layer", "median", "lowest", "highest", "lost", "ratio", "goal")
+
+
+def heading(comparison: Comparison) -> str:
+    scenario = comparison.scenario
+    direction = "more" if scenario.higher_is_better else "less"
+    return f"{scenario.name}: {scenario.title}; {scenario.unit}, {direction} is better"
+
+
+def table(comparison: Comparison) -> Table:
+    """One row per layer."""
+    rows = Table(title=heading(comparison), title_justify="left", title_style="bold")
+    rows.add_column(HEADINGS[0])
+    for name in HEADINGS[1:]:
+        rows.add_column(name, justify="right")
+    for line in lines(comparison):
+        rows.add_row(*line)
     return rows
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """All tables as one page, with the names of the plots."""
+    parts = []
+    for comparison in comparisons:
+        scenario = comparison.scenario
+        rows = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *lines(comparison)]
+        text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        out = "".join(f"\n{name} is left out: {why}." for name, why in scenario.unable.items())
+        parts.append(f"## {heading(comparison)}\n\n![{scenario.title}]({scenario.name}.svg)\n\n{text}\n{out}")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def as_json(
@@ -93,12 +124,13 @@ def as_json(
             comparison.scenario.name: {
                 "title": comparison.scenario.title,
                 "unit": comparison.scenario.unit,
-                "ratio": comparison.ratio,
-                "goal": None if comparison.scenario.goal is None else str(comparison.scenario.goal),
-                "goal_met": comparison.is_goal_met,
+                "higher_is_better": comparison.scenario.higher_is_better,
+                "reference": comparison.scenario.reference,
                 "layers": {
                     result.layer: {
                         "median": result.median,
+                        "ratio": comparison.ratio(result),
+                        "goal_met": comparison.is_goal_met(result),
                         "figures": result.figures,
                         "lost": result.lost,
                         "details": result.details,

@@ -76,19 +76,28 @@ class Goal:
         return f">= {self.value:g} x" if self.kind == "times" else f"<= {self.value:g}"
 
 
+ONE_PROCESS = dict.fromkeys(("memory", "asyncq, memory"), "it serves one process only")
+_KEYS = "it writes to the keys of the members, and there are none"
+TO_NOBODY = ONE_PROCESS | dict.fromkeys(("redis.core", "valkey.core"), _KEYS)
+
+
 class Scenario(ABC):
     """
     One comparison. A module of `benchmarks.scenarios` holds one subclass.
 
     `parts` maps names to what is played in processes of their own; `conduct()` runs in the command's process,
-    enters them and returns the measurement of one round.
+    enters them and returns the measurement of one round. `goals` are by layer.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     unit: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
-    goal: ClassVar[Goal | None] = None
+    goals: ClassVar[Mapping[str, Goal]] = {}
+    #: The layer that the others are compared with.
+    reference: ClassVar[str] = "redis.pubsub"
+    #: Layers that cannot take part, and why.
+    unable: ClassVar[Mapping[str, str]] = ONE_PROCESS
     parts: ClassVar[Mapping[str, Part]]
 
     @abstractmethod

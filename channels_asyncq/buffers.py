@@ -9,7 +9,7 @@ from time import monotonic
 
 from channels.exceptions import ChannelFull
 
-from .envelopes import Envelope
+from .envelopes import NOTICE, Envelope
 from .exceptions import ChannelClosed
 
 # What a full buffer may cost its neighbours, in milliseconds of a reader that waits for it (see Hub.must_wait).
@@ -34,6 +34,32 @@ class Tally:
         self.most_bytes = most_bytes
 
 
+class Loss:
+    """
+    Why and from which groups a channel missed something, while its reader has not caught up.
+
+    `notice` waits in the buffer to say so. What is missed after the reader has it is told at the end.
+    """
+
+    __slots__ = ("groups", "notice")
+
+    def __init__(self, groups: list[str], notice: Envelope | None) -> None:
+        # None when there is nothing to tell (any more).
+        self.groups: dict[str, None] | None = None if notice is None else dict.fromkeys(groups)
+        self.notice = notice
+
+    def add(self, groups: list[str]) -> None:
+        if self.groups is None:
+            self.groups = {}
+        self.groups.update(dict.fromkeys(groups))
+
+    def read(self) -> None:
+        """Note that the reader has the notice, with the groups of all that was missed until now."""
+        if self.notice is not None and self.notice.message is not None and self.groups is not None:
+            self.notice.message["groups"] = list(self.groups)
+        self.notice = self.groups = None
+
+
 class ChannelBuffer(asyncio.Queue[Envelope]):
     """
     The messages that wait in one channel, at most `capacity` of them, oldest first.
@@ -50,6 +76,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         tally: Tally,
         on_room: Callable[[ChannelBuffer], None] | None = None,
         on_expired: Callable[[ChannelBuffer, set[str]], None] | None = None,
+        on_missed: Callable[[ChannelBuffer, str, list[str]], None] | None = None,
     ) -> None:
         super().__init__(capacity)
         self.channel = channel
@@ -64,8 +91,12 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self._tally = tally
         self._on_room = on_room
         self._on_expired = on_expired
+        self._on_missed = on_missed
         self._counts_bytes = tally.most_bytes is not None
-        self.told: set[str] = set()  # reasons of the losses that the reader was told since it last caught up
+        self.losses: dict[str, Loss] = {}  # by reason; until the reader has caught up
+        self._places = capacity  # for messages and notices; those that senders hold are not among them
+        self._held = 0
+        self._expiry_timer: asyncio.TimerHandle | None = None
         self._receivers: deque[asyncio.Future[None]] = deque()
         self._senders: deque[asyncio.Future[None]] = deque()
 
@@ -73,7 +104,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self._queue: deque[Envelope] = deque()
 
     def full(self) -> bool:
-        return len(self._queue) >= self.capacity
+        return len(self._queue) >= self._places
 
     # Putting
 
@@ -84,7 +115,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         Returns how many places are left after it; -1 if there was none.
         """
         queue = self._queue
-        left = self.capacity - len(queue) - 1
+        left = self._places - len(queue) - 1
         if left < 0:
             left += self.drop_expired()
             if left < 0:
@@ -96,14 +127,18 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             _wake_first(self._receivers)
         return left
 
-    def notify(self, envelope: Envelope, *, at_head: bool) -> None:
-        """Add a word about a loss, over capacity: one of each reason, until the reader has caught up."""
+    def tell(self, reason: str, groups: list[str], notice: Envelope | None, *, at_head: bool) -> None:
+        """Add a word about a loss, over capacity: of these groups, and of those added to it until it is read."""
+        self.losses[reason] = Loss(groups, notice)
+        if notice is None:
+            return
+        self._places += 1
         if at_head:
-            self._queue.appendleft(envelope)
+            self._queue.appendleft(notice)
         else:
-            self._queue.append(envelope)
+            self._queue.append(notice)
         if self._counts_bytes:
-            self._hold(envelope)
+            self._hold(notice)
         _wake_first(self._receivers)
 
     def _hold(self, envelope: Envelope) -> None:
@@ -135,36 +170,57 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         Raises:
             ChannelClosed: the channel closed before there was a place.
         """
-        # Those who came first wait in _senders; a newcomer does not overtake them.
-        must_wait = bool(self._senders)
+        # Those who came first wait in _senders or hold a place already; a newcomer does not overtake them.
+        must_wait = bool(self._senders or self._held)
         while True:
             if self.closed is not None:
                 raise self.closed(self.channel)
             envelope.expires_at = monotonic() + expiry
-            if not must_wait and (left := self.offer(envelope)) >= 0:
-                if left:
-                    _wake_first(self._senders)
+            if not must_wait and self.offer(envelope) >= 0:
                 return
             await self._place()
+            self._release_place()
             must_wait = False
 
     async def _place(self) -> None:
-        loop = asyncio.get_running_loop()
-        sender = loop.create_future()
+        """Wait until a place is held for the caller, or the buffer is closed."""
+        sender = asyncio.get_running_loop().create_future()
         self._senders.append(sender)
-        # A place also comes free when the oldest envelope expires, which nobody else would notice.
-        head = self._queue[0].expires_at if self._queue else 0.0
-        timer = loop.call_later(max(0.0, head - monotonic()), _wake, sender)
+        if self._expiry_timer is None:
+            self._watch_expiry()
         try:
             await sender
         except asyncio.CancelledError:
-            if sender.done() and not sender.cancelled():
-                _wake_first(self._senders)  # woken and cancelled at once: the place is for the next one
-            raise
-        finally:
-            timer.cancel()
             if sender in self._senders:
                 self._senders.remove(sender)
+            elif not sender.cancelled():
+                self._release_place()
+                self._hand_out()
+            raise
+
+    def _hand_out(self) -> None:
+        """Hold the free places for the senders that wait, first come, first served."""
+        while self._senders and (self.closed is not None or not self.full()):
+            sender = self._senders.popleft()
+            if not sender.done():
+                self._held += 1
+                self._places -= 1
+                sender.set_result(None)
+
+    def _release_place(self) -> None:
+        self._held -= 1
+        self._places += 1
+
+    def _watch_expiry(self) -> None:
+        # A place also comes free when the oldest message expires, which nobody else would notice.
+        self._expiry_timer = None
+        self.drop_expired()
+        self._hand_out()
+        oldest = next((envelope for envelope in self._queue if not envelope.flags & NOTICE), None)
+        if self._senders and oldest is not None:
+            loop = asyncio.get_running_loop()
+            until = max(0.0, oldest.expires_at - monotonic())
+            self._expiry_timer = loop.call_later(until, self._watch_expiry)
 
     # Taking
 
@@ -175,7 +231,9 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             envelope = queue.popleft()
             if self._counts_bytes:
                 self._release(envelope)
-            if self.is_reported_full or self._senders or self.patience < PATIENCE or self.told:
+            if envelope.flags & NOTICE:
+                self._notice_read(envelope)
+            if self.is_reported_full or self._senders or self.patience < PATIENCE or self.losses:
                 self._made_room()
             now = monotonic()
             if envelope.expires_at > now:
@@ -232,10 +290,26 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                 self._on_room(self)
         if 2 * len(self._queue) <= self.capacity:
             self.patience = PATIENCE
-            self.told.clear()
+            if self.losses:
+                self._caught_up()
         if self._senders:
             self.last_used = monotonic()  # until it has run, nothing else says that the sender is here
-            _wake_first(self._senders)
+            self._hand_out()
+
+    def _notice_read(self, notice: Envelope) -> None:
+        self._places -= 1
+        for loss in self.losses.values():
+            if loss.notice is notice:
+                loss.read()
+
+    def _caught_up(self) -> None:
+        """Begin anew with losses; what was missed after the reader had the notice of its reason is told now."""
+        losses, self.losses = self.losses, {}
+        for reason, loss in losses.items():
+            if loss.notice is not None:
+                self.losses[reason] = loss
+            elif loss.groups is not None and self._on_missed is not None:
+                self._on_missed(self, reason, list(loss.groups))
 
     # Ending
 
@@ -243,9 +317,12 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         """Drop the envelopes at the head that expired; return how many places that freed."""
         queue = self._queue
         now = monotonic()
-        expired = []
-        while queue and queue[0].expires_at <= now:
-            expired.append(queue.popleft())
+        expired: list[Envelope] = []
+        notices: list[Envelope] = []
+        while queue and (queue[0].expires_at <= now or queue[0].flags & NOTICE):
+            envelope = queue.popleft()
+            (notices if envelope.flags & NOTICE else expired).append(envelope)
+        queue.extendleft(reversed(notices))
         if expired:
             if self._counts_bytes:
                 for envelope in expired:
@@ -261,7 +338,11 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             self._on_expired(self, {envelope.target for envelope in expired})
 
     def drop_oldest(self) -> Envelope:
-        envelope = self._queue.popleft()
+        """Remove and return the oldest message. There must be one."""
+        place, envelope = next(
+            (place, envelope) for place, envelope in enumerate(self._queue) if not envelope.flags & NOTICE
+        )
+        del self._queue[place]
         if self._counts_bytes:
             self._release(envelope)
         return envelope
@@ -274,6 +355,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                 for envelope in self._queue:
                     self._release(envelope)
             self._queue.clear()
+            self._places = self.capacity - self._held
+            self.losses.clear()
             self._made_room()
         return count
 
@@ -286,9 +369,9 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         if self.closed is not None:
             return
         self.closed = reason
-        for waiters in (self._receivers, self._senders):
-            while waiters:
-                _wake_first(waiters)
+        while self._receivers:
+            _wake_first(self._receivers)
+        self._hand_out()
 
     @property
     def waiting(self) -> int:
@@ -298,12 +381,17 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     @property
     def is_awaited(self) -> bool:
         """Whether somebody waits, for an envelope or for a place."""
-        return bool(self._receivers or self._senders)
+        return bool(self._receivers or self._senders or self._held)
 
     @property
     def queued(self) -> int:
         """How many envelopes wait."""
         return len(self._queue)
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether any of those that wait is more than a word about a loss."""
+        return len(self._queue) > self._places + self._held - self.capacity
 
     @property
     def oldest(self) -> Envelope | None:
@@ -322,11 +410,6 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                 f"channel {self.channel!r} holds {self.capacity} messages, its capacity; "
                 "read it faster, raise `capacity` or `channel_capacity`, or use send_wait()"
             )
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def _wake_first(waiters: deque[asyncio.Future[None]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import lru_cache
 from typing import Any
 
 from .topics import NODE_BYTES
@@ -11,11 +12,16 @@ from .topics import NODE_BYTES
 WIRE_VERSION = 1
 ENCRYPTED = 1
 CONTROL = 2
+# A word to the reader about a loss; never on the wire.
+NOTICE = 4
 _KNOWN_FLAGS = ENCRYPTED | CONTROL
 
 # version, flags, CRC-32 of the flags and of everything behind it
 _START = struct.Struct(">BBI")
-# node, sequence number, length of the target's name, length of the excluded channels
+# node, sequence number
+_SENDER = struct.Struct(f">{NODE_BYTES}sQ")
+# length of the target's name, length of the excluded channels
+_LENGTHS = struct.Struct(">HI")
 _FIELDS = struct.Struct(f">{NODE_BYTES}sQHI")
 _NAMES = _START.size + _FIELDS.size
 
@@ -86,18 +92,19 @@ def pack(
 
     `body` is the encoded message as it should travel; if it is encrypted, the flag has to say so.
     """
-    name = target.encode()
-    if excluded:
-        left_out = ",".join(excluded).encode()
-        rest = _FIELDS.pack(node, seq, len(name), len(left_out)) + name + left_out + body
-    else:
-        rest = _FIELDS.pack(node, seq, len(name), 0) + name + body
+    rest = _SENDER.pack(node, seq) + _names(target, excluded) + body
     return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
+
+
+@lru_cache(8192)
+def _names(target: str, excluded: tuple[str, ...]) -> bytes:
+    name, left_out = target.encode(), ",".join(excluded).encode()
+    return _LENGTHS.pack(len(name), len(left_out)) + name + left_out
 
 
 def header_size(target: str, excluded: tuple[str, ...] = ()) -> int:
     """Return how many bytes of a packed envelope come before its body."""
-    return _NAMES + len(target.encode()) + len(",".join(excluded).encode())
+    return _START.size + _SENDER.size + len(_names(target, excluded))
 
 
 def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:

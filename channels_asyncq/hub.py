@@ -55,7 +55,7 @@ class Hub:
         options: Options,
         on_empty: Callable[[bytes], None],
         on_room: Callable[[], None],
-        make_notice: Callable[[str, list[str]], Envelope | None],
+        make_notice: Callable[[str], Envelope | None],
     ) -> None:
         self._options = options
         self._on_empty = on_empty
@@ -84,7 +84,9 @@ class Hub:
             if channel in self.closed_names:
                 raise ChannelClosed(channel)
             capacity = self._options.capacity_of(channel)
-            buffer = ChannelBuffer(channel, capacity, self.tally, self._has_room, self._has_expired)
+            buffer = ChannelBuffer(
+                channel, capacity, self.tally, self._has_room, self._has_expired, self._missed_more
+            )
             self.channels[channel] = buffer
         return buffer
 
@@ -144,9 +146,11 @@ class Hub:
             buffer.drop_expired()
             if buffer.is_awaited or now - buffer.last_used <= expiry:
                 continue
-            if buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry:
+            is_abandoned = buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry
+            if is_abandoned:
                 self._leave_groups(buffer)
-            if not buffer.groups and not buffer.queued and not buffer.is_kept:
+            is_empty = not (buffer.has_messages if is_abandoned else buffer.queued)
+            if is_empty and not buffer.groups and not buffer.is_kept:
                 self._settle(buffer)
                 del self.channels[channel]
         for channel, since in list(self.closed_names.items()):
@@ -313,7 +317,7 @@ class Hub:
         """Would this exceed the bytes of the process? An empty channel takes it still: its reader keeps up."""
         most = self.tally.most_bytes
         added = 0 if envelope.holders else len(envelope.payload)
-        return most is not None and self.tally.held_bytes + added > most and buffer.queued > 0
+        return most is not None and self.tally.held_bytes + added > most and buffer.has_messages
 
     def _overflow(self, buffer: ChannelBuffer, envelope: Envelope) -> bool:
         """Apply the `overflow` setting to a full buffer; return whether the envelope is in it now."""
@@ -324,12 +328,18 @@ class Hub:
             self.tally.told["overflow"] += 1
             self.close_channel(buffer.channel)
             return False
-        dropped = buffer.drop_oldest() if policy == "drop_oldest" else envelope
-        if "overflow" not in buffer.told:
+        if "overflow" not in buffer.losses:
             self._log_overflow(buffer.channel)
-        is_in = policy == "drop_oldest" and buffer.offer(envelope) >= 0
-        self._tell(buffer, "overflow", [dropped.target], at_head=policy == "drop_oldest")
-        return is_in
+        if policy == "drop_newest" or not buffer.has_messages:
+            self._tell(buffer, "overflow", [envelope.target], at_head=False)
+            return False
+        dropped = [buffer.drop_oldest()]
+        while self._is_too_much(buffer, envelope):
+            self.tally.dropped["overflow"] += 1
+            dropped.append(buffer.drop_oldest())
+        buffer.offer(envelope)
+        self._tell(buffer, "overflow", [each.target for each in dropped], at_head=True)
+        return True
 
     def _log_overflow(self, channel: str) -> None:
         options = self._options
@@ -369,15 +379,20 @@ class Hub:
     def _has_expired(self, buffer: ChannelBuffer, targets: set[str]) -> None:
         self._tell(buffer, "expired", sorted(targets), at_head=True)
 
+    def _missed_more(self, buffer: ChannelBuffer, reason: str, groups: list[str]) -> None:
+        self._tell(buffer, reason, groups, at_head=False)
+
     def _tell(self, buffer: ChannelBuffer, reason: str, targets: list[str], *, at_head: bool) -> None:
-        if reason in buffer.told or buffer.closed is not None:
+        if buffer.closed is not None:
+            return
+        groups = [target for target in targets if target and "!" not in target]
+        loss = buffer.losses.get(reason)
+        if loss is not None:
+            if self._options.on_loss is not None:
+                loss.add(groups)
             return
         self.tally.told[reason] += 1
-        groups = [target for target in targets if target and "!" not in target]
-        notice = self._make_notice(reason, groups)
-        buffer.told.add(reason)
-        if notice is not None:
-            buffer.notify(notice, at_head=at_head)
+        buffer.tell(reason, groups, self._make_notice(reason), at_head=at_head)
 
     # Flow: a full buffer stops the reader of the wire for a while, before anything is dropped
 
@@ -421,11 +436,9 @@ class Hub:
 
     def take_any(self, prefix: str) -> Envelope | None:
         """Remove and return the oldest envelope of all channels whose name begins so, or None."""
-        waiting = [
-            buffer
-            for channel, buffer in self.channels.items()
-            if buffer.oldest is not None and channel.startswith(prefix)
-        ]
+        waiting = [buffer for channel, buffer in self.channels.items() if channel.startswith(prefix)]
+        for buffer in waiting:
+            buffer.drop_expired()
         for buffer in sorted(
             waiting, key=lambda buffer: buffer.oldest.expires_at if buffer.oldest else _NEVER
         ):

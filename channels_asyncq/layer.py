@@ -216,6 +216,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 del self._sessions[loop]
                 self._owners.pop(session.node, None)
 
+    def _settled_session(self, loop: asyncio.AbstractEventLoop) -> Session | None:
+        """Return the loop's session if it has one and the relay has nothing under way for it."""
+        session = self._sessions.get(loop)
+        if session is None or session.is_closed or (self._callers and loop in self._callers):
+            return None
+        return session
+
     async def _sender(self) -> Session | Caller:
         """Return the session to send with, or the running loop's account with the relay."""
         loop = asyncio.get_running_loop()
@@ -223,8 +230,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         caller = self._callers.get(loop)
         if session is not None and not session.is_closed:
             if caller is not None:
-                # Not before the relay is done, or these sends would overtake those.
-                await caller.all_answered()
+                await self._relay_is_done(caller)
                 self._callers.pop(loop, None)
             return session
         if self._is_closed:
@@ -234,10 +240,16 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             caller = self._callers[loop] = Caller(is_ending=session is not None)
         if not caller.is_here_to_stay:
             return caller
-        await caller.all_answered()
+        await self._relay_is_done(caller)
         session = await self._session()
         self._callers.pop(loop, None)
         return session
+
+    async def _relay_is_done(self, caller: Caller) -> None:
+        """Return when what the relay sent for this loop is with the server: later sends must not overtake it."""
+        await caller.all_answered()
+        if not self.options.confirm:
+            await relay.relay().run(partial(self._relayed, Session.unconfirmed_are_answered))
 
     async def _send_with(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
         sender = await self._sender()
@@ -290,9 +302,14 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         self.require_valid_channel_name(channel)
         payload = self._encode(message)
-        if "!" in channel and self._hand_over(channel, payload, asyncio.get_running_loop()):
+        here = asyncio.get_running_loop()
+        if "!" in channel and self._hand_over(channel, payload, here):
             return
-        await self._send_with(lambda session: session.send(channel, payload))
+        session = self._settled_session(here)
+        if session is None:
+            await self._send_with(lambda session: session.send(channel, payload))
+        else:
+            await session.send(channel, payload)
 
     def _hand_over(self, channel: str, payload: bytes, here: asyncio.AbstractEventLoop | None) -> bool:
         """Give a message to the session of another loop of this process; False if none owns the channel."""
@@ -335,7 +352,11 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        await self._send_with(lambda session: session.group_add(group, channel))
+        session = self._settled_session(asyncio.get_running_loop())
+        if session is None:
+            await self._send_with(lambda session: session.group_add(group, channel))
+        else:
+            await session.group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """
@@ -347,7 +368,11 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        await self._send_with(lambda session: session.group_discard(group, channel))
+        session = self._settled_session(asyncio.get_running_loop())
+        if session is None:
+            await self._send_with(lambda session: session.group_discard(group, channel))
+        else:
+            await session.group_discard(group, channel)
 
     async def group_send(self, group: str, message: dict[str, Any], *, exclude: Collection[str] = ()) -> None:
         """
@@ -362,8 +387,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self.require_valid_group_name(group)
         excluded = self._excluded(exclude) if exclude else ()
         payload = self._encode(message)
-        session = self._sessions.get(asyncio.get_running_loop())
-        if session is None or session.is_closed or self._callers:
+        session = self._settled_session(asyncio.get_running_loop())
+        if session is None:
             await self._send_with(lambda session: _group_send(session, group, payload, excluded))
             return
         members = await session.group_send(group, payload, excluded)

@@ -92,6 +92,7 @@ class Options:
     on_loss: str | None = None
     recovery: Recovery | None = field(default_factory=lambda: Recovery())
     max_buffered_bytes: int | None = None
+    confirm: bool = True
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Options:
@@ -108,12 +109,8 @@ class Options:
             elif key == "random_prefix_length":
                 # It makes equal messages differ in channels_redis' sorted sets. There are none here.
                 _integer(key, value, least=0)
-            elif key in _LATER:
-                _refuse(
-                    key, value, "this key is not available in this version of channels_asyncq. Leave it out."
-                )
             else:
-                known = [*_CHECKS, "random_prefix_length", *_LATER]
+                known = [*_CHECKS, "random_prefix_length"]
                 _refuse(key, value, f"there is no such key. {_suggestion(key, known)}")
         values.setdefault("hosts", _hosts("hosts", None))
         return cls(**values)
@@ -131,6 +128,12 @@ class Options:
             if pattern.match(channel):
                 return capacity
         return self.capacity
+
+
+def _boolean(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        _refuse(key, value, "must be True or False.")
+    return value
 
 
 def _refuse(key: object, value: object, problem: str) -> NoReturn:
@@ -662,5 +665,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "on_loss": _message_type,
     "recovery": _recovery,
     "max_buffered_bytes": _bytes_or_none,
+    "confirm": _boolean,
 }
-_LATER = ("confirm",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import math
@@ -16,14 +17,14 @@ from channels.exceptions import ChannelFull
 
 from .bus.base import Bus, Health, Link, Receiver
 from .codecs import Codec
-from .envelopes import CONTROL, Envelope
+from .envelopes import CONTROL, NOTICE, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
 from .hub import Hub, Member
 from .intake import Intake
 from .journal import LOSS, WIRE, record
 from .options import Options
 from .queues import QueueReader
-from .topics import Topics, check_channel_name, check_group_name, is_node, new_node, node_of
+from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, node_of
 
 BusFactory = Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]
 
@@ -74,9 +75,10 @@ class Statistics:
     A snapshot. Counts are since the start of the sessions they are from.
 
     `queued` holds (channel, waiting messages), largest first, of the channels in which any wait; `dropped`
-    counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", and "dead_owner" for changes
-    of membership that the owner of a channel never confirmed. `told` counts the channels that were told of a
-    loss (or would have been, if `on_loss` were set), by reason. `links` has an entry per session and host.
+    counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", "unsent" (of `confirm=False`),
+    and "dead_owner" for changes of membership that the owner of a channel never confirmed. `told` counts the
+    channels that were told of a loss (or would have been, if `on_loss` were set), by reason. `links` has an
+    entry per session and host.
     """
 
     channels: int = 0
@@ -131,6 +133,14 @@ class Session:
         )
         self.hub = Hub(options, self._group_is_empty, self._has_room, self._make_notice)
         self._bus = make_bus(options, self._topics, codec, self.node, self, self.loop)
+        bus = self._bus
+        self._push = bus.push if options.confirm else bus.push_unconfirmed
+        self._publish: Callable[[Topic, str, bytes], Awaitable[object]] = (
+            bus.publish if options.confirm else bus.publish_unconfirmed
+        )
+        self._group_send: Callable[[str, bytes, tuple[str, ...]], Awaitable[list[bytes] | None]] = (
+            bus.group_send if options.confirm else bus.group_send_unconfirmed
+        )
         self.intake = Intake(self.loop, self.on_envelope)
         self._inbox = self._topics.inbox(self.node)
         self._everybody = self._topics.everybody
@@ -146,6 +156,7 @@ class Session:
         self._sweeper: asyncio.TimerHandle | None = None
         self._joining: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._copying: set[asyncio.Task[None]] = set()
         self._life: AsyncGenerator[None] | None = None
         self.is_closed = False
 
@@ -277,12 +288,12 @@ class Session:
         if node is None:
             if channel in self.hub.closed_names:
                 raise ChannelClosed(channel)
-            await self._bus.push(channel, payload, self._options.capacity_of(channel))
+            await self._push(channel, payload, self._options.capacity_of(channel))
         elif node == self.node:
             self.hub.put_own(channel, self._own(payload, channel))
             self._sweep_later()
         else:
-            await self._bus.publish(self._topics.inbox(node), channel, payload)
+            await self._publish(self._topics.inbox(node), channel, payload)
 
     def hand_over(self, channel: str, payload: bytes) -> bool:
         """Take a message for one of this session's channels, from any thread; False if the loop is closed."""
@@ -318,9 +329,12 @@ class Session:
         delay = 0.005
         until = math.inf if timeout is None else monotonic() + timeout
         while True:
+            self._require_open(channel)
+            if channel in self.hub.closed_names:
+                raise ChannelClosed(channel)
             try:
                 # Not under the timeout: a push that is cut short may be in the queue all the same.
-                return await self.send(channel, payload)
+                return await self._bus.push(channel, payload, self._options.capacity_of(channel))
             except ChannelFull:
                 left = until - monotonic()
                 if left <= 0:
@@ -329,11 +343,13 @@ class Session:
             await asyncio.sleep(min(delay, left))
             delay = min(0.1, 2 * delay)
 
-    def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
+    def group_send(
+        self, group: str, payload: bytes, excluded: tuple[str, ...]
+    ) -> Awaitable[list[bytes] | None]:
         """Send to the local members everywhere; the result is the normal channels, for `push_copies()`."""
         if self.is_closed:
             raise LayerClosed()
-        return self._bus.group_send(group, payload, excluded)
+        return self._group_send(group, payload, excluded)
 
     async def push_copies(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
         """Push one copy to each of a group's normal channels."""
@@ -342,9 +358,9 @@ class Session:
             if channel in excluded:
                 continue
             try:
-                await self._bus.push(channel, payload, self._options.capacity_of(channel))
+                await self._push(channel, payload, self._options.capacity_of(channel))
             except ChannelFull:
-                self.hub.count_full(channel)
+                self.on_full(channel)
 
     # Groups
 
@@ -567,11 +583,40 @@ class Session:
                 len(groups),
             )
 
-    def _make_notice(self, reason: str, groups: list[str]) -> Envelope | None:
+    def _make_notice(self, reason: str) -> Envelope | None:
+        """Return a word about a loss, if the setting asks for it; its groups are entered when it is read."""
         if self._options.on_loss is None:
             return None
-        message = {"type": self._options.on_loss, "reason": reason, "groups": groups}
-        return self._own(self._codec.encode(message), "")
+        notice = Envelope(b"", "", flags=NOTICE, expires_at=math.inf)
+        notice.message = {"type": self._options.on_loss, "reason": reason, "groups": []}
+        return notice
+
+    def on_members(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
+        task = self.loop.create_task(
+            self._push_unconfirmed_copies(members, payload, excluded),
+            name="channels_asyncq copies for normal channels",
+            context=contextvars.Context(),
+        )
+        self._copying.add(task)
+        task.add_done_callback(self._copying.discard)
+
+    async def _push_unconfirmed_copies(
+        self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]
+    ) -> None:
+        try:
+            await self.push_copies(members, payload, excluded)
+        except ChannelLayerError as exc:
+            self.on_unsent(b"", ", ".join(member.decode() for member in members), exc)
+
+    def on_full(self, channel: str) -> None:
+        self.hub.count_full(channel)
+
+    def on_unsent(self, topic: bytes, target: str, error: Exception) -> None:
+        self.hub.tally.dropped["unsent"] += 1
+        self.hub.throttle.warn(
+            LOSS, "loss.unsent", "a message for %s was not confirmed (confirm=False): %s", target, error
+        )
+        self.hub.tell("unsent", {topic: target}, everybody=False)
 
     def on_overrun(self) -> None:
         self.hub.tally.dropped["overflow"] += 1
@@ -689,8 +734,21 @@ class Session:
                 await asyncio.wait([closing], timeout=self._options.send_timeout)
                 closing.cancel()
         finally:
-            self.intake.close()
-            await self._bus.close()
+            try:
+                if not self._options.confirm:
+                    await self.unconfirmed_are_answered()
+            finally:
+                self.intake.close()
+                await self._bus.close()
+
+    async def unconfirmed_are_answered(self) -> None:
+        """Return when the server has answered what was sent until now with `confirm=False`; an outage ends it."""
+        # What comes of a send may be a push to normal channels.
+        with contextlib.suppress(TimeoutError, ChannelLayerError):
+            async with asyncio.timeout(self._options.send_timeout):
+                await self._bus.answered()
+                if self._copying:
+                    await asyncio.wait(self._copying)
 
     def let_go_in_child(self) -> list[int]:
         """Be closed without closing anything: in a forked child. Return the descriptors of the connections."""

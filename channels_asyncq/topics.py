@@ -77,7 +77,7 @@ class Topic(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """A normal channel: its list, also the topic of its wake-ups; what this node took; which numbers it saw."""
+    """A normal channel: its list, also the topic of its wake-ups; what this node took; which pushes are in."""
 
     topic: Topic
     taken: bytes
@@ -98,6 +98,7 @@ def new_node() -> str:
     return secrets.token_hex(NODE_BYTES)
 
 
+@lru_cache(_CACHED_NAMES)
 def node_of(channel: str) -> str | None:
     """
     Return the node that owns a specific channel, None for a channel that any process may read.
@@ -165,7 +166,8 @@ class Topics:
                 self._queues.clear()
             topic = self._topic(channel, b"queue:")
             root, name = self._roots[topic.shard], channel.encode()
-            taken, seen = root + b"taken:" + self._node + b":" + name, root + b"seen:" + name
+            taken = root + b"taken:" + self._node + b":" + name
+            seen = root + b"seen:%d:%s" % (topic.partition, self._node)
             # Wake-ups are not logged: a reader looks for itself after each reconnect.
             found = Queue(topic._replace(partition=NOT_LOGGED), taken, seen, topic.partition)
             self._queues[channel] = found
@@ -204,4 +206,4 @@ class Topics:
 
     def stored(self, shard: int) -> list[bytes]:
         """Return the glob patterns of every key that holds messages or members; `flush()` deletes them."""
-        return [self._roots[shard] + kind + b":*" for kind in (b"queue", b"taken", b"seen", b"members")]
+        return [self._roots[shard] + kind + b":*" for kind in (b"queue", b"taken", b"members")]

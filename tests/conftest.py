@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import django
@@ -13,6 +14,11 @@ from channels_asyncq.testing import EmbeddedServer
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 # For the same reason pytest-django has not done this: it found no settings when it looked.
 django.setup()
+
+# A shell that starts the tests in the background has them ignore SIGINT, and the servers that they start would
+# inherit that; a handler is not inherited.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count(1)
 

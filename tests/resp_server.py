@@ -147,9 +147,9 @@ Script = Callable[["RespServer", Sequence[bytes], Sequence[bytes]], object]
 
 
 def push(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) -> object:
-    [key, seen], [item, capacity, expiry, node, number] = keys, arguments
+    [key, seen], [item, capacity, expiry, number] = keys, arguments
     numbers = server.state.hashes.setdefault(seen, {})
-    if int(numbers.get(node, 0)) >= int(number):
+    if number in numbers:
         return 1
     now, items = milliseconds(), server.state.lists.setdefault(key, [])
     while items and int(items[0][:13]) <= now:
@@ -157,7 +157,7 @@ def push(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) 
     if len(items) >= int(capacity):
         return 0
     items.append(b"%013d" % (now + int(expiry)) + item)
-    numbers[node] = number
+    numbers[number] = b"taken"
     server.state.deadlines[key] = now + int(expiry)
     server.publish(key, b"+")
     return 1

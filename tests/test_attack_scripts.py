@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from channels_asyncq.bus.redis import GIVE_BACK, POP, PUSH, Script
 from channels_asyncq.testing import EmbeddedServer
@@ -14,14 +18,29 @@ class Channel:
     def __init__(self, server: EmbeddedServer, prefix: str) -> None:
         self._server = server
         self._list, self._taken = f"{prefix}:0:queue:jobs", f"{prefix}:0:taken:n:jobs"
-        self._seen, self._pushed = f"{prefix}:0:seen:jobs", 0
+        self._seen, self._pushed = f"{prefix}:0:seen:3:n", 0
 
     def _run(self, script: Script, keys: list[str], *arguments: object) -> object:
         return self._server.command("EVAL", script.text, len(keys), *keys, *map(str, arguments))
 
     def push(self, text: str) -> object:
         self._pushed += 1
-        return self._run(PUSH, [self._list, self._seen], text, 100, EXPIRY, "n", self._pushed)
+        return self.push_as(self._pushed, text)
+
+    def push_as(self, number: int, text: str, capacity: int = 100) -> object:
+        """Push under this number, as a command that is sent again is."""
+        return self._run(PUSH, [self._list, self._seen], text, capacity, EXPIRY, number)
+
+    def items(self) -> list[str]:
+        found = self._server.command("LRANGE", self._list, 0, -1)
+        assert isinstance(found, list)
+        return [item[13:].decode() for item in found]
+
+    def taken_in(self) -> bytes:
+        """What the server remembers of the numbers of this node."""
+        found = self._server.command("GET", self._seen)
+        assert isinstance(found, bytes)
+        return found
 
     def pop(self, number: int) -> object:
         item = self._run(POP, [self._list, self._taken], number, EXPIRY)
@@ -80,3 +99,55 @@ def test_give_back_executed_late_or_twice(channel: Channel) -> None:
     assert channel.pop(2) == "one"
     assert channel.pop(3) == "two"
     assert channel.pop(4) is None
+
+
+def test_full_and_sent_again(channel: Channel) -> None:
+    """A number that was refused and is sent again is not "taken in before", though a later one was."""
+    assert channel.push_as(1, "old", 1) == 1
+    assert channel.push_as(2, "refused", 1) == 0
+    assert channel.pop(1) == "old"
+    assert channel.push_as(3, "later", 1) == 1
+    assert channel.push_as(2, "refused", 1) == 0
+    assert channel.push_as(2, "refused", 2) == channel.push_as(2, "again", 2) == 1
+    assert channel.push_as(3, "again", 9) == 1
+    assert channel.items() == ["later", "refused"]
+
+
+def test_a_server_that_lost_its_memory(channel: Channel) -> None:
+    """Nothing is remembered of a node that has pushed before: each number is taken once, in any order."""
+    for number in (5000, 4999, 4500, 5001, 4999, 4500, 5000):
+        assert channel.push_as(number, str(number)) == 1
+    assert channel.items() == ["5000", "4999", "4500", "5001"]
+
+
+def test_what_is_remembered_is_bounded(channel: Channel) -> None:
+    """Of the numbers that were not taken in, at most the last 1024 are kept; without any it is one number."""
+    for number in range(1, 6):
+        channel.push(str(number))
+    assert channel.taken_in() == b"5"
+    for number in (20_000, 20_900, 40_000):
+        assert channel.push_as(number, "far") == 1
+    kept = channel.taken_in().split(b",")
+    assert kept[0] == b"40000"
+    assert [int(number) for number in kept[1:-1]] == [*range(38_976, 40_000)]
+
+
+NUMBERS = st.tuples(st.integers(1, 30), st.integers(1, 3), st.booleans())
+
+
+@given(st.lists(NUMBERS, max_size=40))
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_order_of_numbers(redis_server: EmbeddedServer, pushes: list[tuple[int, int, bool]]) -> None:
+    """In whatever order numbers come, find the channel full or are repeated: each is stored once, or refused."""
+    channel = Channel(redis_server, f"any{secrets.token_hex(4)}")
+    stored: set[int] = set()
+    waiting: list[int] = []
+    for turn, (number, capacity, pops) in enumerate(pushes, 1):
+        expected = 1 if number in stored or len(waiting) < capacity else 0
+        assert channel.push_as(number, str(number), capacity) == expected
+        if expected and number not in stored:
+            stored.add(number)
+            waiting.append(number)
+        if pops:
+            assert channel.pop(turn) == (str(waiting.pop(0)) if waiting else None)
+    assert channel.items() == [str(number) for number in waiting]

@@ -342,6 +342,49 @@ async def test_many_places_at_once() -> None:
     assert texts(buffer) == ["e", "f"]
 
 
+async def test_a_newcomer_does_not_overtake_a_sender_that_was_just_woken() -> None:
+    """The place is held for who waited for it, whoever else runs first."""
+    buffer = make(1)
+    buffer.offer(envelope("old"))
+    first = await started(buffer.put_when_free(envelope("a"), 60.0))
+    newcomer = asyncio.create_task(buffer.put_when_free(envelope("b"), 60.0))  # runs after this turn ...
+    buffer.take()  # ... in which the first one is woken
+    order = [(await buffer.get()).payload for _ in range(2)]
+    await every([first, newcomer])
+    assert order == [b"a", b"b"]
+
+
+async def test_a_held_place_is_not_free() -> None:
+    """What does not wait finds the buffer full while a place is held, and free when its holder was cancelled."""
+    buffer = make(1)
+    buffer.offer(envelope("old"))
+    first = await started(buffer.put_when_free(envelope("a"), 60.0))
+    second = await started(buffer.put_when_free(envelope("b"), 60.0))
+    buffer.take()
+    assert buffer.full() and buffer.offer(envelope("robber")) == -1 and buffer.is_awaited
+    first.cancel()
+    await every([second])
+    assert texts(buffer) == ["b"] and first.cancelled()
+    third = await started(buffer.put_when_free(envelope("c"), 60.0))
+    await every([third])
+    assert texts(buffer) == ["c"] and not buffer.full() and not buffer.is_awaited
+
+
+async def test_a_place_that_was_held_and_is_gone() -> None:
+    """What is put back over capacity takes a held place: its sender waits for another, and nothing is lost."""
+    buffer = make(1)
+    buffer.offer(envelope("old"))
+    first = await started(buffer.put_when_free(envelope("a"), 60.0))
+    taken = buffer.take()
+    assert taken is not None
+    buffer.put_back(taken)
+    await steps(3)
+    assert not first.done()
+    assert texts(buffer) == ["old"]
+    await every([first])
+    assert texts(buffer) == ["a"]
+
+
 async def test_a_newcomer_waits_behind_others() -> None:
     """Who comes while others wait waits behind them, even if there is a place in that moment."""
     buffer = make(1)

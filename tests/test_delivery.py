@@ -1,4 +1,4 @@
-"""Sequence numbers out, windows in, positions: tables of cases, and what holds for all of them."""
+"""Sequence numbers out, the highest seen in, positions: tables of cases, and what holds for all of them."""
 
 from collections import defaultdict
 
@@ -7,13 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels_asyncq.bus.delivery import (
-    WINDOW,
     Outbox,
-    SeenWindow,
-    SeenWindows,
+    SeenNumbers,
     format_position,
     milliseconds_of,
     parse_position,
+    stream_of,
 )
 
 A, B = b"a" * 8, b"b" * 8
@@ -63,13 +62,6 @@ class TestOutbox:
         outbox = Outbox()
         assert [outbox.next(partition) for partition in (3, 3, 0, 3, 0)] == [1, 2, 1, 3, 2]
 
-    def test_last(self) -> None:
-        """last() is what next() gave, and gives nothing itself; 0 says that there was none."""
-        outbox = Outbox()
-        assert outbox.last(5) == 0
-        assert outbox.next(5) == outbox.last(5) == 1
-        assert outbox.next(5) == 2
-
     @given(st.lists(st.integers(0, 7)))
     def test_no_gaps_and_no_repeats(self, partitions: list[int]) -> None:
         """Whatever the order of the sends, a partition's numbers are 1, 2, 3..."""
@@ -81,83 +73,46 @@ class TestOutbox:
             assert numbers == list(range(1, len(numbers) + 1))
 
 
-class TestSeenWindow:
-    """Which numbers were delivered."""
+class TestSeenNumbers:
+    """What was delivered of each node's streams."""
 
-    def test_first_number_is_not_seen_yet(self) -> None:
-        """A new window has seen nothing: neither the number it was made for, nor those around it."""
-        window = SeenWindow(500)
-        assert not any(window.has(number) for number in range(1, 600))
+    def test_first_number_may_be_any(self) -> None:
+        """Of a node that nothing was heard of, nothing was seen."""
+        seen = SeenNumbers()
+        assert not any(seen.has(A, 0, number) for number in range(1, 600))
 
-    @pytest.mark.parametrize(
-        ("noted", "seen", "unseen"),
-        [
-            ([1], [1], [2, 3]),
-            ([1, 2, 3], [1, 2, 3], [4]),
-            ([3, 1], [1, 3], [2, 4]),  # a session that came late to one name
-            ([5, 5], [5], [4, 6]),
-            ([1, WINDOW], [1, WINDOW], [2, WINDOW - 1, WINDOW + 1]),
-            ([1, WINDOW + 1], [0, 1, WINDOW + 1], [2, WINDOW]),  # 1 is further behind than any resend
-            ([1, 5 * WINDOW], [1, 4 * WINDOW, 5 * WINDOW], [4 * WINDOW + 1, 5 * WINDOW - 1, 5 * WINDOW + 1]),
-            ([2 * WINDOW, 1], [1, WINDOW, 2 * WINDOW], [WINDOW + 1]),  # too late to be noted
-        ],
-    )
-    def test_noted(self, noted: list[int], seen: list[int], unseen: list[int]) -> None:
-        """What was noted is seen, whatever its order; so is everything 1024 or more behind the highest."""
-        window = SeenWindow(noted[0])
-        for number in noted:
-            window.note(number)
-        assert [window.has(number) for number in seen] == [True] * len(seen)
-        assert [window.has(number) for number in unseen] == [False] * len(unseen)
-
-    @given(
-        st.integers(1, 4 * WINDOW),
-        st.lists(st.integers(-WINDOW - 3, WINDOW + 3), max_size=60),
-        st.lists(st.integers(-2 * WINDOW, 2 * WINDOW), max_size=60),
-    )
-    def test_like_a_set(self, first: int, steps: list[int], probes: list[int]) -> None:
-        """A window is a set of all noted numbers that forgets what is 1024 behind the highest, as seen."""
-        window, model = SeenWindow(first), set[int]()
-        highest = number = first
-        for step in [0, *steps]:
-            number += step
-            window.note(number)
-            model.add(number)
-            highest = max(highest, number)
-        assert window.highest == highest
-        for probe in (highest + step for step in probes):
-            expected = probe in model or probe <= highest - WINDOW
-            assert window.has(probe) is expected
-
-    @given(st.lists(st.integers(1, 10**6), max_size=100))
-    def test_memory_is_bounded(self, numbers: list[int]) -> None:
-        """However the numbers jump, a window holds 1024 bits."""
-        window = SeenWindow(1)
+    @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 60))
+    def test_highest(self, numbers: list[int], probe: int) -> None:
+        """Whatever is not above the highest number was seen, or comes too late."""
+        seen = SeenNumbers()
         for number in numbers:
-            window.note(number)
-        assert window._bits.bit_length() <= WINDOW
+            seen.note(A, 0, number, 0.0)
+        assert seen.has(A, 0, probe) is (probe <= max(numbers))
 
-
-class TestSeenWindows:
-    """The windows of all nodes."""
-
-    def test_one_per_node_and_partition(self) -> None:
-        """The same number of another node, or in another partition, is another message."""
-        windows = SeenWindows()
-        windows.window(A, 0, 7, 0.0).note(7)
-        assert windows.window(A, 0, 7, 0.0).has(7)
-        assert not windows.window(A, 1, 7, 0.0).has(7)
-        assert not windows.window(B, 0, 7, 0.0).has(7)
-        assert len(windows) == 3
+    def test_one_per_node_and_stream(self) -> None:
+        """The same number of another node, or in another stream, is another message."""
+        seen = SeenNumbers()
+        seen.note(A, 0, 7, 0.0)
+        assert seen.has(A, 0, 7)
+        assert not seen.has(A, 1, 7)
+        assert not seen.has(A, stream_of(0, is_logged=False), 7)
+        assert not seen.has(B, 0, 7)
+        assert len(seen) == 1
 
     def test_sweep_forgets_what_is_unused(self) -> None:
-        """A window unused for more than 15 minutes is forgotten; use keeps it."""
-        windows = SeenWindows()
-        windows.window(A, 0, 1, 0.0)
-        windows.window(B, 0, 1, 0.0).note(1)
-        windows.window(B, 0, 1, 500.0)
-        windows.sweep(900.0)
-        assert len(windows) == 2
-        windows.sweep(901.0)
-        assert len(windows) == 1
-        assert windows.window(B, 0, 1, 901.0).has(1)
+        """What is unused for more than 15 minutes is forgotten; use keeps it."""
+        seen = SeenNumbers()
+        seen.note(A, 0, 1, 0.0)
+        seen.note(B, 0, 1, 0.0)
+        seen.note(B, 0, 1, 500.0)
+        seen.sweep(900.0)
+        assert len(seen) == 2
+        seen.sweep(901.0)
+        assert len(seen) == 1
+        assert seen.has(B, 0, 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 65535), st.booleans()), unique=True))
+def test_streams(streams: list[tuple[int, bool]]) -> None:
+    """Each partition has two: what is logged, and what is not."""
+    assert len({stream_of(partition, is_logged=logged) for partition, logged in streams}) == len(streams)

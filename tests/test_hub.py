@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from channels_asyncq import buffers
 from channels_asyncq.buffers import PATIENCE
-from channels_asyncq.envelopes import Envelope
+from channels_asyncq.envelopes import NOTICE, Envelope
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
 from channels_asyncq.hub import CLOSED_NAMES_KEPT, Hub
 from channels_asyncq.options import Host, Options
@@ -43,6 +43,8 @@ class Recorder:
         self.empty: list[bytes] = []
         self.rooms = 0
         self._tells = tells
+        if tells:
+            defaults["on_loss"] = "loss"
         self.hub = Hub(
             Options(hosts=(Host("memory"),), **(defaults | options)),
             self.empty.append,
@@ -50,9 +52,13 @@ class Recorder:
             self._notice,
         )
 
-    def _notice(self, reason: str, groups: list[str]) -> Envelope | None:
+    def _notice(self, reason: str) -> Envelope | None:
         """What the session makes of a loss when `on_loss` is set."""
-        return envelope(f"lost {reason} {' '.join(groups)}".strip()) if self._tells else None
+        if not self._tells:
+            return None
+        notice = Envelope(f"lost {reason}".encode(), "", flags=NOTICE, expires_at=float("inf"))
+        notice.message = {"groups": []}
+        return notice
 
     def _has_room(self) -> None:
         self.rooms += 1
@@ -60,7 +66,20 @@ class Recorder:
     def texts(self, channel: str) -> list[str]:
         """Everything that can be taken out of a channel now."""
         buffer = self.hub.channels.get(channel)
-        return [] if buffer is None else [one.payload.decode() for one in iter(buffer.take, None)]
+        return [] if buffer is None else [text(one) for one in iter(buffer.take, None)]
+
+    def flood(self, channel: str, *numbers: int) -> None:
+        """Send these to the room, whose member is too slow to be waited for."""
+        self.hub.open(channel).patience = 0.0
+        for number in numbers:
+            assert self.hub.deliver(ROOM, envelope(str(number)))
+
+
+def text(taken: Envelope | None) -> str:
+    """What a message says, or a word about a loss with its groups."""
+    assert taken is not None
+    groups = taken.message["groups"] if taken.message else []
+    return " ".join([taken.payload.decode(), *groups])
 
 
 def envelope(text: str = "x", lifetime: float = EXPIRY, excluded: tuple[str, ...] = ()) -> Envelope:
@@ -431,11 +450,63 @@ def test_overflow_is_told() -> None:
     here = Recorder(tells=True)
     here.hub.join(ROOM, "a")
     for _ in range(2):
-        here.hub.open("a").patience = 0.0
-        for number in range(1, 5):
-            assert here.hub.deliver(ROOM, envelope(str(number)))
+        here.flood("a", 1, 2, 3, 4)
         assert here.texts("a") == ["1", "2", "lost overflow room"]
     assert here.hub.tally.dropped == {"overflow": 4} and here.hub.tally.told == {"overflow": 2}
+
+
+def test_the_oldest_are_dropped_and_told() -> None:
+    """The word about what was dropped is not dropped itself, and takes nobody's place: the newest are kept."""
+    here = Recorder(tells=True, overflow="drop_oldest")
+    here.hub.join(ROOM, "a")
+    here.flood("a", 1, 2, 3, 4, 5)
+    assert here.texts("a") == ["lost overflow room", "4", "5"]
+    assert here.hub.tally.dropped == {"overflow": 3} and here.hub.tally.told == {"overflow": 1}
+    here.flood("a", 6, 7)
+    assert here.texts("a") == ["6", "7"]
+
+
+@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest"])
+def test_what_is_missed_after_the_word_was_read(overflow: str) -> None:
+    """A reader that was told and loses more before it has caught up is told once more, when it has."""
+    here = Recorder(tells=True, overflow=overflow, capacity=4)
+    here.hub.join(ROOM, "a")
+    here.flood("a", *range(9))
+    buffer = here.hub.open("a")
+    while not text(buffer.take()).startswith("lost"):
+        here.flood("a", 9)  # its place is taken again
+    here.flood("a", *range(10, 20))
+    assert "lost overflow room" in here.texts("a")
+    assert here.hub.tally.told == {"overflow": 2}
+    here.flood("a", 20)
+    assert here.texts("a") == ["20"]
+
+
+def test_the_groups_of_what_is_missed_until_it_is_read() -> None:
+    """A word about a loss names every group that lost something before the reader took it."""
+    here = Recorder(tells=True)
+    here.hub.join(ROOM, "a")
+    here.flood("a", 1, 2, 3)
+    here.hub.deliver_to("a", envelope("direct"))
+    lobby = Envelope(b"4", "lobby", expires_at=float("inf"))
+    here.hub.join(b"lobby", "a")
+    assert here.hub.deliver(b"lobby", lobby)
+    assert here.texts("a") == ["1", "2", "lost overflow room lobby"]
+
+
+def test_a_word_about_a_loss_outlives_what_was_lost(clock: Clock) -> None:
+    """It does not expire, keeps no message from expiring and leaves with the channel that nobody reads."""
+    here = Recorder(tells=True, overflow="drop_oldest")
+    here.hub.join(ROOM, "a")
+    here.flood("a", 1, 2, 3)
+    clock.turn(EXPIRY)
+    here.flood("a", 4, 5)
+    assert here.texts("a") == ["lost expired room", "lost overflow room", "4", "5"]
+    here.flood("a", 6, 7, 8)
+    for _ in range(4):
+        clock.turn(EXPIRY)
+        here.hub.sweep()
+    assert not here.hub.channels and here.empty == [ROOM]
 
 
 def test_expiry_is_told(clock: Clock) -> None:
@@ -634,7 +705,7 @@ class HubMachine(RuleBasedStateMachine):
             group_expiry=GROUP_EXPIRY,
             capacity=CAPACITY,
         )
-        self.hub = Hub(options, self.subscribed.remove, lambda: None, lambda reason, groups: None)
+        self.hub = Hub(options, self.subscribed.remove, lambda: None, lambda reason: None)
         self.model: dict[str, Channel] = {}
         self.closed: dict[str, float] = {}
         self.counts: Counter[str] = Counter()

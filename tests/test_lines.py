@@ -17,7 +17,7 @@ from channels_asyncq.bus.lines import Line
 from channels_asyncq.bus.wire import NoAnswer, NotSent, WireProtocol
 from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
 from channels_asyncq.options import Options
-from tests.contract import eventually
+from tests.contract import eventually, every, started
 
 DEADLINE = 10.0
 #: Short, for tests in which waiting ends; long, for those in which it must not.
@@ -457,7 +457,6 @@ class TestOverdue:
             with pytest.raises(ImproperlyConfigured, match="otherwise"):
                 await asyncio.wait_for(wait(), DEADLINE)
 
-    @pytest.mark.xfail(strict=True, reason="start() sets no timer when the outage is overdue already")
     async def test_lost_again_while_refused(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """A send that was written when the server still refused, and lost its connection, is given up."""
         recorded = make(BRIEF)
@@ -474,6 +473,29 @@ class TestOverdue:
         async with asyncio.timeout(20 * BRIEF):
             with pytest.raises(NoAnswer):
                 await future
+
+
+async def test_newcomers_wait_behind_those_who_waited(hosts: Hosts, make: Callable[..., Recorded]) -> None:
+    """Who comes in the moment in which the line is up does not overtake those who waited for it."""
+    hosts.is_open.clear()
+    recorded = make()
+    order: list[str] = []
+
+    async def use(name: str) -> None:
+        await recorded.line.with_room()
+        order.append(name)
+
+    tasks = [await started(use(name)) for name in "abc"]
+    hosts.is_open.set()
+    while recorded.line.wire is None:  # noqa: ASYNC110  (the very turn in which it is)
+        await asyncio.sleep(0)
+    assert recorded.line.open_wire is None and not order
+    tasks += [asyncio.create_task(use(name)) for name in "de"]
+    await every(tasks)
+    assert order == ["a", "b", "c", "d", "e"]
+    await turns()
+    assert recorded.line.open_wire is recorded.line.wire
+    await use("f")
 
 
 class TestEnding:

@@ -114,6 +114,7 @@ class Recorder(Receiver):
         raise AssertionError(arguments)
 
     on_wake = on_subscribed = on_overrun = on_external = on_answerable = on_down = on_up = on_nothing
+    on_members = on_full = on_unsent = on_nothing
 
 
 def open_envelope(topic: bytes, data: bytes) -> Envelope:
@@ -182,13 +183,40 @@ async def test_what_was_delivered_live_is_not_delivered_again(world: World) -> N
 
 
 async def test_same_number_of_another_node_is_another_message(world: World) -> None:
-    """Windows are per node and partition."""
+    """Numbers are per node and partition."""
     log = world.server.log(0)
     log.add(1, b"x", 1, A)
     log.add(2, b"x", 1, B)
     world.server.log(1).add(1, b"z", 1, A)
     await world.reader.catch_up(has_changed=False)
     assert world.receiver.delivered == [(b"x", 1), (b"x", 1), (b"z", 1)]
+
+
+async def test_what_is_not_logged_hides_nothing(world: World) -> None:
+    """
+    An envelope that is in no log arrives before the logged ones in front of it are read: however many they are,
+    they are delivered.
+    """
+    entry = world.ledger.get(b"y")
+    assert entry is not None
+    log = world.server.log(0)
+    numbers = range(1000, 2500)
+    for number in numbers:
+        log.add(number, b"x", number)
+    assert world.reader.deliver(entry, Envelope(b"x", "g", A, 2500), 0)
+    await world.reader.catch_up(has_changed=False)
+    assert world.receiver.delivered == [(b"y", 2500), *((b"x", number) for number in numbers)]
+
+
+async def test_late_and_out_of_order(world: World) -> None:
+    """What a dead connection brings after its sender went on is dropped, live and in the log."""
+    assert world.live(b"x", 2, 2)
+    assert world.live(b"x", 1, 3)
+    log = world.server.log(0)
+    for number, seq in ((2, 2), (3, 1), (4, 4), (5, 3)):
+        log.add(number, b"x", seq)
+    await world.reader.catch_up(has_changed=False)
+    assert world.receiver.delivered == [(b"x", 2), (b"x", 4)]
 
 
 async def test_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +310,18 @@ class TestReach:
         """A log that ends before the position, of a server that may not be asked who it is, is a loss."""
         world.reader.move_to({0: at(50)})
         world.server.log(0).add(10, b"x", 1)
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
+
+    async def test_trimmed_since_there_was_no_log(self, world: World) -> None:
+        """Where there was no log and now is one whose entries are all gone, something is."""
+        world.server.logs.clear()
+        await world.reader.catch_up(has_changed=True)
+        assert world.reader.positions == {0: 0, 1: 0}
+        world.receiver.losses.clear()
+        log = world.server.log(0)
+        log.add(5, b"x", 1)
+        log.trim(1)
         await world.reader.catch_up(has_changed=False)
         assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
 
@@ -393,6 +433,28 @@ class TestInterrupted:
         await world.reader.catch_up(has_changed=False)
         assert [loss[0] for loss in world.receiver.losses] == [reason]
         assert b"x" in world.receiver.losses[0][1]
+
+    async def test_trimmed_and_failed_on_the_next_page(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A gap that a log's first page showed is told though the second failed: the positions are past it."""
+        monkeypatch.setattr(recovery, "_PAGE", 2)
+        log = world.server.log(0)
+        for number in range(1, 6):
+            log.add(number, b"x", number)
+        log.trim(2)
+
+        def fail(partition: int) -> None:
+            if len(world.server.pages) == 1:
+                raise LayerUnavailable("redis://host", "gone")
+
+        world.server.before = fail
+        with pytest.raises(LayerUnavailable):
+            await world.reader.catch_up(has_changed=False)
+        world.server.before = lambda partition: None
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
+        assert [seq for _, seq in world.receiver.delivered] == [2, 3, 4, 5]
 
     async def test_cancelled_while_a_channel_is_full(self, world: World) -> None:
         """What was not taken when the recovery was cancelled is delivered by the next."""

@@ -73,8 +73,8 @@ async def conversation(url: str, prefix: str) -> list[Any]:
         ("GET", prefix),
         ("GET", "nothing"),
         *(
-            ("EVALSHA", sha["push"], 2, queue, seen_key, f"item {number}", 2, 60_000, "node", number)
-            for number in (1, 1, 2, 3)
+            ("EVALSHA", sha["push"], 2, queue, seen_key, f"item {number}", 2, 60_000, number)
+            for number in (2, 2, 3, 4, 1)
         ),
         ("EVALSHA", sha["send"], 2, log, members, topic, "logged"),
         ("EVALSHA", sha["send"], 1, log, topic, "header of a large one", 6),

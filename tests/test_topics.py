@@ -57,7 +57,7 @@ def test_the_names_that_redis_sees() -> None:
     # Wake-ups are in no log; the pushes have the numbers of the partition.
     assert names.queue("jobs").topic == Topic(0, b"asgi:3:queue:jobs", NOT_LOGGED)
     assert names.queue("jobs").partition == jobs
-    assert names.queue("jobs").seen == b"asgi:3:seen:jobs"
+    assert names.queue("jobs").seen == b"asgi:3:seen:%d:0123456789abcdef" % jobs
     assert names.queue("jobs").taken == b"asgi:3:taken:0123456789abcdef:jobs"
     node = names.partition("ab" * 8)
     assert names.inbox("ab" * 8) == Topic(0, b"asgi:3:inbox:abababababababab", node)
@@ -65,7 +65,7 @@ def test_the_names_that_redis_sees() -> None:
     assert names.fence(0) == Topic(0, b"asgi:3:fence:0123456789abcdef", NOT_LOGGED)
     assert list(names.partitions_of(0)) == list(range(16))
     assert names.layout_key(0) == b"asgi:3:layout"
-    assert names.stored(0) == [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:seen:*", b"asgi:3:members:*"]
+    assert names.stored(0) == [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:members:*"]
     assert list(names.shards) == [0]
 
 

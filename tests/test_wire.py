@@ -1194,9 +1194,10 @@ async def test_work_per_command() -> None:
     asyncio.get_running_loop().set_debug(False)
 
     def send() -> None:
-        for number in range(1000):
-            session.wire.call("PUBLISH", "topic", number)
+        for _ in range(1000):
+            session.wire.call_packed(packed)
 
+    packed = b"*3\r\n$7\r\nPUBLISH\r\n$5\r\ntopic\r\n$1\r\nx\r\n"
     stream = b":1\r\n" * 1000
     sending = python_calls(send)
     await turns(1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..layers import Layer
-from ..scenario import CHAT_MESSAGE, Goal, Measurement, Post, Scenario, Stage
+from ..scenario import CHAT_MESSAGE, TO_NOBODY, Goal, Measurement, Post, Scenario, Stage
 
 SENDERS = 32
 SECONDS = 2.0
@@ -35,7 +35,8 @@ class ConcurrentSenders(Scenario):
     name = "senders"
     title = f"{SENDERS} concurrent senders to one group in one process"
     unit = "sends/s"
-    goal = Goal("times", 8)
+    goals = {"asyncq": Goal("times", 8), "asyncq, no log": Goal("times", 12)}  # noqa: RUF012
+    unable = TO_NOBODY
     parts = {"sender": send}  # noqa: RUF012
 
     async def conduct(self, stage: Stage) -> Measurement:

@@ -36,6 +36,15 @@ class Receiver(Protocol):
     def on_external(self) -> None:
         """A message written by somebody else's program arrived; `on_envelope` gets it next."""
 
+    def on_members(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
+        """An unconfirmed send to a group found these normal channels, which get a copy each."""
+
+    def on_full(self, channel: str) -> None:
+        """An unconfirmed push found the channel full."""
+
+    def on_unsent(self, topic: bytes, target: str, error: Exception) -> None:
+        """An unconfirmed send failed, or nobody knows what became of it."""
+
     def on_answerable(self) -> None:
         """The connection for commands to a host is there (again): what `pop()` refused may be asked."""
 
@@ -139,7 +148,7 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
+    def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
         """Send to a channel's inbox, or to everybody; return how many subscribers the server passed it to."""
 
     @abstractmethod
@@ -149,6 +158,26 @@ class Bus(ABC):
     @abstractmethod
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         """Send to a group's topic; the result is the normal channels that are members of it, or an empty one."""
+
+    # Unconfirmed: these return when the message is written. What comes of it is told to the receiver.
+
+    @abstractmethod
+    def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
+        """Send to a channel's inbox."""
+
+    @abstractmethod
+    def group_send_unconfirmed(
+        self, group: str, payload: bytes, excluded: tuple[str, ...]
+    ) -> Awaitable[None]:
+        """Send to a group's topic."""
+
+    @abstractmethod
+    def push_unconfirmed(self, channel: str, payload: bytes, capacity: int) -> Awaitable[None]:
+        """Append to a normal channel."""
+
+    @abstractmethod
+    async def answered(self) -> None:
+        """Return when it was told what came of everything written until now, unless the link is lost."""
 
     @abstractmethod
     async def add_member(self, group: str, channel: str) -> None:

@@ -1,12 +1,12 @@
-"""Sequence numbers out, windows of seen numbers in, and positions in the logs: pure state, no I/O."""
+"""Sequence numbers out, the highest seen in, and positions in the logs: pure state, no I/O."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
 
-# As many sends of a node may be unanswered, so no repeat can be further behind.
-WINDOW = 1024
-_ALL = (1 << WINDOW) - 1
 _FORGET_AFTER = 900.0
 _LOW = (1 << 64) - 1
 
@@ -31,69 +31,68 @@ def milliseconds_of(position: int) -> int:
     return position >> 64
 
 
-class Outbox:
-    """Numbers the envelopes of one node: consecutive from 1 within each partition, in the order of the writes."""
+def stream_of(partition: int, *, is_logged: bool) -> int:
+    """
+    Return the key of the numbers that a partition's envelopes get.
 
-    __slots__ = ("_last",)
+    What is not logged has numbers of its own: it arrives while logged envelopes before it are still to be read.
+    """
+    return partition if is_logged else ~partition
+
+
+class Outbox:
+    """Numbers the sends, or the pushes, of a node: from 1 in each stream, in the order of the writes."""
+
+    __slots__ = ("_numbers",)
 
     def __init__(self) -> None:
-        self._last: defaultdict[int, int] = defaultdict(int)
+        self._numbers: defaultdict[int, Iterator[int]] = defaultdict(partial(count, 1))
 
-    def next(self, partition: int) -> int:
-        number = self._last[partition] = self._last[partition] + 1
-        return number
+    def numbers(self, stream: int) -> Iterator[int]:
+        """Return what counts a stream, to take one number after the other from: it is the only one."""
+        return self._numbers[stream]
 
-    def last(self, partition: int) -> int:
-        """Return the number that was given last."""
-        return self._last[partition]
+    def next(self, stream: int) -> int:
+        return next(self._numbers[stream])
 
 
-class SeenWindow:
-    """
-    Which numbers of one node have been delivered: the last 1024 up to the highest, as bits.
+class _Seen:
+    __slots__ = ("highest", "last_used")
 
-    What is further behind counts as seen. A node's first number may be any.
-    """
-
-    __slots__ = ("_bits", "highest", "last_used")
-
-    def __init__(self, number: int) -> None:
-        self.highest = number
-        self._bits = 0
+    def __init__(self) -> None:
+        self.highest = 0
         self.last_used = 0.0
 
-    def has(self, number: int) -> bool:
-        behind = self.highest - number
-        return behind >= 0 and (behind >= WINDOW or bool(self._bits >> behind & 1))
 
-    def note(self, number: int) -> None:
-        ahead = number - self.highest
-        if ahead > 0:
-            self._bits = (self._bits << ahead | 1) & _ALL if ahead < WINDOW else 1
-            self.highest = number
-        elif -ahead < WINDOW:
-            self._bits |= 1 << -ahead
+class SeenNumbers:
+    """
+    The highest number that was delivered of each stream of each node; what is not above it is a repeat, or late.
 
+    The numbers of a stream are executed in their order, save by connections that their node has given up. What
+    such a one brings was sent again and seen, or its sender was told DeliveryUnknown: it must not come behind
+    what was sent after it. One that is not used for 15 minutes is forgotten.
+    """
 
-class SeenWindows:
-    """The windows of all nodes that were heard of, per partition; one not used for 15 minutes is forgotten."""
-
-    __slots__ = ("_windows",)
+    __slots__ = ("_streams",)
 
     def __init__(self) -> None:
-        self._windows: dict[tuple[bytes, int], SeenWindow] = {}
+        self._streams: dict[tuple[bytes, int], _Seen] = {}
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self._streams)
 
-    def window(self, node: bytes, partition: int, number: int, now: float) -> SeenWindow:
-        """Return a node's window, made if it is new; `number` is what arrived."""
-        window = self._windows.get((node, partition))
-        if window is None:
-            window = self._windows[node, partition] = SeenWindow(number)
-        window.last_used = now
-        return window
+    def has(self, node: bytes, stream: int, number: int) -> bool:
+        seen = self._streams.get((node, stream))
+        return seen is not None and number <= seen.highest
+
+    def note(self, node: bytes, stream: int, number: int, now: float) -> None:
+        seen = self._streams.get((node, stream))
+        if seen is None:
+            seen = self._streams[node, stream] = _Seen()
+        if number > seen.highest:
+            seen.highest = number
+        seen.last_used = now
 
     def sweep(self, now: float) -> None:
-        for key in [key for key, window in self._windows.items() if now - window.last_used > _FORGET_AFTER]:
-            del self._windows[key]
+        for key in [key for key, seen in self._streams.items() if now - seen.last_used > _FORGET_AFTER]:
+            del self._streams[key]

@@ -65,11 +65,14 @@ class Line:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         # In the order in which they came: what waits longest is sent first.
-        self._waiters: dict[asyncio.Future[None], None] = {}
+        self._waiters: dict[asyncio.Future[WireProtocol], None] = {}
         self._delay = _FIRST_DELAY
         self._overdue: Exception | None = None
         self._is_closed = False
+        self._context = contextvars.Context()
         self.wire: WireProtocol | None = None
+        #: The same for those who have not waited for it: only when those who have had their turn.
+        self.open_wire: WireProtocol | None = None
         self.reconnects = 0
         self.was_up = False
         self.is_refusing = False  # the last connection was given up for what the server answered
@@ -160,11 +163,21 @@ class Line:
                 self._connector.address,
             )
         self.was_up = True
+        self._admit(wire)
+        self._on_change()
+
+    def _admit(self, wire: WireProtocol) -> None:
+        """Give the wire to those who wait for it, in order; who comes before they have run waits behind them."""
+        if self.wire is not wire:
+            return
         waiters, self._waiters = self._waiters, {}
+        if not waiters:
+            self.open_wire = wire
+            return
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_result(None)
-        self._on_change()
+                waiter.set_result(wire)
+        self._loop.call_soon(self._admit, wire, context=self._context)
 
     def serves(self) -> None:
         """Note that the outage is over: the connection is there, and the server does what it is told."""
@@ -190,7 +203,7 @@ class Line:
     def _lost(self, wire: WireProtocol, error: Exception | None) -> None:
         if self.wire is not wire:
             return
-        self.wire = None
+        self.wire = self.open_wire = None
         self._was_silent = isinstance(error, TimeoutError)
         self._unanswered += wire.unanswered
         if self._on_lost is not None:
@@ -207,6 +220,9 @@ class Line:
             self._connector.address,
             self.reason,
         )
+        if self._overdue is not None:
+            # The connection came and went within the outage: nobody waits for its end any more.
+            self._fail_unanswered(str(self._overdue))
         self.start()
         self._on_change()
 
@@ -252,14 +268,14 @@ class Line:
             ImproperlyConfigured: the server holds another layout of this namespace.
         """
         while True:
-            wire = self.wire
-            if wire is not None and not wire.is_lost:
-                try:
-                    await wire.room()
-                    return wire
-                except NotSent:
-                    continue
-            await self._change()
+            wire = self.open_wire
+            if wire is None or wire.is_lost:
+                wire = await self._change()
+            try:
+                await wire.room()
+                return wire
+            except NotSent:
+                continue
 
     async def up(self) -> WireProtocol:
         """Return the wire when it is up. Raises as `with_room()`."""
@@ -267,13 +283,13 @@ class Line:
             await self._change()
         return wire
 
-    async def _change(self) -> None:
+    async def _change(self) -> WireProtocol:
         self.raise_if_overdue()
         self.start()
-        waiter = self._loop.create_future()
+        waiter: asyncio.Future[WireProtocol] = self._loop.create_future()
         self._waiters[waiter] = None
         try:
-            await waiter
+            return await waiter
         except (ChannelLayerError, ImproperlyConfigured) as exc:
             raise own(exc) from exc
         finally:
@@ -311,7 +327,7 @@ class Line:
         if task is not None and not task.done():
             task.cancel()
             await asyncio.wait([task])
-        wire, self.wire = self.wire, None
+        wire, self.wire, self.open_wire = self.wire, None, None
         if wire is not None:
             wire.keeps_unanswered = False  # nobody sends again what it leaves
             await wire.close()
@@ -323,7 +339,7 @@ class Line:
         self._give_up_waiting(LayerClosed())
         if self._task is not None:
             self._task.cancel()
-        wire, self.wire = self.wire, None
+        wire, self.wire, self.open_wire = self.wire, None, None
         if wire is not None:
             wire.keeps_unanswered = False
             wire.abort(ConnectionAbortedError("closing was cancelled"))

@@ -266,6 +266,25 @@ class MemoryBus(Bus):
             await self._intake.drained()
         return [channel.encode() for channel in members]
 
+    # There is no answer to wait for here: only a full channel is told in another way.
+
+    async def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> None:
+        await self.publish(topic, target, payload)
+
+    async def group_send_unconfirmed(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
+        members = await self.group_send(group, payload, excluded)
+        if members:
+            self._loop.call_soon(self._receiver.on_members, members, payload, excluded)
+
+    async def push_unconfirmed(self, channel: str, payload: bytes, capacity: int) -> None:
+        try:
+            await self.push(channel, payload, capacity)
+        except ChannelFull:
+            self._loop.call_soon(self._receiver.on_full, channel)
+
+    async def answered(self) -> None:
+        await asyncio.sleep(0)
+
     async def add_member(self, group: str, channel: str) -> None:
         self._broker.add_member(group, channel, monotonic() + self._options.group_expiry)
 

@@ -13,7 +13,7 @@ from ..envelopes import BadEnvelope, Envelope, unpack
 from ..options import Options
 from ..topics import NOT_LOGGED
 from .base import Receiver
-from .delivery import SeenWindows, format_position, milliseconds_of, parse_position
+from .delivery import SeenNumbers, format_position, milliseconds_of, parse_position, stream_of
 from .subscriptions import Subscription, SubscriptionLedger
 
 _PAGE = 500
@@ -47,7 +47,7 @@ class LogReader:
         self._ledger = ledger
         self._read_page = read_page
         self._open = open_envelope
-        self._windows = SeenWindows()
+        self._seen = SeenNumbers()
         self._resumed: asyncio.Future[None] | None = None
         # What a catch_up() that failed half way found lost, by reason: the positions are past it already.
         self._lost: defaultdict[str, set[bytes]] = defaultdict(set)
@@ -66,16 +66,20 @@ class LogReader:
         """Take the ends of the logs, as a fence tells them, for the positions."""
         for partition, end in ends.items():
             self.positions[partition] = parse_position(end)
-        self._windows.sweep(monotonic())
+        self._seen.sweep(monotonic())
 
     def deliver(self, entry: Subscription, envelope: Envelope, position: int) -> bool:
-        """Hand an envelope on unless its number was seen; False if it must be offered again."""
+        """
+        Hand an envelope on unless its number was seen; False if it must be offered again.
+
+        `position` is that of its entry in the log; 0 if it is not logged.
+        """
         if envelope.seq:
-            window = self._windows.window(envelope.node, entry.partition, envelope.seq, envelope.expires_at)
-            if not window.has(envelope.seq):
+            stream = stream_of(entry.partition, is_logged=position > 0)
+            if not self._seen.has(envelope.node, stream, envelope.seq):
                 if not self._receiver.on_envelope(entry.topic, envelope):
                     return False
-                window.note(envelope.seq)
+                self._seen.note(envelope.node, stream, envelope.seq, envelope.expires_at)
         elif not self._receiver.on_envelope(entry.topic, envelope):
             return False
         # Not before it is delivered: what is held when the connection ends is read from the log. And only a fence
@@ -106,25 +110,24 @@ class LogReader:
         # Partition 0 first: flush() is there.
         for partition in sorted(topics):
             if partition in self.positions:
-                reach = await self._read(partition, lost)
-                if not reach and not has_changed:
-                    lost["trimmed"] |= topics[partition]
+                await self._read(partition, lost, set() if has_changed else topics[partition])
         if has_changed:
             lost["server_changed"] = set().union(*topics.values())
         self._lost = defaultdict(set)
         for reason, names in lost.items():
             self._receiver.on_loss(reason, names)
 
-    async def _read(self, partition: int, lost: defaultdict[str, set[bytes]]) -> bool:
-        """Read one log; return whether it reached back to the position."""
+    async def _read(self, partition: int, lost: defaultdict[str, set[bytes]], concerned: set[bytes]) -> None:
+        """Read one log. `concerned` are the topics to be told if it does not reach back to the position."""
         position = self.positions[partition]
-        reach = True
         stop_at = monotonic() + _READ_SECONDS
         while True:
             last, now, entries = await self._read_page(partition, format_position(position), _PAGE)
-            # Each page: the log may be trimmed faster than it is read.
-            first = parse_position(entries[0][0]) if entries else 0
-            reach = reach and position in (first, parse_position(last))
+            # Each page: the log may be trimmed faster than it is read. And at once: the next page may fail, and
+            # the positions are past the gap then.
+            first = parse_position(entries[0][0]) if entries else None
+            if concerned and position not in (first, parse_position(last)):
+                lost["trimmed"] |= concerned
             for name, fields in entries:
                 at = parse_position(name)
                 if at <= position:
@@ -137,7 +140,7 @@ class LogReader:
             if len(entries) < _PAGE:
                 # Lower than the position only after the log was deleted or the server is another one.
                 self.positions[partition] = self.read_until[partition] = parse_position(last)
-                return reach
+                return
 
     async def _replay(
         self, fields: list[bytes], at: int, now: int, lost: defaultdict[str, set[bytes]]
@@ -155,10 +158,9 @@ class LogReader:
             self._receiver.on_unreadable(topic, str(exc))
             return
         if kind != b"e" or is_expired:
-            window = self._windows.window(envelope.node, entry.partition, envelope.seq, monotonic())
-            if not window.has(envelope.seq):
+            if not self._seen.has(envelope.node, entry.partition, envelope.seq):
                 lost["expired" if is_expired else "too_large"].add(topic)
             return
-        while not self.deliver(entry, envelope, 0):
+        while not self.deliver(entry, envelope, at):
             self._resumed = asyncio.get_running_loop().create_future()
             await self._resumed

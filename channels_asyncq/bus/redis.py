@@ -9,16 +9,16 @@ import json
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import resources
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
-from hiredis import ReplyError
+from hiredis import ReplyError, pack_command
 
 from ..codecs import BadPayload, Codec, decode_json
 from ..envelopes import ENCRYPTED, WIRE_VERSION, BadEnvelope, Envelope, header_size, pack, unpack
@@ -28,7 +28,7 @@ from ..options import Options
 from ..topics import NOT_LOGGED, Topic, Topics
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
-from .delivery import Outbox, parse_position
+from .delivery import Outbox, parse_position, stream_of
 from .lines import Line, own
 from .recovery import LogReader
 from .subscriptions import Subscription, SubscriptionLedger
@@ -50,6 +50,7 @@ _LARGEST_LOGGED = 16 * 1024
 LOG_BYTES = 8 * 2**20
 _UNUSED_LOG_EXPIRES = 900
 _READ_SECONDS = 0.005
+_CACHED_ROUTES = 8192
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
 
@@ -77,8 +78,21 @@ GROUP_SEND = Script.load("group_send")
 ADD_MEMBER = Script.load("add_member")
 FENCE = Script.load("fence")
 READ_LOG = Script.load("read_log")
-_GROUP_SEND = GROUP_SEND.sha
 SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, FENCE, READ_LOG)
+
+
+class Route(NamedTuple):
+    """
+    Where sends to one topic go: the command up to the envelope, as arguments, and packed up to the `$` before the
+    envelope's length.
+    """
+
+    shard: Shard
+    topic: bytes
+    numbers: Iterator[int]
+    is_logged: bool
+    command: tuple[bytes, ...]
+    opened: bytes
 
 
 class Shard:
@@ -102,6 +116,8 @@ class Shard:
         self._fences: dict[int, asyncio.Future[None]] = {}
         self._fence_timer: asyncio.TimerHandle | None = None
         self._context = contextvars.Context()
+        # Unconfirmed sends that the server did not execute.
+        self._again: set[asyncio.Task[None]] = set()
         self._throttle = Throttle()
         options = bus.options
         self.commands = Line(
@@ -174,22 +190,20 @@ class Shard:
 
         A repeatable command is sent again when the connection ended without an answer.
         """
-        return await self.send(lambda: command, is_repeatable=is_repeatable)
+        return await self.send(_packed, *command, is_repeatable=is_repeatable)
 
-    async def send(
-        self, make_command: Callable[..., Command], *arguments: Any, is_repeatable: bool = False
-    ) -> Any:
+    async def send(self, pack: Callable[..., bytes], *arguments: Any, is_repeatable: bool = False) -> Any:
         """
-        Return the reply to a command that is made when the line is up and has room.
+        Return the reply to a command that is packed when the line is up and has room.
 
         Not earlier: what is numbered first must be written first.
         """
         while True:
-            wire = self.commands.wire
+            wire = self.commands.open_wire
             if wire is None or wire.is_lost or not wire.has_room:
                 wire = await self.commands.with_room()
             try:
-                reply = await wire.call(*make_command(*arguments))
+                reply = await wire.call_packed(pack(*arguments))
                 if self.commands.is_refusing:
                     self.commands.serves()
                 return reply
@@ -198,12 +212,70 @@ class Shard:
             except NoAnswer as exc:
                 if is_repeatable:
                     continue
-                raise DeliveryUnknown(
-                    f"{self.connector.address} was sent the message and did not answer: {exc.__cause__ or exc}"
-                ) from exc
+                raise self._unknown(exc) from exc
             except ReplyError as exc:
                 if not self._may_go_on(wire, exc):
                     raise self._refused(exc) from exc
+
+    async def write(
+        self,
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        pack: Callable[..., bytes],
+        *arguments: Any,
+    ) -> None:
+        """Write a command when the line is up and has room, and tell later what came of it."""
+        wire = self.commands.open_wire
+        if wire is None or wire.is_lost or not wire.has_room:
+            wire = await self.commands.with_room()
+        tell = partial(self._written, wire, done, failed, pack, arguments)
+        wire.call_packed(pack(*arguments)).add_done_callback(tell, context=self._context)
+
+    def _written(
+        self,
+        wire: WireProtocol,
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        pack: Callable[..., bytes],
+        arguments: tuple[Any, ...],
+        reply: asyncio.Future[Any],
+    ) -> None:
+        error = reply.exception()
+        if error is None:
+            if self.commands.is_refusing:
+                self.commands.serves()
+            done(reply.result())
+        elif isinstance(error, NoAnswer):
+            failed(self._unknown(error))
+        elif isinstance(error, NotSent) or (isinstance(error, ReplyError) and self._may_go_on(wire, error)):
+            task = self._bus.loop.create_task(
+                self._write_again(done, failed, pack, arguments),
+                name=f"channels_asyncq sending again to {self.connector.address}",
+                context=self._context,
+            )
+            self._again.add(task)
+            task.add_done_callback(self._again.discard)
+        else:
+            failed(self._refused(error))
+
+    async def _write_again(
+        self,
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        pack: Callable[..., bytes],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        try:
+            reply = await self.send(pack, *arguments)
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            failed(exc)
+        else:
+            done(reply)
+
+    def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
+        return DeliveryUnknown(
+            f"{self.connector.address} was sent the message and did not answer: {exc.__cause__ or exc}"
+        )
 
     def _may_go_on(self, wire: WireProtocol, exc: ReplyError) -> bool:
         """Deal with an error that says that a command was not executed; True if it should be sent again."""
@@ -217,7 +289,7 @@ class Shard:
             return True
         return False
 
-    def _refused(self, exc: ReplyError) -> ChannelLayerError:
+    def _refused(self, exc: BaseException) -> ChannelLayerError:
         text = str(exc)
         if text.startswith(("OOM", "MISCONF", "BUSY")):
             return LayerUnavailable(self.connector.address, text)
@@ -572,8 +644,13 @@ class RedisBus(Bus):
             }
         ).encode()
         self._codec = codec
+        # A payload is encrypted once, however often it is sent.
+        self._flags = ENCRYPTED if codec.encrypted else 0
+        self._sealed: Callable[[bytes], bytes] = codec.encrypt
         self._node = bytes.fromhex(node)
+        self.loop = asyncio.get_running_loop()
         self._outbox = Outbox()
+        self._pushes = Outbox()
         recovery = options.recovery
         self.scripts: tuple[Script, ...] = SCRIPTS
         self._is_logged: Callable[[str], bool] = lambda group: False
@@ -582,7 +659,9 @@ class RedisBus(Bus):
             send = Script.load("send", MOST_ENTRIES=recovery.messages, MOST_BYTES=LOG_BYTES)
             self.scripts += (send,)
             self._send_sha = send.sha
-            self._is_logged = lru_cache(8192)(recovery.is_logged)
+            self._is_logged = recovery.is_logged
+        self._group_route = lru_cache(_CACHED_ROUTES)(self._make_group_route)
+        self._topic_route = lru_cache(_CACHED_ROUTES)(self._make_topic_route)
         self._is_up = False
         self._is_closed = False
         connect_timeout = max(1.0, options.send_timeout)
@@ -678,48 +757,73 @@ class RedisBus(Bus):
         self.receiver.on_external()
         return Envelope(payload, self.topics.group_named(topic))
 
-    def _pack(
-        self, partition: int, target: str, payload: bytes, flags: int = 0, excluded: tuple[str, ...] = ()
-    ) -> bytes:
-        """Return the wire form of a message; its number is the partition's next."""
-        if self._codec.encrypted:
-            flags |= ENCRYPTED
-            payload = self._codec.encrypt(payload)
-        return pack(target, payload, self._node, self._outbox.next(partition), flags, excluded)
+    # Sends. What all of those to one topic have in common is made once.
 
-    async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
-        send = self._shards[topic.shard].send
-        receivers: int = await send(self._publish_command, topic, target, payload, flags)
-        return receivers
-
-    def _publish_command(self, topic: Topic, target: str, payload: bytes, flags: int) -> Command:
-        data = self._pack(topic.partition, target, payload, flags)
-        if self.options.recovery is None:
-            return (b"PUBLISH", topic.name, data)
-        log = self.topics.log(topic.partition)
-        command = (b"EVALSHA", self._send_sha, b"1", log, topic.name, data)
-        return command if len(data) <= _LARGEST_LOGGED else (*command, header_size(target))
+    def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
+        route = self._topic_route(topic)
+        return route.shard.send(self._pack_send, route, target, self._sealed(payload), flags, ())
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         wire = self._shards[topic.shard].commands.wire
         if wire is not None:
-            wire.call(b"PUBLISH", topic.name, self._pack(topic.partition, target, payload, flags))
+            number = self._outbox.next(stream_of(topic.partition, is_logged=False))
+            data = pack(target, self._sealed(payload), self._node, number, flags | self._flags)
+            wire.call(b"PUBLISH", topic.name, data)
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
-        topic, members, log = self.topics.group(group)
+        route = self._group_route(group)
         # nil, which is None here, stands for no members.
-        return self._shards[topic.shard].send(
-            self._group_command, topic, members, log, group, payload, excluded
-        )
+        return route.shard.send(self._pack_send, route, group, self._sealed(payload), 0, excluded)
 
-    def _group_command(
-        self, topic: Topic, members: bytes, log: bytes, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> Command:
-        data = self._pack(topic.partition, group, payload, 0, excluded)
+    def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
+        route = self._topic_route(topic)
+        failed = partial(self.receiver.on_unsent, topic.name, target)
+        sealed = self._sealed(payload)
+        return route.shard.write(_nothing, failed, self._pack_send, route, target, sealed, 0, ())
+
+    def group_send_unconfirmed(
+        self, group: str, payload: bytes, excluded: tuple[str, ...]
+    ) -> Awaitable[None]:
+        route = self._group_route(group)
+        failed = partial(self.receiver.on_unsent, route.topic, group)
+        done = partial(self._group_written, payload, excluded)
+        sealed = self._sealed(payload)
+        return route.shard.write(done, failed, self._pack_send, route, group, sealed, 0, excluded)
+
+    def _group_written(self, payload: bytes, excluded: tuple[str, ...], members: list[bytes] | None) -> None:
+        if members:
+            self.receiver.on_members(members, payload, excluded)
+
+    async def answered(self) -> None:
+        # Answers come in the order of the commands.
+        for shard in self._shards:
+            if (pong := shard.ask("PING")) is not None:
+                await asyncio.wait([pong])
+
+    def _make_topic_route(self, topic: Topic) -> Route:
+        if self.options.recovery is None:
+            return self._route(topic, False, b"PUBLISH", topic.name)
+        log = self.topics.log(topic.partition)
+        return self._route(topic, True, b"EVALSHA", self._send_sha, b"1", log, topic.name)
+
+    def _make_group_route(self, group: str) -> Route:
+        topic, members, log = self.topics.group(group)
         if not self._is_logged(group):
-            return (b"EVALSHA", _GROUP_SEND, b"1", members, topic.name, data)
-        command = (b"EVALSHA", self._send_sha, b"2", log, members, topic.name, data)
-        return command if len(data) <= _LARGEST_LOGGED else (*command, header_size(group, excluded))
+            return self._route(topic, False, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
+        return self._route(topic, True, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
+
+    def _route(self, topic: Topic, is_logged: bool, *command: bytes) -> Route:
+        numbers = self._outbox.numbers(stream_of(topic.partition, is_logged=is_logged))
+        return Route(self._shards[topic.shard], topic.name, numbers, is_logged, command, _opened(command))
+
+    def _pack_send(
+        self, route: Route, target: str, payload: bytes, flags: int, excluded: tuple[str, ...]
+    ) -> bytes:
+        """Return the command that sends a message; its number is the stream's next."""
+        data = pack(target, payload, self._node, next(route.numbers), flags | self._flags, excluded)
+        if route.is_logged and len(data) > _LARGEST_LOGGED:
+            return _packed(*route.command, data, header_size(target, excluded))
+        return b"%b%d\r\n%b\r\n" % (route.opened, len(data), data)
 
     async def add_member(self, group: str, channel: str) -> None:
         topic, members_key, _ = self.topics.group(group)
@@ -741,19 +845,30 @@ class RedisBus(Bus):
 
     async def push(self, channel: str, payload: bytes, capacity: int) -> None:
         send = self._shards[self.topics.queue(channel).topic.shard].send
-        has_room = await send(self._push_command, channel, payload, capacity)
+        has_room = await send(self._pack_push, channel, self._sealed(payload), capacity)
         if not has_room:
             raise ChannelFull(
                 f"channel {channel!r} holds {capacity} messages, its capacity; start more readers, "
                 "raise `capacity` or `channel_capacity`, or use send_wait()"
             )
 
-    def _push_command(self, channel: str, payload: bytes, capacity: int) -> Command:
+    def push_unconfirmed(self, channel: str, payload: bytes, capacity: int) -> Awaitable[None]:
+        topic = self.topics.queue(channel).topic
+        failed = partial(self.receiver.on_unsent, topic.name, channel)
+        done = partial(self._pushed, channel)
+        write = self._shards[topic.shard].write
+        return write(done, failed, self._pack_push, channel, self._sealed(payload), capacity)
+
+    def _pushed(self, channel: str, has_room: int) -> None:
+        if not has_room:
+            self.receiver.on_full(channel)
+
+    def _pack_push(self, channel: str, payload: bytes, capacity: int) -> bytes:
         topic, _, seen, partition = self.topics.queue(channel)
-        data = self._pack(partition, channel, payload)
-        # The envelope's own number: a command that is executed twice is taken in once.
-        number, expiry = self._outbox.last(partition), _milliseconds(self.options.expiry)
-        return (b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, self._node.hex(), number)
+        # Its own number too: a command that is executed twice is taken in once.
+        number, expiry = self._pushes.next(partition), _milliseconds(self.options.expiry)
+        data = pack(channel, payload, self._node, number, self._flags)
+        return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, number)
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         topic, taken, _, _ = self.topics.queue(channel)
@@ -813,6 +928,20 @@ class RedisBus(Bus):
         if self._is_closed:
             return [Link(shard.connector.address, "closed") for shard in self._shards]
         return [shard.link() for shard in self._shards]
+
+
+def _nothing(reply: object) -> None:
+    pass
+
+
+def _packed(*command: bytes | str | int) -> bytes:
+    packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
+    return packed
+
+
+def _opened(command: tuple[bytes, ...]) -> bytes:
+    """Return the bytes of a command with one more argument, up to the length of that."""
+    return _packed(*command, b"").removesuffix(b"0\r\n\r\n")
 
 
 def _milliseconds(seconds: float) -> int:

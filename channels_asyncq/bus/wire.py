@@ -246,7 +246,10 @@ class WireProtocol(asyncio.Protocol):
         Raises:
             TypeError: an argument is of another type. Nothing was sent.
         """
-        packed = pack_command(args)  # type: ignore[arg-type]  # its stub says: a tuple of one
+        return self.call_packed(pack_command(args))  # type: ignore[arg-type]  # its stub says: a tuple of one
+
+    def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
+        """Do the same for the bytes of one command."""
         future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         if self.is_lost or self._closing:
             _fail(future, self._not_sent())

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -78,8 +79,8 @@ def say(answer: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def main() -> None:
-    agent = Agent(AsyncQueueChannelLayer(**json.loads(sys.argv[1])))
+async def main(make_agent: Callable[[AsyncQueueChannelLayer], Agent] = Agent) -> None:
+    agent = make_agent(AsyncQueueChannelLayer(**json.loads(sys.argv[1])))
     reader = asyncio.StreamReader(limit=2**24)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin

@@ -1,11 +1,21 @@
 -- Append an item to a normal channel.
--- KEYS: the list, which is also the topic of its wake-ups, and the numbers seen on it. ARGV: item, capacity, expiry in
--- ms, the sender's node, its sequence number.
+-- KEYS: the list, which is also the topic of its wake-ups, and the numbers taken in from this node in this partition.
+-- ARGV: item, capacity, expiry in ms, its number among the node's pushes in the partition.
 -- Returns 1, also when this number was taken in before, or 0 when the channel is full. An item begins with the 13
 -- digits of its expiry, in ms of TIME.
-local seen = redis.call('HGET', KEYS[2], ARGV[4])
-if seen and tonumber(seen) >= tonumber(ARGV[5]) then
-  return 1
+-- The numbers are "<highest>" or "<highest>,<missing>,...,": the missing ones are below it and were not taken in.
+-- A node has at most 1024 unanswered, so that what is missing further back is not asked for again.
+local taken = redis.call('GET', KEYS[2]) or '0'
+local number = tonumber(ARGV[4])
+local highest = tonumber(string.match(taken, '^%d+'))
+local first = string.find(taken, ',', 1, true)
+local missing = first and string.sub(taken, first) or ','
+local place = nil
+if number <= highest then
+  place = string.find(missing, ',' .. ARGV[4] .. ',', 1, true)
+  if not place then
+    return 1
+  end
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -17,9 +27,23 @@ end
 if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then
   return 0
 end
+if place then
+  missing = string.sub(missing, 1, place) .. string.sub(missing, place + #ARGV[4] + 2)
+else
+  local skipped = {missing}
+  for between = math.max(highest + 1, number - 1024), number - 1 do
+    skipped[#skipped + 1] = between .. ','
+  end
+  missing = table.concat(skipped)
+  highest = number
+  local excess = #missing - 1024 * (#ARGV[4] + 1)
+  if excess > 0 then
+    local from = string.find(missing, ',', excess, true)
+    missing = string.sub(missing, from)
+  end
+end
 redis.call('RPUSH', KEYS[1], string.format('%013d', now + ARGV[3]) .. ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('HSET', KEYS[2], ARGV[4], ARGV[5])
-redis.call('EXPIRE', KEYS[2], 900)
+redis.call('SET', KEYS[2], missing == ',' and highest or highest .. missing, 'EX', 900)
 redis.call('PUBLISH', KEYS[1], '+')
 return 1

@@ -1,0 +1,763 @@
+"""RedisBus on servers that answer badly, and on one that answers well."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from channels.exceptions import ChannelFull
+from django.core.exceptions import ImproperlyConfigured
+
+from channels_asyncq.bus.redis import POP, RedisBus
+from channels_asyncq.codecs import Codec
+from channels_asyncq.envelopes import CONTROL, Envelope
+from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
+from channels_asyncq.options import Options
+from channels_asyncq.topics import Topic, Topics, new_node
+from tests import resp_server
+from tests.contract import ended, eventually, every, started, steps
+from tests.resp_server import Answer, RespServer, error
+
+SEND_TIMEOUT = 0.3
+PAYLOAD = Codec("msgpack", (), 60.0).encode({"type": "test.note"})
+
+LOADING = error("LOADING Redis is loading the dataset in memory")
+READONLY = error("READONLY You can't write against a read only replica.")
+NOAUTH = error("NOAUTH Authentication required.")
+NOPERM = error("NOPERM No permissions to access a channel")
+OOM = error("OOM command not allowed when used memory > 'maxmemory'.")
+ODD = error("ERR something that nobody expects")
+
+
+class Owner:
+    """A bus and what it calls: takes everything, unless it is told not to."""
+
+    def __init__(self, url: str | list[str], prefix: str, **config: Any) -> None:
+        hosts = [url] if isinstance(url, str) else url
+        self.options = Options.from_config(
+            {"hosts": hosts, "prefix": prefix, "send_timeout": SEND_TIMEOUT, "recovery": None} | config
+        )
+        self.node = new_node()
+        self.topics = Topics(
+            prefix, self.options.partitions, [host.db for host in self.options.hosts], self.node
+        )
+        codec = Codec(
+            self.options.serializer_format, self.options.symmetric_encryption_keys, self.options.expiry
+        )
+        self.bus = RedisBus(self.options, self.topics, codec, self.node, self)
+        self.takes = True
+        self.arrived: list[tuple[bytes, Envelope]] = []
+        self.offered = 0
+        self.events: list[str] = []
+        self.woken: list[bytes] = []
+        self.subscribed: list[bytes] = []
+        self.unreadable: list[tuple[bytes, str]] = []
+        self.external = 0
+        self.answerable = 0
+        self.losses: list[tuple[str, set[bytes]]] = []
+
+    def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
+        self.offered += 1
+        if self.takes:
+            self.arrived.append((topic, envelope))
+        return self.takes
+
+    def on_wake(self, topic: bytes) -> None:
+        self.woken.append(topic)
+
+    def on_subscribed(self, topic: bytes) -> None:
+        if b":fence:" not in topic:
+            self.subscribed.append(topic)
+
+    def on_unreadable(self, topic: bytes, reason: str) -> None:
+        self.unreadable.append((topic, reason))
+
+    def on_overrun(self) -> None:
+        raise AssertionError("nothing of another loop comes here")
+
+    def on_external(self) -> None:
+        self.external += 1
+
+    def on_members(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
+        self.events.append(f"members {members}")
+
+    def on_full(self, channel: str) -> None:
+        self.events.append(f"full {channel}")
+
+    def on_unsent(self, topic: bytes, target: str, error: Exception) -> None:
+        self.events.append(f"unsent {target}: {type(error).__name__}")
+
+    def on_answerable(self) -> None:
+        self.answerable += 1
+
+    def on_loss(self, reason: str, topics: set[bytes]) -> None:
+        self.losses.append((reason, topics))
+
+    def on_down(self) -> None:
+        self.events.append("down")
+
+    def on_up(self) -> None:
+        self.events.append("up")
+
+    # What tests do with it.
+
+    async def up(self, times: int = 1) -> None:
+        await eventually(lambda: self.events.count("up") >= times, f"link up, {times} times")
+
+    async def join(self, group: str = "room") -> Topic:
+        topic = self.topics.group(group).topic
+        self.bus.subscribe(topic)
+        await self.bus.confirmed(topic)
+        return topic
+
+    async def pop(self, number: int, channel: str = "jobs") -> bytes | None:
+        answer = self.bus.pop(channel, number)
+        assert answer is not None
+        [envelope] = await every([answer])
+        return None if envelope is None else envelope.payload
+
+    def calls(self) -> dict[str, Callable[[], Awaitable[object]]]:
+        """Everything that a sender can wait for."""
+        inbox = self.topics.inbox("00" * 8)
+        return {
+            "group_send": lambda: self.bus.group_send("room", PAYLOAD, ()),
+            "publish": lambda: self.bus.publish(inbox, "x", PAYLOAD),
+            "push": lambda: self.bus.push("jobs", PAYLOAD, 100),
+            "add_member": lambda: self.bus.add_member("room", "jobs"),
+            "discard_member": lambda: self.bus.discard_member("room", "jobs"),
+            "flush": lambda: self.bus.flush(),
+        }
+
+
+COMMAND_OF = {
+    "group_send": "EVALSHA",
+    "publish": "PUBLISH",
+    "push": "EVALSHA",
+    "add_member": "EVALSHA",
+    "discard_member": "ZREM",
+    "flush": "SCAN",
+}
+each_call = pytest.mark.parametrize("call", COMMAND_OF)
+
+MakeOwner = Callable[..., Awaitable[Owner]]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RespServer]:
+    async with RespServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def make(prefix: str) -> AsyncIterator[MakeOwner]:
+    """Make an owner on a URL; its bus is started, and closed at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def make(url: str | list[str], **config: Any) -> Owner:
+            owner = Owner(url, prefix, **config)
+            stack.push_async_callback(owner.bus.close)
+            owner.bus.start()
+            return owner
+
+        yield make
+
+
+@pytest.fixture
+async def owner(make: MakeOwner, server: RespServer) -> Owner:
+    owner = await make(server.url)
+    await owner.up()
+    return owner
+
+
+# What a server answers to commands
+
+
+@each_call
+async def test_unserving(owner: Owner, server: RespServer, call: str) -> None:
+    """A server that is there and cannot serve is left and tried again: the call succeeds when it can."""
+    for answer in (LOADING, READONLY, NOAUTH, error("MASTERDOWN Link with MASTER is down")):
+        server.script(COMMAND_OF[call], answer)
+        await every([owner.calls()[call]()])
+    [link] = owner.bus.links()
+    assert link.reconnects >= 4
+
+
+@each_call
+@pytest.mark.parametrize(
+    "answer", [OOM, error("MISCONF Redis is configured to save"), error("BUSY Redis is busy")]
+)
+async def test_refused_for_now(owner: Owner, server: RespServer, call: str, answer: Answer) -> None:
+    """A server that refuses for want of memory or the like: LayerUnavailable with its words, at once."""
+    server.script(COMMAND_OF[call], answer)
+    with pytest.raises(LayerUnavailable, match=r"OOM|MISCONF|BUSY") as raised:
+        await every([owner.calls()[call]()])
+    assert raised.value.address.startswith("redis://127.0.0.1:") and str(server.port) in str(raised.value)
+    await every([owner.calls()[call]()])
+    assert owner.events == ["up"]
+
+
+@each_call
+async def test_forbidden(owner: Owner, server: RespServer, call: str) -> None:
+    """A user without permission is told so, with the patterns that it needs."""
+    server.script(COMMAND_OF[call], NOPERM)
+    with pytest.raises(ChannelLayerError, match=r"NOPERM.*~t\d+x\d+:\*.*&t\d+x\d+:\*") as raised:
+        await every([owner.calls()[call]()])
+    assert not isinstance(raised.value, LayerUnavailable)
+    assert owner.events == ["up"]
+
+
+@each_call
+async def test_another_error(owner: Owner, server: RespServer, call: str) -> None:
+    """Any other error reply is a ChannelLayerError with the server's words and address; the link stays."""
+    server.script(COMMAND_OF[call], ODD)
+    with pytest.raises(ChannelLayerError, match="refused: ERR something that nobody expects"):
+        await every([owner.calls()[call]()])
+    await every([owner.calls()[call]()])
+    assert owner.events == ["up"]
+
+
+@pytest.mark.parametrize("call", ["group_send", "publish", "push"])
+@pytest.mark.parametrize(
+    "answer", [resp_server.half(closes=True), resp_server.close(), resp_server.half(), resp_server.silence()]
+)
+async def test_no_answer_to_a_send(owner: Owner, server: RespServer, call: str, answer: Answer) -> None:
+    """A send that was written and not answered is sent again, the same bytes, on the next connection."""
+    server.script(COMMAND_OF[call], answer)
+    before = len(server.received(COMMAND_OF[call]))
+    await every([owner.calls()[call]()])
+    first, second = server.received(COMMAND_OF[call])[before : before + 2]
+    assert first == second
+    await owner.up(2)
+    assert len(server.state.lists.get(owner.topics.queue("jobs").topic.name, [])) == (call == "push")
+
+
+@pytest.mark.parametrize("call", ["group_send", "publish", "push"])
+@pytest.mark.parametrize("recovery", [None, {"seconds": 10}])
+async def test_no_answer_ever(
+    make: MakeOwner, server: RespServer, call: str, recovery: dict[str, int] | None
+) -> None:
+    """If the server does not come back in time either, nobody knows: DeliveryUnknown, with its address."""
+    owner = await make(server.url, recovery=recovery)
+    await owner.up()
+    port, before = server.port, len(server.commands)
+    server.always("EVALSHA", resp_server.silence())
+    server.always("PUBLISH", resp_server.silence())
+    sending = await started(_wait(owner.calls()[call]()))
+    await eventually(lambda: len(server.commands) > before, "the arrival of the command")
+    await server.stop()
+    with pytest.raises(DeliveryUnknown, match=str(port)):
+        await every([sending])
+
+
+@pytest.mark.parametrize("call", ["add_member", "discard_member", "flush"])
+@pytest.mark.parametrize("answer", [resp_server.half(closes=True), resp_server.silence(executes=False)])
+async def test_no_answer_to_what_can_be_repeated(
+    owner: Owner, server: RespServer, call: str, answer: Answer
+) -> None:
+    """What does no harm when it is done twice is sent again."""
+    server.script(COMMAND_OF[call], answer)
+    before = len(server.received(COMMAND_OF[call]))
+    await every([owner.calls()[call]()])
+    assert len(server.received(COMMAND_OF[call])) >= before + 2
+
+
+async def test_scripts_are_forgotten(owner: Owner, server: RespServer) -> None:
+    """NOSCRIPT is no loss: the scripts are loaded and the command is sent again, for waiting and other calls."""
+    server.do_script(server.connections[0], b"FLUSH")
+    await every([owner.bus.push("jobs", PAYLOAD, 100)])
+    server.do_script(server.connections[0], b"FLUSH")
+    assert await owner.pop(1) == PAYLOAD
+    server.do_script(server.connections[0], b"FLUSH")
+    given = owner.bus.give_back("jobs", 1)
+    assert given is not None
+    await every([given])
+    assert await owner.pop(2) == PAYLOAD
+    assert owner.events == ["up"]
+
+
+# What a server answers to questions that nobody waits in a call for
+
+
+@pytest.mark.parametrize("answer", [OOM, NOPERM, ODD])
+async def test_pop_refused(
+    owner: Owner, server: RespServer, answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refused question fails with ConnectionError, and is told in the log, not for each of a flood."""
+    server.script("pop", answer, answer)
+    for number in (1, 2):
+        with pytest.raises(ConnectionAbortedError):
+            await owner.pop(number)
+    assert [line.__dict__["code"] for line in caplog.records] == ["command.refused"]
+    assert owner.events == ["up"]
+
+
+@pytest.mark.parametrize("answer", [LOADING, READONLY])
+async def test_pop_of_a_server_that_cannot_serve(owner: Owner, server: RespServer, answer: Answer) -> None:
+    """The question fails with ConnectionError; under the same number the item comes when it can serve."""
+    await owner.bus.push("jobs", PAYLOAD, 100)
+    server.script("pop", answer)
+    with pytest.raises(ConnectionError):
+        await owner.pop(1)
+    await owner.up(2)
+    assert await owner.pop(1) == PAYLOAD
+    assert await owner.pop(2) is None
+
+
+@pytest.mark.parametrize("answer", [resp_server.half(closes=True), resp_server.silence()])
+async def test_pop_without_an_answer(owner: Owner, server: RespServer, answer: Answer) -> None:
+    """A question that was not answered is asked again by the line: one item, taken once."""
+    for _ in range(2):
+        await owner.bus.push("jobs", PAYLOAD, 100)
+    server.script("pop", answer)
+    assert [await owner.pop(number) for number in (1, 2, 3)] == [PAYLOAD, PAYLOAD, None]
+
+
+async def test_pop_while_down(owner: Owner, server: RespServer) -> None:
+    """Without a link there is no answer to come: None."""
+    await server.stop()
+    await eventually(lambda: "down" in owner.events, "the loss of the link")
+    assert owner.bus.pop("jobs", 1) is None and owner.bus.give_back("jobs", 1) is None
+    owner.bus.post(owner.topics.inbox("00" * 8), "x", PAYLOAD, CONTROL)
+
+
+async def test_pop_of_garbage(owner: Owner, server: RespServer) -> None:
+    """An item that is no message is a ValueError of the answer."""
+    topic = owner.topics.queue("jobs").topic.name
+    server.state.lists[topic] = [b"9" * 13 + b"garbage"]
+    with pytest.raises(ValueError, match="too few"):
+        await owner.pop(1)
+
+
+async def test_pop_given_up(owner: Owner, server: RespServer) -> None:
+    """An answer that nobody waits for any more is dropped quietly."""
+    answer = owner.bus.pop("jobs", 1)
+    assert answer is not None
+    await every([answer])
+    event = asyncio.Event()
+    server.script("pop", resp_server.after(event))
+    shard = owner.bus._shards[0]
+    asked = shard.ask(b"EVALSHA", POP.sha, 2, b"list", b"taken", 1, 1000)
+    assert asked is not None
+    asked.cancel()
+    event.set()
+    await owner.pop(2)
+
+
+# Subscriptions
+
+
+async def test_subscriptions_are_made_again(owner: Owner, server: RespServer) -> None:
+    """After a cut everything wanted is subscribed before the link counts as up; what was given up is not."""
+    topics = [await owner.join(group) for group in ("room", "lobby", "left")]
+    owner.bus.unsubscribe(topics[2])
+    server.cut()
+    await owner.up(2)
+    assert owner.events == ["up", "down", "up"]
+    assert [owner.bus.is_confirmed(topic) for topic in topics] == [True, True, False]
+    assert sorted(owner.subscribed) == sorted(
+        [topic.name for topic in topics] + [topics[0].name, topics[1].name]
+    )
+    await owner.bus.group_send("lobby", PAYLOAD, ())
+    await owner.bus.group_send("left", PAYLOAD, ())
+    await owner.bus.group_send("room", PAYLOAD, ())
+    await eventually(lambda: len(owner.arrived) == 2, "two messages")
+    assert [topic for topic, _ in owner.arrived] == [topics[1].name, topics[0].name]
+
+
+async def test_the_last_word_through_a_cut(owner: Owner, server: RespServer) -> None:
+    """Joined, left and joined again while the link is down: subscribed once when it is back."""
+    topic = owner.topics.group("room").topic
+    server.cut()
+    await eventually(lambda: "down" in owner.events, "the loss of the link")
+    owner.bus.subscribe(topic)
+    owner.bus.unsubscribe(topic)
+    assert not owner.bus.is_confirmed(topic)
+    owner.bus.subscribe(topic)
+    await every([owner.bus.confirmed(topic)])
+    assert server.received("SUBSCRIBE").count((topic.name,)) == 1 and not server.received("UNSUBSCRIBE")
+
+
+async def test_the_last_word_before_the_reply(owner: Owner, server: RespServer) -> None:
+    """Left before the confirmation: UNSUBSCRIBE follows, and the reply confirms nothing."""
+    topic = owner.topics.group("room").topic
+    event = asyncio.Event()
+    server.script("SUBSCRIBE", resp_server.after(event))
+    owner.bus.subscribe(topic)
+    waiting = await started(owner.bus.confirmed(topic))
+    owner.bus.unsubscribe(topic)
+    await every([waiting])
+    event.set()
+    other = await owner.join("lobby")
+    assert server.received("UNSUBSCRIBE") == [(topic.name,)]
+    assert owner.subscribed == [other.name]
+
+
+@pytest.mark.parametrize("answer", [NOPERM, ODD])
+async def test_a_subscription_is_refused(
+    owner: Owner, server: RespServer, answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits for it gets the error and the log an event; other topics and the link do not suffer."""
+    server.script("SUBSCRIBE", answer)
+    with pytest.raises(ChannelLayerError, match="refused"):
+        await every([owner.join("room")])
+    await every([owner.join("lobby")])
+    assert [line.__dict__["code"] for line in caplog.records] == ["subscription.refused"]
+    assert owner.events == ["up"]
+    await every([owner.join("room")])
+
+
+async def test_a_subscription_is_refused_at_a_reconnect(
+    owner: Owner, server: RespServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One topic that is refused does not keep the link from coming up for the others."""
+    topics = [await owner.join(group) for group in ("room", "lobby")]
+    server.script("SUBSCRIBE", None, NOPERM)  # the first is the fence's
+    server.cut()
+    await owner.up(2)
+    assert [owner.bus.is_confirmed(topic) for topic in topics] == [False, True]
+    assert "subscription.refused" in [line.__dict__["code"] for line in caplog.records]
+
+
+@pytest.mark.parametrize("answer", [resp_server.half(), resp_server.silence(), resp_server.half(closes=True)])
+async def test_a_confirmation_that_does_not_come(owner: Owner, server: RespServer, answer: Answer) -> None:
+    """A listener that is not confirmed in time is no listener: it is connected again, and who waits is served."""
+    server.script("SUBSCRIBE", answer)
+    await every([owner.join()])
+    assert "down" in owner.events
+    await owner.bus.group_send("room", PAYLOAD, ())
+    await eventually(lambda: owner.arrived, "a message")
+
+
+async def test_confirmed_cancelled(owner: Owner, server: RespServer) -> None:
+    """Cancelling who waits for a confirmation leaves nothing behind; the topic stays wanted."""
+    event = asyncio.Event()
+    server.script("SUBSCRIBE", resp_server.after(event))
+    topic = owner.topics.group("room").topic
+    owner.bus.subscribe(topic)
+    waiting = await started(owner.bus.confirmed(topic))
+    waiting.cancel()
+    await ended(waiting)
+    entry = owner.bus._shards[0].ledger.get(topic.name)
+    assert entry is not None and entry.waiters == []
+    event.set()
+    await every([owner.bus.confirmed(topic)])
+
+
+async def test_confirmed_in_an_outage(owner: Owner, server: RespServer) -> None:
+    """It waits `send_timeout`, then LayerUnavailable; then at once; each caller has an error of its own."""
+    await server.stop()
+    topic = owner.topics.group("room").topic
+    owner.bus.subscribe(topic)
+    waiting = [await started(owner.bus.confirmed(topic)) for _ in range(2)]
+    errors = await every([asyncio.gather(*waiting, return_exceptions=True)])
+    assert [type(one) for one in errors[0]] == [LayerUnavailable] * 2
+    assert errors[0][0] is not errors[0][1]
+    with pytest.raises(LayerUnavailable):
+        await owner.bus.confirmed(topic)
+
+
+async def test_a_held_message_is_opened_once(owner: Owner) -> None:
+    """A message that is not taken is offered again, the same object, and what follows waits behind it."""
+    await owner.join()
+    owner.takes = False
+    for _ in range(2):
+        await owner.bus.group_send("room", PAYLOAD, ())
+    await eventually(lambda: owner.offered, "an offer")
+    owner.bus.resume()
+    owner.bus.resume()
+    assert owner.arrived == []
+    owner.takes = True
+    owner.bus.resume()
+    await eventually(lambda: len(owner.arrived) == 2, "both messages")
+    assert owner.arrived[0][1].seq + 1 == owner.arrived[1][1].seq
+
+
+# Setting up
+
+
+@pytest.mark.parametrize("command", ["ROLE", "SCRIPT", "SET", "GET", "SUBSCRIBE"])
+@pytest.mark.parametrize(
+    "answer", [LOADING, resp_server.half(closes=True), resp_server.half(), resp_server.silence()], ids=repr
+)
+async def test_a_bad_start(make: MakeOwner, server: RespServer, command: str, answer: Answer) -> None:
+    """Whatever the first answer of its kind is while a connection is set up, the next attempt heals it."""
+    if command == "SUBSCRIBE" and answer is LOADING:
+        command = "*"  # Redis takes subscriptions while it loads
+    server.script(command, answer)
+    owner = await make(server.url)
+    await owner.up()
+    await every([owner.join()])
+    await owner.bus.group_send("room", PAYLOAD, ())
+    await eventually(lambda: owner.arrived, "a message")
+
+
+async def test_a_replica(make: MakeOwner, server: RespServer) -> None:
+    """Only masters are used: a replica is told as the reason, until it is promoted."""
+    server.role = [b"slave", b"10.0.0.1", 6379, b"connected", 0]
+    owner = await make(server.url)
+    with pytest.raises(LayerUnavailable, match="it is a replica; only masters are used"):
+        await owner.bus.group_send("room", PAYLOAD, ())
+    assert owner.bus.links()[0].state == "connecting" and "replica" in owner.bus.links()[0].reason
+    server.role = [b"master", 0, []]
+    await owner.up()
+    await owner.bus.group_send("room", PAYLOAD, ())
+
+
+@pytest.mark.parametrize("answer", [NOPERM, error("ERR unknown command 'ROLE'")])
+async def test_no_permission_for_role(make: MakeOwner, server: RespServer, answer: Answer) -> None:
+    """A user who may not ask for the role is taken at its word."""
+    server.always("ROLE", answer)
+    owner = await make(server.url)
+    await owner.up()
+    await owner.bus.group_send("room", PAYLOAD, ())
+
+
+async def test_a_layout_that_cannot_be_written(make: MakeOwner, server: RespServer) -> None:
+    """If the layout is not there and may not be written, that is the reason."""
+    server.always("SET", NOPERM)
+    owner = await make(server.url)
+    with pytest.raises(LayerUnavailable, match="NOPERM"):
+        await owner.bus.group_send("room", PAYLOAD, ())
+    server.restore("SET")
+    await owner.up()
+
+
+async def test_another_layout(make: MakeOwner, server: RespServer) -> None:
+    """ImproperlyConfigured with both layouts, for all who wait, at once; it ends when the key is deleted."""
+    first = await make(server.url, partitions=8)
+    await first.up()
+    await first.bus.close()
+    second = await make(server.url, partitions=4)
+    topic = second.topics.group("room").topic
+    second.bus.subscribe(topic)
+    for wait in (
+        lambda: second.bus.group_send("room", PAYLOAD, ()),
+        lambda: second.bus.checked(topic),
+        lambda: second.bus.confirmed(topic),
+    ):
+        with pytest.raises(ImproperlyConfigured, match=r"partitions: 8.*partitions: 4"):
+            await every([wait()])
+    assert not second.subscribed or second.events == []
+    server.state.delete(second.topics.layout_key(0))
+    await second.up()
+    await every([second.bus.checked(topic), second.bus.confirmed(topic)])
+
+
+async def test_a_wrong_password(make: MakeOwner) -> None:
+    """LayerUnavailable says what the server said, and not the password."""
+    async with RespServer(password="right") as server:
+        owner = await make(server.url.replace("right", "wr0ng"))
+        with pytest.raises(LayerUnavailable, match=r"(?i)password|auth") as raised:
+            await owner.bus.group_send("room", PAYLOAD, ())
+        assert "wr0ng" not in str(raised.value)
+
+
+async def test_a_server_that_says_nothing(make: MakeOwner, server: RespServer) -> None:
+    """A server that accepts connections and never answers is no server; it is found when it wakes up."""
+    server.always("*", resp_server.silence())
+    owner = await make(server.url)
+    with pytest.raises(LayerUnavailable):
+        await every([owner.bus.group_send("room", PAYLOAD, ())])
+    server.restore()
+    await owner.up()
+
+
+async def test_checked(make: MakeOwner, server: RespServer) -> None:
+    """It waits for the server however long that takes, beyond `send_timeout`; cancelling it harms nobody."""
+    url, port = server.url, server.port
+    await server.stop()
+    owner = await make(url)
+    topic = owner.topics.queue("jobs").topic
+    waiting = [await started(owner.bus.checked(topic)) for _ in range(3)]
+    waiting[0].cancel()
+    with pytest.raises(LayerUnavailable):
+        await owner.bus.push("jobs", PAYLOAD, 100)
+    assert [one.done() for one in waiting] == [True, False, False]
+    await server.start(port)
+    await every(waiting[1:])
+
+
+# Outage
+
+
+async def test_waiting_is_over(owner: Owner, server: RespServer) -> None:
+    """Sends wait `send_timeout` from the loss of the link, then fail, then at once; each with its own error."""
+    await server.stop()
+    calls = list(owner.calls().values())
+    results = await every([asyncio.gather(*(call() for call in calls), return_exceptions=True)])
+    assert [type(result) for result in results[0]] == [LayerUnavailable] * len(calls)
+    assert len({id(result) for result in results[0]}) == len(calls)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for call in calls:
+        with pytest.raises(LayerUnavailable):
+            await call()
+    assert loop.time() - began < SEND_TIMEOUT
+    [link] = owner.bus.links()
+    assert link.state == "connecting" and link.reason
+
+
+async def test_a_waiting_send_cancelled(owner: Owner, server: RespServer) -> None:
+    """A send that is cancelled while it waits for the link is not sent when it is back."""
+    await owner.join()
+    port = server.port
+    await server.stop()
+    await eventually(lambda: "down" in owner.events, "the loss of the link")
+    waiting = await started(_wait(owner.bus.group_send("room", PAYLOAD, ())))
+    waiting.cancel()
+    await ended(waiting)
+    await server.start(port)
+    await owner.up(2)
+    await owner.bus.group_send("room", PAYLOAD, ("x!y",))
+    await eventually(lambda: owner.arrived, "a message")
+    assert [envelope.excluded for _, envelope in owner.arrived] == [("x!y",)]
+
+
+async def _wait(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+async def test_one_of_two_links(owner: Owner, server: RespServer) -> None:
+    """The loss of one connection of the two is a loss; when it is back, so is the link: told once each."""
+    await owner.join()
+    for connection in list(server.connections):
+        if connection.topics:
+            connection.abort()
+    await owner.up(2)
+    for connection in list(server.connections):
+        if not connection.topics:
+            connection.abort()
+    await owner.up(3)
+    assert owner.events == ["up", "down", "up", "down", "up"]
+    assert owner.bus.links()[0].reconnects == 2
+
+
+# Several hosts
+
+
+async def test_two_hosts(make: MakeOwner, server: RespServer) -> None:
+    """A name's partition decides its host, for topics, lists and keys; up means all; flush reaches all."""
+    async with RespServer() as other:
+        owner = await make([server.url, other.url])
+        await owner.up()
+        for number in range(16):
+            group = f"room{number}"
+            topic = await owner.join(group)
+            await owner.bus.group_send(group, PAYLOAD, ())
+            await owner.bus.push(f"jobs{number}", PAYLOAD, 10)
+            await owner.bus.add_member(group, "jobs")
+            host = (server, other)[topic.shard]
+            assert (topic.name,) in host.received("SUBSCRIBE")
+        await eventually(lambda: len(owner.arrived) == 16, "all messages")
+        for index, host in enumerate((server, other)):
+            lists = {key for key, items in host.state.lists.items() if items}
+            assert lists and lists == {
+                queue.name
+                for queue in (owner.topics.queue(f"jobs{number}").topic for number in range(16))
+                if queue.shard == index
+            }
+            assert host.state.scores
+        await owner.bus.flush()
+        for host in (server, other):
+            assert not any(host.state.lists.values()) and not host.state.scores
+        await other.stop()
+        await eventually(lambda: owner.events == ["up", "down"], "the loss of a host")
+        assert [link.state for link in owner.bus.links()] == ["connected", "connecting"]
+
+
+# Ending
+
+
+async def test_close(make: MakeOwner, server: RespServer) -> None:
+    """Closed: connections end, nobody is told of a loss, calls are refused; a second close is fine."""
+    owner = await make(server.url)
+    await owner.up()
+    await owner.bus.close()
+    await owner.bus.close()
+    await eventually(lambda: not server.connections, "the end of the connections")
+    assert owner.events == ["up"] and [link.state for link in owner.bus.links()] == ["closed"]
+    for name, call in owner.calls().items():
+        with pytest.raises(LayerClosed):
+            await call()
+        assert name
+
+
+@pytest.mark.parametrize("answer", [LOADING, resp_server.silence()])
+async def test_close_while_connecting(make: MakeOwner, server: RespServer, answer: Answer) -> None:
+    """Closing does not wait for a connection that is being made; who waits for it is told; no task is left."""
+    server.always("ROLE", answer)
+    owner = await make(server.url, send_timeout=20)
+    waiting = await started(_wait(owner.bus.group_send("room", PAYLOAD, ())))
+    checked = await started(owner.bus.checked(owner.topics.queue("jobs").topic))
+    await eventually(lambda: server.received("ROLE"), "a connection under way")
+    async with asyncio.timeout(10):
+        await owner.bus.close()
+    for one in (waiting, checked):
+        with pytest.raises(LayerClosed):
+            await one
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# On a server that answers well
+
+
+async def test_on_a_real_server(make: MakeOwner, redis_url: str) -> None:
+    """Everything a session asks of a bus, on Valkey or Redis."""
+    owner, other = await make(redis_url), await make(redis_url)
+    await every([owner.up(), other.up()])
+    topic = await owner.join()
+    await other.join()
+    assert await other.bus.publish(topic, "somebody", PAYLOAD, CONTROL) == 2
+    await other.bus.add_member("room", "jobs")
+    assert await other.bus.group_send("room", PAYLOAD, ("a!b",)) == [b"jobs"]
+    await other.bus.discard_member("room", "jobs")
+    assert not await other.bus.group_send("room", PAYLOAD, ())
+    await eventually(lambda: len(owner.arrived) == len(other.arrived) == 3, "everything")
+    for one in (owner, other):
+        envelopes = [envelope for _, envelope in one.arrived]
+        assert [envelope.target for envelope in envelopes] == ["somebody", "room", "room"]
+        assert [envelope.flags for envelope in envelopes] == [CONTROL, 0, 0]
+        assert [envelope.excluded for envelope in envelopes] == [(), ("a!b",), ()]
+        assert {envelope.node.hex() for envelope in envelopes} == {other.node}
+        assert [envelope.seq for envelope in envelopes] == [1, 2, 3]
+
+
+async def test_a_normal_channel_on_a_real_server(make: MakeOwner, redis_url: str) -> None:
+    """Push, pop, the same number again, give back, another one's turn, capacity and wake-ups."""
+    owner, other = await make(redis_url), await make(redis_url)
+    await every([owner.up(), other.up()])
+    topic = owner.topics.queue("jobs").topic
+    owner.bus.subscribe(topic)
+    await owner.bus.confirmed(topic)
+    payloads = [Codec("msgpack", (), 60.0).encode({"type": "t", "n": n}) for n in range(3)]
+    for payload in payloads[:2]:
+        await other.bus.push("jobs", payload, 2)
+    with pytest.raises(ChannelFull, match="'jobs' holds 2 messages"):
+        await other.bus.push("jobs", payloads[2], 2)
+    assert [await owner.pop(1), await owner.pop(1)] == [payloads[0]] * 2
+    assert await other.pop(1) == payloads[1]
+    for _ in range(2):
+        given = owner.bus.give_back("jobs", 1)
+        assert given is not None
+        await every([given])
+    assert await other.pop(2) == payloads[0]
+    assert await other.pop(3) is None and await owner.pop(2) is None
+    await eventually(lambda: owner.woken == [topic.name] * 3, "three wake-ups")
+    await other.bus.push("jobs", payloads[2], 2)
+    await owner.bus.flush()
+    assert await owner.pop(3) is None
+
+
+async def test_sequence_numbers_follow_the_calls(make: MakeOwner, redis_url: str) -> None:
+    """However many send at once, messages arrive in the order of the calls, numbered one by one."""
+    owner = await make(redis_url, send_timeout=20)
+    await owner.up()
+    await owner.join()
+    sends = [owner.bus.group_send("room", PAYLOAD, ()) for _ in range(2000)]
+    await every([_wait(send) for send in sends])
+    await eventually(lambda: len(owner.arrived) == 2000, "everything")
+    assert [envelope.seq for _, envelope in owner.arrived] == list(range(1, 2001))
+    await steps(1)
