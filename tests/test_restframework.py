@@ -1,3 +1,4 @@
+# mypy: disable-error-code="misc, no-redef, untyped-decorator"
 """djangochannelsrestframework on top of our consumers, where it is installed."""
 
 import asyncio
@@ -39,7 +40,7 @@ def consumer(request: pytest.FixtureRequest) -> Any:
     if request.param == "ours":
         bases = (*bases, OURS.AsyncJsonWebsocketConsumer)
 
-    class Messages(*bases):  # type: ignore[misc]
+    class Messages(*bases):
         queryset = Message.objects.all()
         serializer_class = Serializer
         permission_classes = ()
