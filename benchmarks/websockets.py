@@ -155,7 +155,9 @@ async def run(arguments: argparse.Namespace, console: Console) -> None:
     figures: dict[str, Any] = {}
     with EmbeddedServer(external=False) as redis:
         for server in arguments.servers.split(","):
-            results = [Result(side) for side in SIDES if arguments.only in side.name]
+            results = [
+                Result(side) for side in SIDES if any(word in side.name for word in arguments.only.split(","))
+            ]
             for number in range(arguments.rounds):
                 for result in results if number % 2 == 0 else reversed(results):
                     prefix = f"bench{server}{number}x{SIDES.index(result.side)}"
@@ -204,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--members", type=int, default=500, help="clients (default: %(default)s)")
     command.add_argument("--sends", type=int, default=100, help="messages (default: %(default)s)")
     command.add_argument("--servers", default=",".join(SERVERS), help="default: %(default)s")
-    command.add_argument("--only", default="", metavar="WORD", help="sides whose name contains it")
+    command.add_argument("--only", default="", metavar="WORDS", help="sides whose name contains one of them")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     asyncio.run(run(command.parse_args(argv), Console()))
     return 0

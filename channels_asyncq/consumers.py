@@ -41,11 +41,11 @@ GRACE = 1.0
 
 
 class Source(Protocol):
-    """Where messages come from. Of `channels_asyncq`, the channel itself (`layer.OpenChannel`)."""
+    """Where messages come from. Of our own layer, the channel itself (`layer.OpenChannel`)."""
 
-    @property
-    def is_empty(self) -> bool: ...
     def take(self) -> Message | None: ...
+    @property
+    def empty(self) -> Callable[[], bool]: ...
     @property
     def wake(self) -> Callable[[asyncio.Future[None]], None]: ...
     @property
@@ -60,12 +60,12 @@ class Asked:
     how fast we are, and can slow down its end.
     """
 
-    __slots__ = ("_receive", "_task", "_waiter")
+    __slots__ = ("_receive", "_task", "waiter")
 
     def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
         self._receive = receive
         self._task: asyncio.Future[Any] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
 
     def ask(self) -> None:
         if self._task is None:
@@ -73,12 +73,11 @@ class Asked:
             self._task.add_done_callback(self._on_answer)
 
     def _on_answer(self, task: asyncio.Future[Any]) -> None:
-        waiter, self._waiter = self._waiter, None
+        waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    @property
-    def is_empty(self) -> bool:
+    def empty(self) -> bool:
         return self._task is None or not self._task.done()
 
     def held(self) -> Message | None:
@@ -101,10 +100,10 @@ class Asked:
         return message
 
     def wake(self, waiter: asyncio.Future[None]) -> None:
-        self._waiter = waiter
+        self.waiter = waiter
 
     def stop_waking(self, waiter: asyncio.Future[None]) -> None:
-        self._waiter = None
+        self.waiter = None
 
     async def stop(self) -> None:
         """Give up asking. Whatever that raises at the other end comes too late to matter."""
@@ -120,8 +119,7 @@ class Asked:
 class Nothing:
     """The source of a consumer without a channel layer, or of one that has lost its channel or its client."""
 
-    @property
-    def is_empty(self) -> bool:
+    def empty(self) -> bool:
         return True
 
     def take(self) -> Message | None:
@@ -140,17 +138,17 @@ NOTHING = Nothing()
 class Client:
     """The server's `send()`, and what went through it."""
 
-    __slots__ = ("_send", "has_closed", "is_open", "refusal")
+    __slots__ = ("has_closed", "is_open", "refusal", "send")
 
     def __init__(self, send: Callable[[Any], Awaitable[None]]) -> None:
-        self._send = send
+        self.send = send
         self.is_open = False  # between accept and close
         self.has_closed = False
         self.refusal: Exception | None = None  # the error of the last send, if it failed
 
     async def __call__(self, message: Mapping[str, Any]) -> None:
         try:
-            await self._send(message)
+            await self.send(message)
         except (OSError, RuntimeError) as error:
             self.refusal = error
             raise
@@ -182,9 +180,12 @@ class Conversation:
         self._messages: Source = NOTHING
         self._lost: Exception | None = None  # why we believe that the client has gone
 
-    async def run(self, messages: Source, dispatch: Callable[[Any], Awaitable[None]]) -> None:
+    async def run(
+        self, messages: Source, dispatch: Callable[[Any], Awaitable[None]], passes_on: bool
+    ) -> None:
         """
-        Hand one thing after the other to `dispatch`, until StopConsumer.
+        Hand one thing after the other to `dispatch`, until StopConsumer. With `passes_on`, the `websocket.send`
+        messages of the layer need no dispatching.
 
         Where both sources have something they take turns; but the end comes first.
         """
@@ -209,7 +210,12 @@ class Conversation:
                     continue
                 is_layers_turn = message is None
                 try:
-                    await dispatch(message if message is not None else events.take())
+                    if message is None:
+                        await dispatch(events.take())
+                    elif passes_on and message.get("type") == "websocket.send":
+                        await self.pass_on(message)
+                    else:
+                        await dispatch(message)
                 except (OSError, RuntimeError) as error:
                     if error is not self.client.refusal:
                         raise
@@ -220,7 +226,7 @@ class Conversation:
                     # The server has the time to say that this was the end.
                     await _turn()
                     await _turn()
-                elif not self._messages.is_empty:
+                elif not self._messages.empty():
                     # Others have something to do as well, and the client may have something to say.
                     await _turn()
         except StopConsumer:
@@ -234,13 +240,16 @@ class Conversation:
         """Return when one of the sources may have something."""
         events, messages = self._events, self._messages
         waiter = asyncio.get_running_loop().create_future()
-        events.wake(waiter)
+        events.waiter = waiter
         messages.wake(waiter)
         try:
             await waiter
-        finally:
-            events.stop_waking(waiter)
+        except BaseException:
             messages.stop_waking(waiter)
+            raise
+        if events.waiter is None:  # it was the client
+            messages.stop_waking(waiter)
+        events.waiter = None
 
     async def _expect_end(self, error: Exception) -> None:
         """
@@ -287,18 +296,25 @@ class Conversation:
         Raises:
             TypeError: neither its "text" is a str nor its "bytes" are bytes.
         """
-        if not self.client.is_open:
+        client = self.client
+        if not client.is_open:
             return
         text, data = message.get("text"), message.get("bytes")
         if isinstance(text, str):
-            await self.client({"type": "websocket.send", "text": text})
+            frame: Message = {"type": "websocket.send", "text": text}
         elif text is None and isinstance(data, bytes):
-            await self.client({"type": "websocket.send", "bytes": data})
+            frame = {"type": "websocket.send", "bytes": data}
         else:
             raise TypeError(
                 'a "websocket.send" message of the channel layer needs "text", a str, or "bytes"; this one has '
                 f"text={type(text).__name__}, bytes={type(data).__name__}"
             )
+        try:
+            await client.send(frame)
+        except (OSError, RuntimeError) as error:
+            client.refusal = error
+            raise
+        client.refusal = None
 
 
 class AsyncConsumer(consumer.AsyncConsumer):
@@ -326,20 +342,22 @@ class AsyncConsumer(consumer.AsyncConsumer):
         self.channel_layer = layer  # type: ignore[assignment]
         if isinstance(layer, AsyncQueueChannelLayer):
             conversation.notices = layer.notices
+        # A dispatch() of the consumer's own is to see them all.
+        passes_on = type(self).dispatch is AsyncConsumer.dispatch and not hasattr(self, "websocket_send")
         if layer is None:
-            await conversation.run(NOTHING, self.dispatch)
+            await conversation.run(NOTHING, self.dispatch, passes_on)
         elif isinstance(layer, AsyncQueueChannelLayer) and _reads_as_we_do(layer):
             channel = await layer.open_channel()
             try:
                 self._use(channel.name)
-                await conversation.run(channel, self.dispatch)
+                await conversation.run(channel, self.dispatch, passes_on)
             finally:
                 channel.close()
         else:
             self._use(await layer.new_channel())
             messages = Asked(self.channel_receive)
             try:
-                await conversation.run(messages, self.dispatch)
+                await conversation.run(messages, self.dispatch, passes_on)
             finally:
                 await messages.stop()
                 if isinstance(layer, AsyncQueueChannelLayer) and not layer.is_closed:

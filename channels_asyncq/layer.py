@@ -79,12 +79,14 @@ class OpenChannel:
     read.
     """
 
-    __slots__ = ("_buffer", "_session", "name", "stop_waking", "wake")
+    __slots__ = ("_buffer", "_session", "empty", "name", "stop_waking", "wake")
 
     def __init__(self, session: Session, buffer: ChannelBuffer) -> None:
         self._session = session
         self._buffer = buffer
         self.name = buffer.channel
+        #: Whether nothing waits; False may still mean that what waits has expired.
+        self.empty = buffer.empty
         #: Have a future done when a message comes or the channel closes. Look with `take()` first.
         self.wake = buffer.wake
         #: Take a future back that was given to `wake()`.
@@ -100,15 +102,12 @@ class OpenChannel:
         """
         envelope = self._buffer.take()
         if envelope is not None:
+            if envelope.is_flat and envelope.message is not None:
+                return envelope.message.copy()
             return self._session.opened(envelope)
         if self._buffer.closed is not None:
             raise self._buffer.closed(self.name)
         return None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing waits; False may still mean that what waits has expired."""
-        return not self._buffer.queued
 
     def close(self) -> None:
         """Close the channel; what still waits is dropped and counted. Closing twice is fine."""
