@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
 
 async def run(arguments: argparse.Namespace, console: Console) -> int:
     scenarios = load()
-    chosen = [scenarios[name] for name in arguments.scenarios or scenarios]
+    default = [name for name, scenario in scenarios.items() if scenario.is_default]
+    chosen = [scenarios[name] for name in arguments.scenarios or default]
     contenders = chosen_contenders(arguments.layers)
     comparisons: list[Comparison] = []
     # The watch of what is published reads late: the server must not throw it out for that.

@@ -94,6 +94,7 @@ class Scenario(ABC):
     unit: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     goals: ClassVar[Mapping[str, Goal]] = {}
+    is_default: ClassVar[bool] = True
     #: The layer that the others are compared with.
     reference: ClassVar[str] = "redis.pubsub"
     #: Layers that cannot take part, and why.

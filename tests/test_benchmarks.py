@@ -1,0 +1,88 @@
+"""The benchmarks still run, count what is lost, and say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+rich = pytest.importorskip("rich")
+
+from benchmarks.layers import CONTENDERS, OURS, THEIRS  # noqa: E402
+from benchmarks.limits import limits  # noqa: E402
+from benchmarks.report import Comparison, markdown  # noqa: E402
+from benchmarks.runner import Result, Round  # noqa: E402
+from benchmarks.scenarios import load  # noqa: E402
+from benchmarks.scenarios.growth import Growth  # noqa: E402
+from channels_asyncq.testing import EmbeddedServer  # noqa: E402
+
+SCENARIOS = {name: scenario for name, scenario in load().items() if scenario.is_default}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(external=False, client_output_buffer_limit="pubsub 0 0 0") as server:
+        yield server
+
+
+def comparison() -> Comparison:
+    ours, theirs = Result(OURS, [900.0, 800.0, 1000.0], [0, 0, 0]), Result(THEIRS, [100.0], [0, 5, 0])
+    lossy = Result("redis.core", [], [7, 7, 7])
+    return Comparison(SCENARIOS["senders"], [ours, theirs, lossy])
+
+
+def test_ratio_and_goal() -> None:
+    """The ratio is that of the medians; a goal is met, missed, or cannot be told."""
+    ours, theirs, lossy = comparison().results
+    assert comparison().ratio(ours) == 9.0 and comparison().is_goal_met(ours) is True
+    assert comparison().ratio(lossy) is None and comparison().is_goal_met(theirs) is None
+    assert not comparison().has_failed
+    ours.lost[0] = 1
+    assert Comparison(SCENARIOS["senders"], [ours, theirs]).has_failed
+
+
+def test_a_layer_that_lost_messages_has_no_figure() -> None:
+    """It says how many it lost; the table says who is left out, and why."""
+    text = markdown([comparison()])
+    assert "| asyncq | 900 | 800 | 1,000 | 0 | 9.00 x | >= 8 x met |" in text
+    assert "| redis.core | lost | - | - | 21 | - |  |" in text
+    assert "memory is left out: it serves one process only." in text
+
+
+def test_plots(tmp_path: Path) -> None:
+    """A plot is an SVG with the names of the layers that have a figure; the same figures give the same bytes."""
+    plots = pytest.importorskip("benchmarks.plots")
+    for path in (tmp_path / "one.svg", tmp_path / "two.svg"):
+        plots.bars(comparison(), path)
+    assert ElementTree.parse(tmp_path / "one.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    plots.curves("t", "x", "y", {"ours": [(1, 2), (10, 3)]}, tmp_path / "curve.svg")
+    assert ElementTree.parse(tmp_path / "curve.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_every_scenario(server: EmbeddedServer, name: str) -> None:
+    """One round of each with our layer: it has a figure, and nothing is lost."""
+    scenario = SCENARIOS[name]
+    layer = "asyncq, memory" if name == "local" else OURS
+    measurement = await Round(server, scenario, CONTENDERS[layer]).play()
+    assert measurement.figure > 0 and measurement.lost == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["channels", "groups", "members", "processes", "bytes"])
+async def test_growth(server: EmbeddedServer, kind: str) -> None:
+    """One point of each curve."""
+    measurement = await Round(server, Growth(kind, 2), CONTENDERS[OURS]).play()
+    assert measurement.figure > 0
+
+
+@pytest.mark.slow
+def test_limits(server: EmbeddedServer) -> None:
+    """What no layer can exceed has figures."""
+    assert all(value > 100 for value in limits(server).values())
