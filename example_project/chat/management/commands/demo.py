@@ -264,6 +264,7 @@ class Command(BaseCommand):
             )
         lines += ["", "What is killed is started again after a while. Ctrl-C stops everything.", ""]
         self.stdout.write("\n".join(lines))
+        self.stdout.flush()  # into a file or a pipe too
 
     def say(self, label: str, text: str) -> None:
         """Write a line of one of the processes, or of the demo itself."""
