@@ -22,8 +22,9 @@ _START = struct.Struct(">BBI")
 _SENDER = struct.Struct(f">{NODE_BYTES}sQ")
 # length of the target's name, length of the excluded channels
 _LENGTHS = struct.Struct(">HI")
-_FIELDS = struct.Struct(f">{NODE_BYTES}sQHI")
-_NAMES = _START.size + _FIELDS.size
+_HEADER = struct.Struct(f">BBI{NODE_BYTES}sQHI")
+_NAMES = _HEADER.size
+_CHECKED = _START.size  # what the checksum covers begins there
 
 
 class BadEnvelope(ValueError):
@@ -119,14 +120,13 @@ def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
     """
     if len(data) < _NAMES:
         raise BadEnvelope(f"{len(data)} bytes are too few for a header")
-    version, flags, checksum = _START.unpack_from(data)
+    version, flags, checksum, node, seq, target_length, excluded_length = _HEADER.unpack_from(data)
     if version != WIRE_VERSION:
         raise BadEnvelope(f"wire version {version}; this release reads {WIRE_VERSION}")
     if flags & ~_KNOWN_FLAGS:
         raise BadEnvelope(f"unknown flags {flags:#04x}")
-    if is_whole and zlib.crc32(memoryview(data)[_START.size :], flags) != checksum:
+    if is_whole and zlib.crc32(data[_CHECKED:], flags) != checksum:
         raise BadEnvelope("truncated or changed: its checksum does not fit")
-    node, seq, target_length, excluded_length = _FIELDS.unpack_from(data, _START.size)
     names_end = _NAMES + target_length
     body = names_end + excluded_length
     if len(data) < body:
