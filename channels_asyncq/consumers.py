@@ -30,8 +30,6 @@ __all__ = ["AsyncConsumer", "SyncConsumer", "get_handler_name"]
 
 Message = dict[str, Any]
 
-# What a server says last; it does not wait behind messages for a client that has gone.
-LAST_EVENTS = frozenset({"websocket.disconnect", "http.disconnect"})
 #: The WebSocket close codes for a client that does not keep up: "try again later", and what stands in for it
 #: under a server that sends no code below 3000 (Daphne).
 CLOSE_TRY_AGAIN = 1013
@@ -187,17 +185,17 @@ class Conversation:
         Hand one thing after the other to `dispatch`, until StopConsumer. With `passes_on`, the `websocket.send`
         messages of the layer need no dispatching.
 
-        Where both sources have something they take turns; but the end comes first.
+        What the client did comes first: the disconnect above all. Both have their turns all the same, because its
+        next event takes the server a turn of the loop at least.
         """
         events = self._events
         self._messages = messages
         events.ask()  # before anybody asks the layer
-        is_layers_turn = False
         try:
             while True:
                 event = events.held()
                 message = None
-                if event is None or (is_layers_turn and event.get("type") not in LAST_EVENTS):
+                if event is None:
                     try:
                         message = self._messages.take()
                     except ChannelClosed:
@@ -208,7 +206,6 @@ class Conversation:
                 if message is None and event is None:
                     await self._wait()
                     continue
-                is_layers_turn = message is None
                 try:
                     if message is None:
                         await dispatch(events.take())
@@ -223,7 +220,8 @@ class Conversation:
                 if self._lost is not None and self.client.refusal is None:
                     raise self._lost  # something went through after all: it was no word about the client
                 if self.client.has_closed:
-                    # The server has the time to say that this was the end.
+                    # The server has the time to say that this was the end, before anybody sends again.
+                    events.ask()
                     await _turn()
                     await _turn()
                 elif not self._messages.empty():
@@ -242,11 +240,7 @@ class Conversation:
         waiter = asyncio.get_running_loop().create_future()
         events.waiter = waiter
         messages.wake(waiter)
-        try:
-            await waiter
-        except BaseException:
-            messages.stop_waking(waiter)
-            raise
+        await waiter  # cancelled: the channel is closed next
         if events.waiter is None:  # it was the client
             messages.stop_waking(waiter)
         events.waiter = None

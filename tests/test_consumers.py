@@ -267,7 +267,8 @@ async def test_idle_consumer_keeps_its_channel(prefix: str, begin: Begin) -> Non
         await talk.leaves()
 
 
-async def test_consumer_is_freed(layer: AsyncQueueChannelLayer, begin: Begin) -> None:
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_consumer_is_freed(layer: AsyncQueueChannelLayer, begin: Begin, is_refused: bool) -> None:
     """A consumer that has ended is freed at once, with its scope: nothing of ours makes a circle."""
     references: list[Any] = []
 
@@ -282,6 +283,11 @@ async def test_consumer_is_freed(layer: AsyncQueueChannelLayer, begin: Begin) ->
         await talk.accepted()
         await layer.group_send("room", {"type": "layer.message", "n": 1})
         await eventually(lambda: members[0] == [1], "the message")
+        if is_refused:
+            talk.refuse = ClientDisconnected()
+            await layer.group_send("room", {"type": "layer.reply", "text": "x"})
+            await steps(5)
+            talk.refuse = None
         await talk.leaves()
         await steps(3)
         del talk.task
@@ -289,6 +295,26 @@ async def test_consumer_is_freed(layer: AsyncQueueChannelLayer, begin: Begin) ->
     finally:
         gc.enable()
         talk.task = asyncio.create_task(steps(0))
+
+
+async def test_nothing_is_left_in_the_channel(layer: AsyncQueueChannelLayer, begin: Begin) -> None:
+    """A consumer that hears of its client only leaves nothing behind in its channel each time."""
+    names: list[str] = []
+
+    class Named(Member):
+        async def connect(self) -> None:
+            names.append(self.channel_name)
+            await self.accept()
+
+    talk = begin(Named)
+    await talk.accepted()
+    for n in range(20):
+        talk.say("websocket.receive", text=str(n))
+        await eventually(lambda: len(members[0]) == n + 1, "the event")  # noqa: B023
+    await steps(3)
+    session = layer._sessions[asyncio.get_running_loop()]
+    assert session.hub.channels[names[0]].waiting == 1
+    await talk.leaves()
 
 
 # websocket.send
@@ -362,6 +388,25 @@ async def test_frames_are_the_consumers_if_it_wants_them(layer: AsyncQueueChanne
     await layer.group_send("room", {"type": "websocket.send", "text": "x"})
     assert (await talk.hears())["text"] == "X"
     await talk.leaves()
+
+
+async def test_frames_pass_a_dispatch_of_the_consumers_own(
+    layer: AsyncQueueChannelLayer, begin: Begin
+) -> None:
+    """A consumer that overrides dispatch() sees them there."""
+
+    class Sees(Member):
+        async def dispatch(self, message: Message) -> None:
+            self.log.append(message["type"])
+            await super().dispatch(message)
+
+    talk = begin(Sees)
+    await talk.accepted()
+    await layer.group_send("room", {"type": "websocket.send", "text": "x"})
+    assert (await talk.hears())["text"] == "x"
+    await talk.leaves()
+    types = ["websocket.connect", "websocket.send", "websocket.disconnect"]
+    assert [entry for entry in members[0] if isinstance(entry, str)] == types
 
 
 @pytest.mark.parametrize("content", [{}, {"text": {"a": 1}}, {"bytes": "x"}, {"text": b"x"}])
@@ -491,6 +536,7 @@ async def test_client_gone_while_sending(layer: AsyncQueueChannelLayer, begin: B
     if by == "event":
         talk.say("websocket.receive", text="first")
         talk.say("websocket.receive", text="second")
+        await layer.group_send("room", {"type": "layer.message", "n": 1})
     else:
         kind = "layer.reply" if by == "handler" else "websocket.send"
         await layer.group_send("room", {"type": kind, "text": "x"})
@@ -595,20 +641,29 @@ async def test_errors_of_others_are_raised(layer: AsyncQueueChannelLayer, begin:
         await talk.ends()
 
 
+@pytest.mark.parametrize("by", ["layer", "client"])
 async def test_disconnect_comes_before_messages_after_close(
-    layer: AsyncQueueChannelLayer, begin: Begin
+    layer: AsyncQueueChannelLayer, begin: Begin, by: str
 ) -> None:
     """A server that answers close() with the disconnect at once (uvicorn): no handler sends after the close."""
 
     class Closes(Member):
         async def layer_close(self, event: Message) -> None:
+            await steps(5)
             await self.close()
             talk.say("websocket.disconnect", code=1000)
             talk.refuse = RuntimeError("after sending 'websocket.close'")
 
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            await self.layer_close({})
+
     talk = begin(Closes)
     await talk.accepted()
-    await layer.group_send("room", {"type": "layer.close"})
+    if by == "client":
+        talk.say("websocket.receive", text="close")
+        await steps(3)
+    else:
+        await layer.group_send("room", {"type": "layer.close"})
     for n in range(5):
         await layer.group_send("room", {"type": "layer.reply", "text": str(n)})
     await talk.ends()
