@@ -83,16 +83,16 @@ SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, FENCE, READ_LOG)
 
 class Route(NamedTuple):
     """
-    Where sends to one topic go: the command up to the envelope, as arguments, and packed up to the `$` before the
-    envelope's length.
+    Where sends to one topic go: the command, packed up to the `$` before the envelope's length; and the same for
+    an envelope that is logged as header only, whose command has an argument more.
     """
 
     shard: Shard
     topic: bytes
     numbers: Iterator[int]
     is_logged: bool
-    command: tuple[bytes, ...]
     opened: bytes
+    opened_large: bytes
 
 
 class Shard:
@@ -814,7 +814,8 @@ class RedisBus(Bus):
 
     def _route(self, topic: Topic, is_logged: bool, *command: bytes) -> Route:
         numbers = self._outbox.numbers(stream_of(topic.partition, is_logged=is_logged))
-        return Route(self._shards[topic.shard], topic.name, numbers, is_logged, command, _opened(command))
+        opened, opened_large = _opened(command), _opened(command, 1)
+        return Route(self._shards[topic.shard], topic.name, numbers, is_logged, opened, opened_large)
 
     def _pack_send(
         self, route: Route, target: str, payload: bytes, flags: int, excluded: tuple[str, ...]
@@ -822,7 +823,9 @@ class RedisBus(Bus):
         """Return the command that sends a message; its number is the stream's next."""
         data = pack(target, payload, self._node, next(route.numbers), flags | self._flags, excluded)
         if route.is_logged and len(data) > _LARGEST_LOGGED:
-            return _packed(*route.command, data, header_size(target, excluded))
+            # Not by hiredis, which would copy all of it twice.
+            size = b"%d" % header_size(target, excluded)
+            return b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (route.opened_large, len(data), data, len(size), size)
         return b"%b%d\r\n%b\r\n" % (route.opened, len(data), data)
 
     async def add_member(self, group: str, channel: str) -> None:
@@ -939,9 +942,9 @@ def _packed(*command: bytes | str | int) -> bytes:
     return packed
 
 
-def _opened(command: tuple[bytes, ...]) -> bytes:
-    """Return the bytes of a command with one more argument, up to the length of that."""
-    return _packed(*command, b"").removesuffix(b"0\r\n\r\n")
+def _opened(command: tuple[bytes, ...], more: int = 0) -> bytes:
+    """Return the bytes of a command with one argument, and then `more`, up to the length of that one."""
+    return _packed(*command, b"", *[b""] * more).removesuffix(b"0\r\n\r\n" + b"$0\r\n\r\n" * more)
 
 
 def _milliseconds(seconds: float) -> int:
