@@ -25,6 +25,7 @@ _LENGTHS = struct.Struct(">HI")
 _HEADER = struct.Struct(f">BBI{NODE_BYTES}sQHI")
 _NAMES = _HEADER.size
 _CHECKED = _START.size  # what the checksum covers begins there
+_LARGE = 4096
 
 
 class BadEnvelope(ValueError):
@@ -125,7 +126,9 @@ def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
         raise BadEnvelope(f"wire version {version}; this release reads {WIRE_VERSION}")
     if flags & ~_KNOWN_FLAGS:
         raise BadEnvelope(f"unknown flags {flags:#04x}")
-    if is_whole and zlib.crc32(data[_CHECKED:], flags) != checksum:
+    # Of a small one a copy is cheaper than a view.
+    checked = data[_CHECKED:] if len(data) < _LARGE else memoryview(data)[_CHECKED:]
+    if is_whole and zlib.crc32(checked, flags) != checksum:
         raise BadEnvelope("truncated or changed: its checksum does not fit")
     names_end = _NAMES + target_length
     body = names_end + excluded_length

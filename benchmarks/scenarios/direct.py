@@ -11,7 +11,7 @@ from ..scenario import CHAT_MESSAGE, Goal, Measurement, Post, Scenario, Stage
 CHANNELS = 32
 SENDS = 1000
 WARM_UP = 10
-PATIENCE = 60.0
+PATIENCE = 20.0
 
 
 async def listen(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:

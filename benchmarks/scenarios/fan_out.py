@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ..layers import Layer
 from ..scenario import CHAT_MESSAGE, Goal, Measurement, Post, Scenario, Stage
 
-PATIENCE = 60.0
+PATIENCE = 20.0
 WARM_UP = 3
 
 

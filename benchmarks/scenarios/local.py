@@ -11,7 +11,7 @@ from ..scenario import CHAT_MESSAGE, Goal, Measurement, Post, Scenario, Stage
 MEMBERS = 1000
 SENDS = 100
 WARM_UP = 3
-PATIENCE = 60.0
+PATIENCE = 20.0
 
 
 async def be_everything(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:
