@@ -308,7 +308,6 @@ class Conversation:
         except (OSError, RuntimeError) as error:
             client.refusal = error
             raise
-        client.refusal = None
 
 
 class AsyncConsumer(consumer.AsyncConsumer):
