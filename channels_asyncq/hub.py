@@ -14,6 +14,8 @@ from .options import Options
 
 # A closed channel's name is remembered this long, so that late senders and receivers are told.
 CLOSED_NAMES_KEPT = 300.0
+# But no more than these, where channels come and go fast.
+MOST_CLOSED_NAMES = 10_000
 # A reader may be this many expiries late before its expired messages cost it its groups.
 _ABANDONED_AFTER = 2.0
 _NEVER = float("inf")
@@ -95,6 +97,8 @@ class Hub:
         Close a channel: it leaves its groups and accepts nothing; receivers get what is left, then ChannelClosed.
         """
         self.closed_names.setdefault(channel, monotonic())
+        if len(self.closed_names) > MOST_CLOSED_NAMES:
+            del self.closed_names[next(iter(self.closed_names))]
         buffer = self.channels.get(channel)
         if buffer is None:
             return

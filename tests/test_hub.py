@@ -18,7 +18,7 @@ from channels_asyncq import buffers
 from channels_asyncq.buffers import PATIENCE
 from channels_asyncq.envelopes import NOTICE, Envelope
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
-from channels_asyncq.hub import CLOSED_NAMES_KEPT, Hub
+from channels_asyncq.hub import CLOSED_NAMES_KEPT, MOST_CLOSED_NAMES, Hub
 from channels_asyncq.options import Host, Options
 from tests.clock import Clock
 from tests.contract import every, started, steps
@@ -90,6 +90,17 @@ def envelope(text: str = "x", lifetime: float = EXPIRY, excluded: tuple[str, ...
 
 
 # Channels
+
+
+def test_closed_names_are_bounded() -> None:
+    """Of many channels that come and go, the last ones' names are remembered."""
+    here = Recorder()
+    for number in range(MOST_CLOSED_NAMES + 5):
+        here.hub.open(str(number))
+        here.hub.close_channel(str(number))
+    assert len(here.hub.closed_names) == MOST_CLOSED_NAMES
+    assert "4" not in here.hub.closed_names and "5" in here.hub.closed_names
+    assert not here.hub.channels
 
 
 def test_open() -> None:
