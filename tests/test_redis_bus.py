@@ -167,7 +167,8 @@ async def make(prefix: str) -> AsyncIterator[MakeOwner]:
 
 @pytest.fixture
 async def owner(make: MakeOwner, server: RespServer) -> Owner:
-    owner = await make(server.url)
+    # What succeeds within it must do so on a busy machine too.
+    owner = await make(server.url, send_timeout=2.0)
     await owner.up()
     return owner
 
