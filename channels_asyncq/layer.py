@@ -8,7 +8,7 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from time import monotonic
@@ -222,47 +222,52 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             return None
         return session
 
-    async def _sender(self) -> Session | Caller:
-        """Return the session to send with, or the running loop's account with the relay."""
-        loop = asyncio.get_running_loop()
+    def _relayed_caller(self, loop: asyncio.AbstractEventLoop) -> Caller | None:
+        """Return the loop's account with the relay, or None if it is to send with a session of its own."""
         session = self._sessions.get(loop)
-        caller = self._callers.get(loop)
         if session is not None and not session.is_closed:
-            if caller is not None:
-                await self._relay_is_done(caller)
-                self._callers.pop(loop, None)
-            return session
+            return None
         if self._is_closed:
             raise LayerClosed()
+        caller = self._callers.get(loop)
         if caller is None:
             # A loop whose session has closed is ending: another session would have nobody to close it.
             caller = self._callers[loop] = Caller(is_ending=session is not None)
-        if not caller.is_here_to_stay:
-            return caller
-        await self._relay_is_done(caller)
+        return None if caller.is_here_to_stay else caller
+
+    async def _send_with(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        loop = asyncio.get_running_loop()
+        caller = self._relayed_caller(loop)
+        if caller is None:
+            return await work(await self._session_after_relay(loop))
+        caller.sends += 1
+        caller.pending += 1
+        try:
+            # With several under way each would wait for those before it.
+            is_alone = caller.pending == 1
+            return await relay.relay().run(partial(self._relayed, work), stands_still=is_alone)
+        finally:
+            caller.answered()
+
+    async def _session_after_relay(self, loop: asyncio.AbstractEventLoop) -> Session:
+        """Return the loop's session when the relay is done with what it sent for it: nothing must overtake it."""
+        caller = self._callers.get(loop)
+        if caller is not None:
+            await caller.all_answered()
+            if not self.options.confirm:
+                await relay.relay().run(partial(self._relayed, Session.unconfirmed_are_answered))
         session = await self._session()
         self._callers.pop(loop, None)
         return session
 
-    async def _relay_is_done(self, caller: Caller) -> None:
-        """Return when what the relay sent for this loop is with the server: later sends must not overtake it."""
-        await caller.all_answered()
-        if not self.options.confirm:
-            await relay.relay().run(partial(self._relayed, Session.unconfirmed_are_answered))
-
-    async def _send_with(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
-        sender = await self._sender()
-        if isinstance(sender, Session):
-            return await work(sender)
-        sender.sends += 1
-        sender.pending += 1
-        try:
-            return await relay.relay().run(partial(self._relayed, work))
-        finally:
-            sender.answered()
-
-    async def _relayed(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+    def _relayed(self, work: Callable[[Session], Awaitable[T]]) -> Awaitable[T]:
         """Do the work with the relay's session, on the relay's loop."""
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is None or session.is_closed:
+            return self._relayed_first(work)
+        return work(session)
+
+    async def _relayed_first(self, work: Callable[[Session], Awaitable[T]]) -> T:
         return await work(await self._session())
 
     # The specification

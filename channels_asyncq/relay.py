@@ -11,7 +11,7 @@ import selectors
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from .exceptions import LayerClosed
@@ -21,71 +21,100 @@ T = TypeVar("T")
 # From the call of stop() to the end of the thread, with what is left of the connections cut off before.
 _STOP_SECONDS = 2.0
 _LEAVE_SECONDS = 1.5
+_STAND_STILL_SECONDS = 0.0005
 
 
 class Errand(Generic[T]):
     """
-    One coroutine that the relay runs, and the way to tell whoever waits for it.
+    One piece of work that the relay does, and the ways to wait for it.
 
-    Everything here runs on the relay's loop. `wake()` is called exactly once; after it, `outcome()` may be
-    asked from any thread.
+    It is begun, cancelled and ended on the relay's loop; the rest is for the thread that posted it.
     """
 
-    __slots__ = ("_make", "_outcome", "_task", "_wake", "loop")
+    __slots__ = ("_lock", "_make", "_outcome", "_task", "_tell", "is_over", "loop")
 
-    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]], wake: Callable[[], object]) -> None:
+    def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
         self.loop: RelayLoop | None = None
         self._make = make
-        self._wake: Callable[[], object] | None = wake
-        self._task: asyncio.Task[T] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._outcome: T | BaseException | None = None
+        self._tell: Callable[[], object] | None = None
+        self.is_over = False
+        # The cheapest way to wait: held until it is over.
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    # On the relay's loop
 
     def begin(self) -> None:
         loop = self.loop
-        if self._wake is None or loop is None:
+        if self.is_over or loop is None:
             return
         if loop.is_leaving:
-            self.fail(_stopped())
+            self.end(_stopped())
             return
-        # No local name for the task: an error's traceback would hold this frame, and with it itself.
         if sys.version_info >= (3, 12):
             # Up to the write within this turn of the loop: a turn is a system call.
-            self._task = asyncio.Task(self._make(), loop=loop, eager_start=True)
+            self._task = asyncio.Task(self._run(), loop=loop, eager_start=True)
         else:
-            self._task = loop.create_task(self._make())
-        if self._task.done():
-            self._finished(self._task)
-        else:
-            self._task.add_done_callback(self._finished)
+            self._task = loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        # No local name for the error: its traceback would hold this frame, and with it itself.
+        try:
+            self.end(await self._make())
+        except asyncio.CancelledError:
+            self.end(_stopped())
+        except BaseException as exc:
+            self.end(exc)
 
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
         else:
-            self.fail(asyncio.CancelledError())
+            self.end(asyncio.CancelledError())
 
-    def _finished(self, task: asyncio.Task[T]) -> None:
-        if task.cancelled():
-            self.fail(_stopped())
-        elif (error := task.exception()) is not None:
-            self.fail(error)
-        else:
-            self._done(task.result())
+    def end(self, outcome: T | BaseException) -> None:
+        """Note what came of it and wake who waits; what comes after the first outcome is ignored."""
+        if self.is_over:
+            return
+        if self.loop is not None:
+            self.loop.errands.discard(self)
+        self._task = None
+        self._outcome = outcome
+        self.is_over = True
+        self._lock.release()
+        # Last: whoever sets it looks at is_over after that.
+        tell = self._tell
+        if tell is not None:
+            tell()
 
-    def fail(self, error: BaseException) -> None:
-        self._done(error)
+    # On the thread that posted it
 
-    def _done(self, outcome: T | BaseException) -> None:
-        wake, self._wake = self._wake, None
-        if wake is not None:
-            if self.loop is not None:
-                self.loop.errands.discard(self)
-            self._task = None
-            self._outcome = outcome
-            wake()
+    def wait(self, seconds: float = -1) -> bool:
+        """Block until it is over, for so many seconds at most; return whether it is. Can be asked once."""
+        return self._lock.acquire(timeout=seconds)
+
+    async def over(self) -> None:
+        """Return when it is over."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def release() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        def tell() -> None:
+            # The loop may have ended without waiting.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(release)
+
+        self._tell = tell
+        if not self.is_over:
+            await future
 
     def outcome(self) -> T:
-        """Return what the coroutine returned, or raise what it raised."""
+        """Return what the work returned, or raise what it raised."""
         outcome, self._outcome = self._outcome, None
         if isinstance(outcome, BaseException):
             try:
@@ -161,42 +190,30 @@ class Relay:
 
     # For callers
 
-    async def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def run(self, make: Callable[[], Awaitable[T]], *, stands_still: bool = False) -> T:
         """
-        Run `make()` on the relay's loop; return or raise what it does.
+        Have `make()` awaited on the relay's loop; return or raise what it does.
 
-        Cancelling cancels it there, as soon as it can be; what was written is written.
+        With `stands_still` the caller's loop does nothing else meanwhile, for half a millisecond at most: to go
+        to sleep and be woken costs it more than most answers take. Cancelling cancels the work, as soon as that
+        can be; what was written is written.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            # The caller's loop may have ended without waiting.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(release)
-
-        def release() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        errand = Errand(make, wake)
+        errand = Errand(make)
         self._post(errand)
         try:
-            await future
-        except asyncio.CancelledError:
+            if not stands_still or not errand.wait(_STAND_STILL_SECONDS):
+                await errand.over()
+        except BaseException:
             self._cancel(errand)
             raise
         return errand.outcome()
 
-    def wait(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run `make()` on the relay's loop, block until it is done; return or raise what it does."""
-        # A lock is the cheapest way to wait: the relay's thread releases what this one has acquired.
-        lock = threading.Lock()
-        lock.acquire()
-        errand = Errand(make, lock.release)
+    def wait(self, make: Callable[[], Awaitable[T]]) -> T:
+        """Have `make()` awaited on the relay's loop, block until it is done; return or raise what it does."""
+        errand = Errand(make)
         self._post(errand)
         try:
-            lock.acquire()
+            errand.wait()
         except BaseException:
             # Ctrl-C, or whatever else a signal's handler raises.
             self._cancel(errand)
@@ -250,7 +267,7 @@ class Relay:
             loop.close()
             # Posted too late to begin.
             for errand in list(loop.errands):
-                errand.fail(_stopped())
+                errand.end(_stopped())
 
     @staticmethod
     async def _leave(loop: RelayLoop) -> None:

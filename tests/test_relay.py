@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import random
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -103,6 +105,83 @@ class TestRelay:
         async with asyncio.timeout(DEADLINE):
             await began.wait()
             task.cancel()
+            await asyncio.wait([task])
+            await ended.wait()
+        assert task.cancelled()
+
+    async def test_standing_still_is_for_a_moment(self, own_relay: Relay) -> None:
+        """A loop that stands still for its answer goes on when that takes longer, and gets it all the same."""
+        loop = asyncio.get_running_loop()
+        answers: list[asyncio.Future[int]] = []
+
+        async def wait_for_the_caller() -> int:
+            answers.append(asyncio.get_running_loop().create_future())
+            loop.call_soon_threadsafe(answer)
+            return await answers[0]
+
+        def answer() -> None:
+            relays = own_relay.loop
+            assert relays is not None
+            relays.call_soon_threadsafe(answers[0].set_result, 42)
+
+        async with asyncio.timeout(DEADLINE):
+            assert await own_relay.run(wait_for_the_caller, stands_still=True) == 42
+
+    async def test_standing_still_keeps_the_loop(self, own_relay: Relay) -> None:
+        """An answer that is there within the moment needs no turn of the loop, and neither does an error."""
+        turns = 0
+
+        async def answer() -> int:
+            return 42
+
+        async def fail() -> None:
+            raise KeyError("what")
+
+        def count() -> None:
+            nonlocal turns
+            turns += 1
+            asyncio.get_running_loop().call_soon(count)
+
+        own_relay.wait(answer)
+        asyncio.get_running_loop().call_soon(count)
+        still = 0
+        for _ in range(50):
+            before = turns
+            assert await own_relay.run(answer, stands_still=True) == 42
+            with pytest.raises(KeyError, match="what"):
+                await own_relay.run(fail, stands_still=True)
+            still += turns == before
+        # Not each time: a busy machine may be late with any of them.
+        assert still > 0
+
+    async def test_answers_at_the_end_of_the_moment(self, own_relay: Relay) -> None:
+        """An answer that comes just when the loop stops standing still is not missed."""
+        jitter = random.Random(7)
+
+        async def answer(seconds: float) -> float:
+            await asyncio.sleep(seconds)
+            return seconds
+
+        async with asyncio.timeout(DEADLINE):
+            for _ in range(500):
+                seconds = jitter.uniform(0.0003, 0.0006)
+                assert await own_relay.run(partial(answer, seconds), stands_still=True) == seconds
+
+    async def test_cancelling_after_standing_still(self, own_relay: Relay) -> None:
+        """Who has stood still and waits now can be cancelled; the coroutine on the relay is cancelled too."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        async def long() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                loop.call_soon_threadsafe(ended.set)
+
+        task = asyncio.create_task(own_relay.run(long, stands_still=True))
+        await asyncio.sleep(0)
+        task.cancel()
+        async with asyncio.timeout(DEADLINE):
             await asyncio.wait([task])
             await ended.wait()
         assert task.cancelled()

@@ -1,9 +1,9 @@
 """
 One connection to a Redis server: RESP2 over hiredis, as an `asyncio.Protocol`.
 
-What is called in one turn of the loop leaves in one `write`; replies are matched, in order, to a FIFO of
-futures. Nothing here knows hosts, topics or scripts, and nothing here is a task: a connection is callbacks,
-futures and at most one timer.
+What is called while nothing is unanswered is written at once, all else of one turn of the loop in one `write`;
+replies are matched, in order, to a FIFO of futures. Nothing here knows hosts, topics or scripts, and nothing
+here is a task: a connection is callbacks, futures and at most one timer.
 """
 
 from __future__ import annotations
@@ -260,12 +260,16 @@ class WireProtocol(asyncio.Protocol):
         self.unanswered_bytes += len(packed)
         if len(self._unanswered) >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
             self.has_room = False
-        if not self._flush_scheduled:
-            if not self._write_paused:
+        if self._flush_scheduled:
+            if len(self._outgoing) >= _EARLY:
+                self._write()
+        elif not self._write_paused:
+            if len(self._unanswered) == 1:
+                # As Nagle's algorithm: who is alone gains a turn of the loop, and who is not shares writes.
+                self._write()
+            else:
                 self._flush_scheduled = True
                 self._loop.call_soon(self._flush, context=self._context)
-        elif len(self._outgoing) >= _EARLY:
-            self._write()
         return future
 
     def adopt(self, unanswered: Iterable[Unanswered]) -> None:
