@@ -97,8 +97,10 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self._places = capacity  # for messages and notices; those that senders hold are not among them
         self._held = 0
         self._expiry_timer: asyncio.TimerHandle | None = None
-        self._receivers: deque[asyncio.Future[None]] = deque()
-        self._senders: deque[asyncio.Future[None]] = deque()
+
+    # Those who wait, in asyncio.Queue's own deques.
+    _getters: deque[asyncio.Future[None]]
+    _putters: deque[asyncio.Future[None]]
 
     def _init(self, maxsize: int) -> None:
         self._queue: deque[Envelope] = deque()
@@ -123,8 +125,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         queue.append(envelope)
         if self._counts_bytes:
             self._hold(envelope)
-        if self._receivers:
-            _wake_first(self._receivers)
+        if self._getters:
+            _wake_first(self._getters)
         return left
 
     def tell(self, reason: str, groups: list[str], notice: Envelope | None, *, at_head: bool) -> None:
@@ -139,7 +141,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             self._queue.append(notice)
         if self._counts_bytes:
             self._hold(notice)
-        _wake_first(self._receivers)
+        _wake_first(self._getters)
 
     def _hold(self, envelope: Envelope) -> None:
         if not envelope.holders:
@@ -170,8 +172,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         Raises:
             ChannelClosed: the channel closed before there was a place.
         """
-        # Those who came first wait in _senders or hold a place already; a newcomer does not overtake them.
-        must_wait = bool(self._senders or self._held)
+        # Those who came first wait in _putters or hold a place already; a newcomer does not overtake them.
+        must_wait = bool(self._putters or self._held)
         while True:
             if self.closed is not None:
                 raise self.closed(self.channel)
@@ -185,14 +187,14 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     async def _place(self) -> None:
         """Wait until a place is held for the caller, or the buffer is closed."""
         sender = asyncio.get_running_loop().create_future()
-        self._senders.append(sender)
+        self._putters.append(sender)
         if self._expiry_timer is None:
             self._watch_expiry()
         try:
             await sender
         except asyncio.CancelledError:
-            if sender in self._senders:
-                self._senders.remove(sender)
+            if sender in self._putters:
+                self._putters.remove(sender)
             elif not sender.cancelled():
                 self._release_place()
                 self._hand_out()
@@ -200,8 +202,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def _hand_out(self) -> None:
         """Hold the free places for the senders that wait, first come, first served."""
-        while self._senders and (self.closed is not None or not self.full()):
-            sender = self._senders.popleft()
+        while self._putters and (self.closed is not None or not self.full()):
+            sender = self._putters.popleft()
             if not sender.done():
                 self._held += 1
                 self._places -= 1
@@ -217,7 +219,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self.drop_expired()
         self._hand_out()
         oldest = next((envelope for envelope in self._queue if not envelope.flags & NOTICE), None)
-        if self._senders and oldest is not None:
+        if self._putters and oldest is not None:
             loop = asyncio.get_running_loop()
             until = max(0.0, oldest.expires_at - monotonic())
             self._expiry_timer = loop.call_later(until, self._watch_expiry)
@@ -233,7 +235,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                 self._release(envelope)
             if envelope.flags & NOTICE:
                 self._notice_read(envelope)
-            if self.is_reported_full or self._senders or self.patience < PATIENCE or self.losses:
+            if self.is_reported_full or self._putters or self.patience < PATIENCE or self.losses:
                 self._made_room()
             now = monotonic()
             if envelope.expires_at > now:
@@ -272,14 +274,14 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def wake(self, waiter: asyncio.Future[None]) -> None:
         """Have this future done when an envelope comes or the channel closes. Look with `take()` first."""
-        self._receivers.append(waiter)
+        self._getters.append(waiter)
 
     def stop_waking(self, waiter: asyncio.Future[None]) -> None:
         """Take a future back that was given to `wake()`: its owner takes nothing now."""
-        if self._receivers and waiter in self._receivers:
-            self._receivers.remove(waiter)
+        if self._getters and waiter in self._getters:
+            self._getters.remove(waiter)
         elif self._queue:
-            _wake_first(self._receivers)  # woken and given up at once: the envelope is for the next one
+            _wake_first(self._getters)  # woken and given up at once: the envelope is for the next one
         self.last_used = monotonic()
 
     def _made_room(self) -> None:
@@ -292,7 +294,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             self.patience = PATIENCE
             if self.losses:
                 self._caught_up()
-        if self._senders:
+        if self._putters:
             self.last_used = monotonic()  # until it has run, nothing else says that the sender is here
             self._hand_out()
 
@@ -369,19 +371,19 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         if self.closed is not None:
             return
         self.closed = reason
-        while self._receivers:
-            _wake_first(self._receivers)
+        while self._getters:
+            _wake_first(self._getters)
         self._hand_out()
 
     @property
     def waiting(self) -> int:
         """How many receivers wait and have not been woken."""
-        return len(self._receivers)
+        return len(self._getters)
 
     @property
     def is_awaited(self) -> bool:
         """Whether somebody waits, for an envelope or for a place."""
-        return bool(self._receivers or self._senders or self._held)
+        return bool(self._getters or self._putters or self._held)
 
     @property
     def queued(self) -> int:

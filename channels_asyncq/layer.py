@@ -204,6 +204,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         with self._lock:
             self._forget_ended_sessions()
             session = Session(self.options, self._codec, self._make_bus)
+            session.waits_for_relay = loop in self._callers
             self._sessions[loop] = session
             self._owners[session.node] = session
         await session.start()
@@ -218,7 +219,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     def _settled_session(self, loop: asyncio.AbstractEventLoop) -> Session | None:
         """Return the loop's session if it has one and the relay has nothing under way for it."""
         session = self._sessions.get(loop)
-        if session is None or session.is_closed or (self._callers and loop in self._callers):
+        if session is None or session.is_closed or session.waits_for_relay:
             return None
         return session
 
@@ -258,6 +259,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 await relay.relay().run(partial(self._relayed, Session.unconfirmed_are_answered))
         session = await self._session()
         self._callers.pop(loop, None)
+        session.waits_for_relay = False
         return session
 
     def _relayed(self, work: Callable[[Session], Awaitable[T]]) -> Awaitable[T]:
@@ -359,7 +361,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         session = self._settled_session(asyncio.get_running_loop())
         if session is None:
             await self._send_with(lambda session: session.group_add(group, channel))
-        else:
+        elif not session.join_at_once(group, channel):
             await session.group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
@@ -375,7 +377,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         session = self._settled_session(asyncio.get_running_loop())
         if session is None:
             await self._send_with(lambda session: session.group_discard(group, channel))
-        else:
+        elif not session.leave_at_once(group, channel):
             await session.group_discard(group, channel)
 
     async def group_send(self, group: str, message: dict[str, Any], *, exclude: Collection[str] = ()) -> None:

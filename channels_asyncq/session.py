@@ -8,8 +8,9 @@ import contextvars
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -159,6 +160,8 @@ class Session:
         self._copying: set[asyncio.Task[None]] = set()
         self._life: AsyncGenerator[None] | None = None
         self.is_closed = False
+        #: The relay still sends for this loop, and must not be overtaken.
+        self.waits_for_relay = False
 
     async def start(self) -> None:
         """Begin connecting. Never waits for the server."""
@@ -364,7 +367,24 @@ class Session:
 
     # Groups
 
-    async def group_add(self, group: str, channel: str) -> None:
+    def join_at_once(self, group: str, channel: str) -> bool:
+        """Do what `group_add()` does, if there is nothing to wait for: an open channel, a confirmed group."""
+        topic = self._topics.group(group).topic
+        if channel not in self.hub.channels or not self._bus.is_confirmed(topic):
+            return False
+        self.hub.join(topic.name, channel).is_confirmed = True
+        return True
+
+    def leave_at_once(self, group: str, channel: str) -> bool:
+        """Do what `group_discard()` does, if the channel is open here."""
+        if channel not in self.hub.channels:
+            return False
+        topic = self._topics.group(group).topic
+        if self.hub.leave(topic.name, channel):
+            self._bus.unsubscribe(topic)
+        return True
+
+    def group_add(self, group: str, channel: str) -> Coroutine[Any, Any, None]:
         """
         Return when the server has confirmed the group's subscription, or the owner of the channel has.
 
@@ -373,11 +393,10 @@ class Session:
         self._require_open(channel)
         node = node_of(channel)
         if node is None:
-            await self._bus.add_member(group, channel)
-        elif node == self.node:
-            await self._join(group, channel)
-        else:
-            await self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
+            return self._bus.add_member(group, channel)
+        if node == self.node:
+            return self._join(group, channel)
+        return self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
 
     async def _join(self, group: str, channel: str) -> None:
         topic = self._topics.group(group).topic
@@ -472,16 +491,16 @@ class Session:
             return
         work = self.group_add if action == "add" else self.group_discard
         task = self.loop.create_task(
-            self._do_and_confirm(work(group, channel), number, reply),
+            self._do_and_confirm(partial(work, group, channel), number, reply),
             name=f"channels_asyncq group_{action} for {reply}",
             context=contextvars.Context(),
         )
         self._joining.add(task)
         task.add_done_callback(self._joining.discard)
 
-    async def _do_and_confirm(self, work: Awaitable[None], number: int, reply: str) -> None:
+    async def _do_and_confirm(self, work: Callable[[], Awaitable[None]], number: int, reply: str) -> None:
         try:
-            await work
+            await work()
         except ChannelClosed:
             pass  # its groups are gone too, and there is nothing to wait for
         except ChannelLayerError:

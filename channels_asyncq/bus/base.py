@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..envelopes import Envelope
 from ..topics import Topic
@@ -127,7 +127,7 @@ class Bus(ABC):
         """Tell whether the server has confirmed the subscription on the present connection."""
 
     @abstractmethod
-    async def confirmed(self, topic: Topic) -> None:
+    def confirmed(self, topic: Topic) -> Coroutine[Any, Any, None]:
         """Return when the server has confirmed a subscribed topic. Cancelling is safe."""
 
     @abstractmethod

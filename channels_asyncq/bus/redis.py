@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import resources
@@ -506,7 +506,8 @@ class Shard:
 
     def is_confirmed(self, topic: bytes) -> bool:
         entry = self.ledger.get(topic)
-        return entry is not None and entry.is_confirmed
+        # Without the wire it is catching up, or has no position yet.
+        return entry is not None and entry.is_confirmed and self.pushes.wire is not None
 
     async def confirmed(self, topic: Topic) -> None:
         if not self.commands.was_up:
@@ -522,16 +523,17 @@ class Shard:
         self.subscribe(topic)  # again, if it was refused
         self.pushes.raise_if_overdue()
         self.pushes.start()
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[None] = self._bus.loop.create_future()
         entry.waiters.append(waiter)
         try:
             await waiter
         except (ChannelLayerError, ImproperlyConfigured) as exc:
             raise own(exc) from exc
         finally:
-            if waiter in entry.waiters:
+            if entry.waiters and waiter in entry.waiters:
                 entry.waiters.remove(waiter)
-        await self.pushes.up()
+        if self.pushes.wire is None:
+            await self.pushes.up()
 
     def _on_message(self, topic: bytes, data: bytes) -> bool:
         log = self.log
@@ -704,8 +706,8 @@ class RedisBus(Bus):
     def is_confirmed(self, topic: Topic) -> bool:
         return self._shards[topic.shard].is_confirmed(topic.name)
 
-    async def confirmed(self, topic: Topic) -> None:
-        await self._shards[topic.shard].confirmed(topic)
+    def confirmed(self, topic: Topic) -> Coroutine[Any, Any, None]:
+        return self._shards[topic.shard].confirmed(topic)
 
     async def check(self) -> None:
         await asyncio.gather(*(shard.check() for shard in self._shards))
