@@ -5,6 +5,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from channels_asyncq.testing import EmbeddedServer
 
 from .layers import CONTENDERS, OURS, THEIRS, Contender
 from .limits import limits
+from .nats import NatsServer
 from .report import Comparison, as_json, markdown, table
-from .runner import compare
+from .runner import Server, compare
 from .scenarios import load
 
 
@@ -49,14 +51,20 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     contenders = chosen_contenders(arguments.layers)
     comparisons: list[Comparison] = []
     # The watch of what is published reads late: the server must not throw it out for that.
-    with EmbeddedServer(external=False, client_output_buffer_limit="pubsub 0 0 0") as server:
+    with (
+        EmbeddedServer(external=False, client_output_buffer_limit="pubsub 0 0 0") as server,
+        ExitStack() as stack,
+    ):
+        servers: dict[str, Server] = {"redis": server}
+        if any(contender.server == "nats" for contender in contenders):
+            servers["nats"] = stack.enter_context(NatsServer())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             for scenario in chosen:
                 able = [each for each in contenders if each.name not in scenario.unable]
                 task = progress.add_task(scenario.name, total=arguments.rounds * len(able))
                 results = await compare(
-                    scenario, able, arguments.rounds, server, partial(progress.advance, task)
+                    scenario, able, arguments.rounds, servers, partial(progress.advance, task)
                 )
                 comparisons.append(Comparison(scenario, results))
         for comparison in comparisons:

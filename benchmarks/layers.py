@@ -3,7 +3,9 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+from .nats import nats_server
 
 Message = dict[str, Any]
 
@@ -24,7 +26,7 @@ class Contender:
     """
     One layer as it is configured for a comparison.
 
-    `settings` are laid over the hosts and the prefix that every contender gets; defaults are left alone unless
+    `settings` are laid over the server and the prefix that every contender gets; defaults are left alone unless
     a comparison needs them changed.
     """
 
@@ -32,13 +34,17 @@ class Contender:
     backend: str
     distribution: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    has_hosts: bool = True
+    server: Literal["redis", "nats", "none"] = "redis"
+
+    def config(self, url: str, prefix: str) -> dict[str, Any]:
+        """What tells it the server of that address."""
+        if self.server == "none":
+            return {}
+        return {"hosts" if self.server == "redis" else "servers": [url], "prefix": prefix}
 
     def make(self, config: Mapping[str, Any]) -> Layer:
         """The layer itself; called in the process that uses it."""
         module, _, name = self.backend.rpartition(".")
-        if not self.has_hosts:
-            config = {}
         layer: Layer = getattr(importlib.import_module(module), name)(**{**config, **self.settings})
         return layer
 
@@ -48,7 +54,7 @@ class Contender:
             importlib.import_module(self.backend.rpartition(".")[0])
         except ImportError:
             return False
-        return True
+        return self.server != "nats" or nats_server() is not None
 
 
 _OURS = "channels_asyncq.AsyncQueueChannelLayer"
@@ -64,7 +70,8 @@ CONTENDERS: Mapping[str, Contender] = {
         Contender("redis.core", "channels_redis.core.RedisChannelLayer", "channels_redis"),
         Contender("valkey.pubsub", "channels_valkey.pubsub.ValkeyPubSubChannelLayer", "channels_valkey"),
         Contender("valkey.core", "channels_valkey.core.ValkeyChannelLayer", "channels_valkey"),
-        Contender("memory", "channels.layers.InMemoryChannelLayer", "channels", has_hosts=False),
+        Contender("nats", "channels_nats.NatsChannelLayer", "channels_nats", server="nats"),
+        Contender("memory", "channels.layers.InMemoryChannelLayer", "channels", server="none"),
     )
 }
 

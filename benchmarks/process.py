@@ -4,10 +4,17 @@ import asyncio
 import json
 import logging
 import sys
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from .layers import CONTENDERS
 from .scenarios import load
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A layer that can be closed."""
+
+    async def close(self) -> None: ...
 
 
 class Line:
@@ -37,6 +44,9 @@ async def main(order: dict[str, Any]) -> None:
     part = load()[order["scenario"]].parts[order["part"]]
     try:
         await part(layer, Line(reader), order["parameters"])
+        # Beyond the specification: who has it may still hold what was sent.
+        if isinstance(layer, Closable):
+            await layer.close()
     finally:
         transport.close()
 

@@ -7,7 +7,7 @@ import os
 import socket
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ import hiredis
 from channels_asyncq.testing import EmbeddedServer
 
 from .layers import Contender
-from .scenario import Measurement, Post, Scenario
+from .nats import NatsServer, SubjectWatch
+from .scenario import Measurement, Post, Scenario, Watch
+
+Server = EmbeddedServer | NatsServer
 
 ROOT = Path(__file__).parents[1]
 ROUND_TIMEOUT = 180.0
@@ -98,14 +101,16 @@ class TopicWatch:
 class Round:
     """The stage of one round with one layer."""
 
-    def __init__(self, server: EmbeddedServer, scenario: Scenario, contender: Contender) -> None:
+    def __init__(self, server: Server, scenario: Scenario, contender: Contender) -> None:
         self._server = server
         self._scenario = scenario
         self._contender = contender
         self._actors: list[Actor] = []
         self.prefix = f"bench{os.getpid()}x{next(_numbers)}"
 
-    def watch(self) -> TopicWatch:
+    def watch(self) -> Watch:
+        if isinstance(self._server, NatsServer):
+            return SubjectWatch(self._server, self.prefix)
         return TopicWatch(self._server, self.prefix)
 
     async def enter(self, part: str, **parameters: Any) -> Post:
@@ -114,7 +119,7 @@ class Round:
             "scenario": self._scenario.name,
             "layer": self._contender.name,
             "part": part,
-            "config": {"hosts": [self._server.url], "prefix": self.prefix},
+            "config": self._contender.config(self._server.url, self.prefix),
             "parameters": parameters,
         }
         # A measurement in development mode would measure development mode.
@@ -175,10 +180,14 @@ async def compare(
     scenario: Scenario,
     contenders: Sequence[Contender],
     rounds: int,
-    server: EmbeddedServer,
+    servers: Mapping[str, Server],
     on_round: Callable[[], None] = lambda: None,
 ) -> list[Result]:
-    """Play `rounds` rounds with each layer, in turn; who begins changes with each round."""
+    """
+    Play `rounds` rounds with each layer, in turn; who begins changes with each round.
+
+    `servers` has the server for each kind that the contenders need.
+    """
     results = {contender.name: Result(contender.name) for contender in contenders}
     for number in range(rounds):
         order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
@@ -186,6 +195,7 @@ async def compare(
             result = results[contender.name]
             if result.error is None:
                 try:
+                    server = servers.get(contender.server, servers["redis"])
                     result.add(await Round(server, scenario, contender).play())
                 except BenchmarkError as error:
                     result.error = str(error)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +15,7 @@ rich = pytest.importorskip("rich")
 
 from benchmarks.layers import CONTENDERS, OURS, THEIRS  # noqa: E402
 from benchmarks.limits import limits  # noqa: E402
+from benchmarks.nats import NatsServer  # noqa: E402
 from benchmarks.report import Comparison, markdown  # noqa: E402
 from benchmarks.runner import Result, Round  # noqa: E402
 from benchmarks.scenarios import load  # noqa: E402
@@ -80,6 +84,40 @@ async def test_growth(server: EmbeddedServer, kind: str) -> None:
     """One point of each curve."""
     measurement = await Round(server, Growth(kind, 2), CONTENDERS[OURS]).play()
     assert measurement.figure > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["senders", "sequential", "round-trip", "join-leave", "sync"])
+async def test_another_server(name: str) -> None:
+    """channels_nats takes part on a nats-server of its own, and what it published is counted there."""
+    contender = CONTENDERS["nats"]
+    if not contender.is_installed:
+        pytest.skip("no channels_nats, or no nats-server on PATH")
+    with NatsServer() as nats:
+        measurement = await Round(nats, SCENARIOS[name], contender).play()
+    assert measurement.figure > 0 and measurement.lost == 0
+
+
+def test_no_server_for_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a nats-server its layer is not among all; to start one says what is missing."""
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    assert not CONTENDERS["nats"].is_installed
+    with pytest.raises(RuntimeError, match="no nats-server on PATH"), NatsServer():
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_websockets(tmp_path: Path) -> None:
+    """The command for clients in a room has a figure for every side, and nothing is lost."""
+    pytest.importorskip("uvicorn")
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.websockets", "--rounds", "1", "--members", "20"]
+    done = subprocess.run([*command, "--sends", "5", "--json", figures], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sides = [side for server in json.loads(figures.read_text()).values() for side in server.values()]
+    assert len(sides) == 10 and all(side["median"] > 0 and side["lost"] == 0 for side in sides)
 
 
 @pytest.mark.slow
