@@ -236,7 +236,11 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             caller = self._callers[loop] = Caller(is_ending=session is not None)
         return None if caller.is_here_to_stay else caller
 
-    async def _send_with(self, work: Callable[[Session], Awaitable[T]]) -> T:
+    async def _send_with(
+        self,
+        work: Callable[[Session], Awaitable[T]],
+        at_once: Callable[[relay.Errand[T]], bool] | None = None,
+    ) -> T:
         loop = asyncio.get_running_loop()
         caller = self._relayed_caller(loop)
         if caller is None:
@@ -246,7 +250,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         try:
             # With several under way each would wait for those before it.
             is_alone = caller.pending == 1
-            return await relay.relay().run(partial(self._relayed, work), stands_still=is_alone)
+            return await relay.relay().run(partial(self._relayed, work), at_once, stands_still=is_alone)
         finally:
             caller.answered()
 
@@ -395,7 +399,10 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         payload = self._encode(message)
         session = self._settled_session(asyncio.get_running_loop())
         if session is None:
-            await self._send_with(lambda session: _group_send(session, group, payload, excluded))
+            await self._send_with(
+                lambda session: _group_send(session, group, payload, excluded),
+                partial(self._group_send_at_once, group, payload, excluded),
+            )
             return
         members = await session.group_send(group, payload, excluded)
         if members:
@@ -435,8 +442,25 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
     def _group_send_blocking(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
         relay.relay().wait(
-            partial(self._relayed, lambda session: _group_send(session, group, payload, excluded))
+            partial(self._relayed, lambda session: _group_send(session, group, payload, excluded)),
+            partial(self._group_send_at_once, group, payload, excluded),
         )
+
+    def _group_send_at_once(
+        self, group: str, payload: bytes, excluded: tuple[str, ...], errand: relay.Errand[None]
+    ) -> bool:
+        """Send with the relay's session, if it has one and its connection takes it now: no task, two turns."""
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is None:
+            return False
+
+        def done(members: list[bytes] | None) -> None:
+            if members and not errand.is_over:
+                errand.run(partial(session.push_copies, members, payload, excluded))
+            else:
+                errand.end(None)
+
+        return session.group_send_at_once(done, errand.end, group, payload, excluded)
 
     # Clearing
 

@@ -31,11 +31,14 @@ class Errand(Generic[T]):
     It is begun, cancelled and ended on the relay's loop; the rest is for the thread that posted it.
     """
 
-    __slots__ = ("_lock", "_make", "_outcome", "_task", "_tell", "is_over", "loop")
+    __slots__ = ("_at_once", "_lock", "_make", "_outcome", "_task", "_tell", "is_over", "loop")
 
-    def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
+    def __init__(
+        self, make: Callable[[], Awaitable[T]], at_once: Callable[[Errand[T]], bool] | None = None
+    ) -> None:
         self.loop: RelayLoop | None = None
         self._make = make
+        self._at_once = at_once
         self._task: asyncio.Task[None] | None = None
         self._outcome: T | BaseException | None = None
         self._tell: Callable[[], object] | None = None
@@ -47,12 +50,23 @@ class Errand(Generic[T]):
     # On the relay's loop
 
     def begin(self) -> None:
-        loop = self.loop
-        if self.is_over or loop is None:
+        if self.is_over:
             return
-        if loop.is_leaving:
+        try:
+            is_begun = self._at_once is not None and self._at_once(self)
+        except Exception as exc:
+            self.end(exc)
+        else:
+            if not is_begun:
+                self.run(self._make)
+
+    def run(self, make: Callable[[], Awaitable[T]]) -> None:
+        """Have `make()` awaited, and end with what it returns or raises."""
+        loop = self.loop
+        if loop is None or loop.is_leaving:
             self.end(_stopped())
             return
+        self._make = make
         if sys.version_info >= (3, 12):
             # Up to the write within this turn of the loop: a turn is a system call.
             self._task = asyncio.Task(self._run(), loop=loop, eager_start=True)
@@ -190,15 +204,22 @@ class Relay:
 
     # For callers
 
-    async def run(self, make: Callable[[], Awaitable[T]], *, stands_still: bool = False) -> T:
+    async def run(
+        self,
+        make: Callable[[], Awaitable[T]],
+        at_once: Callable[[Errand[T]], bool] | None = None,
+        *,
+        stands_still: bool = False,
+    ) -> T:
         """
         Have `make()` awaited on the relay's loop; return or raise what it does.
 
+        `at_once` is tried first: it does the same without a task and ends the errand, or returns False.
         With `stands_still` the caller's loop does nothing else meanwhile, for half a millisecond at most: to go
         to sleep and be woken costs it more than most answers take. Cancelling cancels the work, as soon as that
         can be; what was written is written.
         """
-        errand = Errand(make)
+        errand = Errand(make, at_once)
         self._post(errand)
         try:
             if not stands_still or not errand.wait(_STAND_STILL_SECONDS):
@@ -208,9 +229,9 @@ class Relay:
             raise
         return errand.outcome()
 
-    def wait(self, make: Callable[[], Awaitable[T]]) -> T:
-        """Have `make()` awaited on the relay's loop, block until it is done; return or raise what it does."""
-        errand = Errand(make)
+    def wait(self, make: Callable[[], Awaitable[T]], at_once: Callable[[Errand[T]], bool] | None = None) -> T:
+        """Do the same for a thread without a loop: block until it is over."""
+        errand = Errand(make, at_once)
         self._post(errand)
         try:
             errand.wait()

@@ -354,6 +354,19 @@ class Session:
             raise LayerClosed()
         return self._group_send(group, payload, excluded)
 
+    def group_send_at_once(
+        self,
+        done: Callable[[list[bytes] | None], None],
+        failed: Callable[[Exception], None],
+        group: str,
+        payload: bytes,
+        excluded: tuple[str, ...],
+    ) -> bool:
+        """Do the same without a coroutine, if it can be written now: one of the two is called in the end."""
+        if self.is_closed or not self._options.confirm:
+            return False
+        return self._bus.group_send_at_once(done, failed, group, payload, excluded)
+
     async def push_copies(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
         """Push one copy to each of a group's normal channels."""
         for member in members:

@@ -124,6 +124,7 @@ class Owner:
         inbox = self.topics.inbox("00" * 8)
         return {
             "group_send": lambda: self.bus.group_send("room", PAYLOAD, ()),
+            "group_send_at_once": self.group_send_at_once,
             "publish": lambda: self.bus.publish(inbox, "x", PAYLOAD),
             "push": lambda: self.bus.push("jobs", PAYLOAD, 100),
             "add_member": lambda: self.bus.add_member("room", "jobs"),
@@ -131,9 +132,18 @@ class Owner:
             "flush": lambda: self.bus.flush(),
         }
 
+    async def group_send_at_once(self) -> None:
+        """What the relay does: no coroutine, if the line is up."""
+        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        if self.bus.group_send_at_once(answer.set_result, answer.set_exception, "room", PAYLOAD, ()):
+            await answer
+        else:
+            await self.bus.group_send("room", PAYLOAD, ())
+
 
 COMMAND_OF = {
     "group_send": "EVALSHA",
+    "group_send_at_once": "EVALSHA",
     "publish": "PUBLISH",
     "push": "EVALSHA",
     "add_member": "EVALSHA",
@@ -220,7 +230,7 @@ async def test_another_error(owner: Owner, server: RespServer, call: str) -> Non
     assert owner.events == ["up"]
 
 
-@pytest.mark.parametrize("call", ["group_send", "publish", "push"])
+@pytest.mark.parametrize("call", ["group_send", "group_send_at_once", "publish", "push"])
 @pytest.mark.parametrize(
     "answer", [resp_server.half(closes=True), resp_server.close(), resp_server.half(), resp_server.silence()]
 )
@@ -235,7 +245,7 @@ async def test_no_answer_to_a_send(owner: Owner, server: RespServer, call: str, 
     assert len(server.state.lists.get(owner.topics.queue("jobs").topic.name, [])) == (call == "push")
 
 
-@pytest.mark.parametrize("call", ["group_send", "publish", "push"])
+@pytest.mark.parametrize("call", ["group_send", "group_send_at_once", "publish", "push"])
 @pytest.mark.parametrize("recovery", [None, {"seconds": 10}])
 async def test_no_answer_ever(
     make: MakeOwner, server: RespServer, call: str, recovery: dict[str, int] | None
@@ -251,6 +261,19 @@ async def test_no_answer_ever(
     await server.stop()
     with pytest.raises(DeliveryUnknown, match=str(port)):
         await every([sending])
+
+
+async def test_at_once_or_not_at_all(owner: Owner, server: RespServer) -> None:
+    """What is sent at once is told when the answer is read; while the line is down it is refused."""
+    told: list[object] = []
+    assert owner.bus.group_send_at_once(told.append, told.append, "room", PAYLOAD, ())
+    [shard] = owner.bus._shards
+    assert shard.commands.wire is not None and shard.commands.wire.pending == 1
+    await eventually(lambda: told, "the answer")
+    await server.stop()
+    await eventually(lambda: "down" in owner.events, "the loss of the link")
+    assert not owner.bus.group_send_at_once(told.append, told.append, "room", PAYLOAD, ())
+    assert told == [None]
 
 
 @pytest.mark.parametrize("call", ["add_member", "discard_member", "flush"])

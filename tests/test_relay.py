@@ -359,6 +359,35 @@ class TestConnections:
         assert counted.connections() <= 2
         assert [message["n"] for message in counted.arrived(50)] == list(range(50))
 
+    @pytest.mark.parametrize("how", ["async_to_sync", "sync"])
+    def test_scripts_are_flushed(self, counted: "Counted", how: str) -> None:
+        """SCRIPT FLUSH by somebody else is no loss, and no concern of the caller."""
+        for n in range(5):
+            if how == "sync":
+                sync.group_send("room", note(n), counted.layer)
+            else:
+                async_to_sync(counted.layer.group_send)("room", note(n))
+            counted.server.command("SCRIPT", "FLUSH")
+        assert [message["n"] for message in counted.arrived(5)] == list(range(5))
+
+    def test_killed_connections(self, counted: "Counted") -> None:
+        """Connections that are killed between and during calls cost time, and no message."""
+        stop = threading.Event()
+
+        def kill() -> None:
+            while not stop.wait(0.02):
+                counted.server.command("CLIENT", "KILL", "TYPE", "normal")
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            for message in notes(300):
+                sync.group_send("room", message, counted.layer)
+        finally:
+            stop.set()
+            killer.join()
+        assert [message["n"] for message in counted.arrived(300)] == list(range(300))
+
     def test_10_calls_of_30_sends(self, counted: "Counted") -> None:
         """10 calls of 30 sends each, one after the other: two connections; all arrive, in order."""
 

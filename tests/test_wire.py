@@ -276,6 +276,51 @@ async def test_a_command_alone_is_written_at_once() -> None:
         assert await reply == b"PONG"
 
 
+class Told:
+    """An Answer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.results: list[object] = []
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, reply: object, /) -> None:
+        self.results.append(reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        self.results.append(error)
+
+    def exception(self) -> None:
+        return None
+
+
+async def test_who_need_not_be_woken() -> None:
+    """An Answer in the FIFO is told within data_received(), in its place; a future is told on the next turn."""
+    session = Session()
+    first, last = Told(), Told()
+    session.wire.call_packed(b"*1\r\n$4\r\nPING\r\n", first)
+    between = session.wire.call("PING")
+    session.wire.call_packed(b"*1\r\n$4\r\nPING\r\n", last)
+    await turns(1)
+    session.feed(b":1\r\n:2\r\n-ERR odd\r\n")
+    assert first.results == [1] and between.result() == 2
+    [error] = last.results
+    assert isinstance(error, ReplyError)
+
+
+async def test_answers_at_the_end_of_the_connection() -> None:
+    """At the end each is told whether its command was written; later ones at once."""
+    session = Session()
+    written, unwritten, late = Told(), Told(), Told()
+    session.wire.call_packed(b"1", written)
+    session.wire.call_packed(b"2", unwritten)
+    session.wire.connection_lost(OSError("cable"))
+    session.wire.call_packed(b"3", late)
+    assert [type(answer.results[0]) for answer in (written, unwritten, late)] == [NoAnswer, NotSent, NotSent]
+    assert all(len(answer.results) == 1 for answer in (written, unwritten, late))
+
+
 async def test_argument_of_another_type() -> None:
     """What cannot be packed is an error at the caller; nothing is sent and nothing is waited for."""
     session = Session()

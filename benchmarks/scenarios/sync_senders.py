@@ -51,7 +51,10 @@ async def send(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:
     is_ours = parameters["has_functions"] and isinstance(layer, AsyncQueueChannelLayer)
     call = through_our_functions if is_ours else through_async_to_sync
 
-    empty, full = await asyncio.to_thread(rates, async_to_sync(nothing), call)
+    def empty_call() -> None:
+        async_to_sync(nothing)()
+
+    empty, full = await asyncio.to_thread(rates, empty_call, call)
     await post.tell(empty=empty, rate=full)
 
 

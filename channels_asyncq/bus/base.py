@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -158,6 +158,21 @@ class Bus(ABC):
     @abstractmethod
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         """Send to a group's topic; the result is the normal channels that are members of it, or an empty one."""
+
+    def group_send_at_once(
+        self,
+        done: Callable[[list[bytes] | None], None],
+        failed: Callable[[Exception], None],
+        group: str,
+        payload: bytes,
+        excluded: tuple[str, ...],
+    ) -> bool:
+        """
+        Write now what `group_send()` sends, and call one of the two with what came of it.
+
+        False: that cannot be now, and neither is called.
+        """
+        return False
 
     # Unconfirmed: these return when the message is written. What comes of it is told to the receiver.
 

@@ -95,6 +95,42 @@ class Route(NamedTuple):
     opened_large: bytes
 
 
+class Written:
+    """A command that was written and that nobody awaits: tells what came of it as soon as the reply is read."""
+
+    __slots__ = ("arguments", "failed", "pack", "shard", "told", "wire")
+
+    def __init__(
+        self,
+        shard: Shard,
+        wire: WireProtocol,
+        told: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        pack: Callable[..., bytes],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        self.shard = shard
+        self.wire = wire
+        self.told = told
+        self.failed = failed
+        self.pack = pack
+        self.arguments = arguments
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, reply: Any, /) -> None:
+        if self.shard.commands.is_refusing:
+            self.shard.commands.serves()
+        self.told(reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        self.shard.not_done(self, error)
+
+    def exception(self) -> None:
+        return None
+
+
 class Shard:
     """One host: a line for commands, a line for pushes, and what this session is subscribed to there."""
 
@@ -217,6 +253,20 @@ class Shard:
                 if not self._may_go_on(wire, exc):
                     raise self._refused(exc) from exc
 
+    def write_at_once(
+        self,
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        pack: Callable[..., bytes],
+        *arguments: Any,
+    ) -> bool:
+        """Write a command now and tell later what came of it; False if the line is down or has no room."""
+        wire = self.commands.open_wire
+        if wire is None or wire.is_lost or not wire.has_room:
+            return False
+        wire.call_packed(pack(*arguments), Written(self, wire, done, failed, pack, arguments))
+        return True
+
     async def write(
         self,
         done: Callable[[Any], None],
@@ -224,53 +274,35 @@ class Shard:
         pack: Callable[..., bytes],
         *arguments: Any,
     ) -> None:
-        """Write a command when the line is up and has room, and tell later what came of it."""
-        wire = self.commands.open_wire
-        if wire is None or wire.is_lost or not wire.has_room:
+        """Do the same when the line is up and has room."""
+        if not self.write_at_once(done, failed, pack, *arguments):
             wire = await self.commands.with_room()
-        tell = partial(self._written, wire, done, failed, pack, arguments)
-        wire.call_packed(pack(*arguments)).add_done_callback(tell, context=self._context)
+            wire.call_packed(pack(*arguments), Written(self, wire, done, failed, pack, arguments))
 
-    def _written(
-        self,
-        wire: WireProtocol,
-        done: Callable[[Any], None],
-        failed: Callable[[Exception], None],
-        pack: Callable[..., bytes],
-        arguments: tuple[Any, ...],
-        reply: asyncio.Future[Any],
-    ) -> None:
-        error = reply.exception()
-        if error is None:
-            if self.commands.is_refusing:
-                self.commands.serves()
-            done(reply.result())
-        elif isinstance(error, NoAnswer):
-            failed(self._unknown(error))
-        elif isinstance(error, NotSent) or (isinstance(error, ReplyError) and self._may_go_on(wire, error)):
+    def not_done(self, written: Written, error: Exception) -> None:
+        """Deal with the error of a command that was written: send it again, or tell."""
+        if isinstance(error, NoAnswer):
+            written.failed(self._unknown(error))
+        elif isinstance(error, NotSent) or (
+            isinstance(error, ReplyError) and self._may_go_on(written.wire, error)
+        ):
             task = self._bus.loop.create_task(
-                self._write_again(done, failed, pack, arguments),
+                self._write_again(written),
                 name=f"channels_asyncq sending again to {self.connector.address}",
                 context=self._context,
             )
             self._again.add(task)
             task.add_done_callback(self._again.discard)
         else:
-            failed(self._refused(error))
+            written.failed(self._refused(error))
 
-    async def _write_again(
-        self,
-        done: Callable[[Any], None],
-        failed: Callable[[Exception], None],
-        pack: Callable[..., bytes],
-        arguments: tuple[Any, ...],
-    ) -> None:
+    async def _write_again(self, written: Written) -> None:
         try:
-            reply = await self.send(pack, *arguments)
+            reply = await self.send(written.pack, *written.arguments)
         except (ChannelLayerError, ImproperlyConfigured) as exc:
-            failed(exc)
+            written.failed(exc)
         else:
-            done(reply)
+            written.told(reply)
 
     def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
         return DeliveryUnknown(
@@ -791,6 +823,18 @@ class RedisBus(Bus):
         done = partial(self._group_written, payload, excluded)
         sealed = self._sealed(payload)
         return route.shard.write(done, failed, self._pack_send, route, group, sealed, 0, excluded)
+
+    def group_send_at_once(
+        self,
+        done: Callable[[list[bytes] | None], None],
+        failed: Callable[[Exception], None],
+        group: str,
+        payload: bytes,
+        excluded: tuple[str, ...],
+    ) -> bool:
+        route = self._group_route(group)
+        write = route.shard.write_at_once
+        return write(done, failed, self._pack_send, route, group, self._sealed(payload), 0, excluded)
 
     def _group_written(self, payload: bytes, excluded: tuple[str, ...], members: list[bytes] | None) -> None:
         if members:

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from time import monotonic
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from hiredis import Reader, ReplyError, pack_command
 
-__all__ = ["NoAnswer", "NotSent", "WireProtocol"]
+__all__ = ["Answer", "NoAnswer", "NotSent", "Unanswered", "WireProtocol"]
 
 # What the reader answers when it needs more bytes. None and False are legitimate replies.
 _MORE = object()
@@ -40,11 +40,24 @@ class NoAnswer(ConnectionError):
     """The command was written, and the connection ended before its reply: it may have been executed."""
 
 
+class Answer(Protocol):
+    """
+    What may stand in the FIFO for a future that nobody awaits: it is told at once, not on the next turn.
+
+    It must not raise. Its methods are those of a future that the connection calls.
+    """
+
+    def done(self) -> bool: ...
+    def set_result(self, reply: Any, /) -> None: ...
+    def set_exception(self, error: Exception, /) -> None: ...
+    def exception(self) -> BaseException | None: ...
+
+
 class Unanswered(NamedTuple):
     """A command whose connection ended before its reply: its bytes, its future, and whether it was written."""
 
     packed: bytes
-    future: asyncio.Future[Any]
+    future: asyncio.Future[Any] | Answer
     is_written: bool
 
     def fail(self, reason: str) -> None:
@@ -59,7 +72,7 @@ def _discard(topic: bytes, payload: bytes) -> bool:
     return True
 
 
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+def _fail(future: asyncio.Future[Any] | Answer, error: Exception) -> None:
     """Give the future an error, marked as seen: a caller who does not look is not told through the log."""
     future.set_exception(error)
     future.exception()
@@ -170,7 +183,7 @@ class WireProtocol(asyncio.Protocol):
         self._max_bytes = max_bytes
 
         # Every unanswered command: its future and its bytes. The last len(_outgoing) are not yet written.
-        self._unanswered: deque[asyncio.Future[Any]] = deque()
+        self._unanswered: deque[asyncio.Future[Any] | Answer] = deque()
         self._packed: deque[bytes] = deque()
         self._outgoing: list[bytes] = []
         self._flush_scheduled = False
@@ -248,12 +261,16 @@ class WireProtocol(asyncio.Protocol):
         """
         return self.call_packed(pack_command(args))  # type: ignore[arg-type]  # its stub says: a tuple of one
 
-    def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
-        """Do the same for the bytes of one command."""
-        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+    def call_packed(self, packed: bytes, answer: Answer | None = None) -> asyncio.Future[Any]:
+        """
+        Do the same for the bytes of one command.
+
+        With `answer` that is told, within this call if the connection has ended, and returned for a future.
+        """
+        future: Any = asyncio.Future(loop=self._loop) if answer is None else answer
         if self.is_lost or self._closing:
             _fail(future, self._not_sent())
-            return future
+            return future  # type: ignore[no-any-return]
         self._outgoing.append(packed)
         self._unanswered.append(future)
         self._packed.append(packed)
@@ -270,7 +287,7 @@ class WireProtocol(asyncio.Protocol):
             else:
                 self._flush_scheduled = True
                 self._loop.call_soon(self._flush, context=self._context)
-        return future
+        return future  # type: ignore[no-any-return]
 
     def adopt(self, unanswered: Iterable[Unanswered]) -> None:
         """
