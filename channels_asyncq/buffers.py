@@ -163,9 +163,13 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         """Put an envelope that was taken back at the head, also over capacity. Wakes nobody."""
         self._queue.appendleft(envelope)
 
-    async def put_when_free(self, envelope: Envelope, expiry: float) -> None:
+    async def put(self, item: Envelope) -> None:
+        """Append the envelope as soon as there is a place. As `put_when_free()`."""
+        await self.put_when_free(item)
+
+    async def put_when_free(self, envelope: Envelope, expiry: float | None = None) -> None:
         """
-        Append the envelope as soon as there is a place; it expires `expiry` seconds after that.
+        Append the envelope as soon as there is a place; it expires `expiry` seconds after that, if given.
 
         Cancelling is safe: the envelope is not in the buffer then.
 
@@ -177,7 +181,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         while True:
             if self.closed is not None:
                 raise self.closed(self.channel)
-            envelope.expires_at = monotonic() + expiry
+            if expiry is not None:
+                envelope.expires_at = monotonic() + expiry
             if not must_wait and self.offer(envelope) >= 0:
                 return
             await self._place()
@@ -374,6 +379,12 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         while self._getters:
             _wake_first(self._getters)
         self._hand_out()
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """Close the channel; with `immediate` drop what waits. As `asyncio.Queue.shutdown()` of Python 3.13."""
+        if immediate:
+            self.clear()
+        self.close()
 
     @property
     def waiting(self) -> int:

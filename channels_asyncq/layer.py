@@ -248,8 +248,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         caller.sends += 1
         caller.pending += 1
         try:
-            # With several under way each would wait for those before it.
-            is_alone = caller.pending == 1
+            # With several under way each would wait for those before it; and a loop that ends never gets a
+            # session, whose sends let it go on.
+            is_alone = caller.pending == 1 and not caller.is_ending
             return await relay.relay().run(partial(self._relayed, work), at_once, stands_still=is_alone)
         finally:
             caller.answered()
@@ -455,12 +456,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             return False
 
         def done(members: list[bytes] | None) -> None:
-            if members and not errand.is_over:
+            if members:
                 errand.run(partial(session.push_copies, members, payload, excluded))
             else:
                 errand.end(None)
 
-        return session.group_send_at_once(done, errand.end, group, payload, excluded)
+        return session.group_send_at_once(done, errand.end, lambda: errand.is_over, group, payload, excluded)
 
     # Clearing
 

@@ -50,10 +50,12 @@ class Errand(Generic[T]):
     # On the relay's loop
 
     def begin(self) -> None:
-        if self.is_over:
+        loop = self.loop
+        if self.is_over or loop is None:
             return
         try:
-            is_begun = self._at_once is not None and self._at_once(self)
+            # Not while an errand before it has a task that has yet to run: that would be overtaken.
+            is_begun = self._at_once is not None and not loop.starting and self._at_once(self)
         except Exception as exc:
             self.end(exc)
         else:
@@ -71,14 +73,25 @@ class Errand(Generic[T]):
             # Up to the write within this turn of the loop: a turn is a system call.
             self._task = asyncio.Task(self._run(), loop=loop, eager_start=True)
         else:
+            loop.starting.add(self)
             self._task = loop.create_task(self._run())
+            self._task.add_done_callback(self._is_cancelled_before_it_ran)
+
+    def _is_cancelled_before_it_ran(self, task: asyncio.Task[None]) -> None:
+        if self.loop is not None:
+            self.loop.starting.discard(self)
+        self.end(_stopped())
 
     async def _run(self) -> None:
+        if self.loop is not None:
+            self.loop.starting.discard(self)
         # No local name for the error: its traceback would hold this frame, and with it itself.
         try:
             self.end(await self._make())
         except asyncio.CancelledError:
             self.end(_stopped())
+        except GeneratorExit:
+            raise
         except BaseException as exc:
             self.end(exc)
 
@@ -92,11 +105,11 @@ class Errand(Generic[T]):
         """Note what came of it and wake who waits; what comes after the first outcome is ignored."""
         if self.is_over:
             return
+        self._outcome = outcome
+        self.is_over = True
         if self.loop is not None:
             self.loop.errands.discard(self)
         self._task = None
-        self._outcome = outcome
-        self.is_over = True
         self._lock.release()
         # Last: whoever sets it looks at is_over after that.
         tell = self._tell
@@ -156,6 +169,8 @@ class RelayLoop(asyncio.SelectorEventLoop):
         super().__init__(self.selector)
         #: What somebody waits for.
         self.errands: set[Errand[Any]] = set()
+        #: Of these, those whose tasks have yet to run; Python 3.11 only.
+        self.starting: set[Errand[Any]] = set()
         self.is_leaving = False
         #: One for each: at the exit a successor may run already, and two threads cannot be in one context.
         self.context = contextvars.Context()

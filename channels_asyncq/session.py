@@ -358,14 +358,19 @@ class Session:
         self,
         done: Callable[[list[bytes] | None], None],
         failed: Callable[[Exception], None],
+        is_over: Callable[[], bool],
         group: str,
         payload: bytes,
         excluded: tuple[str, ...],
     ) -> bool:
-        """Do the same without a coroutine, if it can be written now: one of the two is called in the end."""
+        """
+        Do the same without a coroutine, if it can be written now: `done` or `failed` is called in the end.
+
+        `is_over()` says that neither is wanted any more: what is not written yet need not be.
+        """
         if self.is_closed or not self._options.confirm:
             return False
-        return self._bus.group_send_at_once(done, failed, group, payload, excluded)
+        return self._bus.group_send_at_once(done, failed, is_over, group, payload, excluded)
 
     async def push_copies(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
         """Push one copy to each of a group's normal channels."""
@@ -386,6 +391,7 @@ class Session:
         if channel not in self.hub.channels or not self._bus.is_confirmed(topic):
             return False
         self.hub.join(topic.name, channel).is_confirmed = True
+        self._sweep_later()
         return True
 
     def leave_at_once(self, group: str, channel: str) -> bool:

@@ -328,6 +328,25 @@ async def test_senders_in_order() -> None:
     assert received == ["first", "a", "b", "c"] and not buffer.is_awaited
 
 
+async def test_the_queues_own_methods() -> None:
+    """put() waits for a place as put_when_free() does, and shutdown() closes: what asyncio.Queue has works."""
+    buffer = make(1)
+    await every([buffer.put(envelope("a"))])
+    second = await started(buffer.put(envelope("b")))
+    assert (await buffer.get()).payload == b"a"
+    await every([second])
+    assert buffer.full() and not buffer.is_awaited
+    third = await started(buffer.put(envelope("c")))
+    buffer.shutdown()
+    with pytest.raises(ChannelClosed):
+        await every([third])
+    assert texts(buffer) == ["b"] and buffer.closed is not None
+    other = make(1)
+    other.offer(envelope("d"))
+    other.shutdown(immediate=True)
+    assert texts(other) == []
+
+
 async def test_many_places_at_once() -> None:
     """When several places come free in one turn, as many senders get one."""
     buffer = make(4)

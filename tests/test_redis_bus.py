@@ -135,7 +135,8 @@ class Owner:
     async def group_send_at_once(self) -> None:
         """What the relay does: no coroutine, if the line is up."""
         answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        if self.bus.group_send_at_once(answer.set_result, answer.set_exception, "room", PAYLOAD, ()):
+        done, failed = answer.set_result, answer.set_exception
+        if self.bus.group_send_at_once(done, failed, lambda: False, "room", PAYLOAD, ()):
             await answer
         else:
             await self.bus.group_send("room", PAYLOAD, ())
@@ -266,14 +267,47 @@ async def test_no_answer_ever(
 async def test_at_once_or_not_at_all(owner: Owner, server: RespServer) -> None:
     """What is sent at once is told when the answer is read; while the line is down it is refused."""
     told: list[object] = []
-    assert owner.bus.group_send_at_once(told.append, told.append, "room", PAYLOAD, ())
+
+    def send() -> bool:
+        return owner.bus.group_send_at_once(told.append, told.append, lambda: False, "room", PAYLOAD, ())
+
+    assert send()
     [shard] = owner.bus._shards
     assert shard.commands.wire is not None and shard.commands.wire.pending == 1
     await eventually(lambda: told, "the answer")
     await server.stop()
     await eventually(lambda: "down" in owner.events, "the loss of the link")
-    assert not owner.bus.group_send_at_once(told.append, told.append, "room", PAYLOAD, ())
+    assert not send()
     assert told == [None]
+
+
+async def test_at_once_and_given_up(owner: Owner, server: RespServer) -> None:
+    """What was written and then given up is neither sent again nor told when its connection ends."""
+    told: list[object] = []
+    server.script("EVALSHA", resp_server.close())
+    before = len(server.received("EVALSHA"))
+    assert owner.bus.group_send_at_once(told.append, told.append, lambda: True, "room", PAYLOAD, ())
+    await owner.up(2)
+    await every([owner.bus.group_send("room", PAYLOAD, ())])
+    first, second = server.received("EVALSHA")[before:]
+    assert first != second and not told
+
+
+@pytest.mark.parametrize("answer", [None, ODD])
+async def test_telling_fails(owner: Owner, server: RespServer, answer: Answer | None) -> None:
+    """An error of who is told, say of a handler of logs, is the event loop's affair, and not the connection's."""
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+
+    def fail(outcome: object) -> None:
+        raise ZeroDivisionError
+
+    if answer is not None:
+        server.script("EVALSHA", answer)
+    assert owner.bus.group_send_at_once(fail, fail, lambda: False, "room", PAYLOAD, ())
+    await every([owner.bus.group_send("room", PAYLOAD, ())])
+    assert [type(context["exception"]) for context in errors] == [ZeroDivisionError]
+    assert owner.events == ["up"]
 
 
 @pytest.mark.parametrize("call", ["add_member", "discard_member", "flush"])

@@ -17,9 +17,18 @@ from asgiref.sync import async_to_sync
 
 from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, LayerUnavailable, sync
 from channels_asyncq import layer as layer_module
-from channels_asyncq.relay import Relay, RelayLoop, relay
+from channels_asyncq.relay import Errand, Relay, RelayLoop, relay
 from channels_asyncq.testing import EmbeddedServer
-from tests.contract import DEADLINE, assert_nothing_waits, eventually, note, notes, receive, receive_many
+from tests.contract import (
+    DEADLINE,
+    assert_nothing_waits,
+    eventually,
+    note,
+    notes,
+    receive,
+    receive_many,
+    steps,
+)
 
 MakeLayer = Callable[..., AsyncQueueChannelLayer]
 
@@ -166,6 +175,49 @@ class TestRelay:
             for _ in range(500):
                 seconds = jitter.uniform(0.0003, 0.0006)
                 assert await own_relay.run(partial(answer, seconds), stands_still=True) == seconds
+
+    async def test_cancelling_before_it_begins(self, own_relay: Relay) -> None:
+        """What is cancelled before the relay has begun it leaves nothing there, whichever comes first."""
+
+        async def answer() -> int:
+            await asyncio.sleep(0)
+            return 42
+
+        own_relay.wait(answer)
+        for _ in range(200):
+            task = asyncio.create_task(own_relay.run(answer))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        assert own_relay.wait(answer) == 42
+        loop = own_relay.loop
+        assert isinstance(loop, RelayLoop)
+        await eventually(lambda: not loop.errands and not loop.starting, "the end of all errands")
+
+    async def test_at_once_does_not_overtake(self, own_relay: Relay) -> None:
+        """What could be done at once waits for the task of an errand before it to have begun."""
+        order: list[str] = []
+
+        async def first() -> None:
+            order.append("task")
+
+        def at_once(errand: Errand[None]) -> bool:
+            order.append("at once")
+            errand.end(None)
+            return True
+
+        async def post() -> None:
+            # On the relay's own loop, so that both begin in the same turn.
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, RelayLoop)
+            errands = [Errand(first), Errand(first, at_once)]
+            for errand in errands:
+                errand.loop = loop
+                errand.begin()
+            await steps(5)
+
+        own_relay.wait(post)
+        assert order[0] == "task" and len(order) == 2
 
     async def test_cancelling_after_standing_still(self, own_relay: Relay) -> None:
         """Who has stood still and waits now can be cancelled; the coroutine on the relay is cancelled too."""

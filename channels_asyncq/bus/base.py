@@ -163,14 +163,16 @@ class Bus(ABC):
         self,
         done: Callable[[list[bytes] | None], None],
         failed: Callable[[Exception], None],
+        is_over: Callable[[], bool],
         group: str,
         payload: bytes,
         excluded: tuple[str, ...],
     ) -> bool:
         """
-        Write now what `group_send()` sends, and call one of the two with what came of it.
+        Write now what `group_send()` sends, and call `done` or `failed` with what came of it.
 
-        False: that cannot be now, and neither is called.
+        Unless `is_over()` by then: a message whose sender has given up is not sent again either. False: it
+        cannot be written now, and nothing is called.
         """
         return False
 

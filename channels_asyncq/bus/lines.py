@@ -212,6 +212,12 @@ class Line:
             self._fail_unanswered("the layer is closed")
             return
         self.reason = str(error) or type(error).__name__
+        if self._overdue is not None:
+            # The connection came and went within the outage: nobody waits for its end any more.
+            self._fail_unanswered(str(self._overdue))
+        self.start()
+        self._on_change()
+        # Last: the application's handlers of logs may raise.
         self._throttle.warn(
             CONNECTION,
             "connection.lost",
@@ -220,11 +226,6 @@ class Line:
             self._connector.address,
             self.reason,
         )
-        if self._overdue is not None:
-            # The connection came and went within the outage: nobody waits for its end any more.
-            self._fail_unanswered(str(self._overdue))
-        self.start()
-        self._on_change()
 
     def _is_overdue(self) -> None:
         self._timer = None

@@ -22,7 +22,7 @@ from hiredis import ReplyError, pack_command
 
 from ..codecs import BadPayload, Codec, decode_json
 from ..envelopes import ENCRYPTED, WIRE_VERSION, BadEnvelope, Envelope, header_size, pack, unpack
-from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerUnavailable
+from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
 from ..topics import NOT_LOGGED, Topic, Topics
@@ -98,37 +98,65 @@ class Route(NamedTuple):
 class Written:
     """A command that was written and that nobody awaits: tells what came of it as soon as the reply is read."""
 
-    __slots__ = ("arguments", "failed", "pack", "shard", "told", "wire")
+    __slots__ = ("_is_over", "_on_done", "_on_failed", "arguments", "pack", "shard", "wire")
 
     def __init__(
         self,
         shard: Shard,
         wire: WireProtocol,
-        told: Callable[[Any], None],
+        done: Callable[[Any], None],
         failed: Callable[[Exception], None],
+        is_over: Callable[[], bool] | None,
         pack: Callable[..., bytes],
         arguments: tuple[Any, ...],
     ) -> None:
         self.shard = shard
         self.wire = wire
-        self.told = told
-        self.failed = failed
+        self._on_done = done
+        self._on_failed = failed
+        self._is_over = is_over
         self.pack = pack
         self.arguments = arguments
 
+    # As an Answer
+
     def done(self) -> bool:
-        return False
+        """Whether nobody wants to know any more: it is not sent again then."""
+        return self._is_over is not None and self._is_over()
 
     def set_result(self, reply: Any, /) -> None:
         if self.shard.commands.is_refusing:
             self.shard.commands.serves()
-        self.told(reply)
+        self.succeed(reply)
 
     def set_exception(self, error: Exception, /) -> None:
-        self.shard.not_done(self, error)
+        try:
+            self.shard.not_done(self, error)
+        except Exception as exc:
+            self._complain(exc)
 
     def exception(self) -> None:
         return None
+
+    # What came of it
+
+    def succeed(self, reply: Any) -> None:
+        try:
+            self._on_done(reply)
+        except Exception as exc:
+            self._complain(exc)
+
+    def fail(self, error: Exception) -> None:
+        try:
+            self._on_failed(error)
+        except Exception as exc:
+            self._complain(exc)
+
+    def _complain(self, error: Exception) -> None:
+        # As for the callback of a future; say, of a handler of logs. The connection is not to blame.
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "what came of a send could not be told", "exception": error}
+        )
 
 
 class Shard:
@@ -257,6 +285,7 @@ class Shard:
         self,
         done: Callable[[Any], None],
         failed: Callable[[Exception], None],
+        is_over: Callable[[], bool] | None,
         pack: Callable[..., bytes],
         *arguments: Any,
     ) -> bool:
@@ -264,7 +293,7 @@ class Shard:
         wire = self.commands.open_wire
         if wire is None or wire.is_lost or not wire.has_room:
             return False
-        wire.call_packed(pack(*arguments), Written(self, wire, done, failed, pack, arguments))
+        wire.call_packed(pack(*arguments), Written(self, wire, done, failed, is_over, pack, arguments))
         return True
 
     async def write(
@@ -275,14 +304,14 @@ class Shard:
         *arguments: Any,
     ) -> None:
         """Do the same when the line is up and has room."""
-        if not self.write_at_once(done, failed, pack, *arguments):
+        if not self.write_at_once(done, failed, None, pack, *arguments):
             wire = await self.commands.with_room()
-            wire.call_packed(pack(*arguments), Written(self, wire, done, failed, pack, arguments))
+            wire.call_packed(pack(*arguments), Written(self, wire, done, failed, None, pack, arguments))
 
     def not_done(self, written: Written, error: Exception) -> None:
         """Deal with the error of a command that was written: send it again, or tell."""
         if isinstance(error, NoAnswer):
-            written.failed(self._unknown(error))
+            written.fail(self._unknown(error))
         elif isinstance(error, NotSent) or (
             isinstance(error, ReplyError) and self._may_go_on(written.wire, error)
         ):
@@ -294,15 +323,20 @@ class Shard:
             self._again.add(task)
             task.add_done_callback(self._again.discard)
         else:
-            written.failed(self._refused(error))
+            written.fail(self._refused(error))
 
     async def _write_again(self, written: Written) -> None:
+        if written.done():
+            return
         try:
             reply = await self.send(written.pack, *written.arguments)
+        except asyncio.CancelledError:
+            written.fail(LayerClosed())
+            raise
         except (ChannelLayerError, ImproperlyConfigured) as exc:
-            written.failed(exc)
+            written.fail(exc)
         else:
-            written.told(reply)
+            written.succeed(reply)
 
     def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
         return DeliveryUnknown(
@@ -828,13 +862,14 @@ class RedisBus(Bus):
         self,
         done: Callable[[list[bytes] | None], None],
         failed: Callable[[Exception], None],
+        is_over: Callable[[], bool],
         group: str,
         payload: bytes,
         excluded: tuple[str, ...],
     ) -> bool:
         route = self._group_route(group)
-        write = route.shard.write_at_once
-        return write(done, failed, self._pack_send, route, group, self._sealed(payload), 0, excluded)
+        write, sealed = route.shard.write_at_once, self._sealed(payload)
+        return write(done, failed, is_over, self._pack_send, route, group, sealed, 0, excluded)
 
     def _group_written(self, payload: bytes, excluded: tuple[str, ...], members: list[bytes] | None) -> None:
         if members:
