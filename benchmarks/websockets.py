@@ -125,7 +125,8 @@ async def measure(
                 await asyncio.sleep(0.05)
         await asyncio.to_thread(clients.connect, members - 1)
         await layer.group_send("room", dict(message))
-        # The size of a frame is not known before one has come.
+        # The size of a frame is not known before one has come, and with many clients that takes a while.
+        await asyncio.to_thread(clients.read, sum(clients.received) + 1, PATIENCE)
         await asyncio.to_thread(clients.read, 1 << 62, 1.0)
         size = max(clients.received)
         for _ in range(WARM_UP):
