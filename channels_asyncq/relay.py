@@ -68,26 +68,26 @@ class Errand(Generic[T]):
         if loop is None or loop.is_leaving:
             self.end(_stopped())
             return
-        self._make = make
         if sys.version_info >= (3, 12):
             # Up to the write within this turn of the loop: a turn is a system call.
-            self._task = asyncio.Task(self._run(), loop=loop, eager_start=True)
+            self._task = asyncio.Task(self._run(make), loop=loop, eager_start=True)
         else:
             loop.starting.add(self)
-            self._task = loop.create_task(self._run())
-            self._task.add_done_callback(self._is_cancelled_before_it_ran)
+            self._task = loop.create_task(self._run(make))
+            self._task.add_done_callback(self._task_has_ended)
 
-    def _is_cancelled_before_it_ran(self, task: asyncio.Task[None]) -> None:
+    def _task_has_ended(self, task: asyncio.Task[None]) -> None:
+        """See that a task that was cancelled before it ran has an end too."""
         if self.loop is not None:
             self.loop.starting.discard(self)
         self.end(_stopped())
 
-    async def _run(self) -> None:
+    async def _run(self, make: Callable[[], Awaitable[T]]) -> None:
         if self.loop is not None:
             self.loop.starting.discard(self)
         # No local name for the error: its traceback would hold this frame, and with it itself.
         try:
-            self.end(await self._make())
+            self.end(await make())
         except asyncio.CancelledError:
             self.end(_stopped())
         except GeneratorExit:

@@ -446,9 +446,8 @@ class Session:
         if node is None:
             await self._bus.discard_member(group, channel)
         elif node == self.node:
-            topic = self._topics.group(group).topic.name
-            if self.hub.leave(topic, channel):
-                self._group_is_empty(topic)
+            # Without an open channel there is no membership.
+            self.leave_at_once(group, channel)
         else:
             await self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
 
