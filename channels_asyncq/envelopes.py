@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from .topics import NODE_BYTES
+from .topics import MAX_NAME_LENGTH, NODE_BYTES
 
 WIRE_VERSION = 1
 ENCRYPTED = 1
 CONTROL = 2
 # A word to the reader about a loss; never on the wire.
 NOTICE = 4
+# Several messages of one sender, with consecutive numbers; see `pack_all()`.
+JOINED = 8
 _KNOWN_FLAGS = ENCRYPTED | CONTROL
 
 # version, flags, CRC-32 of the flags and of everything behind it
@@ -23,9 +26,13 @@ _SENDER = struct.Struct(f">{NODE_BYTES}sQ")
 # length of the target's name, length of the excluded channels
 _LENGTHS = struct.Struct(">HI")
 _HEADER = struct.Struct(f">BBI{NODE_BYTES}sQHI")
-_NAMES = _HEADER.size
 _CHECKED = _START.size  # what the checksum covers begins there
+_NAMES = _START.size + _SENDER.size
 _LARGE = 4096
+# Of each of several messages: length of the names, 0 for those of the one before it; length of the body
+_ITEM = struct.Struct(">HH")
+_CACHED_NAMES = 8192
+_SHORT = _LENGTHS.size + MAX_NAME_LENGTH
 
 
 class BadEnvelope(ValueError):
@@ -81,6 +88,19 @@ class Envelope:
         return f"<Envelope {self.node.hex()}/{self.seq} to {self.target!r}, {len(self.payload)} bytes>"
 
 
+@lru_cache(_CACHED_NAMES)
+def _names(target: str) -> bytes:
+    return _LENGTHS.pack(len(target), 0) + target.encode()
+
+
+def pack_names(target: str, excluded: tuple[str, ...] = ()) -> bytes:
+    """Return the part of an envelope that says whom it is for: ASCII names, and their lengths."""
+    if not excluded:
+        return _names(target)
+    left_out = ",".join(excluded)
+    return _LENGTHS.pack(len(target), len(left_out)) + target.encode() + left_out.encode()
+
+
 def pack(
     target: str,
     body: bytes,
@@ -94,19 +114,37 @@ def pack(
 
     `body` is the encoded message as it should travel; if it is encrypted, the flag has to say so.
     """
-    rest = _SENDER.pack(node, seq) + _names(target, excluded) + body
+    return pack_named(pack_names(target, excluded), body, node, seq, flags)
+
+
+def pack_named(names: bytes, body: bytes, node: bytes, seq: int, flags: int) -> bytes:
+    """Do the same with what `pack_names()` returned."""
+    rest = _SENDER.pack(node, seq) + names + body
     return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
 
 
-@lru_cache(8192)
-def _names(target: str, excluded: tuple[str, ...]) -> bytes:
-    name, left_out = target.encode(), ",".join(excluded).encode()
-    return _LENGTHS.pack(len(name), len(left_out)) + name + left_out
+def pack_all(messages: Iterable[tuple[bytes, bytes]], node: bytes, first: int, flags: int = 0) -> bytes:
+    """
+    Return the bytes of several envelopes that travel as one: names and body of each; `first` is its number.
+
+    Each is under 64 KiB. For one topic they are written and arrive together, in this order.
+    """
+    flags |= JOINED
+    parts = [_SENDER.pack(node, first)]
+    names_before = b""
+    for names, body in messages:
+        if names == names_before:
+            parts += _ITEM.pack(0, len(body)), body
+        else:
+            parts += _ITEM.pack(len(names), len(body)), names, body
+            names_before = names
+    rest = b"".join(parts)
+    return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
 
 
 def header_size(target: str, excluded: tuple[str, ...] = ()) -> int:
     """Return how many bytes of a packed envelope come before its body."""
-    return _START.size + _SENDER.size + len(_names(target, excluded))
+    return _NAMES + len(pack_names(target, excluded))
 
 
 def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
@@ -119,24 +157,78 @@ def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
         BadEnvelope: truncated or changed, of a version or with flags that this release does not know, or names
             that are not text.
     """
-    if len(data) < _NAMES:
+    if len(data) < _HEADER.size:
         raise BadEnvelope(f"{len(data)} bytes are too few for a header")
     version, flags, checksum, node, seq, target_length, excluded_length = _HEADER.unpack_from(data)
-    if version != WIRE_VERSION:
-        raise BadEnvelope(f"wire version {version}; this release reads {WIRE_VERSION}")
-    if flags & ~_KNOWN_FLAGS:
-        raise BadEnvelope(f"unknown flags {flags:#04x}")
-    # Of a small one a copy is cheaper than a view.
-    checked = data[_CHECKED:] if len(data) < _LARGE else memoryview(data)[_CHECKED:]
-    if is_whole and zlib.crc32(checked, flags) != checksum:
-        raise BadEnvelope("truncated or changed: its checksum does not fit")
-    names_end = _NAMES + target_length
-    body = names_end + excluded_length
+    _check(data, version, flags, _KNOWN_FLAGS, checksum if is_whole else None)
+    body = _HEADER.size + target_length + excluded_length
     if len(data) < body:
         raise BadEnvelope(f"truncated: the header announces {body} bytes of names, {len(data)} are there")
+    read_names = _read_short_names if body <= _NAMES + _SHORT else _read_names
+    target, excluded = read_names(data[_NAMES:body])
+    return Envelope(data[body:], target, node, seq, flags, excluded)
+
+
+def unpack_all(data: bytes) -> list[Envelope]:
+    """
+    Return the envelopes in these bytes, of `pack()` or of `pack_all()`.
+
+    Raises:
+        BadEnvelope: as `unpack()`.
+    """
+    if len(data) < _NAMES or not data[1] & JOINED:
+        return [unpack(data)]
+    version, flags, checksum = _START.unpack_from(data)
+    _check(data, version, flags, _KNOWN_FLAGS | JOINED, checksum)
+    node, seq = _SENDER.unpack_from(data, _START.size)
+    flags &= ~JOINED
+    envelopes: list[Envelope] = []
+    target: str = ""
+    excluded: tuple[str, ...] = ()
+    at, end = _NAMES, len(data)
+    while at < end:
+        if end - at < _ITEM.size:
+            raise BadEnvelope("truncated between two messages")
+        names_length, body_length = _ITEM.unpack_from(data, at)
+        names = at + _ITEM.size
+        body = names + names_length
+        at = body + body_length
+        if at > end:
+            raise BadEnvelope(f"truncated: a message ends at byte {at}, and {end} are there")
+        if names_length:
+            read_names = _read_short_names if names_length <= _SHORT else _read_names
+            target, excluded = read_names(data[names:body])
+        envelopes.append(Envelope(data[body:at], target, node, seq, flags, excluded))
+        seq += 1
+    return envelopes
+
+
+def _check(data: bytes, version: int, flags: int, known_flags: int, checksum: int | None) -> None:
+    if version != WIRE_VERSION:
+        raise BadEnvelope(f"wire version {version}; this release reads {WIRE_VERSION}")
+    if flags & ~known_flags:
+        raise BadEnvelope(f"unknown flags {flags:#04x}")
+    if checksum is not None:
+        # Of a small one a copy is cheaper than a view.
+        checked = data[_CHECKED:] if len(data) < _LARGE else memoryview(data)[_CHECKED:]
+        if zlib.crc32(checked, flags) != checksum:
+            raise BadEnvelope("truncated or changed: its checksum does not fit")
+
+
+def _read_names(names: bytes) -> tuple[str, tuple[str, ...]]:
+    """Return target and excluded channels of what `pack_names()` returned."""
+    if len(names) < _LENGTHS.size:
+        raise BadEnvelope("names without their lengths")
+    target_length, excluded_length = _LENGTHS.unpack_from(names)
+    if _LENGTHS.size + target_length + excluded_length != len(names):
+        raise BadEnvelope("names of other lengths than is said")
+    end = _LENGTHS.size + target_length
     try:
-        target = data[_NAMES:names_end].decode("ascii")
-        excluded = data[names_end:body].decode("ascii") if excluded_length else ""
+        target = names[_LENGTHS.size : end].decode("ascii")
+        excluded = names[end:].decode("ascii")
     except UnicodeDecodeError:
         raise BadEnvelope("a name in the header is not ASCII") from None
-    return Envelope(data[body:], target, node, seq, flags, tuple(excluded.split(",")) if excluded else ())
+    return target, tuple(excluded.split(",")) if excluded else ()
+
+
+_read_short_names = lru_cache(_CACHED_NAMES)(_read_names)

@@ -21,6 +21,7 @@ from django.dispatch import receiver
 
 from . import relay
 from .buffers import ChannelBuffer
+from .bus.answers import Told
 from .bus.base import Bus, Health, Receiver
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
 from .bus.redis import RedisBus
@@ -151,7 +152,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     def _start_afresh(self) -> None:
         self._lock = threading.Lock()
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
-        self._owners: dict[str, Session] = {}
+        self._owners: dict[str | None, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._callers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Caller] = (
             weakref.WeakKeyDictionary()
@@ -318,13 +319,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             return
         session = self._settled_session(here)
         if session is None:
-            await self._send_with(lambda session: session.send(channel, payload))
-        else:
-            await session.send(channel, payload)
+            await self._send_with(lambda session: _send(session, channel, payload))
+        elif (answer := session.send(channel, payload)) is not None:
+            await answer
 
     def _hand_over(self, channel: str, payload: bytes, here: asyncio.AbstractEventLoop | None) -> bool:
         """Give a message to the session of another loop of this process; False if none owns the channel."""
-        owner = self._owners.get(node_of(channel) or "")
+        owner = self._owners.get(node_of(channel))
         if owner is None or owner.is_closed or owner.loop is here:
             return False
         return owner.hand_over(channel, payload)
@@ -431,7 +432,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     def _send_blocking(self, channel: str, payload: bytes) -> None:
         if "!" in channel and self._hand_over(channel, payload, None):
             return
-        relay.relay().wait(partial(self._relayed, lambda session: session.send(channel, payload)))
+        relay.relay().wait(partial(self._relayed, lambda session: _send(session, channel, payload)))
 
     def prepare_group_send(
         self, group: str, message: dict[str, Any], exclude: Collection[str] = ()
@@ -461,7 +462,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             else:
                 errand.end(None)
 
-        return session.group_send_at_once(done, errand.end, lambda: errand.is_over, group, payload, excluded)
+        answer = Told(done, errand.end, lambda: errand.is_over)
+        return session.group_send_at_once(answer, group, payload, excluded)
 
     # Clearing
 
@@ -613,6 +615,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     def statistics(self) -> Statistics:
         """Return what this layer holds, delivered and dropped, over all loops of the process."""
         return sum((session.statistics() for session in list(self._sessions.values())), Statistics())
+
+
+async def _send(session: Session, channel: str, payload: bytes) -> None:
+    answer = session.send(channel, payload)
+    if answer is not None:
+        await answer
 
 
 async def _group_send(session: Session, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:

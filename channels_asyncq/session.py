@@ -16,6 +16,7 @@ from typing import Any
 
 from channels.exceptions import ChannelFull
 
+from .bus.answers import Answer
 from .bus.base import Bus, Health, Link, Receiver
 from .codecs import Codec
 from .envelopes import CONTROL, NOTICE, Envelope
@@ -285,18 +286,19 @@ class Session:
         """Wrap an encoded message that stays in this session."""
         return Envelope(payload, channel, expires_at=monotonic() + self._options.expiry)
 
-    async def send(self, channel: str, payload: bytes) -> None:
+    def send(self, channel: str, payload: bytes) -> Awaitable[object] | None:
+        """Send; the result is to be awaited, and None if there is nothing to wait for."""
         self._require_open(channel)
         node = node_of(channel)
         if node is None:
             if channel in self.hub.closed_names:
                 raise ChannelClosed(channel)
-            await self._push(channel, payload, self._options.capacity_of(channel))
-        elif node == self.node:
-            self.hub.put_own(channel, self._own(payload, channel))
-            self._sweep_later()
-        else:
-            await self._publish(self._topics.inbox(node), channel, payload)
+            return self._push(channel, payload, self._options.capacity_of(channel))
+        if node != self.node:
+            return self._publish(self._topics.inbox(node), channel, payload)
+        self.hub.put_own(channel, self._own(payload, channel))
+        self._sweep_later()
+        return None
 
     def hand_over(self, channel: str, payload: bytes) -> bool:
         """Take a message for one of this session's channels, from any thread; False if the loop is closed."""
@@ -355,22 +357,12 @@ class Session:
         return self._group_send(group, payload, excluded)
 
     def group_send_at_once(
-        self,
-        done: Callable[[list[bytes] | None], None],
-        failed: Callable[[Exception], None],
-        is_over: Callable[[], bool],
-        group: str,
-        payload: bytes,
-        excluded: tuple[str, ...],
+        self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
     ) -> bool:
-        """
-        Do the same without a coroutine, if it can be written now: `done` or `failed` is called in the end.
-
-        `is_over()` says that neither is wanted any more: what is not written yet need not be.
-        """
+        """Do the same without a coroutine, if it can be written now: `answer` is told what came of it."""
         if self.is_closed or not self._options.confirm:
             return False
-        return self._bus.group_send_at_once(done, failed, is_over, group, payload, excluded)
+        return self._bus.group_send_at_once(answer, group, payload, excluded)
 
     async def push_copies(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
         """Push one copy to each of a group's normal channels."""
@@ -573,7 +565,7 @@ class Session:
             if envelope.flags & CONTROL:
                 self._on_control(envelope)
                 return True
-            if not self.is_own(envelope.target) or envelope.target.endswith("!"):
+            if node_of(envelope.target) != self.node or envelope.target.endswith("!"):
                 self.on_unreadable(topic, f"addressed to {envelope.target!r}")
                 return True
             taken = self.hub.deliver_to(envelope.target, envelope)

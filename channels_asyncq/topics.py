@@ -133,6 +133,7 @@ class Topics:
         self._node = node.encode()
         self._groups: dict[str, Group] = {}
         self._queues: dict[str, Queue] = {}
+        self._inboxes: dict[str, Topic] = {}
 
     @property
     def shards(self) -> range:
@@ -174,7 +175,12 @@ class Topics:
         return found
 
     def inbox(self, node: str) -> Topic:
-        return self._topic(node, b"inbox:")
+        found = self._inboxes.get(node)
+        if found is None:
+            if len(self._inboxes) >= _CACHED_NAMES:
+                self._inboxes.clear()
+            found = self._inboxes[node] = self._topic(node, b"inbox:")
+        return found
 
     @property
     def everybody(self) -> Topic:

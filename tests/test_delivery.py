@@ -60,15 +60,16 @@ class TestOutbox:
     def test_consecutive_within_each_partition(self) -> None:
         """Each partition counts for itself, from 1."""
         outbox = Outbox()
-        assert [outbox.next(partition) for partition in (3, 3, 0, 3, 0)] == [1, 2, 1, 3, 2]
+        assert [outbox.numbers(partition).take() for partition in (3, 3, 0, 3, 0)] == [1, 2, 1, 3, 2]
 
-    @given(st.lists(st.integers(0, 7)))
-    def test_no_gaps_and_no_repeats(self, partitions: list[int]) -> None:
-        """Whatever the order of the sends, a partition's numbers are 1, 2, 3..."""
+    @given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 5))))
+    def test_no_gaps_and_no_repeats(self, takes: list[tuple[int, int]]) -> None:
+        """Whatever the order of the sends, a partition's numbers are 1, 2, 3..., also several at a time."""
         outbox = Outbox()
-        given_out = defaultdict(list)
-        for partition in partitions:
-            given_out[partition].append(outbox.next(partition))
+        given_out: defaultdict[int, list[int]] = defaultdict(list)
+        for partition, count in takes:
+            first = outbox.numbers(partition).take(count)
+            given_out[partition] += range(first, first + count)
         for numbers in given_out.values():
             assert numbers == list(range(1, len(numbers) + 1))
 
@@ -77,39 +78,32 @@ class TestSeenNumbers:
     """What was delivered of each node's streams."""
 
     def test_first_number_may_be_any(self) -> None:
-        """Of a node that nothing was heard of, nothing was seen."""
+        """Of a node that nothing was heard of, nothing was seen, and to ask notes nothing."""
         seen = SeenNumbers()
-        assert not any(seen.has(A, 0, number) for number in range(1, 600))
-
-    @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 60))
-    def test_highest(self, numbers: list[int], probe: int) -> None:
-        """Whatever is not above the highest number was seen, or comes too late."""
-        seen = SeenNumbers()
-        for number in numbers:
-            seen.note(A, 0, number, 0.0)
-        assert seen.has(A, 0, probe) is (probe <= max(numbers))
+        assert seen.highest(A, 0) == 0
+        assert len(seen) == 0
 
     def test_one_per_node_and_stream(self) -> None:
         """The same number of another node, or in another stream, is another message."""
         seen = SeenNumbers()
-        seen.note(A, 0, 7, 0.0)
-        assert seen.has(A, 0, 7)
-        assert not seen.has(A, 1, 7)
-        assert not seen.has(A, stream_of(0, is_logged=False), 7)
-        assert not seen.has(B, 0, 7)
+        seen.of(A, 0).highest = 7
+        assert seen.highest(A, 0) == seen.of(A, 0).highest == 7
+        assert seen.highest(A, 1) == 0
+        assert seen.highest(A, stream_of(0, is_logged=False)) == 0
+        assert seen.highest(B, 0) == 0
         assert len(seen) == 1
 
     def test_sweep_forgets_what_is_unused(self) -> None:
         """What is unused for more than 15 minutes is forgotten; use keeps it."""
         seen = SeenNumbers()
-        seen.note(A, 0, 1, 0.0)
-        seen.note(B, 0, 1, 0.0)
-        seen.note(B, 0, 1, 500.0)
+        for node, highest, last_used in ((A, 1, 0.0), (B, 1, 0.0), (B, 2, 500.0)):
+            entry = seen.of(node, 0)
+            entry.highest, entry.last_used = highest, last_used
         seen.sweep(900.0)
         assert len(seen) == 2
         seen.sweep(901.0)
         assert len(seen) == 1
-        assert seen.has(B, 0, 1)
+        assert seen.highest(B, 0) == 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 65535), st.booleans()), unique=True))

@@ -31,7 +31,7 @@ from channels_asyncq.bus import recovery
 from channels_asyncq.bus.delivery import Outbox, format_position, parse_position
 from channels_asyncq.bus.recovery import LogReader
 from channels_asyncq.bus.subscriptions import SubscriptionLedger
-from channels_asyncq.envelopes import Envelope, header_size, pack, unpack
+from channels_asyncq.envelopes import Envelope, header_size, pack, pack_all, pack_names, unpack_all
 from channels_asyncq.options import Options
 from channels_asyncq.topics import NOT_LOGGED
 from tests.test_recovery import Recorder
@@ -64,11 +64,11 @@ class Message:
 
 @dataclass
 class Command:
-    """Bytes on their way to the server, and the message that they are of."""
+    """Bytes on their way to the server, and the messages that they are of."""
 
     topic: bytes
     envelope: bytes
-    message: Message
+    messages: list[Message]
 
 
 @dataclass
@@ -138,11 +138,13 @@ class Receiver:
         self.fence_number = 0
         self.fences: set[int] = set()
         self.fails_next = False
+        self.held: list[Envelope] | None = None
 
-    def open(self, topic: bytes, data: bytes) -> Envelope:
-        envelope = unpack(data)
-        envelope.expires_at = float("inf")  # its number stays
-        return envelope
+    def open(self, topic: bytes, data: bytes) -> list[Envelope]:
+        envelopes = unpack_all(data)
+        for envelope in envelopes:
+            envelope.expires_at = float("inf")  # its number stays
+        return envelopes
 
     async def read_page(self, partition: int, start: bytes, count: int) -> list[Any]:
         await step()
@@ -189,7 +191,7 @@ class Receiver:
 
     def advance(self) -> None:
         assert self.task is not None
-        self.receiver.is_full = False
+        self.receiver.is_full, self.receiver.places = False, None
         try:
             self.task.send(None)
         except StopIteration:
@@ -207,6 +209,7 @@ class Receiver:
 
     def lose(self) -> None:
         self.is_connected = self.is_up = False
+        self.held = None
         self.pushed.clear()
         self.subscribed = set()
 
@@ -234,7 +237,13 @@ class Receiver:
         position = parse_position(name)
         if position <= log.read_until.get(entry.partition, 0):
             return True
-        return log.deliver(entry, self.open(topic, envelope), position)
+        if self.held is None:
+            self.held = self.open(topic, envelope)[::-1]
+        if not log.deliver(entry, self.held, is_logged=True):
+            return False
+        self.held = None
+        log.passed(entry.partition, position)
+        return True
 
 
 class Delivery(RuleBasedStateMachine):
@@ -267,26 +276,40 @@ class Delivery(RuleBasedStateMachine):
         node=st.sampled_from(SENDERS),
         topic=st.sampled_from([*TOPICS, LATE]),
         is_large=st.sampled_from([False, False, False, True]),
+        count=st.integers(1, 3),
     )
-    def publish(self, node: bytes, topic: bytes, is_large: bool) -> None:
-        """A number is given only when it is written: the line is up and has room."""
+    def publish(self, node: bytes, topic: bytes, is_large: bool, count: int = 1) -> None:
+        """
+        Numbers are given only when a command is written: the line is up and has room.
+
+        Several messages of one turn to one topic share a command.
+        """
         sender = self.senders[node]
         if sender.connection is None or len(sender.unanswered) >= UNANSWERED:
             return
         partition = TOPICS.get(topic, 1)
-        seq = sender.outbox.next(partition)
+        count = 1 if is_large else count
+        first = sender.outbox.numbers(partition).take(count)
         was_joined = topic != LATE or self.joined
-        message = Message(len(self.messages), topic, node, seq, is_large, was_joined)
-        self.messages[node, partition, seq] = message
-        command = Command(topic, pack("g", b"%d" % message.number, node, seq), message)
+        messages = []
+        for seq in range(first, first + count):
+            message = Message(len(self.messages), topic, node, seq, is_large, was_joined)
+            self.messages[node, partition, seq] = message
+            messages.append(message)
+        bodies = [b"%d" % message.number for message in messages]
+        if count == 1:
+            data = pack("g", bodies[0], node, first)
+        else:
+            data = pack_all([(pack_names("g"), body) for body in bodies], node, first)
+        command = Command(topic, data, messages)
         sender.unanswered.append(command)
         sender.connection.commands.append(command)
 
     def execute(self, connection: Connection) -> None:
         """What send.lua does."""
         command = connection.commands.popleft()
-        message, data = command.message, command.envelope
-        large = message.is_large
+        data = command.envelope
+        large = command.messages[0].is_large
         kind, kept = (b"h", data[: header_size("g")]) if large else (b"e", data)
         if large:
             self.reasons.add("too_large")
@@ -351,7 +374,8 @@ class Delivery(RuleBasedStateMachine):
         sender = self.senders[node]
         if sender.connection is None:
             for command in sender.unanswered:
-                command.message.is_unknown = True
+                for message in command.messages:
+                    message.is_unknown = True
             sender.unanswered.clear()
 
     # Receiving
@@ -415,7 +439,13 @@ class Delivery(RuleBasedStateMachine):
     def channel_fills_or_drains(self, is_full: bool) -> None:
         """A full channel holds what is pushed; recovered entries find room here (see test_recovery.py)."""
         if self.receiver.task is None:
-            self.receiver.receiver.is_full = is_full
+            self.receiver.receiver.is_full, self.receiver.receiver.places = is_full, None
+
+    @rule(places=st.integers(1, 3))
+    def channel_takes_only_so_many(self, places: int) -> None:
+        """It may fill in the middle of what arrives together."""
+        if self.receiver.task is None and not self.receiver.receiver.is_full:
+            self.receiver.receiver.places = places
 
     # The server
 
@@ -490,6 +520,7 @@ class Delivery(RuleBasedStateMachine):
         """The network heals, and everything that is under way arrives."""
         receiver = self.receiver
         receiver.receiver.is_full = receiver.fails_next = False
+        receiver.receiver.places = None
         for node in SENDERS:
             self.resend(node)
             for _ in range(len(self.senders[node].unanswered)):

@@ -11,6 +11,7 @@ import pytest
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
+from channels_asyncq.bus.answers import Told
 from channels_asyncq.bus.redis import POP, RedisBus
 from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import CONTROL, Envelope
@@ -135,8 +136,7 @@ class Owner:
     async def group_send_at_once(self) -> None:
         """What the relay does: no coroutine, if the line is up."""
         answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        done, failed = answer.set_result, answer.set_exception
-        if self.bus.group_send_at_once(done, failed, lambda: False, "room", PAYLOAD, ()):
+        if self.bus.group_send_at_once(Told(answer.set_result, answer.set_exception), "room", PAYLOAD, ()):
             await answer
         else:
             await self.bus.group_send("room", PAYLOAD, ())
@@ -269,7 +269,7 @@ async def test_at_once_or_not_at_all(owner: Owner, server: RespServer) -> None:
     told: list[object] = []
 
     def send() -> bool:
-        return owner.bus.group_send_at_once(told.append, told.append, lambda: False, "room", PAYLOAD, ())
+        return owner.bus.group_send_at_once(Told(told.append, told.append), "room", PAYLOAD, ())
 
     assert send()
     [shard] = owner.bus._shards
@@ -286,7 +286,7 @@ async def test_at_once_and_given_up(owner: Owner, server: RespServer) -> None:
     told: list[object] = []
     server.script("EVALSHA", resp_server.close())
     before = len(server.received("EVALSHA"))
-    assert owner.bus.group_send_at_once(told.append, told.append, lambda: True, "room", PAYLOAD, ())
+    assert owner.bus.group_send_at_once(Told(told.append, told.append, lambda: True), "room", PAYLOAD, ())
     await owner.up(2)
     await every([owner.bus.group_send("room", PAYLOAD, ())])
     first, second = server.received("EVALSHA")[before:]
@@ -304,7 +304,7 @@ async def test_telling_fails(owner: Owner, server: RespServer, answer: Answer | 
 
     if answer is not None:
         server.script("EVALSHA", answer)
-    assert owner.bus.group_send_at_once(fail, fail, lambda: False, "room", PAYLOAD, ())
+    assert owner.bus.group_send_at_once(Told(fail, fail), "room", PAYLOAD, ())
     await every([owner.bus.group_send("room", PAYLOAD, ())])
     assert [type(context["exception"]) for context in errors] == [ZeroDivisionError]
     assert owner.events == ["up"]
@@ -644,6 +644,7 @@ async def test_checked(make: MakeOwner, server: RespServer) -> None:
 async def test_waiting_is_over(owner: Owner, server: RespServer) -> None:
     """Sends wait `send_timeout` from the loss of the link, then fail, then at once; each with its own error."""
     await server.stop()
+    await eventually(lambda: "down" in owner.events, "the loss of the link")
     calls = list(owner.calls().values())
     results = await every([asyncio.gather(*(call() for call in calls), return_exceptions=True)])
     assert [type(result) for result in results[0]] == [LayerUnavailable] * len(calls)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..envelopes import Envelope
 from ..topics import Topic
+from .answers import Answer
 
 
 class Receiver(Protocol):
@@ -160,19 +161,13 @@ class Bus(ABC):
         """Send to a group's topic; the result is the normal channels that are members of it, or an empty one."""
 
     def group_send_at_once(
-        self,
-        done: Callable[[list[bytes] | None], None],
-        failed: Callable[[Exception], None],
-        is_over: Callable[[], bool],
-        group: str,
-        payload: bytes,
-        excluded: tuple[str, ...],
+        self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
     ) -> bool:
         """
-        Write now what `group_send()` sends, and call `done` or `failed` with what came of it.
+        Write now what `group_send()` sends, and give `answer` what came of it in the end.
 
-        Unless `is_over()` by then: a message whose sender has given up is not sent again either. False: it
-        cannot be written now, and nothing is called.
+        A message whose answer is done by then is not sent again. False: it cannot be written now, and nobody is
+        told anything.
         """
         return False
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from functools import partial
-from itertools import count
 
 _FORGET_AFTER = 900.0
 _LOW = (1 << 64) - 1
@@ -40,23 +37,37 @@ def stream_of(partition: int, *, is_logged: bool) -> int:
     return partition if is_logged else ~partition
 
 
+class Numbers:
+    """The numbers of one stream, from 1."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def take(self, count: int = 1) -> int:
+        """Return the first of so many numbers that nobody had before."""
+        first = self._last + 1
+        self._last += count
+        return first
+
+
 class Outbox:
     """Numbers the sends, or the pushes, of a node: from 1 in each stream, in the order of the writes."""
 
-    __slots__ = ("_numbers",)
+    __slots__ = ("_streams",)
 
     def __init__(self) -> None:
-        self._numbers: defaultdict[int, Iterator[int]] = defaultdict(partial(count, 1))
+        self._streams: defaultdict[int, Numbers] = defaultdict(Numbers)
 
-    def numbers(self, stream: int) -> Iterator[int]:
-        """Return what counts a stream, to take one number after the other from: it is the only one."""
-        return self._numbers[stream]
-
-    def next(self, stream: int) -> int:
-        return next(self._numbers[stream])
+    def numbers(self, stream: int) -> Numbers:
+        """Return what counts a stream: it is the only one."""
+        return self._streams[stream]
 
 
-class _Seen:
+class Seen:
+    """The highest number that was delivered of a stream, and a time at which it was used."""
+
     __slots__ = ("highest", "last_used")
 
     def __init__(self) -> None:
@@ -76,22 +87,22 @@ class SeenNumbers:
     __slots__ = ("_streams",)
 
     def __init__(self) -> None:
-        self._streams: dict[tuple[bytes, int], _Seen] = {}
+        self._streams: dict[tuple[bytes, int], Seen] = {}
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def has(self, node: bytes, stream: int, number: int) -> bool:
-        seen = self._streams.get((node, stream))
-        return seen is not None and number <= seen.highest
-
-    def note(self, node: bytes, stream: int, number: int, now: float) -> None:
+    def of(self, node: bytes, stream: int) -> Seen:
+        """Return what was seen of a stream, to be looked at and set."""
         seen = self._streams.get((node, stream))
         if seen is None:
-            seen = self._streams[node, stream] = _Seen()
-        if number > seen.highest:
-            seen.highest = number
-        seen.last_used = now
+            seen = self._streams[node, stream] = Seen()
+        return seen
+
+    def highest(self, node: bytes, stream: int) -> int:
+        """Return the highest number that was delivered, 0 for none."""
+        seen = self._streams.get((node, stream))
+        return 0 if seen is None else seen.highest
 
     def sweep(self, now: float) -> None:
         for key in [key for key, seen in self._streams.items() if now - seen.last_used > _FORGET_AFTER]:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
-from ..codecs import BadPayload
 from ..envelopes import BadEnvelope, Envelope, unpack
 from ..options import Options
 from ..topics import NOT_LOGGED
@@ -19,7 +18,7 @@ from .subscriptions import Subscription, SubscriptionLedger
 _PAGE = 500
 _READ_SECONDS = 0.005
 
-OpenEnvelope = Callable[[bytes, bytes], Envelope]
+OpenEnvelopes = Callable[[bytes, bytes], list[Envelope]]
 ReadPage = Callable[[int, bytes, int], Awaitable[Any]]
 
 
@@ -40,13 +39,13 @@ class LogReader:
         receiver: Receiver,
         ledger: SubscriptionLedger,
         read_page: ReadPage,
-        open_envelope: OpenEnvelope,
+        open_envelopes: OpenEnvelopes,
     ) -> None:
         self._expiry = options.expiry
         self._receiver = receiver
         self._ledger = ledger
         self._read_page = read_page
-        self._open = open_envelope
+        self._open = open_envelopes
         self._seen = SeenNumbers()
         self._resumed: asyncio.Future[None] | None = None
         # What a catch_up() that failed half way found lost, by reason: the positions are past it already.
@@ -68,25 +67,39 @@ class LogReader:
             self.positions[partition] = parse_position(end)
         self._seen.sweep(monotonic())
 
-    def deliver(self, entry: Subscription, envelope: Envelope, position: int) -> bool:
+    def deliver(self, entry: Subscription, envelopes: list[Envelope], *, is_logged: bool) -> bool:
         """
-        Hand an envelope on unless its number was seen; False if it must be offered again.
+        Hand on what arrived together, the last in the list first, but what was seen.
 
-        `position` is that of its entry in the log; 0 if it is not logged.
+        Returns False if what is left in the list must be offered again.
         """
-        if envelope.seq:
-            stream = stream_of(entry.partition, is_logged=position > 0)
-            if not self._seen.has(envelope.node, stream, envelope.seq):
-                if not self._receiver.on_envelope(entry.topic, envelope):
+        if not envelopes:
+            return True
+        on_envelope = self._receiver.on_envelope
+        topic = entry.topic
+        # What arrives together is of one node. Only what comes from outside has no number.
+        node = envelopes[-1].node if envelopes[-1].seq else b""
+        seen = self._seen.of(node, stream_of(entry.partition, is_logged=is_logged))
+        while envelopes:
+            envelope = envelopes[-1]
+            seq = envelope.seq
+            if not seq or seq > seen.highest:
+                if not on_envelope(topic, envelope):
                     return False
-                self._seen.note(envelope.node, stream, envelope.seq, envelope.expires_at)
-        elif not self._receiver.on_envelope(entry.topic, envelope):
-            return False
-        # Not before it is delivered: what is held when the connection ends is read from the log. And only a fence
-        # gives the first: otherwise some partitions had one, and nobody would wait for the others'.
-        if entry.partition in self.positions and position:
-            self.positions[entry.partition] = position
+                seen.highest = seq
+                seen.last_used = envelope.expires_at
+            envelopes.pop()
         return True
+
+    def passed(self, partition: int, position: int) -> None:
+        """
+        Note that all of this entry of the log was delivered.
+
+        What is held when the connection ends is read from the log.
+        """
+        # Only a fence gives the first: otherwise some partitions had one, and nobody would wait for the others'.
+        if partition in self.positions:
+            self.positions[partition] = position
 
     def resume(self) -> None:
         """Offer again what the receiver did not take."""
@@ -152,15 +165,20 @@ class LogReader:
         if entry is None:
             return
         is_expired = now - milliseconds_of(at) > 1000 * self._expiry
-        try:
-            envelope = self._open(topic, data) if kind == b"e" else unpack(data, is_whole=False)
-        except (BadEnvelope, BadPayload) as exc:
-            self._receiver.on_unreadable(topic, str(exc))
-            return
+        if kind == b"e":
+            envelopes = self._open(topic, data)
+        else:
+            try:
+                envelopes = [unpack(data, is_whole=False)]
+            except BadEnvelope as exc:
+                self._receiver.on_unreadable(topic, str(exc))
+                return
         if kind != b"e" or is_expired:
-            if not self._seen.has(envelope.node, entry.partition, envelope.seq):
-                lost["expired" if is_expired else "too_large"].add(topic)
+            for envelope in envelopes:
+                if envelope.seq > self._seen.highest(envelope.node, entry.partition):
+                    lost["expired" if is_expired else "too_large"].add(topic)
             return
-        while not self.deliver(entry, envelope, at):
+        envelopes.reverse()
+        while not self.deliver(entry, envelopes, is_logged=True):
             self._resumed = asyncio.get_running_loop().create_future()
             await self._resumed

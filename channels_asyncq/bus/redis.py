@@ -9,30 +9,41 @@ import json
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import resources
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
 from ..codecs import BadPayload, Codec, decode_json
-from ..envelopes import ENCRYPTED, WIRE_VERSION, BadEnvelope, Envelope, header_size, pack, unpack
-from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
+from ..envelopes import (
+    ENCRYPTED,
+    WIRE_VERSION,
+    BadEnvelope,
+    Envelope,
+    pack_named,
+    pack_names,
+    unpack,
+    unpack_all,
+)
+from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
-from ..topics import NOT_LOGGED, Topic, Topics
+from ..topics import NOT_LOGGED, Queue, Topic, Topics
+from .answers import Answer, Told
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
-from .delivery import Outbox, parse_position, stream_of
+from .delivery import Numbers, Outbox, parse_position, stream_of
 from .lines import Line, own
 from .recovery import LogReader
+from .sending import Sender, Sending, TopicRoute
 from .subscriptions import Subscription, SubscriptionLedger
-from .wire import NoAnswer, NotSent, WireProtocol
+from .wire import WireProtocol
 
 _WAKE = b"+"
 _LOGGED = bytes([WIRE_VERSION]) + b"#"
@@ -46,14 +57,10 @@ _LONGEST_FENCE = 3.0
 _PAGE = 500
 # A log holds envelopes of up to 16 KiB whole. One of s > 1024 bytes trims it to LOG_BYTES / s entries, so that a
 # log takes at most LOG_BYTES for those and `messages` times 1 KiB for the others.
-_LARGEST_LOGGED = 16 * 1024
 LOG_BYTES = 8 * 2**20
 _UNUSED_LOG_EXPIRES = 900
 _READ_SECONDS = 0.005
 _CACHED_ROUTES = 8192
-# Errors of a server that is there and cannot serve now: the connection is given up, and made again.
-_UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
-
 
 Command = tuple[bytes | str | int, ...]
 
@@ -81,82 +88,36 @@ READ_LOG = Script.load("read_log")
 SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, FENCE, READ_LOG)
 
 
-class Route(NamedTuple):
-    """
-    Where sends to one topic go: the command, packed up to the `$` before the envelope's length; and the same for
-    an envelope that is logged as header only, whose command has an argument more.
-    """
+class PushRoute:
+    """Pushes to one normal channel, one by one: each is taken in once, by its number."""
 
-    shard: Shard
-    topic: bytes
-    numbers: Iterator[int]
-    is_logged: bool
-    opened: bytes
-    opened_large: bytes
-
-
-class Written:
-    """A command that was written and that nobody awaits: tells what came of it as soon as the reply is read."""
-
-    __slots__ = ("_is_over", "_on_done", "_on_failed", "arguments", "pack", "shard", "wire")
+    is_joint = False
 
     def __init__(
         self,
-        shard: Shard,
-        wire: WireProtocol,
-        done: Callable[[Any], None],
-        failed: Callable[[Exception], None],
-        is_over: Callable[[], bool] | None,
-        pack: Callable[..., bytes],
-        arguments: tuple[Any, ...],
+        sender: Sender,
+        channel: str,
+        queue: Queue,
+        numbers: Numbers,
+        node: bytes,
+        flags: int,
+        expiry: float,
     ) -> None:
-        self.shard = shard
-        self.wire = wire
-        self._on_done = done
-        self._on_failed = failed
-        self._is_over = is_over
-        self.pack = pack
-        self.arguments = arguments
+        self.sender = sender
+        self.queue = queue
+        self.open: Sending | None = None
+        self.names = pack_names(channel)
+        self._numbers = numbers
+        self._node = node
+        self._flags = flags
+        self._expiry = _milliseconds(expiry)
 
-    # As an Answer
-
-    def done(self) -> bool:
-        """Whether nobody wants to know any more: it is not sent again then."""
-        return self._is_over is not None and self._is_over()
-
-    def set_result(self, reply: Any, /) -> None:
-        if self.shard.commands.is_refusing:
-            self.shard.commands.serves()
-        self.succeed(reply)
-
-    def set_exception(self, error: Exception, /) -> None:
-        try:
-            self.shard.not_done(self, error)
-        except Exception as exc:
-            self._complain(exc)
-
-    def exception(self) -> None:
-        return None
-
-    # What came of it
-
-    def succeed(self, reply: Any) -> None:
-        try:
-            self._on_done(reply)
-        except Exception as exc:
-            self._complain(exc)
-
-    def fail(self, error: Exception) -> None:
-        try:
-            self._on_failed(error)
-        except Exception as exc:
-            self._complain(exc)
-
-    def _complain(self, error: Exception) -> None:
-        # As for the callback of a future; say, of a handler of logs. The connection is not to blame.
-        asyncio.get_running_loop().call_exception_handler(
-            {"message": "what came of a send could not be told", "exception": error}
-        )
+    def pack(self, messages: list[tuple[bytes, bytes, int]]) -> bytes:
+        ((names, payload, capacity),) = messages
+        number = self._numbers.take()
+        data = pack_named(names, payload, self._node, number, self._flags)
+        topic, _, seen, _ = self.queue
+        return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, self._expiry, number)
 
 
 class Shard:
@@ -168,8 +129,11 @@ class Shard:
         self.connector = connector
         self.ledger = SubscriptionLedger()
         self._subscribing: WireProtocol | None = None
-        self._held: tuple[bytes, Envelope] | None = None
-        self.log = LogReader(bus.options, bus.receiver, self.ledger, self._read_log, partial(bus.open, index))
+        # What arrived last and was not taken: its bytes and, the first one last, those left of its envelopes.
+        self._held: tuple[bytes, list[Envelope]] | None = None
+        self.log = LogReader(
+            bus.options, bus.receiver, self.ledger, self._read_log, partial(bus.open_all, index)
+        )
         # The servers that the lines reached when they connected: a server's run_id is another after a restart.
         self._commands_run_id = self._pushes_run_id = b""
         self._fence_topic = bus.topics.fence(index)
@@ -180,8 +144,6 @@ class Shard:
         self._fences: dict[int, asyncio.Future[None]] = {}
         self._fence_timer: asyncio.TimerHandle | None = None
         self._context = contextvars.Context()
-        # Unconfirmed sends that the server did not execute.
-        self._again: set[asyncio.Task[None]] = set()
         self._throttle = Throttle()
         options = bus.options
         self.commands = Line(
@@ -197,6 +159,8 @@ class Shard:
             on_overdue=self.ledger.fail_waiters,
             on_message=self._on_message,
         )
+        self.sender = Sender(self.commands, connector.address, options.prefix, self._load_scripts)
+        self.call = self.sender.call
 
     @property
     def is_up(self) -> bool:
@@ -248,121 +212,9 @@ class Shard:
                 f"delete the key {layout_key.decode()!r}."
             )
 
-    async def call(self, *command: bytes | str | int, is_repeatable: bool = False) -> Any:
-        """
-        Return the reply to a command, waiting for the line if it is down.
-
-        A repeatable command is sent again when the connection ended without an answer.
-        """
-        return await self.send(_packed, *command, is_repeatable=is_repeatable)
-
-    async def send(self, pack: Callable[..., bytes], *arguments: Any, is_repeatable: bool = False) -> Any:
-        """
-        Return the reply to a command that is packed when the line is up and has room.
-
-        Not earlier: what is numbered first must be written first.
-        """
-        while True:
-            wire = self.commands.open_wire
-            if wire is None or wire.is_lost or not wire.has_room:
-                wire = await self.commands.with_room()
-            try:
-                reply = await wire.call_packed(pack(*arguments))
-                if self.commands.is_refusing:
-                    self.commands.serves()
-                return reply
-            except NotSent:
-                continue
-            except NoAnswer as exc:
-                if is_repeatable:
-                    continue
-                raise self._unknown(exc) from exc
-            except ReplyError as exc:
-                if not self._may_go_on(wire, exc):
-                    raise self._refused(exc) from exc
-
-    def write_at_once(
-        self,
-        done: Callable[[Any], None],
-        failed: Callable[[Exception], None],
-        is_over: Callable[[], bool] | None,
-        pack: Callable[..., bytes],
-        *arguments: Any,
-    ) -> bool:
-        """Write a command now and tell later what came of it; False if the line is down or has no room."""
-        wire = self.commands.open_wire
-        if wire is None or wire.is_lost or not wire.has_room:
-            return False
-        wire.call_packed(pack(*arguments), Written(self, wire, done, failed, is_over, pack, arguments))
-        return True
-
-    async def write(
-        self,
-        done: Callable[[Any], None],
-        failed: Callable[[Exception], None],
-        pack: Callable[..., bytes],
-        *arguments: Any,
-    ) -> None:
-        """Do the same when the line is up and has room."""
-        if not self.write_at_once(done, failed, None, pack, *arguments):
-            wire = await self.commands.with_room()
-            wire.call_packed(pack(*arguments), Written(self, wire, done, failed, None, pack, arguments))
-
-    def not_done(self, written: Written, error: Exception) -> None:
-        """Deal with the error of a command that was written: send it again, or tell."""
-        if isinstance(error, NoAnswer):
-            written.fail(self._unknown(error))
-        elif isinstance(error, NotSent) or (
-            isinstance(error, ReplyError) and self._may_go_on(written.wire, error)
-        ):
-            task = self._bus.loop.create_task(
-                self._write_again(written),
-                name=f"channels_asyncq sending again to {self.connector.address}",
-                context=self._context,
-            )
-            self._again.add(task)
-            task.add_done_callback(self._again.discard)
-        else:
-            written.fail(self._refused(error))
-
-    async def _write_again(self, written: Written) -> None:
-        if written.done():
-            return
-        try:
-            reply = await self.send(written.pack, *written.arguments)
-        except asyncio.CancelledError:
-            written.fail(LayerClosed())
-            raise
-        except (ChannelLayerError, ImproperlyConfigured) as exc:
-            written.fail(exc)
-        else:
-            written.succeed(reply)
-
-    def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
-        return DeliveryUnknown(
-            f"{self.connector.address} was sent the message and did not answer: {exc.__cause__ or exc}"
-        )
-
-    def _may_go_on(self, wire: WireProtocol, exc: ReplyError) -> bool:
-        """Deal with an error that says that a command was not executed; True if it should be sent again."""
-        text = str(exc)
-        if text.startswith("NOSCRIPT"):
-            for script in self._bus.scripts:
-                wire.call("SCRIPT", "LOAD", script.text)
-            return True
-        if text.startswith(_UNSERVING):
-            self.commands.give_up(wire, text)
-            return True
-        return False
-
-    def _refused(self, exc: BaseException) -> ChannelLayerError:
-        text = str(exc)
-        if text.startswith(("OOM", "MISCONF", "BUSY")):
-            return LayerUnavailable(self.connector.address, text)
-        if text.startswith("NOPERM"):
-            prefix = self._bus.options.prefix
-            text += f" (the user needs the patterns ~{prefix}:* and &{prefix}:*, and the commands of scripts)"
-        return ChannelLayerError(f"{self.connector.address} refused: {text}")
+    def _load_scripts(self, wire: WireProtocol) -> None:
+        for script in self._bus.scripts:
+            wire.call("SCRIPT", "LOAD", script.text)
 
     async def run(self, script: Script, keys: tuple[bytes, ...], *arguments: bytes | str | int) -> Any:
         return await self.call(b"EVALSHA", script.sha, len(keys), *keys, *arguments)
@@ -387,11 +239,10 @@ class Shard:
             return
         error = reply.exception()
         if error is None:
-            if self.commands.is_refusing:
-                self.commands.serves()
+            self.sender.serves()
             answer.set_result(reply.result())
         elif isinstance(error, ReplyError):
-            if self._may_go_on(wire, error) and not wire.is_lost:
+            if self.sender.may_go_on(wire, error) and not wire.is_lost:
                 wire.call(*command).add_done_callback(partial(self._asked, wire, command, answer))
             else:
                 self._throttle.warn(
@@ -557,7 +408,7 @@ class Shard:
                 entry.topic.decode(),
                 error,
             )
-            self.ledger.refuse(entry, self._refused(error))
+            self.ledger.refuse(entry, self.sender.refused(error))
 
     def subscribe(self, topic: Topic) -> None:
         entry = self.ledger.want(topic.name, topic.partition)
@@ -623,19 +474,22 @@ class Shard:
                 position = parse_position(data[len(_LOGGED) : end])
                 if log.discards:
                     return True
-            if self._held is not None and self._held[0] is data:
-                envelope = self._held[1]
-            else:
-                envelope = self._bus.open(self.index, topic, data[end + 1 :] if position else data)
-        except (BadEnvelope, BadPayload, ValueError) as exc:
+            if position and position <= log.read_until.get(entry.partition, 0):
+                return True
+        except (BadEnvelope, ValueError) as exc:
             receiver.on_unreadable(topic, str(exc))
             return True
-        if position and position <= log.read_until.get(entry.partition, 0):
-            return True
-        if not log.deliver(entry, envelope, position):
-            self._held = (data, envelope)
+        held, self._held = self._held, None
+        if held is not None and held[0] is data:
+            envelopes = held[1]
+        else:
+            envelopes = self._bus.open_all(self.index, topic, data[end + 1 :] if position else data)
+            envelopes.reverse()
+        if not log.deliver(entry, envelopes, is_logged=position > 0):
+            self._held = (data, envelopes)
             return False
-        self._held = None
+        if position:
+            log.passed(entry.partition, position)
         return True
 
     def resume(self) -> None:
@@ -712,9 +566,8 @@ class RedisBus(Bus):
             }
         ).encode()
         self._codec = codec
-        # A payload is encrypted once, however often it is sent.
+        self._decode = codec.decode
         self._flags = ENCRYPTED if codec.encrypted else 0
-        self._sealed: Callable[[bytes], bytes] = codec.encrypt
         self._node = bytes.fromhex(node)
         self.loop = asyncio.get_running_loop()
         self._outbox = Outbox()
@@ -730,6 +583,8 @@ class RedisBus(Bus):
             self._is_logged = recovery.is_logged
         self._group_route = lru_cache(_CACHED_ROUTES)(self._make_group_route)
         self._topic_route = lru_cache(_CACHED_ROUTES)(self._make_topic_route)
+        self._post_route = lru_cache(_CACHED_ROUTES)(self._make_post_route)
+        self._push_route = lru_cache(_CACHED_ROUTES)(self._make_push_route)
         self._is_up = False
         self._is_closed = False
         connect_timeout = max(1.0, options.send_timeout)
@@ -784,26 +639,53 @@ class RedisBus(Bus):
     async def checked(self, topic: Topic) -> None:
         await self._shards[topic.shard].commands.first_up()
 
-    def open(self, shard: int, topic: bytes, data: bytes) -> Envelope:
+    def open_all(self, shard: int, topic: bytes, data: bytes) -> list[Envelope]:
         """
-        Return the envelope in the bytes that arrived on a topic, decrypted.
+        Return the envelopes in the bytes that arrived on a topic, decrypted and decoded.
+
+        What is none, or of somebody without our keys, is left out and told to the receiver.
+        """
+        try:
+            if data.startswith(b"{"):
+                envelopes = [self._open_external(shard, topic, data)]
+            else:
+                envelopes = unpack_all(data)
+        except (BadEnvelope, BadPayload) as exc:
+            self.receiver.on_unreadable(topic, str(exc))
+            return []
+        expires_at = monotonic() + self.options.expiry
+        readable = []
+        open_one = self._open
+        for envelope in envelopes:
+            envelope.expires_at = expires_at
+            try:
+                open_one(envelope)
+            except (BadEnvelope, BadPayload) as exc:
+                self.receiver.on_unreadable(topic, str(exc))
+            else:
+                readable.append(envelope)
+        return readable
+
+    def open(self, data: bytes) -> Envelope:
+        """
+        Return the one envelope in these bytes.
 
         Raises:
             BadEnvelope, BadPayload: they are none, or of somebody without our keys.
         """
-        if data.startswith(b"{"):
-            envelope = self._open_external(shard, topic, data)
-        else:
-            envelope = unpack(data)
-            if envelope.flags & ENCRYPTED:
-                if not self._codec.encrypted:
-                    raise BadEnvelope("encrypted, and this process has no symmetric_encryption_keys")
-                envelope.payload = self._codec.decrypt(envelope.payload)
-            elif self._codec.encrypted:
-                raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
-            envelope.message = self._codec.decode(envelope.payload)
+        envelope = unpack(data)
+        self._open(envelope)
         envelope.expires_at = monotonic() + self.options.expiry
         return envelope
+
+    def _open(self, envelope: Envelope) -> None:
+        if envelope.flags & ENCRYPTED != self._flags:
+            if self._flags:
+                raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
+            raise BadEnvelope("encrypted, and this process has no symmetric_encryption_keys")
+        if self._flags:
+            envelope.payload = self._codec.decrypt(envelope.payload)
+        envelope.message = self._decode(envelope.payload)
 
     def _open_external(self, shard: int, topic: bytes, data: bytes) -> Envelope:
         if not self.topics.is_group(shard, topic):
@@ -828,48 +710,47 @@ class RedisBus(Bus):
     # Sends. What all of those to one topic have in common is made once.
 
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
-        route = self._topic_route(topic)
-        return route.shard.send(self._pack_send, route, target, self._sealed(payload), flags, ())
+        route = self._topic_route(topic, flags)
+        message = pack_names(target), self._sealed(payload)
+        return route.sender.send(route, message)
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
-        wire = self._shards[topic.shard].commands.wire
-        if wire is not None:
-            number = self._outbox.next(stream_of(topic.partition, is_logged=False))
-            data = pack(target, self._sealed(payload), self._node, number, flags | self._flags)
-            wire.call(b"PUBLISH", topic.name, data)
+        route = self._post_route(topic, flags)
+        message = pack_names(target), self._sealed(payload)
+        route.sender.post(route, message)
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         route = self._group_route(group)
+        message = pack_names(group, excluded), self._sealed(payload)
         # nil, which is None here, stands for no members.
-        return route.shard.send(self._pack_send, route, group, self._sealed(payload), 0, excluded)
+        return route.sender.send(route, message)
 
     def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
         route = self._topic_route(topic)
-        failed = partial(self.receiver.on_unsent, topic.name, target)
-        sealed = self._sealed(payload)
-        return route.shard.write(_nothing, failed, self._pack_send, route, target, sealed, 0, ())
+        message = pack_names(target), self._sealed(payload)
+        answer = Told(_nothing, partial(self.receiver.on_unsent, topic.name, target))
+        return route.sender.write(route, message, answer)
 
     def group_send_unconfirmed(
         self, group: str, payload: bytes, excluded: tuple[str, ...]
     ) -> Awaitable[None]:
         route = self._group_route(group)
-        failed = partial(self.receiver.on_unsent, route.topic, group)
-        done = partial(self._group_written, payload, excluded)
-        sealed = self._sealed(payload)
-        return route.shard.write(done, failed, self._pack_send, route, group, sealed, 0, excluded)
+        message = pack_names(group, excluded), self._sealed(payload)
+        answer = Told(
+            partial(self._group_written, payload, excluded),
+            partial(self.receiver.on_unsent, route.topic, group),
+        )
+        return route.sender.write(route, message, answer)
 
     def group_send_at_once(
-        self,
-        done: Callable[[list[bytes] | None], None],
-        failed: Callable[[Exception], None],
-        is_over: Callable[[], bool],
-        group: str,
-        payload: bytes,
-        excluded: tuple[str, ...],
+        self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
     ) -> bool:
         route = self._group_route(group)
-        write, sealed = route.shard.write_at_once, self._sealed(payload)
-        return write(done, failed, is_over, self._pack_send, route, group, sealed, 0, excluded)
+        message = pack_names(group, excluded), self._sealed(payload)
+        return route.sender.write_at_once(route, message, answer)
+
+    def _sealed(self, payload: bytes) -> bytes:
+        return self._codec.encrypt(payload) if self._flags else payload
 
     def _group_written(self, payload: bytes, excluded: tuple[str, ...], members: list[bytes] | None) -> None:
         if members:
@@ -881,33 +762,33 @@ class RedisBus(Bus):
             if (pong := shard.ask("PING")) is not None:
                 await asyncio.wait([pong])
 
-    def _make_topic_route(self, topic: Topic) -> Route:
+    def _make_topic_route(self, topic: Topic, flags: int = 0) -> TopicRoute:
         if self.options.recovery is None:
-            return self._route(topic, False, b"PUBLISH", topic.name)
+            return self._make_post_route(topic, flags)
         log = self.topics.log(topic.partition)
-        return self._route(topic, True, b"EVALSHA", self._send_sha, b"1", log, topic.name)
+        return self._route(topic, True, flags, b"EVALSHA", self._send_sha, b"1", log, topic.name)
 
-    def _make_group_route(self, group: str) -> Route:
+    def _make_group_route(self, group: str) -> TopicRoute:
         topic, members, log = self.topics.group(group)
         if not self._is_logged(group):
-            return self._route(topic, False, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
-        return self._route(topic, True, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
+            return self._route(topic, False, 0, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
+        return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
 
-    def _route(self, topic: Topic, is_logged: bool, *command: bytes) -> Route:
+    def _make_post_route(self, topic: Topic, flags: int) -> TopicRoute:
+        return self._route(topic, False, flags, b"PUBLISH", topic.name)
+
+    def _route(self, topic: Topic, is_logged: bool, flags: int, *command: bytes) -> TopicRoute:
         numbers = self._outbox.numbers(stream_of(topic.partition, is_logged=is_logged))
-        opened, opened_large = _opened(command), _opened(command, 1)
-        return Route(self._shards[topic.shard], topic.name, numbers, is_logged, opened, opened_large)
-
-    def _pack_send(
-        self, route: Route, target: str, payload: bytes, flags: int, excluded: tuple[str, ...]
-    ) -> bytes:
-        """Return the command that sends a message; its number is the stream's next."""
-        data = pack(target, payload, self._node, next(route.numbers), flags | self._flags, excluded)
-        if route.is_logged and len(data) > _LARGEST_LOGGED:
-            # Not by hiredis, which would copy all of it twice.
-            size = b"%d" % header_size(target, excluded)
-            return b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (route.opened_large, len(data), data, len(size), size)
-        return b"%b%d\r\n%b\r\n" % (route.opened, len(data), data)
+        return TopicRoute(
+            self._shards[topic.shard].sender,
+            topic.name,
+            numbers,
+            command,
+            self._node,
+            flags | self._flags,
+            is_logged=is_logged,
+            is_joint=not flags,
+        )
 
     async def add_member(self, group: str, channel: str) -> None:
         topic, members_key, _ = self.topics.group(group)
@@ -928,31 +809,30 @@ class RedisBus(Bus):
     # Normal channels
 
     async def push(self, channel: str, payload: bytes, capacity: int) -> None:
-        send = self._shards[self.topics.queue(channel).topic.shard].send
-        has_room = await send(self._pack_push, channel, self._sealed(payload), capacity)
-        if not has_room:
+        route = self._push_route(channel)
+        if not await route.sender.send(route, (route.names, self._sealed(payload), capacity)):
             raise ChannelFull(
                 f"channel {channel!r} holds {capacity} messages, its capacity; start more readers, "
                 "raise `capacity` or `channel_capacity`, or use send_wait()"
             )
 
     def push_unconfirmed(self, channel: str, payload: bytes, capacity: int) -> Awaitable[None]:
-        topic = self.topics.queue(channel).topic
-        failed = partial(self.receiver.on_unsent, topic.name, channel)
-        done = partial(self._pushed, channel)
-        write = self._shards[topic.shard].write
-        return write(done, failed, self._pack_push, channel, self._sealed(payload), capacity)
+        route = self._push_route(channel)
+        message = route.names, self._sealed(payload), capacity
+        answer = Told(
+            partial(self._pushed, channel), partial(self.receiver.on_unsent, route.queue.topic.name, channel)
+        )
+        return route.sender.write(route, message, answer)
 
     def _pushed(self, channel: str, has_room: int) -> None:
         if not has_room:
             self.receiver.on_full(channel)
 
-    def _pack_push(self, channel: str, payload: bytes, capacity: int) -> bytes:
-        topic, _, seen, partition = self.topics.queue(channel)
-        # Its own number too: a command that is executed twice is taken in once.
-        number, expiry = self._pushes.next(partition), _milliseconds(self.options.expiry)
-        data = pack(channel, payload, self._node, number, self._flags)
-        return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, expiry, number)
+    def _make_push_route(self, channel: str) -> PushRoute:
+        queue = self.topics.queue(channel)
+        numbers = self._pushes.numbers(queue.partition)
+        sender = self._shards[queue.topic.shard].sender
+        return PushRoute(sender, channel, queue, numbers, self._node, self._flags, self.options.expiry)
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         topic, taken, _, _ = self.topics.queue(channel)
@@ -970,7 +850,7 @@ class RedisBus(Bus):
     ) -> None:
         try:
             data = item.result()
-            opened = None if data is None else self.open(topic.shard, topic.name, data[_ITEM_EXPIRY_DIGITS:])
+            opened = None if data is None else self.open(data[_ITEM_EXPIRY_DIGITS:])
         except (OSError, ValueError) as exc:
             answer.set_exception(exc)
         else:
@@ -1021,11 +901,6 @@ def _nothing(reply: object) -> None:
 def _packed(*command: bytes | str | int) -> bytes:
     packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
     return packed
-
-
-def _opened(command: tuple[bytes, ...], more: int = 0) -> bytes:
-    """Return the bytes of a command with one argument, and then `more`, up to the length of that one."""
-    return _packed(*command, b"", *[b""] * more).removesuffix(b"0\r\n\r\n" + b"$0\r\n\r\n" * more)
 
 
 def _milliseconds(seconds: float) -> int:

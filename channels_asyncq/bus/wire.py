@@ -17,7 +17,9 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from hiredis import Reader, ReplyError, pack_command
 
-__all__ = ["Answer", "NoAnswer", "NotSent", "Unanswered", "WireProtocol"]
+from .answers import Answer
+
+__all__ = ["NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol"]
 
 # What the reader answers when it needs more bytes. None and False are legitimate replies.
 _MORE = object()
@@ -40,17 +42,18 @@ class NoAnswer(ConnectionError):
     """The command was written, and the connection ended before its reply: it may have been executed."""
 
 
-class Answer(Protocol):
-    """
-    What may stand in the FIFO for a future that nobody awaits: it is told at once, not on the next turn.
+class OpenCommand(Answer, Protocol):
+    """A command that may grow until it is written, and is told its own reply."""
 
-    It must not raise. Its methods are those of a future that the connection calls.
-    """
+    #: Its bytes, as far as they count now.
+    size: int
 
-    def done(self) -> bool: ...
-    def set_result(self, reply: Any, /) -> None: ...
-    def set_exception(self, error: Exception, /) -> None: ...
-    def exception(self) -> BaseException | None: ...
+    @property
+    def count(self) -> int:
+        """How many calls it stands for."""
+
+    def pack(self) -> bytes:
+        """Return its bytes: it is about to be written, or will be sent by somebody else. It must not raise."""
 
 
 class Unanswered(NamedTuple):
@@ -114,6 +117,7 @@ class WireProtocol(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__",
+        "_calls",
         "_closing",
         "_context",
         "_continuation",
@@ -137,7 +141,7 @@ class WireProtocol(asyncio.Protocol):
         "_on_lost",
         "_on_message",
         "_outgoing",
-        "_packed",
+        "_pending",
         "_read_paused",
         "_read_since",
         "_timeout",
@@ -147,6 +151,7 @@ class WireProtocol(asyncio.Protocol):
         "_waiters",
         "_wake_scheduled",
         "_write_paused",
+        "_written",
         "_written_before",
         "commands",
         "has_room",
@@ -182,10 +187,13 @@ class WireProtocol(asyncio.Protocol):
         self._max_pending = max_pending
         self._max_bytes = max_bytes
 
-        # Every unanswered command: its future and its bytes. The last len(_outgoing) are not yet written.
+        # Every unanswered command; of those that were written the bytes and how many calls they are; the others.
         self._unanswered: deque[asyncio.Future[Any] | Answer] = deque()
-        self._packed: deque[bytes] = deque()
-        self._outgoing: list[bytes] = []
+        self._written: deque[tuple[bytes, int]] = deque()
+        self._outgoing: list[bytes | OpenCommand] = []
+        # Calls since the last write, and those that are not answered.
+        self._calls = 0
+        self._pending = 0
         self._flush_scheduled = False
         # Commands up to this one, counted as `replies` are, were written to an earlier connection.
         self._written_before = 0
@@ -273,13 +281,42 @@ class WireProtocol(asyncio.Protocol):
             return future  # type: ignore[no-any-return]
         self._outgoing.append(packed)
         self._unanswered.append(future)
-        self._packed.append(packed)
+        self._calls += 1
+        self._pending += 1
         self.unanswered_bytes += len(packed)
-        if len(self._unanswered) >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
+        if self._pending >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
             self.has_room = False
+        if self._calls >= _EARLY or not self._flush_scheduled:
+            self._leave()
+        return future  # type: ignore[no-any-return]
+
+    def call_open(self, command: OpenCommand) -> None:
+        """
+        Do the same for a command that may grow, by `grown()`, until it is packed and written.
+
+        It is told what comes of it, within this call if the connection has ended.
+        """
+        if self.is_lost or self._closing:
+            _fail(command, self._not_sent())
+            return
+        self._outgoing.append(command)
+        self._unanswered.append(command)
+        self.grown(command.size)
+
+    def grown(self, size: int) -> None:
+        """Note that an open command was given one message more, of so many bytes."""
+        self._calls += 1
+        self._pending += 1
+        self.unanswered_bytes += size
+        if self._pending >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
+            self.has_room = False
+        if self._calls >= _EARLY or not self._flush_scheduled:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Write what was called, or have it written on the next turn of the loop."""
         if self._flush_scheduled:
-            if len(self._outgoing) >= _EARLY:
-                self._write()
+            self._write()
         elif not self._write_paused:
             if len(self._unanswered) == 1:
                 # As Nagle's algorithm: who is alone gains a turn of the loop, and who is not shares writes.
@@ -287,7 +324,6 @@ class WireProtocol(asyncio.Protocol):
             else:
                 self._flush_scheduled = True
                 self._loop.call_soon(self._flush, context=self._context)
-        return future  # type: ignore[no-any-return]
 
     def adopt(self, unanswered: Iterable[Unanswered]) -> None:
         """
@@ -300,7 +336,7 @@ class WireProtocol(asyncio.Protocol):
                 continue
             self._outgoing.append(packed)
             self._unanswered.append(future)
-            self._packed.append(packed)
+            self._pending += 1
             self.unanswered_bytes += len(packed)
             if is_written:
                 self._written_before = self.replies + len(self._unanswered)
@@ -346,7 +382,7 @@ class WireProtocol(asyncio.Protocol):
 
     def _has_space(self) -> bool:
         return (
-            len(self._unanswered) < self._max_pending
+            self._pending < self._max_pending
             and self.unanswered_bytes < self._max_bytes
             and not self._write_paused
             and not self.is_lost
@@ -366,7 +402,7 @@ class WireProtocol(asyncio.Protocol):
         self._look_for_room()
         if not self._has_space():
             return
-        free = self._max_pending - len(self._unanswered)
+        free = self._max_pending - self._pending
         for waiter in self._waiters:
             if not free:
                 break
@@ -388,10 +424,10 @@ class WireProtocol(asyncio.Protocol):
         if self._transport.is_closing():
             # It would drop what it is given. connection_lost() follows, and these were not sent.
             return
-        data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
+        packed = self._pack()
+        data = packed[0] if len(packed) == 1 else b"".join(packed)
         self.writes += 1
-        self.commands += len(outgoing)
-        outgoing.clear()
+        self.commands += len(packed)
         marks = self._marks
         while marks and marks[0][0] <= self.replies:
             marks.popleft()
@@ -400,6 +436,23 @@ class WireProtocol(asyncio.Protocol):
             self._set_timer(self._timeout)
         # Last: it may call pause_writing().
         self._transport.write(data)
+
+    def _pack(self) -> list[bytes]:
+        """Return the bytes of what was called since the last write; nothing of it can grow any more."""
+        outgoing, self._outgoing = self._outgoing, []
+        self._calls = 0
+        written = self._written
+        all_packed = []
+        for command in outgoing:
+            if isinstance(command, bytes):
+                packed, count = command, 1
+            else:
+                size, count = command.size, command.count
+                packed = command.pack()
+                self.unanswered_bytes += len(packed) - size
+            written.append((packed, count))
+            all_packed.append(packed)
+        return all_packed
 
     # The deadline. The timer is not cancelled when the last reply arrives, which would cost a timer for each
     # write of a quiet connection: it runs out once, finds nothing to wait for, and is not set again.
@@ -449,16 +502,16 @@ class WireProtocol(asyncio.Protocol):
         """Answer the FIFO from what is in the reader."""
         gets = self._gets
         unanswered = self._unanswered
-        unacknowledged = self._packed
-        written = len(unanswered) - len(self._outgoing)
-        count = size = 0
+        written = self._written
         try:
             while (reply := gets()) is not _MORE:
-                if count == written:
+                if not written:
                     self._abort_unexpected(reply)
                     break
-                count += 1
-                size += len(unacknowledged.popleft())
+                self.replies += 1
+                packed, count = written.popleft()
+                self._pending -= count
+                self.unanswered_bytes -= len(packed)
                 future = unanswered.popleft()
                 if not future.done():
                     if isinstance(reply, ReplyError):
@@ -467,8 +520,6 @@ class WireProtocol(asyncio.Protocol):
                         future.set_result(reply)
         except Exception as exc:
             self.abort(exc)
-        self.replies += count
-        self.unanswered_bytes -= size
         if not self.has_room:
             self._wake()
         if self._idle is not None and not unanswered and not self._idle.done():
@@ -510,10 +561,12 @@ class WireProtocol(asyncio.Protocol):
     def _answer(self, reply: Any) -> bool:
         """Give a subscriber's reply to the oldest command. False: no command waits for one."""
         unanswered = self._unanswered
-        if len(unanswered) == len(self._outgoing):
+        if not self._written:
             return False
         self.replies += 1
-        self.unanswered_bytes -= len(self._packed.popleft())
+        packed, count = self._written.popleft()
+        self._pending -= count
+        self.unanswered_bytes -= len(packed)
         future = unanswered.popleft()
         if not future.done():
             if isinstance(reply, ReplyError):
@@ -684,8 +737,9 @@ class WireProtocol(asyncio.Protocol):
         if self._continuation is not None:
             self._continuation.cancel()
             self._continuation = None
-        written = max(len(self._unanswered) - len(self._outgoing), self._written_before - self.replies)
-        for number, (future, packed) in enumerate(zip(self._unanswered, self._packed, strict=True)):
+        written = max(len(self._written), self._written_before - self.replies)
+        self._pack()
+        for number, (future, (packed, _)) in enumerate(zip(self._unanswered, self._written, strict=True)):
             if future.done():
                 continue
             if self.keeps_unanswered:
@@ -693,10 +747,9 @@ class WireProtocol(asyncio.Protocol):
             else:
                 _fail(future, self._no_answer() if number < written else self._not_sent())
         self._unanswered.clear()
-        self._packed.clear()
-        self._outgoing.clear()
+        self._written.clear()
         self._marks.clear()
-        self.unanswered_bytes = 0
+        self.unanswered_bytes = self._pending = 0
         self._release_waiters()
         self._gone.set_result(None)
         self._on_lost(self._error)

@@ -15,6 +15,7 @@ import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer, journal
 from channels_asyncq.bus import redis as bus
+from channels_asyncq.bus.sending import LARGEST_LOGGED
 from channels_asyncq.envelopes import header_size
 from channels_asyncq.session import Session
 from channels_asyncq.testing import EmbeddedServer
@@ -153,7 +154,7 @@ OVERHEAD = 1.3
         ),
     ],
 )
-@pytest.mark.parametrize("largest", [1024, bus._LARGEST_LOGGED], ids=["small", "worst"])
+@pytest.mark.parametrize("largest", [1024, LARGEST_LOGGED], ids=["small", "worst"])
 async def test_memory_of_full_logs(prefix: str, messages: int, largest: int) -> None:
     """
     All 16 logs, full, take what the README says: with envelopes of 1 KiB; and with the worst there is, envelopes

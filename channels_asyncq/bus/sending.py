@@ -1,0 +1,331 @@
+"""What is sent to a server: messages, those of one topic in one command while it is not yet written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import Context
+from typing import Any, Protocol
+
+from django.core.exceptions import ImproperlyConfigured
+from hiredis import ReplyError, pack_command
+
+from ..envelopes import pack_all, pack_named
+from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
+from .answers import Answer, Told
+from .delivery import Numbers
+from .lines import Line, own
+from .wire import NoAnswer, NotSent, WireProtocol
+
+# Errors of a server that is there and cannot serve now: the connection is given up, and made again.
+_UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
+# An envelope of more bytes is logged as header only.
+LARGEST_LOGGED = 16 * 1024
+# So many bytes of messages share a command at most. A log that is full of entries of up to 1 KiB keeps as many as
+# `recovery` says; a larger one trims it to fewer.
+_MOST_JOINED = 930
+
+
+# Whom it is for, from `pack_names()`; the encoded message; and what else its route has to know.
+Message = tuple[bytes, bytes] | tuple[bytes, bytes, int]
+
+
+class Route(Protocol):
+    """Where a kind of message goes, and how it is packed."""
+
+    #: The command of this turn that more messages may join.
+    open: Sending | None
+    is_joint: bool
+
+    def pack(self, messages: list[Any]) -> bytes:
+        """Return the command for these messages, one if it is not joint."""
+
+
+class Sending:
+    """
+    One command for one or more messages of a route, which take their numbers when it is packed.
+
+    What is numbered first must be written first: receivers drop what comes after a higher number.
+    """
+
+    __slots__ = ("_sender", "answers", "messages", "route", "size", "wire")
+
+    def __init__(
+        self, sender: Sender, wire: WireProtocol, route: Route, message: Message, answer: Answer
+    ) -> None:
+        self._sender = sender
+        self.wire = wire
+        self.route = route
+        self.messages = [message]
+        self.answers = [answer]
+        self.size = len(message[0]) + len(message[1])
+
+    # As an OpenCommand
+
+    @property
+    def count(self) -> int:
+        return len(self.messages)
+
+    def pack(self) -> bytes:
+        route = self.route
+        if route.open is self:
+            route.open = None
+        return route.pack(self.messages)
+
+    def done(self) -> bool:
+        return all(answer.done() for answer in self.answers)
+
+    def set_result(self, reply: Any, /) -> None:
+        self._sender.serves()
+        for answer in self.answers:
+            if not answer.done():
+                answer.set_result(reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        self._sender.not_done(self, error)
+
+    def exception(self) -> None:
+        return None
+
+
+class TopicRoute:
+    """
+    Sends to one topic, and the command for them.
+
+    It is packed up to the `$` before the envelope's length; and once more for an envelope that is logged as
+    header only, whose command has an argument more.
+    """
+
+    __slots__ = (
+        "_flags",
+        "_is_logged",
+        "_node",
+        "_numbers",
+        "_opened",
+        "_opened_large",
+        "is_joint",
+        "open",
+        "sender",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        sender: Sender,
+        topic: bytes,
+        numbers: Numbers,
+        command: tuple[bytes, ...],
+        node: bytes,
+        flags: int,
+        *,
+        is_logged: bool,
+        is_joint: bool = True,
+    ) -> None:
+        self.sender = sender
+        self.topic = topic
+        self.is_joint = is_joint
+        self.open: Sending | None = None
+        self._numbers = numbers
+        self._is_logged = is_logged
+        self._opened, self._opened_large = _opened(command), _opened(command, 1)
+        self._node = node
+        self._flags = flags
+
+    def pack(self, messages: list[tuple[bytes, bytes]]) -> bytes:
+        first = self._numbers.take(len(messages))
+        if len(messages) > 1:
+            data = pack_all(messages, self._node, first, self._flags)
+        else:
+            names, payload = messages[0]
+            data = pack_named(names, payload, self._node, first, self._flags)
+            if self._is_logged and len(data) > LARGEST_LOGGED:
+                # Not by hiredis, which would copy all of it twice.
+                size = b"%d" % (len(data) - len(payload))
+                return b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (self._opened_large, len(data), data, len(size), size)
+        return b"%b%d\r\n%b\r\n" % (self._opened, len(data), data)
+
+
+def _opened(command: tuple[bytes, ...], more: int = 0) -> bytes:
+    """Return the bytes of a command with one argument, and then `more`, up to the length of that one."""
+    packed: bytes = pack_command((*command, b"", *[b""] * more))  # type: ignore[arg-type]
+    return packed.removesuffix(b"0\r\n\r\n" + b"$0\r\n\r\n" * more)
+
+
+class Sender:
+    """
+    Commands to one host, over its line: sent, sent again when the server did not execute them, or failed.
+
+    Raises, or tells, LayerUnavailable, DeliveryUnknown and ChannelLayerError for what the server refused.
+    """
+
+    def __init__(
+        self, line: Line, address: str, prefix: str, load_scripts: Callable[[WireProtocol], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._line = line
+        self._address = address
+        self._prefix = prefix
+        self._load_scripts = load_scripts
+        self._context = Context()
+        # Messages that the server did not execute.
+        self._again: set[asyncio.Task[None]] = set()
+
+    def serves(self) -> None:
+        """Note that the server did what it was told."""
+        if self._line.is_refusing:
+            self._line.serves()
+
+    # Commands
+
+    async def call(self, *command: bytes | str | int, is_repeatable: bool = False) -> Any:
+        """
+        Return the reply to a command, waiting for the line if it is down.
+
+        A repeatable command is sent again when the connection ended without an answer.
+        """
+        while True:
+            wire = self._line.open_wire
+            if wire is None or wire.is_lost or not wire.has_room:
+                wire = await self._line.with_room()
+            try:
+                reply = await wire.call(*command)
+                self.serves()
+                return reply
+            except NotSent:
+                continue
+            except NoAnswer as exc:
+                if is_repeatable:
+                    continue
+                raise self._unknown(exc) from exc
+            except ReplyError as exc:
+                if not self.may_go_on(wire, exc):
+                    raise self.refused(exc) from exc
+
+    # Messages
+
+    def send(self, route: Route, message: Message) -> Awaitable[Any]:
+        """Send a message when the line is up and has room; the result is the server's reply."""
+        answer: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+        if self.write_at_once(route, message, answer):
+            return answer
+        return self._send_later(route, message, answer)
+
+    async def _send_later(self, route: Route, message: Message, answer: asyncio.Future[Any]) -> Any:
+        self._write(await self._line.with_room(), route, message, answer)
+        return await answer
+
+    async def write(self, route: Route, message: Message, answer: Answer) -> None:
+        """Write a message when the line is up and has room; `answer` is told later what came of it."""
+        if not self.write_at_once(route, message, answer):
+            self._write(await self._line.with_room(), route, message, answer)
+
+    def write_at_once(self, route: Route, message: Message, answer: Answer) -> bool:
+        """Do the same now; False if the line is down or has no room."""
+        wire = self._line.open_wire
+        if wire is None or wire.is_lost or not wire.has_room:
+            return False
+        sending = route.open
+        size = len(message[0]) + len(message[1])
+        if sending is not None and sending.size + size <= _MOST_JOINED:
+            sending.messages.append(message)
+            sending.answers.append(answer)
+            sending.size += size
+            wire.grown(size)
+        else:
+            self._write(wire, route, message, answer)
+        return True
+
+    def _write(self, wire: WireProtocol, route: Route, message: Message, answer: Answer) -> None:
+        sending = Sending(self, wire, route, message, answer)
+        if route.is_joint:
+            route.open = sending
+        wire.call_open(sending)
+
+    def post(self, route: Route, message: Message) -> None:
+        """Write a message for which nobody waits; it is dropped if the link is lost."""
+        if self._line.wire is not None:
+            self._write(self._line.wire, route, message, Told(_ignore, _ignore))
+
+    def not_done(self, sending: Sending, error: Exception) -> None:
+        """Deal with the error of a command that was written: send it again, or tell."""
+        is_executed = not isinstance(error, NotSent)
+        if is_executed and isinstance(error, ReplyError):
+            is_executed = not self.may_go_on(sending.wire, error)
+        if not is_executed:
+            self._begin_again(sending)
+            return
+        for answer in sending.answers:
+            if not answer.done():
+                told = self._unknown(error) if isinstance(error, NoAnswer) else self.refused(error)
+                told.__cause__ = error
+                _fail(answer, told)
+
+    def _begin_again(self, sending: Sending) -> None:
+        try:
+            self._line.raise_if_overdue()
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            _fail_all(sending.answers, exc)
+            return
+        task = self._loop.create_task(
+            self._send_again(sending),
+            name=f"channels_asyncq sending again to {self._address}",
+            context=self._context,
+        )
+        self._again.add(task)
+        task.add_done_callback(self._again.discard)
+
+    async def _send_again(self, sending: Sending) -> None:
+        left = deque(zip(sending.messages, sending.answers, strict=True))
+        try:
+            while left:
+                wire = await self._line.with_room()
+                message, answer = left.popleft()
+                if not answer.done():
+                    self._write(wire, sending.route, message, answer)
+        except asyncio.CancelledError:
+            _fail_all((answer for _, answer in left), LayerClosed())
+            raise
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            _fail_all((answer for _, answer in left), exc)
+
+    def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
+        return DeliveryUnknown(
+            f"{self._address} was sent the message and did not answer: {exc.__cause__ or exc}"
+        )
+
+    def may_go_on(self, wire: WireProtocol, exc: ReplyError) -> bool:
+        """Deal with an error that says that a command was not executed; True if it should be sent again."""
+        text = str(exc)
+        if text.startswith("NOSCRIPT"):
+            self._load_scripts(wire)
+            return True
+        if text.startswith(_UNSERVING):
+            self._line.give_up(wire, text)
+            return True
+        return False
+
+    def refused(self, exc: BaseException) -> ChannelLayerError:
+        text = str(exc)
+        if text.startswith(("OOM", "MISCONF", "BUSY")):
+            return LayerUnavailable(self._address, text)
+        if text.startswith("NOPERM"):
+            prefix = self._prefix
+            text += f" (the user needs the patterns ~{prefix}:* and &{prefix}:*, and the commands of scripts)"
+        return ChannelLayerError(f"{self._address} refused: {text}")
+
+
+def _fail(answer: Answer, error: Exception) -> None:
+    """Give the answer an error, marked as seen: a caller who has gone is not told through the log."""
+    answer.set_exception(error)
+    answer.exception()
+
+
+def _fail_all(answers: Iterable[Answer], error: Exception) -> None:
+    for answer in answers:
+        if not answer.done():
+            _fail(answer, own(error))
+
+
+def _ignore(outcome: object) -> None:
+    pass
