@@ -9,15 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channels_asyncq import envelopes
 from channels_asyncq.envelopes import (
     CONTROL,
     ENCRYPTED,
+    JOINED,
     WIRE_VERSION,
     BadEnvelope,
     Envelope,
     header_size,
     pack,
+    pack_all,
+    pack_named,
+    pack_names,
     unpack,
+    unpack_all,
 )
 
 NODE = bytes(range(8))
@@ -129,6 +135,112 @@ def test_a_flipped_bit(data: bytes, flip: int) -> None:
     changed[flip % len(data)] ^= 1 << flip % 8
     with pytest.raises(BadEnvelope):
         unpack(bytes(changed))
+
+
+# Several in one
+
+
+messages = st.lists(
+    st.tuples(
+        st.builds(pack_names, st.one_of(st.just(""), names), st.lists(names, max_size=3).map(tuple)),
+        st.binary(max_size=80),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(
+    messages=messages,
+    node=st.binary(min_size=8, max_size=8),
+    first=st.integers(0, 2**63),
+    flags=st.sampled_from([0, ENCRYPTED, CONTROL]),
+)
+def test_several_there_and_back(
+    messages: list[tuple[bytes, bytes]], node: bytes, first: int, flags: int
+) -> None:
+    """Each is what it would be alone, with the numbers in a row; names that repeat are sent once."""
+    data = pack_all(messages, node, first, flags)
+    alone = [
+        unpack(pack_named(names, body, node, first + index, flags))
+        for index, (names, body) in enumerate(messages)
+    ]
+    assert list(map(fields, unpack_all(data))) == list(map(fields, alone))
+    assert not data.startswith(b"{")
+
+
+def test_one_of_them_is_read_alone() -> None:
+    """What is read by `unpack_all()` may be a single envelope; `unpack()` refuses several."""
+    data = pack("chat", b"payload", NODE, 5, CONTROL, ("a!1",))
+    assert [fields(envelope) for envelope in unpack_all(data)] == [fields(unpack(data))]
+    with pytest.raises(BadEnvelope, match="unknown flags 0x08"):
+        unpack(pack_all([(pack_names("chat"), b"x")] * 2, NODE, 1))
+
+
+def test_the_layout_of_several() -> None:
+    """The bytes are those that other processes of this version read."""
+    chat, room = pack_names("chat"), pack_names("room")
+    data = pack_all([(chat, b"a"), (chat, b"bc"), (room, b"")], NODE, 7, ENCRYPTED)
+    items = b"\0\x0a\0\x01" + chat + b"a" + b"\0\0\0\x02" + b"bc" + b"\0\x0a\0\0" + room
+    rest = NODE + (7).to_bytes(8) + items
+    assert data == bytes([1, 9]) + zlib.crc32(rest, 9).to_bytes(4) + rest
+
+
+def several(rest: bytes) -> bytes:
+    """Several envelopes whose checksum is right and whose lengths are anything."""
+    rest = NODE + bytes(8) + rest
+    return struct.pack(">BBI", 1, JOINED, zlib.crc32(rest, JOINED)) + rest
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"\x01\x08" + bytes(20), "checksum"),
+        (b"\x01\x08" + bytes(19), "too few"),
+        (several(b"\0\0\0"), "between two messages"),
+        (several(b"\0\0\0\5abcd"), "a message ends at byte 31, and 30 are there"),
+        (several(b"\0\3\0\0abc"), "without their lengths"),
+        (several(b"\0\7\0\0" + pack_names("ab")[:-1]), "of other lengths"),
+        (several(b"\0\x08\0\0" + pack_names("ab")[:-2] + "ä".encode()), "not ASCII"),
+        (b"\x02" + several(b"")[1:], "wire version 2"),
+        (b"\x01\x0c" + several(b"")[2:], "unknown flags 0x0c"),
+    ],
+)
+def test_bytes_that_are_not_several(data: bytes, problem: str) -> None:
+    """BadEnvelope says what is wrong, and none of them is delivered."""
+    with pytest.raises(BadEnvelope, match=problem):
+        unpack_all(data)
+
+
+@given(data=st.binary(max_size=80), is_checked=st.booleans())
+def test_any_bytes_of_several(data: bytes, is_checked: bool) -> None:
+    """Whatever arrives gives envelopes or BadEnvelope, and no more of them than the bytes can hold."""
+    try:
+        found = unpack_all(several(data) if is_checked else data)
+    except BadEnvelope:
+        return
+    assert 4 * len(found) <= max(4, len(data))
+
+
+@given(messages=messages, flip=st.integers(0, 10**6))
+def test_a_flipped_bit_of_several(messages: list[tuple[bytes, bytes]], flip: int) -> None:
+    """One bit changed on the way is noticed, wherever it is."""
+    changed = bytearray(pack_all(messages, NODE, 1))
+    changed[flip % len(changed)] ^= 1 << flip % 8
+    with pytest.raises(BadEnvelope):
+        unpack_all(bytes(changed))
+
+
+def test_who_is_excluded_is_not_remembered() -> None:
+    """Long lists of names fill no cache, at neither end."""
+    excluded = tuple(f"specific.{number:016x}!{number}" for number in range(100))
+    before = envelopes._names.cache_info().currsize, envelopes._read_short_names.cache_info().currsize
+    data = pack("a-group-of-this-test-only", b"x", excluded=excluded)
+    assert unpack_all(data)[0].excluded == excluded
+    assert before == (
+        envelopes._names.cache_info().currsize,
+        envelopes._read_short_names.cache_info().currsize,
+    )
 
 
 def test_an_envelope_is_small() -> None:

@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from channels_asyncq.bus.answers import Told
 from channels_asyncq.bus.redis import POP, RedisBus
 from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import CONTROL, Envelope
+from channels_asyncq.envelopes import CONTROL, Envelope, unpack_all
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from channels_asyncq.options import Options
 from channels_asyncq.topics import Topic, Topics, new_node
@@ -50,6 +50,7 @@ class Owner:
         )
         self.bus = RedisBus(self.options, self.topics, codec, self.node, self)
         self.takes = True
+        self.places: int | None = None
         self.arrived: list[tuple[bytes, Envelope]] = []
         self.offered = 0
         self.events: list[str] = []
@@ -62,9 +63,10 @@ class Owner:
 
     def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
         self.offered += 1
-        if self.takes:
+        takes = self.takes and (self.places is None or len(self.arrived) < self.places)
+        if takes:
             self.arrived.append((topic, envelope))
-        return self.takes
+        return takes
 
     def on_wake(self, topic: bytes) -> None:
         self.woken.append(topic)
@@ -334,6 +336,199 @@ async def test_scripts_are_forgotten(owner: Owner, server: RespServer) -> None:
     await every([given])
     assert await owner.pop(2) == PAYLOAD
     assert owner.events == ["up"]
+
+
+# What is sent in one turn
+
+
+def envelopes_in(command: tuple[Any, ...]) -> list[Envelope]:
+    """The messages in a command that sends: its last argument."""
+    return unpack_all(command[-1])
+
+
+def bodies(commands: list[tuple[Any, ...]]) -> list[list[bytes]]:
+    return [[envelope.payload for envelope in envelopes_in(command)] for command in commands]
+
+
+def send_some(owner: Owner, group: str, *payloads: bytes) -> list[Awaitable[object]]:
+    return [owner.bus.group_send(group, payload, ()) for payload in payloads]
+
+
+async def test_sends_of_one_turn(owner: Owner, server: RespServer) -> None:
+    """
+    The first is alone and leaves at once; those that follow in the same turn share a command for each topic, in
+    order, and each sender has its answer.
+    """
+    before = len(server.received("EVALSHA"))
+    sends = (
+        send_some(owner, "room", b"1", b"2") + send_some(owner, "hall", b"a") + send_some(owner, "room", b"3")
+    )
+    assert await every(sends) == [None] * 4
+    commands = server.received("EVALSHA")[before:]
+    assert bodies(commands) == [[b"1"], [b"2", b"3"], [b"a"]]
+    assert [envelope.target for envelope in envelopes_in(commands[1])] == ["room"] * 2
+
+
+@pytest.mark.parametrize("recovery", [None, {"seconds": 10}])
+async def test_numbers_go_by_the_writes(
+    make: MakeOwner, server: RespServer, recovery: dict[str, int] | None
+) -> None:
+    """However topics, large messages and those of sessions mix: a stream's numbers grow with the commands."""
+    owner = await make(server.url, recovery=recovery, partitions=1)
+    await owner.up()
+    inbox = owner.topics.inbox("00" * 8)
+    large = bytes(20_000)
+    before = len(server.commands)
+    answers: list[Awaitable[object]] = []
+    for number in range(40):
+        group = f"room{number % 3}"
+        answers += send_some(owner, group, large if number % 7 == 3 else b"%d" % number)
+        if number % 5 == 0:
+            owner.bus.post(inbox, "x", PAYLOAD, CONTROL)
+            answers.append(owner.bus.publish(inbox, "x", PAYLOAD, CONTROL))
+    await every(answers)
+    await owner.bus.answered()
+    streams: dict[bool, list[int]] = {True: [], False: []}
+    for name, *arguments in server.commands[before:]:
+        if name in ("EVALSHA", "PUBLISH") and b":fence:" not in arguments[-2]:
+            is_header = len(arguments) > 2 and arguments[-1].isdigit()
+            found = unpack_all(arguments[-2 if is_header else -1])
+            is_logged = name == "EVALSHA" and recovery is not None
+            streams[is_logged] += [envelope.seq for envelope in found]
+    for numbers in streams.values():
+        assert numbers == list(range(1, len(numbers) + 1))
+    assert sum(map(len, streams.values())) == 40 + 2 * 8
+
+
+async def test_sends_that_share_are_small(owner: Owner, server: RespServer) -> None:
+    """What shares a command stays under a KiB in all; what is larger goes alone, in its place."""
+    payloads = [b"%d" % number + bytes(300) for number in range(8)]
+    payloads[5] = bytes(5000)
+    before = len(server.received("EVALSHA"))
+    await every(send_some(owner, "room", *payloads))
+    commands = server.received("EVALSHA")[before:]
+    assert [payload for command in bodies(commands) for payload in command] == payloads
+    assert [len(command) for command in bodies(commands)] == [1, 2, 2, 1, 2]
+    assert all(len(command[-1]) <= 1024 for command in commands if len(envelopes_in(command)) > 1)
+
+
+async def test_what_sessions_say_is_not_shared(owner: Owner, server: RespServer) -> None:
+    """Messages between sessions go one by one, in their order among the others."""
+    inbox = owner.topics.inbox("00" * 8)
+    before = len(server.received("PUBLISH"))
+    sends = [
+        owner.bus.publish(inbox, "x", b"%d" % number, CONTROL * (number % 3 == 1)) for number in range(7)
+    ]
+    await every(sends)
+    commands = server.received("PUBLISH")[before:]
+    assert bodies(commands) == [[b"0"], [b"1"], [b"2", b"3", b"5", b"6"], [b"4"]]
+
+
+async def test_one_of_them_is_cancelled(owner: Owner, server: RespServer) -> None:
+    """Who gives up takes nobody along: the others have their answers."""
+    first, second, third = [
+        asyncio.ensure_future(answer) for answer in send_some(owner, "room", b"1", b"2", b"3")
+    ]
+    second.cancel()
+    assert await every([first, third]) == [None, None]
+    assert second.cancelled()
+
+
+@pytest.mark.parametrize(
+    "answer", [error("NOSCRIPT No matching script."), LOADING, resp_server.half(closes=True)]
+)
+async def test_shared_and_not_executed(owner: Owner, server: RespServer, answer: Answer) -> None:
+    """What the server did not execute, or nobody knows, is sent again: all of it, in order, to its senders."""
+    topic = await owner.join()
+    server.script("EVALSHA", None, answer)
+    answers = send_some(owner, "room", b"1", b"2", b"3")
+    cancelled = asyncio.ensure_future(answers.pop(1))
+    cancelled.cancel()
+    await every(answers)
+    commands = [command for command in server.received("EVALSHA") if topic.name in command]
+    sent = [payload for command in bodies(commands) for payload in command]
+    # The one that was given up need not be sent again; all else is, behind what was sent before it.
+    assert sent in ([b"1", b"2", b"3", b"3"], [b"1", b"2", b"3", b"2", b"3"])
+
+
+@pytest.mark.parametrize(("answer", "kind"), [(OOM, LayerUnavailable), (ODD, ChannelLayerError)])
+async def test_shared_and_refused(
+    owner: Owner, server: RespServer, answer: Answer, kind: type[Exception]
+) -> None:
+    """Each sender has an error of its own."""
+    server.script("EVALSHA", None, answer)
+    answers = send_some(owner, "room", b"1", b"2", b"3")
+    [[first, second, third]] = await every([asyncio.gather(*answers, return_exceptions=True)])
+    assert first is None and type(second) is type(third) is kind
+    assert second is not third and isinstance(second.__cause__, Exception)
+
+
+async def test_shared_and_never_answered(make: MakeOwner, server: RespServer) -> None:
+    """Each sender is told DeliveryUnknown, or LayerUnavailable if its message was not written."""
+    owner = await make(server.url)
+    await owner.up()
+    server.always("EVALSHA", resp_server.silence())
+    written = await started(
+        _wait(asyncio.gather(*send_some(owner, "room", b"1", b"2"), return_exceptions=True))
+    )
+    await eventually(lambda: len(server.received("EVALSHA")) >= 2, "the arrival of both commands")
+    [shard] = owner.bus._shards
+    assert shard.commands.wire is not None
+    shard.commands.wire.pause_writing()
+    shard.commands.wire.has_room = True
+    unwritten = asyncio.gather(*send_some(owner, "room", b"3", b"4"), return_exceptions=True)
+    await server.stop()
+    results = await every([written, unwritten])
+    assert [[type(result) for result in some] for some in results] == [
+        [DeliveryUnknown] * 2,
+        [LayerUnavailable] * 2,
+    ]
+
+
+async def test_closed_with_unwritten_sends(make: MakeOwner, server: RespServer) -> None:
+    """What was not written when the bus is closed, or cut off, fails; nobody waits, and no task is left."""
+    for is_cut_off in (False, True):
+        owner = await make(server.url)
+        await owner.up()
+        [shard] = owner.bus._shards
+        assert shard.commands.wire is not None
+        shard.commands.wire.pause_writing()
+        shard.commands.wire.has_room = True
+        answers = asyncio.gather(*send_some(owner, "room", b"1", b"2"), return_exceptions=True)
+        if is_cut_off:
+            shard.abort()
+        else:
+            await owner.bus.close()
+        [results] = await every([answers])
+        assert [type(result) for result in results] == [LayerClosed] * 2
+        assert not [task for task in asyncio.all_tasks() if "sending again" in task.get_name()]
+
+
+async def test_held_in_the_middle(owner: Owner, server: RespServer) -> None:
+    """Where one of them is not taken the rest waits with it; offered again, each arrives once and in order."""
+    topic = await owner.join()
+    owner.places = 3
+    await every(send_some(owner, "room", *[PAYLOAD] * 6))
+    await eventually(lambda: owner.offered == 4, "the one that is not taken")
+    assert [envelope.seq for _, envelope in owner.arrived] == [1, 2, 3]
+    owner.places = None
+    owner.bus.resume()
+    await eventually(lambda: len(owner.arrived) == 6, "the others")
+    assert [(name, envelope.seq) for name, envelope in owner.arrived] == [
+        (topic.name, n) for n in range(1, 7)
+    ]
+
+
+async def test_one_of_them_is_unreadable(make: MakeOwner, server: RespServer) -> None:
+    """The others arrive; it is told once."""
+    owner = await make(server.url, serializer_format="json")
+    await owner.up()
+    await owner.join()
+    good, bad = b'{"type":"test.note"}', b"not a message"
+    await every(send_some(owner, "room", good, good, bad, good))
+    await eventually(lambda: len(owner.arrived) == 3, "the others")
+    assert [envelope.seq for _, envelope in owner.arrived] == [1, 2, 4]
+    assert len(owner.unreadable) == 1
 
 
 # What a server answers to questions that nobody waits in a call for
