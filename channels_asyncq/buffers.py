@@ -78,32 +78,32 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         on_expired: Callable[[ChannelBuffer, set[str]], None] | None = None,
         on_missed: Callable[[ChannelBuffer, str, list[str]], None] | None = None,
     ) -> None:
-        super().__init__(capacity)
+        # Not Queue's: that makes two deques and an Event, 1.5 KiB of what no channel here needs.
+        self._maxsize = self.capacity = self._places = capacity
+        self._queue: deque[Envelope] = deque()
+        self._getters: list[asyncio.Future[None]] = []
         self.channel = channel
-        self.capacity = capacity
-        self.closed: type[ChannelClosed] | None = None
-        self.patience = PATIENCE
-        self.is_reported_full = False
-        self.lost_expired = False  # a message expired unread since the last successful receive
         self.last_used = self.last_received = monotonic()
         self.groups: set[bytes] = set()  # owned by the hub: topics of the groups this channel is in
-        self.is_kept = False  # somebody holds it to read from it: not swept, however long that takes
+        self.losses: dict[str, Loss] = {}  # by reason; until the reader has caught up
         self._tally = tally
+        self._counts_bytes = tally.most_bytes is not None
         self._on_room = on_room
         self._on_expired = on_expired
         self._on_missed = on_missed
-        self._counts_bytes = tally.most_bytes is not None
-        self.losses: dict[str, Loss] = {}  # by reason; until the reader has caught up
-        self._places = capacity  # for messages and notices; those that senders hold are not among them
-        self._held = 0
-        self._expiry_timer: asyncio.TimerHandle | None = None
 
-    # Those who wait, in asyncio.Queue's own deques.
-    _getters: deque[asyncio.Future[None]]
-    _putters: deque[asyncio.Future[None]]
+    # What most channels never change.
 
-    def _init(self, maxsize: int) -> None:
-        self._queue: deque[Envelope] = deque()
+    closed: type[ChannelClosed] | None = None
+    patience = PATIENCE
+    is_reported_full = False
+    lost_expired = False  # a message expired unread since the last successful receive
+    is_kept = False  # somebody holds it to read from it: not swept, however long that takes
+    # Those who wait for a place; the places for messages and notices that are held for some of them.
+    _putters: deque[asyncio.Future[None]] | tuple[()] = ()
+    _held = 0
+    _expiry_timer: asyncio.TimerHandle | None = None
+    _unfinished_tasks = 0  # Queue looks at it for its repr()
 
     def full(self) -> bool:
         return len(self._queue) >= self._places
@@ -192,6 +192,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     async def _place(self) -> None:
         """Wait until a place is held for the caller, or the buffer is closed."""
         sender = asyncio.get_running_loop().create_future()
+        if not self._putters:
+            self._putters = deque()
         self._putters.append(sender)
         if self._expiry_timer is None:
             self._watch_expiry()
@@ -425,9 +427,9 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             )
 
 
-def _wake_first(waiters: deque[asyncio.Future[None]]) -> None:
+def _wake_first(waiters: list[asyncio.Future[None]]) -> None:
     while waiters:
-        waiter = waiters.popleft()
+        waiter = waiters.pop(0)
         if not waiter.done():
             waiter.set_result(None)
             return

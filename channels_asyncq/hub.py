@@ -71,6 +71,8 @@ class Hub:
         self._full: set[ChannelBuffer] = set()
         self._awaited: set[ChannelBuffer] = set()
         self._watchers: list[asyncio.Future[None]] = []
+        # By every buffer; made once.
+        self._told = self._has_room, self._has_expired, self._missed_more
 
     # Channels
 
@@ -86,10 +88,7 @@ class Hub:
             if channel in self.closed_names:
                 raise ChannelClosed(channel)
             capacity = self._options.capacity_of(channel)
-            buffer = ChannelBuffer(
-                channel, capacity, self.tally, self._has_room, self._has_expired, self._missed_more
-            )
-            self.channels[channel] = buffer
+            buffer = self.channels[channel] = ChannelBuffer(channel, capacity, self.tally, *self._told)
         return buffer
 
     def close_channel(self, channel: str) -> None:
@@ -182,7 +181,9 @@ class Hub:
             buffer.groups.add(topic)
         else:
             member.added = monotonic()
-        group.lapses_at = min(group.lapses_at, member.added + self._options.group_expiry)
+        lapses_at = member.added + self._options.group_expiry
+        if lapses_at < group.lapses_at:
+            group.lapses_at = lapses_at
         return member
 
     def abandon(self, topic: bytes, member: Member) -> bool:

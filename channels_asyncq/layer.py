@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from concurrent.futures import Future
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -292,11 +292,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         if not isinstance(prefix, str):
             raise TypeError(f"the prefix of a channel must be a str, not {type(prefix).__name__}: {prefix!r}")
-        if prefix and not prefix.endswith("."):
-            prefix += "."
-        # What comes after it at most: with a second exclamation mark the name would be refused.
-        self.require_valid_channel_name(f"{prefix}{'0' * 16}!{'0' * 35}")
-        return await (await self._session()).new_channel(prefix)
+        prefix = _checked_prefix(prefix)
+        session = self._settled_session(asyncio.get_running_loop())
+        if session is None:
+            session = await self._session()
+        if not session.is_announced:
+            await session.announce()
+        return session.new_channel(prefix)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """
@@ -312,7 +314,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Cancelling does not take back what was written.
         """
-        self.require_valid_channel_name(channel)
+        check_channel_name(channel)
         payload = self._encode(message)
         here = asyncio.get_running_loop()
         if "!" in channel and self._hand_over(channel, payload, here):
@@ -362,12 +364,14 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             ChannelClosed: the channel or the layer is closed.
             LayerUnavailable: the server cannot be reached.
         """
-        self.require_valid_group_name(group)
-        self.require_valid_channel_name(channel)
+        check_group_name(group)
         session = self._settled_session(asyncio.get_running_loop())
+        if session is not None and isinstance(channel, str) and session.join_at_once(group, channel):
+            return
+        check_channel_name(channel)
         if session is None:
             await self._send_with(lambda session: session.group_add(group, channel))
-        elif not session.join_at_once(group, channel):
+        else:
             await session.group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
@@ -378,12 +382,14 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             TypeError: a wrong name.
             LayerUnavailable: the channel is not of this loop, and the server cannot be reached.
         """
-        self.require_valid_group_name(group)
-        self.require_valid_channel_name(channel)
+        check_group_name(group)
         session = self._settled_session(asyncio.get_running_loop())
+        if session is not None and isinstance(channel, str) and session.leave_at_once(group, channel):
+            return
+        check_channel_name(channel)
         if session is None:
             await self._send_with(lambda session: session.group_discard(group, channel))
-        elif not session.leave_at_once(group, channel):
+        else:
             await session.group_discard(group, channel)
 
     async def group_send(self, group: str, message: dict[str, Any], *, exclude: Collection[str] = ()) -> None:
@@ -396,7 +402,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             TypeError: a wrong name, or the message cannot travel.
             MessageTooLarge, LayerClosed, LayerUnavailable, DeliveryUnknown: as `send()`.
         """
-        self.require_valid_group_name(group)
+        check_group_name(group)
         excluded = self._excluded(exclude) if exclude else ()
         payload = self._encode(message)
         session = self._settled_session(asyncio.get_running_loop())
@@ -615,6 +621,15 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     def statistics(self) -> Statistics:
         """Return what this layer holds, delivered and dropped, over all loops of the process."""
         return sum((session.statistics() for session in list(self._sessions.values())), Statistics())
+
+
+@lru_cache(256)
+def _checked_prefix(prefix: str) -> str:
+    if prefix and not prefix.endswith("."):
+        prefix += "."
+    # With what comes after it at most; with a second exclamation mark the name would be refused.
+    check_channel_name(f"{prefix}{'0' * 16}!{'0' * 35}")
+    return prefix
 
 
 async def _send(session: Session, channel: str, payload: bytes) -> None:

@@ -26,12 +26,14 @@ from .intake import Intake
 from .journal import LOSS, WIRE, record
 from .options import Options
 from .queues import QueueReader
-from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, node_of
+from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
 
 BusFactory = Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]
 
 # A member in another process is asked for again this often, while its process may be reconnecting.
 _ASK_AGAIN = 0.5
+# Random digits for names are fetched from the system for so many at once.
+_NAMES_AT_ONCE = 64
 # Everybody else has this long to confirm a flush; one who is disconnected cannot.
 _FLUSH_WAIT = 1.0
 _MOST_SECONDS_BETWEEN_SWEEPS = 30.0
@@ -150,7 +152,9 @@ class Session:
         self._requests: dict[int, Request] = {}
         self._last_request = 0
         self._locals = 0
-        self._was_announced = False
+        self._random_digits: list[str] = []
+        #: Whether the server has confirmed the inbox.
+        self.is_announced = False
         self._was_up = False
         self._held_since = 0.0
         self._is_idle = False
@@ -181,22 +185,24 @@ class Session:
 
     # Names
 
-    async def new_channel(self, prefix: str) -> str:
+    async def announce(self) -> None:
         """
-        Return a fresh name that belongs to this session. Costs nothing once the inbox was confirmed.
+        Return when the server has confirmed the inbox: what is sent to new channels arrives.
 
-        In an outage it waits as a send does, and then returns the name all the same: the inbox is subscribed
-        before anything else when the server is back.
+        In an outage it waits as a send does, and then returns all the same: the inbox is subscribed before
+        anything else when the server is back.
         """
-        if not self._was_announced:
-            try:
-                await self._bus.confirmed(self._inbox)
-            except LayerUnavailable:
-                pass
-            else:
-                self._was_announced = True
+        with contextlib.suppress(LayerUnavailable):
+            await self._bus.confirmed(self._inbox)
+            self.is_announced = True
+
+    def new_channel(self, prefix: str) -> str:
+        """Return a fresh name that belongs to this session, which is announced."""
+        self._require_open()
+        if not self._random_digits:
+            self._random_digits = new_nodes(_NAMES_AT_ONCE)
         self._locals += 1
-        channel = f"{prefix}{self.node}!{self._locals:x}.{new_node()}"
+        channel = f"{prefix}{self.node}!{self._locals:x}.{self._random_digits.pop()}"
         self.hub.open(channel)
         self._sweep_later()
         return channel
@@ -379,8 +385,10 @@ class Session:
 
     def join_at_once(self, group: str, channel: str) -> bool:
         """Do what `group_add()` does, if there is nothing to wait for: an open channel, a confirmed group."""
+        if channel not in self.hub.channels:
+            return False
         topic = self._topics.group(group).topic
-        if channel not in self.hub.channels or not self._bus.is_confirmed(topic):
+        if not self._bus.is_confirmed(topic):
             return False
         self.hub.join(topic.name, channel).is_confirmed = True
         self._sweep_later()

@@ -98,6 +98,13 @@ def new_node() -> str:
     return secrets.token_hex(NODE_BYTES)
 
 
+def new_nodes(count: int) -> list[str]:
+    """Return so many of them."""
+    digits = secrets.token_hex(NODE_BYTES * count)
+    width = 2 * NODE_BYTES
+    return [digits[start : start + width] for start in range(0, len(digits), width)]
+
+
 @lru_cache(_CACHED_NAMES)
 def node_of(channel: str) -> str | None:
     """
