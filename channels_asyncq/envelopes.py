@@ -32,6 +32,10 @@ _LARGE = 4096
 # Of each of several messages: length of the names, 0 for those of the one before it; length of the body
 _ITEM = struct.Struct(">HH")
 _CACHED_NAMES = 8192
+ITEM_SIZE = _ITEM.size
+# Of several messages that travel as one, at most.
+_MOST_BYTES = 1024
+ROOM_FOR_ITEMS = _MOST_BYTES - _NAMES
 _SHORT = _LENGTHS.size + MAX_NAME_LENGTH
 
 
@@ -127,7 +131,8 @@ def pack_all(messages: Iterable[tuple[bytes, bytes]], node: bytes, first: int, f
     """
     Return the bytes of several envelopes that travel as one: names and body of each; `first` is its number.
 
-    Each is under 64 KiB. For one topic they are written and arrive together, in this order.
+    Names, bodies and `ITEM_SIZE` for each have `ROOM_FOR_ITEMS` bytes, at most. They are for one topic, and
+    arrive together, in this order.
     """
     flags |= JOINED
     parts = [_SENDER.pack(node, first)]
@@ -182,6 +187,8 @@ def unpack_all(data: bytes) -> list[Envelope]:
     _check(data, version, flags, _KNOWN_FLAGS | JOINED, checksum)
     node, seq = _SENDER.unpack_from(data, _START.size)
     flags &= ~JOINED
+    if not _NAMES < len(data) <= _MOST_BYTES:
+        raise BadEnvelope(f"{len(data)} bytes of several messages; there are {_NAMES + 1} to {_MOST_BYTES}")
     envelopes: list[Envelope] = []
     target: str = ""
     excluded: tuple[str, ...] = ()
@@ -198,6 +205,8 @@ def unpack_all(data: bytes) -> list[Envelope]:
         if names_length:
             read_names = _read_short_names if names_length <= _SHORT else _read_names
             target, excluded = read_names(data[names:body])
+        elif not envelopes:
+            raise BadEnvelope("the first message has no names")
         envelopes.append(Envelope(data[body:at], target, node, seq, flags, excluded))
         seq += 1
     return envelopes

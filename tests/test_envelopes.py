@@ -140,10 +140,13 @@ def test_a_flipped_bit(data: bytes, flip: int) -> None:
 # Several in one
 
 
+short_names = st.text("abc-_.!", min_size=1, max_size=30)
 messages = st.lists(
     st.tuples(
-        st.builds(pack_names, st.one_of(st.just(""), names), st.lists(names, max_size=3).map(tuple)),
-        st.binary(max_size=80),
+        st.builds(
+            pack_names, st.one_of(st.just(""), short_names), st.lists(short_names, max_size=3).map(tuple)
+        ),
+        st.binary(max_size=60),
     ),
     min_size=1,
     max_size=5,
@@ -197,13 +200,16 @@ def several(rest: bytes) -> bytes:
     [
         (b"\x01\x08" + bytes(20), "checksum"),
         (b"\x01\x08" + bytes(19), "too few"),
+        (several(b""), "22 bytes of several"),
+        (several(bytes(1003)), "1025 bytes of several messages; there are 23 to 1024"),
+        (several(b"\0\0\0\1x"), "no names"),
         (several(b"\0\0\0"), "between two messages"),
         (several(b"\0\0\0\5abcd"), "a message ends at byte 31, and 30 are there"),
         (several(b"\0\3\0\0abc"), "without their lengths"),
         (several(b"\0\7\0\0" + pack_names("ab")[:-1]), "of other lengths"),
         (several(b"\0\x08\0\0" + pack_names("ab")[:-2] + "ä".encode()), "not ASCII"),
-        (b"\x02" + several(b"")[1:], "wire version 2"),
-        (b"\x01\x0c" + several(b"")[2:], "unknown flags 0x0c"),
+        (b"\x02" + several(b"x")[1:], "wire version 2"),
+        (b"\x01\x0c" + several(b"x")[2:], "unknown flags 0x0c"),
     ],
 )
 def test_bytes_that_are_not_several(data: bytes, problem: str) -> None:

@@ -408,12 +408,12 @@ async def test_sends_that_share_are_small(owner: Owner, server: RespServer) -> N
     await every(send_some(owner, "room", *payloads))
     commands = server.received("EVALSHA")[before:]
     assert [payload for command in bodies(commands) for payload in command] == payloads
-    assert [len(command) for command in bodies(commands)] == [1, 2, 2, 1, 2]
+    assert [len(command) for command in bodies(commands)] == [1, 3, 1, 1, 2]
     assert all(len(command[-1]) <= 1024 for command in commands if len(envelopes_in(command)) > 1)
 
 
 async def test_what_sessions_say_is_not_shared(owner: Owner, server: RespServer) -> None:
-    """Messages between sessions go one by one, in their order among the others."""
+    """Messages between sessions go one by one. What joins others goes where the first of them is."""
     inbox = owner.topics.inbox("00" * 8)
     before = len(server.received("PUBLISH"))
     sends = [
@@ -502,6 +502,68 @@ async def test_closed_with_unwritten_sends(make: MakeOwner, server: RespServer) 
         [results] = await every([answers])
         assert [type(result) for result in results] == [LayerClosed] * 2
         assert not [task for task in asyncio.all_tasks() if "sending again" in task.get_name()]
+
+
+async def test_order_after_a_server_that_could_not_serve(owner: Owner, server: RespServer) -> None:
+    """What was refused is sent again in its order, and what is sent meanwhile comes behind it."""
+    await owner.join()
+    server.always("EVALSHA", READONLY)
+    answer = Told(lambda reply: None, lambda error: None)
+    payloads = [Codec("msgpack", (), 60.0).encode({"type": "test.note", "n": number}) for number in range(12)]
+    for payload in payloads[:8]:
+        assert owner.bus.group_send_at_once(answer, "room", payload, ())
+    await eventually(lambda: "down" in owner.events, "the end of the connection")
+    waiting = [await started(_wait(owner.bus.group_send("room", payload, ()))) for payload in payloads[8:]]
+    server.restore()
+    await every(waiting)
+    await eventually(lambda: len(owner.arrived) == 12, "everything")
+    assert [envelope.payload for _, envelope in owner.arrived] == payloads
+
+
+async def test_refused_when_it_is_sent_again(owner: Owner, server: RespServer) -> None:
+    """What was not answered, and is refused on the next connection, may have been executed: nobody knows."""
+    server.script("EVALSHA", resp_server.half(closes=True), error("NOSCRIPT No matching script."))
+    with pytest.raises(DeliveryUnknown, match="refused when it was sent again: NOSCRIPT"):
+        await every([owner.bus.group_send("room", PAYLOAD, ())])
+    assert await every([owner.bus.group_send("room", PAYLOAD, ())]) == [None]
+
+
+async def test_posted_once(owner: Owner, server: RespServer) -> None:
+    """What is posted is not sent again, whatever becomes of it."""
+    inbox = owner.topics.inbox("00" * 8)
+    server.script("PUBLISH", error("NOSCRIPT or whatever"), resp_server.half(closes=True))
+    owner.bus.post(inbox, "x", PAYLOAD, CONTROL)
+    owner.bus.post(inbox, "x", PAYLOAD, CONTROL)
+    await owner.up(2)
+    owner.bus.post(inbox, "x", PAYLOAD, CONTROL)
+    await every([owner.bus.answered()])
+    sent = [unpack_all(command[-1])[0].seq for command in server.received("PUBLISH") if inbox.name in command]
+    assert sent == [1, 2, 3]
+
+
+async def test_bound_across_connections(make: MakeOwner, server: RespServer) -> None:
+    """However often the connection is lost, 1024 messages are without an answer at most."""
+    owner = await make(server.url, send_timeout=5.0)
+    await owner.up()
+    server.always("EVALSHA", resp_server.silence())
+    [shard] = owner.bus._shards
+    told: list[object] = []
+    answer = Told(told.append, told.append)
+    sent = 0
+    for losses in range(3):
+        while owner.bus.group_send_at_once(answer, "room", PAYLOAD, ()):
+            sent += 1
+        wire = shard.commands.wire
+        assert wire is not None and sent == 1024
+        ups = owner.events.count("up")
+        if losses == 2:
+            server.restore()
+        wire.abort(ConnectionResetError("lost"))
+        await owner.up(ups + 1)
+    await eventually(lambda: len(told) == 1024, "the answers")
+    wire = shard.commands.wire
+    assert wire is not None and wire.has_room and (wire.pending, wire.unanswered_bytes) == (0, 0)
+    assert wire._pending == 0 and told == [None] * 1024
 
 
 async def test_held_in_the_middle(owner: Owner, server: RespServer) -> None:

@@ -277,10 +277,15 @@ async def test_a_command_alone_is_written_at_once() -> None:
 
 
 class Told:
-    """An Answer that keeps what it is told."""
+    """A command that keeps what it is told."""
+
+    size, count = 4, 1
 
     def __init__(self) -> None:
         self.results: list[object] = []
+
+    def pack(self) -> bytes:
+        return b"*1\r\n$4\r\nPING\r\n"
 
     def done(self) -> bool:
         return False
@@ -299,9 +304,9 @@ async def test_who_need_not_be_woken() -> None:
     """An Answer in the FIFO is told within data_received(), in its place; a future is told on the next turn."""
     session = Session()
     first, last = Told(), Told()
-    session.wire.call_packed(b"*1\r\n$4\r\nPING\r\n", first)
+    session.wire.call_open(first)
     between = session.wire.call("PING")
-    session.wire.call_packed(b"*1\r\n$4\r\nPING\r\n", last)
+    session.wire.call_open(last)
     await turns(1)
     session.feed(b":1\r\n:2\r\n-ERR odd\r\n")
     assert first.results == [1] and between.result() == 2
@@ -313,10 +318,10 @@ async def test_answers_at_the_end_of_the_connection() -> None:
     """At the end each is told whether its command was written; later ones at once."""
     session = Session()
     written, unwritten, late = Told(), Told(), Told()
-    session.wire.call_packed(b"1", written)
-    session.wire.call_packed(b"2", unwritten)
+    session.wire.call_open(written)
+    session.wire.call_open(unwritten)
     session.wire.connection_lost(OSError("cable"))
-    session.wire.call_packed(b"3", late)
+    session.wire.call_open(late)
     assert [type(answer.results[0]) for answer in (written, unwritten, late)] == [NoAnswer, NotSent, NotSent]
     assert all(len(answer.results) == 1 for answer in (written, unwritten, late))
 

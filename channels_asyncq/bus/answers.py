@@ -56,3 +56,9 @@ class Told:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "what came of a send could not be told", "exception": exc}
             )
+
+
+def fail(answer: asyncio.Future[Any] | Answer, error: Exception) -> None:
+    """Give the answer an error, marked as seen: a caller who does not look is not told through the log."""
+    answer.set_exception(error)
+    answer.exception()

@@ -726,7 +726,7 @@ class RedisBus(Bus):
         return route.sender.send(route, message)
 
     def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
-        route = self._topic_route(topic)
+        route = self._topic_route(topic, 0)
         message = pack_names(target), self._sealed(payload)
         answer = Told(_nothing, partial(self.receiver.on_unsent, topic.name, target))
         return route.sender.write(route, message, answer)
@@ -762,7 +762,7 @@ class RedisBus(Bus):
             if (pong := shard.ask("PING")) is not None:
                 await asyncio.wait([pong])
 
-    def _make_topic_route(self, topic: Topic, flags: int = 0) -> TopicRoute:
+    def _make_topic_route(self, topic: Topic, flags: int) -> TopicRoute:
         if self.options.recovery is None:
             return self._make_post_route(topic, flags)
         log = self.topics.log(topic.partition)

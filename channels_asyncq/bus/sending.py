@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from typing import Any, Protocol
@@ -11,9 +10,9 @@ from typing import Any, Protocol
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
-from ..envelopes import pack_all, pack_named
+from ..envelopes import ITEM_SIZE, ROOM_FOR_ITEMS, pack_all, pack_named
 from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
-from .answers import Answer, Told
+from .answers import Answer, Told, fail
 from .delivery import Numbers
 from .lines import Line, own
 from .wire import NoAnswer, NotSent, WireProtocol
@@ -22,9 +21,6 @@ from .wire import NoAnswer, NotSent, WireProtocol
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
 # An envelope of more bytes is logged as header only.
 LARGEST_LOGGED = 16 * 1024
-# So many bytes of messages share a command at most. A log that is full of entries of up to 1 KiB keeps as many as
-# `recovery` says; a larger one trims it to fewer.
-_MOST_JOINED = 930
 
 
 # Whom it is for, from `pack_names()`; the encoded message; and what else its route has to know.
@@ -59,7 +55,18 @@ class Sending:
         self.route = route
         self.messages = [message]
         self.answers = [answer]
-        self.size = len(message[0]) + len(message[1])
+        self.size = len(message[0]) + len(message[1]) + ITEM_SIZE
+
+    def join(self, message: Message, answer: Answer) -> bool:
+        """Take a message more, if there is room; what is no larger than 1 KiB in all trims no log."""
+        size = len(message[0]) + len(message[1]) + ITEM_SIZE
+        if self.size + size > ROOM_FOR_ITEMS:
+            return False
+        self.messages.append(message)
+        self.answers.append(answer)
+        self.size += size
+        self.wire.grown(size)
+        return True
 
     # As an OpenCommand
 
@@ -72,6 +79,13 @@ class Sending:
         if route.open is self:
             route.open = None
         return route.pack(self.messages)
+
+    def forget_done(self) -> None:
+        """Leave out the messages that nobody wants to know of any more; the rest takes new numbers."""
+        both = zip(self.messages, self.answers, strict=True)
+        left = [(message, answer) for message, answer in both if not answer.done()]
+        self.messages = [message for message, _ in left]
+        self.answers = [answer for _, answer in left]
 
     def done(self) -> bool:
         return all(answer.done() for answer in self.answers)
@@ -226,13 +240,7 @@ class Sender:
         if wire is None or wire.is_lost or not wire.has_room:
             return False
         sending = route.open
-        size = len(message[0]) + len(message[1])
-        if sending is not None and sending.size + size <= _MOST_JOINED:
-            sending.messages.append(message)
-            sending.answers.append(answer)
-            sending.size += size
-            wire.grown(size)
-        else:
+        if sending is None or sending.wire is not wire or not sending.join(message, answer):
             self._write(wire, route, message, answer)
         return True
 
@@ -244,8 +252,9 @@ class Sender:
 
     def post(self, route: Route, message: Message) -> None:
         """Write a message for which nobody waits; it is dropped if the link is lost."""
-        if self._line.wire is not None:
-            self._write(self._line.wire, route, message, Told(_ignore, _ignore))
+        wire = self._line.wire
+        if wire is not None and not wire.is_lost:
+            self._write(wire, route, message, _NOBODY)
 
     def not_done(self, sending: Sending, error: Exception) -> None:
         """Deal with the error of a command that was written: send it again, or tell."""
@@ -259,7 +268,7 @@ class Sender:
             if not answer.done():
                 told = self._unknown(error) if isinstance(error, NoAnswer) else self.refused(error)
                 told.__cause__ = error
-                _fail(answer, told)
+                fail(answer, told)
 
     def _begin_again(self, sending: Sending) -> None:
         try:
@@ -276,18 +285,19 @@ class Sender:
         task.add_done_callback(self._again.discard)
 
     async def _send_again(self, sending: Sending) -> None:
-        left = deque(zip(sending.messages, sending.answers, strict=True))
         try:
-            while left:
-                wire = await self._line.with_room()
-                message, answer = left.popleft()
-                if not answer.done():
-                    self._write(wire, sending.route, message, answer)
+            wire = await self._line.with_room()
         except asyncio.CancelledError:
-            _fail_all((answer for _, answer in left), LayerClosed())
+            _fail_all(sending.answers, LayerClosed())
             raise
         except (ChannelLayerError, ImproperlyConfigured) as exc:
-            _fail_all((answer for _, answer in left), exc)
+            _fail_all(sending.answers, exc)
+        else:
+            # All at once: what is waited for between them would come between them.
+            sending.forget_done()
+            if sending.messages:
+                sending.wire = wire
+                wire.call_open(sending)
 
     def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
         return DeliveryUnknown(
@@ -315,17 +325,15 @@ class Sender:
         return ChannelLayerError(f"{self._address} refused: {text}")
 
 
-def _fail(answer: Answer, error: Exception) -> None:
-    """Give the answer an error, marked as seen: a caller who has gone is not told through the log."""
-    answer.set_exception(error)
-    answer.exception()
-
-
 def _fail_all(answers: Iterable[Answer], error: Exception) -> None:
     for answer in answers:
         if not answer.done():
-            _fail(answer, own(error))
+            fail(answer, own(error))
 
 
 def _ignore(outcome: object) -> None:
     pass
+
+
+# It has given up from the start: nothing is sent again for it.
+_NOBODY = Told(_ignore, _ignore, lambda: True)

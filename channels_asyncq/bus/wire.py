@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from hiredis import Reader, ReplyError, pack_command
 
-from .answers import Answer
+from .answers import Answer, fail
 
 __all__ = ["NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol"]
 
@@ -57,28 +57,27 @@ class OpenCommand(Answer, Protocol):
 
 
 class Unanswered(NamedTuple):
-    """A command whose connection ended before its reply: its bytes, its future, and whether it was written."""
+    """
+    A command whose connection ended before its reply.
+
+    Its bytes, its future, whether it was written, and how many calls it stands for.
+    """
 
     packed: bytes
     future: asyncio.Future[Any] | Answer
     is_written: bool
+    calls: int = 1
 
     def fail(self, reason: str) -> None:
         """Give up: nobody will send it again."""
         if not self.future.done():
             error = NoAnswer(reason) if self.is_written else NotSent(reason)
-            _fail(self.future, error)
+            fail(self.future, error)
 
 
 def _discard(topic: bytes, payload: bytes) -> bool:
     """Stand in for `on_message` once nobody wants messages any more."""
     return True
-
-
-def _fail(future: asyncio.Future[Any] | Answer, error: Exception) -> None:
-    """Give the future an error, marked as seen: a caller who does not look is not told through the log."""
-    future.set_exception(error)
-    future.exception()
 
 
 class _Waiter:
@@ -190,7 +189,7 @@ class WireProtocol(asyncio.Protocol):
         # Every unanswered command; of those that were written the bytes and how many calls they are; the others.
         self._unanswered: deque[asyncio.Future[Any] | Answer] = deque()
         self._written: deque[tuple[bytes, int]] = deque()
-        self._outgoing: list[bytes | OpenCommand] = []
+        self._outgoing: list[tuple[bytes, int] | OpenCommand] = []
         # Calls since the last write, and those that are not answered.
         self._calls = 0
         self._pending = 0
@@ -269,17 +268,13 @@ class WireProtocol(asyncio.Protocol):
         """
         return self.call_packed(pack_command(args))  # type: ignore[arg-type]  # its stub says: a tuple of one
 
-    def call_packed(self, packed: bytes, answer: Answer | None = None) -> asyncio.Future[Any]:
-        """
-        Do the same for the bytes of one command.
-
-        With `answer` that is told, within this call if the connection has ended, and returned for a future.
-        """
-        future: Any = asyncio.Future(loop=self._loop) if answer is None else answer
+    def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
+        """Do the same for the bytes of one command."""
+        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         if self.is_lost or self._closing:
-            _fail(future, self._not_sent())
-            return future  # type: ignore[no-any-return]
-        self._outgoing.append(packed)
+            fail(future, self._not_sent())
+            return future
+        self._outgoing.append((packed, 1))
         self._unanswered.append(future)
         self._calls += 1
         self._pending += 1
@@ -288,7 +283,7 @@ class WireProtocol(asyncio.Protocol):
             self.has_room = False
         if self._calls >= _EARLY or not self._flush_scheduled:
             self._leave()
-        return future  # type: ignore[no-any-return]
+        return future
 
     def call_open(self, command: OpenCommand) -> None:
         """
@@ -297,16 +292,16 @@ class WireProtocol(asyncio.Protocol):
         It is told what comes of it, within this call if the connection has ended.
         """
         if self.is_lost or self._closing:
-            _fail(command, self._not_sent())
+            fail(command, self._not_sent())
             return
         self._outgoing.append(command)
         self._unanswered.append(command)
-        self.grown(command.size)
+        self.grown(command.size, command.count)
 
-    def grown(self, size: int) -> None:
-        """Note that an open command was given one message more, of so many bytes."""
-        self._calls += 1
-        self._pending += 1
+    def grown(self, size: int, count: int = 1) -> None:
+        """Note that an open command was given more calls, of so many bytes."""
+        self._calls += count
+        self._pending += count
         self.unanswered_bytes += size
         if self._pending >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
             self.has_room = False
@@ -331,12 +326,12 @@ class WireProtocol(asyncio.Protocol):
 
         Their futures live on. To be called when every command of this connection is answered.
         """
-        for packed, future, is_written in unanswered:
+        for packed, future, is_written, count in unanswered:
             if future.done():
                 continue
-            self._outgoing.append(packed)
+            self._outgoing.append((packed, count))
             self._unanswered.append(future)
-            self._pending += 1
+            self._pending += count
             self.unanswered_bytes += len(packed)
             if is_written:
                 self._written_before = self.replies + len(self._unanswered)
@@ -444,8 +439,8 @@ class WireProtocol(asyncio.Protocol):
         written = self._written
         all_packed = []
         for command in outgoing:
-            if isinstance(command, bytes):
-                packed, count = command, 1
+            if isinstance(command, tuple):
+                packed, count = command
             else:
                 size, count = command.size, command.count
                 packed = command.pack()
@@ -515,7 +510,7 @@ class WireProtocol(asyncio.Protocol):
                 future = unanswered.popleft()
                 if not future.done():
                     if isinstance(reply, ReplyError):
-                        _fail(future, reply)
+                        fail(future, self._refusal(reply))
                     else:
                         future.set_result(reply)
         except Exception as exc:
@@ -524,6 +519,13 @@ class WireProtocol(asyncio.Protocol):
             self._wake()
         if self._idle is not None and not unanswered and not self._idle.done():
             self._idle.set_result(None)
+
+    def _refusal(self, reply: ReplyError) -> Exception:
+        """Return the error of the command that was just answered."""
+        if self.replies > self._written_before:
+            return reply
+        # Not executed now; whether it was when it was written first, nobody knows.
+        return NoAnswer(f"and it was refused when it was sent again: {reply}")
 
     def _read_messages(self) -> None:
         """Deliver messages and answer the FIFO, until nothing is left, a message is held, or time is up."""
@@ -570,7 +572,7 @@ class WireProtocol(asyncio.Protocol):
         future = unanswered.popleft()
         if not future.done():
             if isinstance(reply, ReplyError):
-                _fail(future, reply)
+                fail(future, reply)
             else:
                 future.set_result(reply)
         if self._idle is not None and not unanswered and not self._idle.done():
@@ -739,13 +741,13 @@ class WireProtocol(asyncio.Protocol):
             self._continuation = None
         written = max(len(self._written), self._written_before - self.replies)
         self._pack()
-        for number, (future, (packed, _)) in enumerate(zip(self._unanswered, self._written, strict=True)):
+        for number, (future, (packed, count)) in enumerate(zip(self._unanswered, self._written, strict=True)):
             if future.done():
                 continue
             if self.keeps_unanswered:
-                self.unanswered.append(Unanswered(packed, future, number < written))
+                self.unanswered.append(Unanswered(packed, future, number < written, count))
             else:
-                _fail(future, self._no_answer() if number < written else self._not_sent())
+                fail(future, self._no_answer() if number < written else self._not_sent())
         self._unanswered.clear()
         self._written.clear()
         self._marks.clear()
