@@ -93,14 +93,15 @@ class Envelope:
 
 
 @lru_cache(_CACHED_NAMES)
-def _names(target: str) -> bytes:
+def pack_target(target: str) -> bytes:
+    """Return what `pack_names()` returns if nobody is excluded."""
     return _LENGTHS.pack(len(target), 0) + target.encode()
 
 
 def pack_names(target: str, excluded: tuple[str, ...] = ()) -> bytes:
     """Return the part of an envelope that says whom it is for: ASCII names, and their lengths."""
     if not excluded:
-        return _names(target)
+        return pack_target(target)
     left_out = ",".join(excluded)
     return _LENGTHS.pack(len(target), len(left_out)) + target.encode() + left_out.encode()
 

@@ -289,10 +289,10 @@ class Hub:
             self._put(buffer, envelope)
 
     def _put(self, buffer: ChannelBuffer, envelope: Envelope) -> None:
-        if buffer.closed is not None:
-            self.tally.dropped["closed"] += 1
-            return
         tally = self.tally
+        if buffer.closed is not None:
+            tally.dropped["closed"] += 1
+            return
         if tally.most_bytes is not None and self._is_too_much(buffer, envelope):
             left = -1
         else:

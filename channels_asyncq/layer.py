@@ -317,20 +317,14 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         check_channel_name(channel)
         payload = self._encode(message)
         here = asyncio.get_running_loop()
-        if "!" in channel and self._hand_over(channel, payload, here):
+        owner = self._owners.get(node_of(channel))
+        if owner is not None and owner.loop is not here and _hand_over(owner, channel, payload):
             return
         session = self._settled_session(here)
         if session is None:
             await self._send_with(lambda session: _send(session, channel, payload))
         elif (answer := session.send(channel, payload)) is not None:
             await answer
-
-    def _hand_over(self, channel: str, payload: bytes, here: asyncio.AbstractEventLoop | None) -> bool:
-        """Give a message to the session of another loop of this process; False if none owns the channel."""
-        owner = self._owners.get(node_of(channel))
-        if owner is None or owner.is_closed or owner.loop is here:
-            return False
-        return owner.hand_over(channel, payload)
 
     async def receive(self, channel: str) -> dict[str, Any]:
         """
@@ -348,7 +342,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         if session is not None and isinstance(channel, str):
             buffer = session.hub.channels.get(channel)
             if buffer is not None:
-                return session.opened(await buffer.get())
+                return session.opened(buffer.take() or await buffer.get())
         self.require_valid_channel_name(channel, receive=True)
         return await (await self._session()).receive(channel)
 
@@ -436,7 +430,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         return partial(self._send_blocking, channel, self._encode(message))
 
     def _send_blocking(self, channel: str, payload: bytes) -> None:
-        if "!" in channel and self._hand_over(channel, payload, None):
+        owner = self._owners.get(node_of(channel))
+        if owner is not None and _hand_over(owner, channel, payload):
             return
         relay.relay().wait(partial(self._relayed, lambda session: _send(session, channel, payload)))
 
@@ -630,6 +625,11 @@ def _checked_prefix(prefix: str) -> str:
     # With what comes after it at most; with a second exclamation mark the name would be refused.
     check_channel_name(f"{prefix}{'0' * 16}!{'0' * 35}")
     return prefix
+
+
+def _hand_over(owner: Session, channel: str, payload: bytes) -> bool:
+    """Give a message to the session of another loop of this process; False if that has ended."""
+    return not owner.is_closed and owner.hand_over(channel, payload)
 
 
 async def _send(session: Session, channel: str, payload: bytes) -> None:

@@ -294,7 +294,8 @@ class Session:
 
     def send(self, channel: str, payload: bytes) -> Awaitable[object] | None:
         """Send; the result is to be awaited, and None if there is nothing to wait for."""
-        self._require_open(channel)
+        if self.is_closed:
+            raise LayerClosed(channel)
         node = node_of(channel)
         if node is None:
             if channel in self.hub.closed_names:

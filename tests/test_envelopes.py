@@ -240,11 +240,11 @@ def test_a_flipped_bit_of_several(messages: list[tuple[bytes, bytes]], flip: int
 def test_who_is_excluded_is_not_remembered() -> None:
     """Long lists of names fill no cache, at neither end."""
     excluded = tuple(f"specific.{number:016x}!{number}" for number in range(100))
-    before = envelopes._names.cache_info().currsize, envelopes._read_short_names.cache_info().currsize
+    before = envelopes.pack_target.cache_info().currsize, envelopes._read_short_names.cache_info().currsize
     data = pack("a-group-of-this-test-only", b"x", excluded=excluded)
     assert unpack_all(data)[0].excluded == excluded
     assert before == (
-        envelopes._names.cache_info().currsize,
+        envelopes.pack_target.cache_info().currsize,
         envelopes._read_short_names.cache_info().currsize,
     )
 

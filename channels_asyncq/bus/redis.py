@@ -28,6 +28,7 @@ from ..envelopes import (
     Envelope,
     pack_named,
     pack_names,
+    pack_target,
     unpack,
     unpack_all,
 )
@@ -711,12 +712,12 @@ class RedisBus(Bus):
 
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
         route = self._topic_route(topic, flags)
-        message = pack_names(target), self._sealed(payload)
+        message = pack_target(target), self._sealed(payload)
         return route.sender.send(route, message)
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         route = self._post_route(topic, flags)
-        message = pack_names(target), self._sealed(payload)
+        message = pack_target(target), self._sealed(payload)
         route.sender.post(route, message)
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
@@ -727,7 +728,7 @@ class RedisBus(Bus):
 
     def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
         route = self._topic_route(topic, 0)
-        message = pack_names(target), self._sealed(payload)
+        message = pack_target(target), self._sealed(payload)
         answer = Told(_nothing, partial(self.receiver.on_unsent, topic.name, target))
         return route.sender.write(route, message, answer)
 
