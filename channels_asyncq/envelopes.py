@@ -33,9 +33,9 @@ _LARGE = 4096
 _ITEM = struct.Struct(">HH")
 _CACHED_NAMES = 8192
 ITEM_SIZE = _ITEM.size
-# Of several messages that travel as one, at most.
-_MOST_BYTES = 1024
-ROOM_FOR_ITEMS = _MOST_BYTES - _NAMES
+JOINED_SIZE = _NAMES
+#: Bytes of several messages that travel as one, at most.
+MOST_JOINED = 4096
 _SHORT = _LENGTHS.size + MAX_NAME_LENGTH
 
 
@@ -132,8 +132,8 @@ def pack_all(messages: Iterable[tuple[bytes, bytes]], node: bytes, first: int, f
     """
     Return the bytes of several envelopes that travel as one: names and body of each; `first` is its number.
 
-    Names, bodies and `ITEM_SIZE` for each have `ROOM_FOR_ITEMS` bytes, at most. They are for one topic, and
-    arrive together, in this order.
+    That is `JOINED_SIZE` bytes, and names, body and `ITEM_SIZE` for each; `MOST_JOINED` at most. They are for one
+    topic, and arrive together, in this order.
     """
     flags |= JOINED
     parts = [_SENDER.pack(node, first)]
@@ -188,8 +188,8 @@ def unpack_all(data: bytes) -> list[Envelope]:
     _check(data, version, flags, _KNOWN_FLAGS | JOINED, checksum)
     node, seq = _SENDER.unpack_from(data, _START.size)
     flags &= ~JOINED
-    if not _NAMES < len(data) <= _MOST_BYTES:
-        raise BadEnvelope(f"{len(data)} bytes of several messages; there are {_NAMES + 1} to {_MOST_BYTES}")
+    if not _NAMES < len(data) <= MOST_JOINED:
+        raise BadEnvelope(f"{len(data)} bytes of several messages; there are {_NAMES + 1} to {MOST_JOINED}")
     envelopes: list[Envelope] = []
     target: str = ""
     excluded: tuple[str, ...] = ()

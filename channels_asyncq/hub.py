@@ -169,7 +169,7 @@ class Hub:
         Raises:
             ChannelClosed: the channel was closed.
         """
-        buffer = self.open(channel)
+        buffer = self.channels.get(channel) or self.open(channel)
         if buffer.closed is not None:
             raise buffer.closed(channel)
         group = self.groups.get(topic)

@@ -144,6 +144,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         #: Types of the messages that the layer itself sends to the channels it owns.
         self.notices = frozenset(filter(None, (options.on_loss, options.on_disconnect, options.on_reconnect)))
         self._codec = Codec(options.serializer_format, options.symmetric_encryption_keys, options.expiry)
+        self._max_message_size = options.max_message_size
         self._make_bus = _bus_factory(options, self)
         self._start_afresh()
         self._is_closed = False
@@ -185,12 +186,15 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
     def _encode(self, message: dict[str, Any]) -> bytes:
         payload = self._codec.encode(message)
-        if len(payload) > self.options.max_message_size:
-            raise MessageTooLarge(
-                f"the message has {len(payload)} bytes when encoded, and max_message_size is "
-                f"{self.options.max_message_size}; send a reference to it, or raise the setting"
-            )
+        if len(payload) > self._max_message_size:
+            raise self._too_large(payload)
         return payload
+
+    def _too_large(self, payload: bytes) -> Exception:
+        return MessageTooLarge(
+            f"the message has {len(payload)} bytes when encoded, and max_message_size is "
+            f"{self._max_message_size}; send a reference to it, or raise the setting"
+        )
 
     # Sessions
 
@@ -315,7 +319,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         Cancelling does not take back what was written.
         """
         check_channel_name(channel)
-        payload = self._encode(message)
+        payload = self._codec.encode(message)
+        if len(payload) > self._max_message_size:
+            raise self._too_large(payload)
         here = asyncio.get_running_loop()
         owner = self._owners.get(node_of(channel))
         if owner is not None and owner.loop is not here and _hand_over(owner, channel, payload):
@@ -398,7 +404,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         check_group_name(group)
         excluded = self._excluded(exclude) if exclude else ()
-        payload = self._encode(message)
+        payload = self._codec.encode(message)
+        if len(payload) > self._max_message_size:
+            raise self._too_large(payload)
         session = self._settled_session(asyncio.get_running_loop())
         if session is None:
             await self._send_with(

@@ -142,7 +142,8 @@ class Session:
         self._publish: Callable[[Topic, str, bytes], Awaitable[object]] = (
             bus.publish if options.confirm else bus.publish_unconfirmed
         )
-        self._group_send: Callable[[str, bytes, tuple[str, ...]], Awaitable[list[bytes] | None]] = (
+        #: Send to the local members everywhere; the result is the normal channels, for `push_copies()`.
+        self.group_send: Callable[[str, bytes, tuple[str, ...]], Awaitable[list[bytes] | None]] = (
             bus.group_send if options.confirm else bus.group_send_unconfirmed
         )
         self.intake = Intake(self.loop, self.on_envelope)
@@ -198,13 +199,15 @@ class Session:
 
     def new_channel(self, prefix: str) -> str:
         """Return a fresh name that belongs to this session, which is announced."""
-        self._require_open()
+        if self.is_closed:
+            raise LayerClosed()
         if not self._random_digits:
             self._random_digits = new_nodes(_NAMES_AT_ONCE)
         self._locals += 1
         channel = f"{prefix}{self.node}!{self._locals:x}.{self._random_digits.pop()}"
         self.hub.open(channel)
-        self._sweep_later()
+        if self._sweeper is None:
+            self._sweep_later()
         return channel
 
     def is_own(self, channel: str) -> bool:
@@ -355,18 +358,10 @@ class Session:
             await asyncio.sleep(min(delay, left))
             delay = min(0.1, 2 * delay)
 
-    def group_send(
-        self, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> Awaitable[list[bytes] | None]:
-        """Send to the local members everywhere; the result is the normal channels, for `push_copies()`."""
-        if self.is_closed:
-            raise LayerClosed()
-        return self._group_send(group, payload, excluded)
-
     def group_send_at_once(
         self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
     ) -> bool:
-        """Do the same without a coroutine, if it can be written now: `answer` is told what came of it."""
+        """Do what `group_send()` does, if it can be written now: `answer` is told what came of it."""
         if self.is_closed or not self._options.confirm:
             return False
         return self._bus.group_send_at_once(answer, group, payload, excluded)
@@ -392,7 +387,8 @@ class Session:
         if not self._bus.is_confirmed(topic):
             return False
         self.hub.join(topic.name, channel).is_confirmed = True
-        self._sweep_later()
+        if self._sweeper is None:
+            self._sweep_later()
         return True
 
     def leave_at_once(self, group: str, channel: str) -> bool:

@@ -201,7 +201,7 @@ def several(rest: bytes) -> bytes:
         (b"\x01\x08" + bytes(20), "checksum"),
         (b"\x01\x08" + bytes(19), "too few"),
         (several(b""), "22 bytes of several"),
-        (several(bytes(1003)), "1025 bytes of several messages; there are 23 to 1024"),
+        (several(bytes(4075)), "4097 bytes of several messages; there are 23 to 4096"),
         (several(b"\0\0\0\1x"), "no names"),
         (several(b"\0\0\0"), "between two messages"),
         (several(b"\0\0\0\5abcd"), "a message ends at byte 31, and 30 are there"),

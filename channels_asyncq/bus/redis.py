@@ -92,7 +92,7 @@ SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, FENCE, READ_LOG)
 class PushRoute:
     """Pushes to one normal channel, one by one: each is taken in once, by its number."""
 
-    is_joint = False
+    most = 0
 
     def __init__(
         self,
@@ -422,11 +422,6 @@ class Shard:
         if self.ledger.give_up(topic) and wire is not None and not wire.is_lost:
             wire.call(b"UNSUBSCRIBE", topic)
 
-    def is_confirmed(self, topic: bytes) -> bool:
-        entry = self.ledger.get(topic)
-        # Without the wire it is catching up, or has no position yet.
-        return entry is not None and entry.is_confirmed and self.pushes.wire is not None
-
     async def confirmed(self, topic: Topic) -> None:
         if not self.commands.was_up:
             # The commands' line compares the layout: nobody joins a namespace that is laid out otherwise.
@@ -568,6 +563,8 @@ class RedisBus(Bus):
         ).encode()
         self._codec = codec
         self._decode = codec.decode
+        # Without keys it gives back the very same bytes.
+        self._sealed: Callable[[bytes], bytes] = codec.encrypt if codec.encrypted else bytes
         self._flags = ENCRYPTED if codec.encrypted else 0
         self._node = bytes.fromhex(node)
         self.loop = asyncio.get_running_loop()
@@ -583,8 +580,7 @@ class RedisBus(Bus):
             self._send_sha = send.sha
             self._is_logged = recovery.is_logged
         self._group_route = lru_cache(_CACHED_ROUTES)(self._make_group_route)
-        self._topic_route = lru_cache(_CACHED_ROUTES)(self._make_topic_route)
-        self._post_route = lru_cache(_CACHED_ROUTES)(self._make_post_route)
+        self._topic_routes: dict[bytes, TopicRoute] = {}
         self._push_route = lru_cache(_CACHED_ROUTES)(self._make_push_route)
         self._is_up = False
         self._is_closed = False
@@ -626,7 +622,10 @@ class RedisBus(Bus):
         self._shards[topic.shard].unsubscribe(topic.name)
 
     def is_confirmed(self, topic: Topic) -> bool:
-        return self._shards[topic.shard].is_confirmed(topic.name)
+        shard = self._shards[topic.shard]
+        entry = shard.ledger.get(topic.name)
+        # Without the wire it is catching up, or has no position yet.
+        return entry is not None and entry.is_confirmed and shard.pushes.wire is not None
 
     def confirmed(self, topic: Topic) -> Coroutine[Any, Any, None]:
         return self._shards[topic.shard].confirmed(topic)
@@ -711,23 +710,24 @@ class RedisBus(Bus):
     # Sends. What all of those to one topic have in common is made once.
 
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
-        route = self._topic_route(topic, flags)
+        route = self._make_topic_route(topic, flags) if flags else self._topic_route(topic)
         message = pack_target(target), self._sealed(payload)
         return route.sender.send(route, message)
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
-        route = self._post_route(topic, flags)
+        route = self._make_post_route(topic, flags)
         message = pack_target(target), self._sealed(payload)
         route.sender.post(route, message)
 
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         route = self._group_route(group)
-        message = pack_names(group, excluded), self._sealed(payload)
+        names = pack_names(group, excluded) if excluded else pack_target(group)
+        message = names, self._sealed(payload)
         # nil, which is None here, stands for no members.
         return route.sender.send(route, message)
 
     def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
-        route = self._topic_route(topic, 0)
+        route = self._topic_route(topic)
         message = pack_target(target), self._sealed(payload)
         answer = Told(_nothing, partial(self.receiver.on_unsent, topic.name, target))
         return route.sender.write(route, message, answer)
@@ -750,9 +750,6 @@ class RedisBus(Bus):
         message = pack_names(group, excluded), self._sealed(payload)
         return route.sender.write_at_once(route, message, answer)
 
-    def _sealed(self, payload: bytes) -> bytes:
-        return self._codec.encrypt(payload) if self._flags else payload
-
     def _group_written(self, payload: bytes, excluded: tuple[str, ...], members: list[bytes] | None) -> None:
         if members:
             self.receiver.on_members(members, payload, excluded)
@@ -762,6 +759,15 @@ class RedisBus(Bus):
         for shard in self._shards:
             if (pong := shard.ask("PING")) is not None:
                 await asyncio.wait([pong])
+
+    def _topic_route(self, topic: Topic) -> TopicRoute:
+        # Not a cache of functools: the hash of a tuple is not remembered.
+        route = self._topic_routes.get(topic.name)
+        if route is None:
+            if len(self._topic_routes) >= _CACHED_ROUTES:
+                self._topic_routes.clear()
+            route = self._topic_routes[topic.name] = self._make_topic_route(topic, 0)
+        return route
 
     def _make_topic_route(self, topic: Topic, flags: int) -> TopicRoute:
         if self.options.recovery is None:
@@ -788,7 +794,7 @@ class RedisBus(Bus):
             self._node,
             flags | self._flags,
             is_logged=is_logged,
-            is_joint=not flags,
+            is_alone=flags != 0,
         )
 
     async def add_member(self, group: str, channel: str) -> None:

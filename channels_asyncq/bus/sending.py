@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
-from ..envelopes import ITEM_SIZE, ROOM_FOR_ITEMS, pack_all, pack_named
+from ..envelopes import ITEM_SIZE, JOINED_SIZE, MOST_JOINED, pack_all, pack_named
 from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from .answers import Answer, Told, fail
 from .delivery import Numbers
@@ -21,6 +21,8 @@ from .wire import NoAnswer, NotSent, WireProtocol
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
 # An envelope of more bytes is logged as header only.
 LARGEST_LOGGED = 16 * 1024
+# A log that is full of entries of up to 1 KiB keeps as many as `recovery` says; a larger one trims it to fewer.
+_MOST_LOGGED_JOINED = 1024
 
 
 # Whom it is for, from `pack_names()`; the encoded message; and what else its route has to know.
@@ -32,10 +34,11 @@ class Route(Protocol):
 
     #: The command of this turn that more messages may join.
     open: Sending | None
-    is_joint: bool
+    #: Bytes of several messages in one command, at most; 0 if each goes alone.
+    most: int
 
     def pack(self, messages: list[Any]) -> bytes:
-        """Return the command for these messages, one if it is not joint."""
+        """Return the command for these messages."""
 
 
 class Sending:
@@ -55,12 +58,12 @@ class Sending:
         self.route = route
         self.messages = [message]
         self.answers = [answer]
-        self.size = len(message[0]) + len(message[1]) + ITEM_SIZE
+        self.size = JOINED_SIZE + len(message[0]) + len(message[1]) + ITEM_SIZE
 
     def join(self, message: Message, answer: Answer) -> bool:
-        """Take a message more, if there is room; what is no larger than 1 KiB in all trims no log."""
+        """Take a message more, if there is room."""
         size = len(message[0]) + len(message[1]) + ITEM_SIZE
-        if self.size + size > ROOM_FOR_ITEMS:
+        if self.size + size > self.route.most:
             return False
         self.messages.append(message)
         self.answers.append(answer)
@@ -118,7 +121,7 @@ class TopicRoute:
         "_numbers",
         "_opened",
         "_opened_large",
-        "is_joint",
+        "most",
         "open",
         "sender",
         "topic",
@@ -134,11 +137,11 @@ class TopicRoute:
         flags: int,
         *,
         is_logged: bool,
-        is_joint: bool = True,
+        is_alone: bool,
     ) -> None:
         self.sender = sender
         self.topic = topic
-        self.is_joint = is_joint
+        self.most = 0 if is_alone else _MOST_LOGGED_JOINED if is_logged else MOST_JOINED
         self.open: Sending | None = None
         self._numbers = numbers
         self._is_logged = is_logged
@@ -246,7 +249,7 @@ class Sender:
 
     def _write(self, wire: WireProtocol, route: Route, message: Message, answer: Answer) -> None:
         sending = Sending(self, wire, route, message, answer)
-        if route.is_joint:
+        if route.most:
             route.open = sending
         wire.call_open(sending)
 

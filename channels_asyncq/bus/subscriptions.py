@@ -47,15 +47,14 @@ class SubscriptionLedger:
 
     def __init__(self) -> None:
         self._entries: dict[bytes, Subscription] = {}
+        #: Return the entry of a topic, None if it is not wanted.
+        self.get = self._entries.get
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Subscription]:
         return iter(list(self._entries.values()))
-
-    def get(self, topic: bytes) -> Subscription | None:
-        return self._entries.get(topic)
 
     def want(self, topic: bytes, partition: int = 0) -> Subscription:
         """Return the topic's entry, a new one if it was not wanted; SUBSCRIBE is due if it is not `is_sent`."""
