@@ -400,16 +400,29 @@ async def test_numbers_go_by_the_writes(
     assert sum(map(len, streams.values())) == 40 + 2 * 8
 
 
-async def test_sends_that_share_are_small(owner: Owner, server: RespServer) -> None:
-    """What shares a command stays under a KiB in all; what is larger goes alone, in its place."""
+@pytest.mark.parametrize(
+    ("recovery", "most", "shares"), [({"seconds": 10}, 1024, [1, 3, 1, 1, 2]), (None, 4096, [1, 4, 1, 2])]
+)
+async def test_sends_that_share_are_small(
+    make: MakeOwner, server: RespServer, recovery: dict[str, int] | None, most: int, shares: list[int]
+) -> None:
+    """What shares a command has 1 KiB in all, 4 if it is not logged; what is larger goes alone, in its place."""
+    owner = await make(server.url, recovery=recovery)
+    await owner.up()
     payloads = [b"%d" % number + bytes(300) for number in range(8)]
     payloads[5] = bytes(5000)
     before = len(server.received("EVALSHA"))
     await every(send_some(owner, "room", *payloads))
     commands = server.received("EVALSHA")[before:]
     assert [payload for command in bodies(commands) for payload in command] == payloads
-    assert [len(command) for command in bodies(commands)] == [1, 3, 1, 1, 2]
-    assert all(len(command[-1]) <= 1024 for command in commands if len(envelopes_in(command)) > 1)
+    assert [len(command) for command in bodies(commands)] == shares
+    assert all(len(command[-1]) <= most for command in commands if len(envelopes_in(command)) > 1)
+    # However small they are.
+    before = len(server.received("EVALSHA"))
+    await every(send_some(owner, "room", *[b"x"] * 1000))
+    commands = server.received("EVALSHA")[before:]
+    assert sum(map(len, bodies(commands))) == 1000
+    assert all(len(command[-1]) <= most for command in commands)
 
 
 async def test_what_sessions_say_is_not_shared(owner: Owner, server: RespServer) -> None:

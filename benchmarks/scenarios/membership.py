@@ -9,25 +9,25 @@ from ..layers import Layer
 from ..scenario import CHAT_MESSAGE, Goal, Measurement, Post, Scenario, Stage
 
 TASKS = 32
-ROUNDS = 100
+ROUNDS = 200
 ROOMS = 10
 
 
 async def come_and_go(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:
-    """`TASKS` tasks with `ROUNDS` clients each, one after the other; the last joins must be some."""
+    """`TASKS` tasks that join and leave `ROUNDS` times, one after the other; the last joins must be some."""
+    kind = parameters["kind"]
 
     async def join_and_leave(number: int, channel: str) -> None:
         for turn in range(ROUNDS):
-            if parameters["is_room"]:
-                group, member = f"room.{turn % ROOMS}", await layer.new_channel()
-            else:
-                group, member = f"room.{number}.{turn}", channel
+            group = f"room.{number}.{turn}" if kind == "own" else f"room.{turn % ROOMS}"
+            member = await layer.new_channel() if kind == "clients" else channel
             await layer.group_add(group, member)
             await layer.group_discard(group, member)
 
-    channels = [await layer.new_channel() for _ in range(TASKS)]
+    standing = await layer.new_channel()
     for room in range(ROOMS):
-        await layer.group_add(f"room.{room}", channels[0])
+        await layer.group_add(f"room.{room}", standing)
+    channels = [await layer.new_channel() for _ in range(TASKS)]
     began = time.monotonic()
     await asyncio.gather(*(join_and_leave(number, channel) for number, channel in enumerate(channels)))
     seconds = time.monotonic() - began
@@ -45,17 +45,26 @@ class Clients(Scenario):
     name = "join-leave"
     title = f"{TASKS} tasks, {ROUNDS} clients each: a new channel joins one of {ROOMS} rooms and leaves it"
     unit = "joins and leaves/s"
-    is_room: ClassVar[bool] = True
+    kind: ClassVar[str] = "clients"
     goals: ClassVar[Mapping[str, Goal]] = {"asyncq": Goal("times", 8)}
     parts = {"crowd": come_and_go}  # noqa: RUF012
 
     async def conduct(self, stage: Stage) -> Measurement:
-        result = await (await stage.enter("crowd", is_room=self.is_room)).hear()
+        result = await (await stage.enter("crowd", kind=self.kind)).hear()
         return Measurement(2 * TASKS * ROUNDS / result["seconds"], lost=TASKS - result["received"])
+
+
+class Rooms(Clients):
+    name = "rooms"
+    title = (
+        f"{TASKS} channels, each joining and leaving {ROOMS} rooms that others are in, {ROUNDS} times in all"
+    )
+    kind = "rooms"
+    goals: ClassVar[Mapping[str, Goal]] = {}
 
 
 class OwnGroups(Clients):
     name = "own-groups"
     title = f"{TASKS} channels, each joining and leaving {ROUNDS} groups that only it is in"
-    is_room = False
+    kind = "own"
     goals: ClassVar[Mapping[str, Goal]] = {}
