@@ -267,17 +267,23 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         Raises:
             ChannelClosed: the channel is closed and empty, or closed while waiting.
         """
-        while (envelope := self.take()) is None:
+        return self.take() or await self.get_next()
+
+    async def get_next(self) -> Envelope:
+        """Do the same for a caller to whom `take()` has just returned None."""
+        while True:
             if self.closed is not None:
                 raise self.closed(self.channel)
-            receiver = asyncio.get_running_loop().create_future()
+            receiver: asyncio.Future[None] = asyncio.Future()
             self.wake(receiver)
             try:
                 await receiver
             except BaseException:
                 self.stop_waking(receiver)
                 raise
-        return envelope
+            envelope = self.take()
+            if envelope is not None:
+                return envelope
 
     def wake(self, waiter: asyncio.Future[None]) -> None:
         """Have this future done when an envelope comes or the channel closes. Look with `take()` first."""

@@ -348,7 +348,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         if session is not None and isinstance(channel, str):
             buffer = session.hub.channels.get(channel)
             if buffer is not None:
-                return session.opened(buffer.take() or await buffer.get())
+                return session.opened(buffer.take() or await buffer.get_next())
         self.require_valid_channel_name(channel, receive=True)
         return await (await self._session()).receive(channel)
 
