@@ -224,9 +224,11 @@ class Sender:
     def send(self, route: Route, message: Message) -> Awaitable[Any]:
         """Send a message when the line is up and has room; the result is the server's reply."""
         answer: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
-        if self.write_at_once(route, message, answer):
-            return answer
-        return self._send_later(route, message, answer)
+        wire = self._line.open_wire
+        if wire is None or wire.is_lost or not wire.has_room:
+            return self._send_later(route, message, answer)
+        self._write(wire, route, message, answer)
+        return answer
 
     async def _send_later(self, route: Route, message: Message, answer: asyncio.Future[Any]) -> Any:
         self._write(await self._line.with_room(), route, message, answer)
@@ -242,16 +244,16 @@ class Sender:
         wire = self._line.open_wire
         if wire is None or wire.is_lost or not wire.has_room:
             return False
-        sending = route.open
-        if sending is None or sending.wire is not wire or not sending.join(message, answer):
-            self._write(wire, route, message, answer)
+        self._write(wire, route, message, answer)
         return True
 
     def _write(self, wire: WireProtocol, route: Route, message: Message, answer: Answer) -> None:
-        sending = Sending(self, wire, route, message, answer)
-        if route.most:
-            route.open = sending
-        wire.call_open(sending)
+        sending = route.open
+        if sending is None or sending.wire is not wire or not sending.join(message, answer):
+            sending = Sending(self, wire, route, message, answer)
+            if route.most:
+                route.open = sending
+            wire.call_open(sending)
 
     def post(self, route: Route, message: Message) -> None:
         """Write a message for which nobody waits; it is dropped if the link is lost."""
