@@ -103,7 +103,14 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     _putters: deque[asyncio.Future[None]] | tuple[()] = ()
     _held = 0
     _expiry_timer: asyncio.TimerHandle | None = None
-    _unfinished_tasks = 0  # Queue looks at it for its repr()
+    # Queue looks at these for its repr().
+    _unfinished_tasks = 0
+    _is_shutdown = False
+
+    def resize(self, capacity: int) -> None:
+        """Hold so many messages from now on; what is there and exceeds it stays."""
+        self._places += capacity - self.capacity
+        self._maxsize = self.capacity = capacity
 
     def full(self) -> bool:
         return len(self._queue) >= self._places

@@ -754,6 +754,7 @@ class Session:
         if self.is_closed:
             return
         self.is_closed = True
+        self.group_send = _refuse
         for handle in (self._retry, self._sweeper):
             if handle is not None:
                 handle.cancel()
@@ -809,3 +810,7 @@ class Session:
             told=dict(hub.tally.told),
             links=tuple(self._bus.links()),
         )
+
+
+def _refuse(group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[None]:
+    raise LayerClosed()

@@ -36,6 +36,24 @@ def make(capacity: int = 3, tally: Tally | None = None, **more: Any) -> ChannelB
     return ChannelBuffer("chat", capacity, Tally() if tally is None else tally, **more)
 
 
+def test_repr() -> None:
+    """A buffer can be shown, as every asyncio.Queue."""
+    buffer = make()
+    buffer.offer(Envelope(b"x", "chat", expires_at=float("inf")))
+    assert repr(buffer).startswith("<ChannelBuffer at ") and "maxsize=" in repr(buffer)
+
+
+def test_resized() -> None:
+    """Another capacity holds from then on, and takes nothing away."""
+    buffer = make(capacity=2)
+    message = Envelope(b"x", "chat", expires_at=float("inf"))
+    assert [buffer.offer(message) for _ in range(3)] == [1, 0, -1]
+    buffer.resize(3)
+    assert [buffer.offer(message) for _ in range(2)] == [0, -1]
+    buffer.resize(1)
+    assert buffer.queued == 3 and buffer.offer(message) == -1 and buffer.maxsize == 1
+
+
 def envelope(text: str = "x", expires_at: float = NEVER) -> Envelope:
     return Envelope(text.encode(), "chat", expires_at=expires_at)
 

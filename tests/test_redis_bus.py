@@ -541,6 +541,15 @@ async def test_refused_when_it_is_sent_again(owner: Owner, server: RespServer) -
     assert await every([owner.bus.group_send("room", PAYLOAD, ())]) == [None]
 
 
+async def test_unserving_when_it_is_sent_again(owner: Owner, server: RespServer) -> None:
+    """The same of a server that cannot serve: that connection is given up as well."""
+    server.script("EVALSHA", resp_server.half(closes=True), READONLY)
+    with pytest.raises(DeliveryUnknown, match="refused when it was sent again: READONLY"):
+        await every([owner.bus.group_send("room", PAYLOAD, ())])
+    await owner.up(3)
+    assert await every([owner.bus.group_send("room", PAYLOAD, ())]) == [None]
+
+
 async def test_posted_once(owner: Owner, server: RespServer) -> None:
     """What is posted is not sent again, whatever becomes of it."""
     inbox = owner.topics.inbox("00" * 8)

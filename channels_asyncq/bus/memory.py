@@ -93,7 +93,7 @@ class Broker:
             queue = self._queues.get(channel)
             if queue is None:
                 queue = self._queues[channel] = ChannelBuffer(channel, capacity, Tally())
-            queue.capacity = capacity
+            queue.resize(capacity)
             if queue.offer(envelope) < 0:
                 raise ChannelFull(f"channel {channel!r} holds {capacity} messages, its capacity")
             return self._publish(topic, None)

@@ -759,6 +759,8 @@ class RedisBus(Bus):
         for shard in self._shards:
             if (pong := shard.ask("PING")) is not None:
                 await asyncio.wait([pong])
+                if not pong.cancelled():
+                    pong.exception()  # seen: what was not answered is told to those concerned
 
     def _topic_route(self, topic: Topic) -> TopicRoute:
         # Not a cache of functools: the hash of a tuple is not remembered.

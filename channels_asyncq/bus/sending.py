@@ -269,6 +269,8 @@ class Sender:
         if not is_executed:
             self._begin_again(sending)
             return
+        if isinstance(error.__cause__, ReplyError) and self._line.wire is not None:
+            self.may_go_on(self._line.wire, error.__cause__)
         for answer in sending.answers:
             if not answer.done():
                 told = self._unknown(error) if isinstance(error, NoAnswer) else self.refused(error)
@@ -305,9 +307,8 @@ class Sender:
                 wire.call_open(sending)
 
     def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
-        return DeliveryUnknown(
-            f"{self._address} was sent the message and did not answer: {exc.__cause__ or exc}"
-        )
+        reason = exc if isinstance(exc.__cause__, ReplyError) else exc.__cause__ or exc
+        return DeliveryUnknown(f"{self._address} was sent the message and did not answer: {reason}")
 
     def may_go_on(self, wire: WireProtocol, exc: ReplyError) -> bool:
         """Deal with an error that says that a command was not executed; True if it should be sent again."""

@@ -525,7 +525,9 @@ class WireProtocol(asyncio.Protocol):
         if self.replies > self._written_before:
             return reply
         # Not executed now; whether it was when it was written first, nobody knows.
-        return NoAnswer(f"and it was refused when it was sent again: {reply}")
+        error = NoAnswer(f"it was refused when it was sent again: {reply}")
+        error.__cause__ = reply
+        return error
 
     def _read_messages(self) -> None:
         """Deliver messages and answer the FIFO, until nothing is left, a message is held, or time is up."""
