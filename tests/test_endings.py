@@ -126,8 +126,9 @@ async def test_server_is_stopped(config: dict[str, Any], kind: str, number: sign
         for complaint in ("Traceback", "Task was destroyed", "never retrieved", "never awaited"):
             if (kind, number, complaint) != ("uvicorn", signal.SIGINT, "Traceback"):
                 assert complaint not in server.errors, server.errors
-        # Nothing of ours: transports and loops that nobody closed.
-        assert "channels_asyncq" not in server.errors, server.errors
+        # Nothing of ours: transports and loops that nobody closed. (Slow steps of a busy machine name files.)
+        ours = [line for line in server.errors.splitlines() if not line.startswith("Executing <")]
+        assert "channels_asyncq" not in "\n".join(ours), server.errors
         if kind == "uvicorn":
             assert await receive(layer, "goodbyes") == note(1)
         assert took < LAYER_SECONDS + INTERPRETER_SECONDS
