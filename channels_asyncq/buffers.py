@@ -79,6 +79,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         on_missed: Callable[[ChannelBuffer, str, list[str]], None] | None = None,
     ) -> None:
         # Not Queue's: that makes two deques and an Event, 1.5 KiB of what no channel here needs.
+        # Places are for messages and notices; those that are held for senders are not among them.
         self._maxsize = self.capacity = self._places = capacity
         self._queue: deque[Envelope] = deque()
         self._getters: list[asyncio.Future[None]] = []
@@ -99,7 +100,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     is_reported_full = False
     lost_expired = False  # a message expired unread since the last successful receive
     is_kept = False  # somebody holds it to read from it: not swept, however long that takes
-    # Those who wait for a place; the places for messages and notices that are held for some of them.
+    # Those who wait for a place, and the places that are held for some of them.
     _putters: deque[asyncio.Future[None]] | tuple[()] = ()
     _held = 0
     _expiry_timer: asyncio.TimerHandle | None = None

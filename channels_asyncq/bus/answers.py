@@ -58,6 +58,10 @@ class Told:
             )
 
 
+def ignore(outcome: object) -> None:
+    """Be told, and do nothing."""
+
+
 def fail(answer: asyncio.Future[Any] | Answer, error: Exception) -> None:
     """Give the answer an error, marked as seen: a caller who does not look is not told through the log."""
     answer.set_exception(error)

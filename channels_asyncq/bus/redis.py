@@ -36,7 +36,7 @@ from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
 from ..topics import NOT_LOGGED, Queue, Topic, Topics
-from .answers import Answer, Told
+from .answers import Answer, Told, ignore
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
 from .delivery import Numbers, Outbox, parse_position, stream_of
@@ -472,7 +472,7 @@ class Shard:
                     return True
             if position and position <= log.read_until.get(entry.partition, 0):
                 return True
-        except (BadEnvelope, ValueError) as exc:
+        except ValueError as exc:
             receiver.on_unreadable(topic, str(exc))
             return True
         held, self._held = self._held, None
@@ -729,7 +729,7 @@ class RedisBus(Bus):
     def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
         route = self._topic_route(topic)
         message = pack_target(target), self._sealed(payload)
-        answer = Told(_nothing, partial(self.receiver.on_unsent, topic.name, target))
+        answer = Told(ignore, partial(self.receiver.on_unsent, topic.name, target))
         return route.sender.write(route, message, answer)
 
     def group_send_unconfirmed(
@@ -901,10 +901,6 @@ class RedisBus(Bus):
         if self._is_closed:
             return [Link(shard.connector.address, "closed") for shard in self._shards]
         return [shard.link() for shard in self._shards]
-
-
-def _nothing(reply: object) -> None:
-    pass
 
 
 def _packed(*command: bytes | str | int) -> bytes:

@@ -12,7 +12,7 @@ from hiredis import ReplyError, pack_command
 
 from ..envelopes import ITEM_SIZE, JOINED_SIZE, MOST_JOINED, pack_all, pack_named
 from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
-from .answers import Answer, Told, fail
+from .answers import Answer, Told, fail, ignore
 from .delivery import Numbers
 from .lines import Line, own
 from .wire import NoAnswer, NotSent, WireProtocol
@@ -337,9 +337,5 @@ def _fail_all(answers: Iterable[Answer], error: Exception) -> None:
             fail(answer, own(error))
 
 
-def _ignore(outcome: object) -> None:
-    pass
-
-
 # It has given up from the start: nothing is sent again for it.
-_NOBODY = Told(_ignore, _ignore, lambda: True)
+_NOBODY = Told(ignore, ignore, lambda: True)

@@ -276,6 +276,7 @@ class WireProtocol(asyncio.Protocol):
             return future
         self._outgoing.append((packed, 1))
         self._unanswered.append(future)
+        # As grown(), without a call for each command.
         self._calls += 1
         self._pending += 1
         self.unanswered_bytes += len(packed)
