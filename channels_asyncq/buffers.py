@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
+from types import MappingProxyType
+from typing import cast
 
 from channels.exceptions import ChannelFull
 
@@ -15,6 +17,11 @@ from .exceptions import ChannelClosed
 # What a full buffer may cost its neighbours, in milliseconds of a reader that waits for it (see Hub.must_wait).
 PATIENCE = 50.0
 _PATIENCE_PER_RECEIVE = 5.0
+
+
+# Of buffers that have had none: nobody can put anything in.
+_NOTHING = cast("deque[Envelope]", ())
+_NO_LOSSES: Mapping[str, Loss] = MappingProxyType({})
 
 
 class Tally:
@@ -81,24 +88,24 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         # Not Queue's: that makes two deques and an Event, 1.5 KiB of what no channel here needs.
         # Places are for messages and notices; those that are held for senders are not among them.
         self._maxsize = self.capacity = self._places = capacity
-        self._queue: deque[Envelope] = deque()
+        self._queue: deque[Envelope] = _NOTHING  # until a message comes: an empty deque takes 600 bytes
+        self.lost_expired = False  # a message expired unread since the last successful receive
         self._getters: list[asyncio.Future[None]] = []
         self.channel = channel
         self.last_used = self.last_received = monotonic()
         self.groups: set[bytes] = set()  # owned by the hub: topics of the groups this channel is in
-        self.losses: dict[str, Loss] = {}  # by reason; until the reader has caught up
         self._tally = tally
         self._counts_bytes = tally.most_bytes is not None
         self._on_room = on_room
         self._on_expired = on_expired
         self._on_missed = on_missed
 
-    # What most channels never change.
+    # What many channels never change. (What is set often would be slower to look up here.)
 
+    losses: Mapping[str, Loss] = _NO_LOSSES  # by reason; until the reader has caught up
     closed: type[ChannelClosed] | None = None
     patience = PATIENCE
     is_reported_full = False
-    lost_expired = False  # a message expired unread since the last successful receive
     is_kept = False  # somebody holds it to read from it: not swept, however long that takes
     # Those who wait for a place, and the places that are held for some of them.
     _putters: deque[asyncio.Future[None]] | tuple[()] = ()
@@ -130,6 +137,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             left += self.drop_expired()
             if left < 0:
                 return -1
+        if queue is _NOTHING:
+            queue = self._queue = deque()
         queue.append(envelope)
         if self._counts_bytes:
             self._hold(envelope)
@@ -139,10 +148,12 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def tell(self, reason: str, groups: list[str], notice: Envelope | None, *, at_head: bool) -> None:
         """Add a word about a loss, over capacity: of these groups, and of those added to it until it is read."""
-        self.losses[reason] = Loss(groups, notice)
+        self.losses = {**self.losses, reason: Loss(groups, notice)}
         if notice is None:
             return
         self._places += 1
+        if self._queue is _NOTHING:
+            self._queue = deque()
         if at_head:
             self._queue.appendleft(notice)
         else:
@@ -169,6 +180,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def put_back(self, envelope: Envelope) -> None:
         """Put an envelope that was taken back at the head, also over capacity. Wakes nobody."""
+        if self._queue is _NOTHING:
+            self._queue = deque()
         self._queue.appendleft(envelope)
 
     async def put(self, item: Envelope) -> None:
@@ -327,11 +340,10 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def _caught_up(self) -> None:
         """Begin anew with losses; what was missed after the reader had the notice of its reason is told now."""
-        losses, self.losses = self.losses, {}
+        losses = self.losses
+        self.losses = {reason: loss for reason, loss in losses.items() if loss.notice is not None}
         for reason, loss in losses.items():
-            if loss.notice is not None:
-                self.losses[reason] = loss
-            elif loss.groups is not None and self._on_missed is not None:
+            if loss.notice is None and loss.groups is not None and self._on_missed is not None:
                 self._on_missed(self, reason, list(loss.groups))
 
     # Ending
@@ -345,7 +357,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         while queue and (queue[0].expires_at <= now or queue[0].flags & NOTICE):
             envelope = queue.popleft()
             (notices if envelope.flags & NOTICE else expired).append(envelope)
-        queue.extendleft(reversed(notices))
+        if notices:
+            queue.extendleft(reversed(notices))
         if expired:
             if self._counts_bytes:
                 for envelope in expired:
@@ -379,7 +392,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                     self._release(envelope)
             self._queue.clear()
             self._places = self.capacity - self._held
-            self.losses.clear()
+            self.losses = _NO_LOSSES
             self._made_room()
         return count
 

@@ -87,8 +87,16 @@ class Hub:
         if buffer is None:
             if channel in self.closed_names:
                 raise ChannelClosed(channel)
-            capacity = self._options.capacity_of(channel)
-            buffer = self.channels[channel] = ChannelBuffer(channel, capacity, self.tally, *self._told)
+            buffer = self.make(channel)
+        return buffer
+
+    def make(self, channel: str) -> ChannelBuffer:
+        """Return the buffer of a channel that was never there."""
+        options = self._options
+        capacity = options.capacity_of(channel) if options.channel_capacity else options.capacity
+        on_room, on_expired, on_missed = self._told
+        buffer = ChannelBuffer(channel, capacity, self.tally, on_room, on_expired, on_missed)
+        self.channels[channel] = buffer
         return buffer
 
     def close_channel(self, channel: str) -> None:

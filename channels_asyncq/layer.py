@@ -209,7 +209,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         with self._lock:
             self._forget_ended_sessions()
             session = Session(self.options, self._codec, self._make_bus)
-            session.waits_for_relay = loop in self._callers
+            session.is_settled = loop not in self._callers
             self._sessions[loop] = session
             self._owners[session.node] = session
         await session.start()
@@ -220,13 +220,6 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             if session.is_closed or loop.is_closed():
                 del self._sessions[loop]
                 self._owners.pop(session.node, None)
-
-    def _settled_session(self, loop: asyncio.AbstractEventLoop) -> Session | None:
-        """Return the loop's session if it has one and the relay has nothing under way for it."""
-        session = self._sessions.get(loop)
-        if session is None or session.is_closed or session.waits_for_relay:
-            return None
-        return session
 
     def _relayed_caller(self, loop: asyncio.AbstractEventLoop) -> Caller | None:
         """Return the loop's account with the relay, or None if it is to send with a session of its own."""
@@ -269,7 +262,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 await relay.relay().run(partial(self._relayed, Session.unconfirmed_are_answered))
         session = await self._session()
         self._callers.pop(loop, None)
-        session.waits_for_relay = False
+        session.is_settled = not session.is_closed
         return session
 
     def _relayed(self, work: Callable[[Session], Awaitable[T]]) -> Awaitable[T]:
@@ -297,8 +290,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         if not isinstance(prefix, str):
             raise TypeError(f"the prefix of a channel must be a str, not {type(prefix).__name__}: {prefix!r}")
         prefix = _checked_prefix(prefix)
-        session = self._settled_session(asyncio.get_running_loop())
-        if session is None:
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is None or session.is_closed:
             session = await self._session()
         if not session.is_announced:
             await session.announce()
@@ -318,16 +311,21 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Cancelling does not take back what was written.
         """
-        check_channel_name(channel)
+        here = asyncio.get_running_loop()
+        session = self._sessions.get(here)
+        way = session.ways.get(channel) if session is not None and type(channel) is str else None
+        if way is None:
+            check_channel_name(channel)
         payload = self._codec.encode(message)
         if len(payload) > self._max_message_size:
             raise self._too_large(payload)
-        here = asyncio.get_running_loop()
+        if way is not None:
+            await way(payload)
+            return
         owner = self._owners.get(node_of(channel))
         if owner is not None and owner.loop is not here and _hand_over(owner, channel, payload):
             return
-        session = self._settled_session(here)
-        if session is None:
+        if session is None or not session.is_settled:
             await self._send_with(lambda session: _send(session, channel, payload))
         elif (answer := session.send(channel, payload)) is not None:
             await answer
@@ -364,12 +362,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             ChannelClosed: the channel or the layer is closed.
             LayerUnavailable: the server cannot be reached.
         """
-        check_group_name(group)
-        session = self._settled_session(asyncio.get_running_loop())
-        if session is not None and isinstance(channel, str) and session.join_at_once(group, channel):
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is not None and session.join_at_once(group, channel):
             return
+        check_group_name(group)
         check_channel_name(channel)
-        if session is None:
+        if session is None or not session.is_settled:
             await self._send_with(lambda session: session.group_add(group, channel))
         else:
             await session.group_add(group, channel)
@@ -382,12 +380,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             TypeError: a wrong name.
             LayerUnavailable: the channel is not of this loop, and the server cannot be reached.
         """
-        check_group_name(group)
-        session = self._settled_session(asyncio.get_running_loop())
-        if session is not None and isinstance(channel, str) and session.leave_at_once(group, channel):
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is not None and session.leave_at_once(group, channel):
             return
+        check_group_name(group)
         check_channel_name(channel)
-        if session is None:
+        if session is None or not session.is_settled:
             await self._send_with(lambda session: session.group_discard(group, channel))
         else:
             await session.group_discard(group, channel)
@@ -407,8 +405,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         payload = self._codec.encode(message)
         if len(payload) > self._max_message_size:
             raise self._too_large(payload)
-        session = self._settled_session(asyncio.get_running_loop())
-        if session is None:
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is None or not session.is_settled:
             await self._send_with(
                 lambda session: _group_send(session, group, payload, excluded),
                 partial(self._group_send_at_once, group, payload, excluded),

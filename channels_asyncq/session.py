@@ -26,12 +26,13 @@ from .intake import Intake
 from .journal import LOSS, WIRE, record
 from .options import Options
 from .queues import QueueReader
-from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
+from .topics import Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
 
 BusFactory = Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]
 
 # A member in another process is asked for again this often, while its process may be reconnecting.
 _ASK_AGAIN = 0.5
+_MOST_WAYS = 8192
 # Random digits for names are fetched from the system for so many at once.
 _NAMES_AT_ONCE = 64
 # Everybody else has this long to confirm a flush; one who is disconnected cannot.
@@ -139,9 +140,7 @@ class Session:
         self._bus = make_bus(options, self._topics, codec, self.node, self, self.loop)
         bus = self._bus
         self._push = bus.push if options.confirm else bus.push_unconfirmed
-        self._publish: Callable[[Topic, str, bytes], Awaitable[object]] = (
-            bus.publish if options.confirm else bus.publish_unconfirmed
-        )
+        self._make_way = bus.way if options.confirm else bus.way_unconfirmed
         #: Send to the local members everywhere; the result is the normal channels, for `push_copies()`.
         self.group_send: Callable[[str, bytes, tuple[str, ...]], Awaitable[list[bytes] | None]] = (
             bus.group_send if options.confirm else bus.group_send_unconfirmed
@@ -152,6 +151,7 @@ class Session:
         self._readers: dict[bytes, QueueReader] = {}
         self._requests: dict[int, Request] = {}
         self._last_request = 0
+        self._mark = f"{self.node}!"
         self._locals = 0
         self._random_digits: list[str] = []
         #: Whether the server has confirmed the inbox.
@@ -166,8 +166,10 @@ class Session:
         self._copying: set[asyncio.Task[None]] = set()
         self._life: AsyncGenerator[None] | None = None
         self.is_closed = False
-        #: The relay still sends for this loop, and must not be overtaken.
-        self.waits_for_relay = False
+        #: It is open, and what the relay sent for this loop has been answered: nothing is overtaken.
+        self.is_settled = False
+        #: How to send to channels of other processes, by name. A closed session knows none.
+        self.ways: dict[str, Callable[[bytes], Awaitable[object]]] = {}
 
     async def start(self) -> None:
         """Begin connecting. Never waits for the server."""
@@ -204,8 +206,8 @@ class Session:
         if not self._random_digits:
             self._random_digits = new_nodes(_NAMES_AT_ONCE)
         self._locals += 1
-        channel = f"{prefix}{self.node}!{self._locals:x}.{self._random_digits.pop()}"
-        self.hub.open(channel)
+        channel = f"{prefix}{self._mark}{self._locals}.{self._random_digits.pop()}"
+        self.hub.make(channel)
         if self._sweeper is None:
             self._sweep_later()
         return channel
@@ -305,10 +307,16 @@ class Session:
                 raise ChannelClosed(channel)
             return self._push(channel, payload, self._options.capacity_of(channel))
         if node != self.node:
-            return self._publish(self._topics.inbox(node), channel, payload)
+            return self._way_to(node, channel)(payload)
         self.hub.put_own(channel, self._own(payload, channel))
         self._sweep_later()
         return None
+
+    def _way_to(self, node: str, channel: str) -> Callable[[bytes], Awaitable[object]]:
+        if len(self.ways) >= _MOST_WAYS:
+            self.ways.clear()
+        way = self.ways[channel] = self._make_way(self._topics.inbox(node), channel)
+        return way
 
     def hand_over(self, channel: str, payload: bytes) -> bool:
         """Take a message for one of this session's channels, from any thread; False if the loop is closed."""
@@ -379,25 +387,29 @@ class Session:
 
     # Groups
 
-    def join_at_once(self, group: str, channel: str) -> bool:
+    # At once, for names that nobody has looked at: those that are known here are right.
+
+    def join_at_once(self, group: object, channel: object) -> bool:
         """Do what `group_add()` does, if there is nothing to wait for: an open channel, a confirmed group."""
-        if channel not in self.hub.channels:
+        known = self._topics.known_group(group)
+        if known is None or type(channel) is not str or channel not in self.hub.channels:
             return False
-        topic = self._topics.group(group).topic
-        if not self._bus.is_confirmed(topic):
+        if not self.is_settled or not self._bus.is_confirmed(known.topic):
             return False
-        self.hub.join(topic.name, channel).is_confirmed = True
+        self.hub.join(known.topic.name, channel).is_confirmed = True
         if self._sweeper is None:
             self._sweep_later()
         return True
 
-    def leave_at_once(self, group: str, channel: str) -> bool:
-        """Do what `group_discard()` does, if the channel is open here."""
-        if channel not in self.hub.channels:
+    def leave_at_once(self, group: object, channel: object) -> bool:
+        """Do what `group_discard()` does, if the channel is open here and the group was used before."""
+        known = self._topics.known_group(group)
+        if known is None or type(channel) is not str or channel not in self.hub.channels:
             return False
-        topic = self._topics.group(group).topic
-        if self.hub.leave(topic.name, channel):
-            self._bus.unsubscribe(topic)
+        if not self.is_settled:
+            return False
+        if self.hub.leave(known.topic.name, channel):
+            self._bus.unsubscribe(known.topic)
         return True
 
     def group_add(self, group: str, channel: str) -> Coroutine[Any, Any, None]:
@@ -443,8 +455,9 @@ class Session:
         if node is None:
             await self._bus.discard_member(group, channel)
         elif node == self.node:
-            # Without an open channel there is no membership.
-            self.leave_at_once(group, channel)
+            topic = self._topics.group(group).topic
+            if self.hub.leave(topic.name, channel):
+                self._bus.unsubscribe(topic)
         else:
             await self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
 
@@ -564,16 +577,18 @@ class Session:
     # What the bus calls
 
     def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
-        if topic in self.hub.groups:
-            taken = self.hub.deliver(topic, envelope)
+        hub = self.hub
+        if topic in hub.groups:
+            taken = hub.deliver(topic, envelope)
         elif topic == self._inbox.name:
             if envelope.flags & CONTROL:
                 self._on_control(envelope)
                 return True
-            if node_of(envelope.target) != self.node or envelope.target.endswith("!"):
-                self.on_unreadable(topic, f"addressed to {envelope.target!r}")
+            target = envelope.target
+            if target not in hub.channels and (node_of(target) != self.node or target.endswith("!")):
+                self.on_unreadable(topic, f"addressed to {target!r}")
                 return True
-            taken = self.hub.deliver_to(envelope.target, envelope)
+            taken = hub.deliver_to(target, envelope)
             if self._sweeper is None:
                 self._sweep_later()
         elif topic == self._everybody.name:
@@ -754,6 +769,8 @@ class Session:
         if self.is_closed:
             return
         self.is_closed = True
+        self.is_settled = False
+        self.ways.clear()
         self.group_send = _refuse
         for handle in (self._retry, self._sweeper):
             if handle is not None:
@@ -788,6 +805,7 @@ class Session:
     def let_go_in_child(self) -> list[int]:
         """Be closed without closing anything: in a forked child. Return the descriptors of the connections."""
         self.is_closed = True
+        self.is_settled = False
         sockets = [transport.get_extra_info("socket") for transport in self._bus.transports()]
         return [sock.fileno() for sock in sockets if sock is not None and sock.fileno() >= 0]
 

@@ -32,13 +32,18 @@ def _check_name(kind: str, name: object, pattern: re.Pattern[str]) -> None:
         raise TypeError(f"{kind} name may contain only {allowed}, which {name!r} does not keep to")
 
 
+# With one argument, a str, a look into the cache is cheapest.
+
+
 @lru_cache(maxsize=_CACHED_NAMES)
-def _checked(name: str, is_channel: bool, is_for_receive: bool) -> None:
-    if not is_channel:
-        _check_name("Group", name, _GROUP_NAME)
-        return
+def _checked_group(name: str) -> None:
+    _check_name("Group", name, _GROUP_NAME)
+
+
+@lru_cache(maxsize=_CACHED_NAMES)
+def _checked_channel(name: str) -> None:
     _check_name("Channel", name, _CHANNEL_NAME)
-    if name.endswith("!") and not is_for_receive and node_of(name) is not None:
+    if name.endswith("!") and node_of(name) is not None:
         raise TypeError(
             f"Channel name {name!r} is what the channels of one session have in common: it can only be received "
             "from. To send, use a whole name, as new_channel() returned it"
@@ -51,8 +56,8 @@ def check_channel_name(name: object, receive: bool = False) -> None:
         TypeError: it is no channel name, or only the part up to `!` and not for `receive`; the text says why.
     """
     # Only a str may reach the cache: a list could not be looked up in it.
-    if type(name) is str:
-        _checked(name, True, receive)
+    if type(name) is str and not receive:
+        _checked_channel(name)
     else:
         _check_name("Channel", name, _CHANNEL_NAME)
 
@@ -63,7 +68,7 @@ def check_group_name(name: object) -> None:
         TypeError: it is no group name; the text says why.
     """
     if type(name) is str:
-        _checked(name, False, False)
+        _checked_group(name)
     else:
         _check_name("Group", name, _GROUP_NAME)
 
@@ -166,6 +171,10 @@ class Topics:
             )
             self._groups[group] = found
         return found
+
+    def known_group(self, group: object) -> Group | None:
+        """Return what `group()` has returned for this name, which was checked then; None if it has not."""
+        return self._groups.get(group) if type(group) is str else None
 
     def queue(self, channel: str) -> Queue:
         found = self._queues.get(channel)

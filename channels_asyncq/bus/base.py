@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ..envelopes import Envelope
@@ -152,6 +153,10 @@ class Bus(ABC):
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
         """Send to a channel's inbox, or to everybody; return how many subscribers the server passed it to."""
 
+    def way(self, topic: Topic, target: str) -> Callable[[bytes], Awaitable[int]]:
+        """Return what publishes to a channel's inbox, for whoever sends to it more than once."""
+        return partial(self.publish, topic, target)
+
     @abstractmethod
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         """Send to an inbox without waiting for anything; it is dropped if the link is lost."""
@@ -176,6 +181,10 @@ class Bus(ABC):
     @abstractmethod
     def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
         """Send to a channel's inbox."""
+
+    def way_unconfirmed(self, topic: Topic, target: str) -> Callable[[bytes], Awaitable[None]]:
+        """Return what does that, as `way()`."""
+        return partial(self.publish_unconfirmed, topic, target)
 
     @abstractmethod
     def group_send_unconfirmed(

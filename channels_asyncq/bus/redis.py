@@ -655,11 +655,13 @@ class RedisBus(Bus):
             return []
         expires_at = monotonic() + self.options.expiry
         readable = []
-        open_one = self._open
+        decode = self._decode
         for envelope in envelopes:
             envelope.expires_at = expires_at
             try:
-                open_one(envelope)
+                if self._flags or envelope.flags & ENCRYPTED:
+                    self._decrypt(envelope)
+                envelope.message = decode(envelope.payload)
             except (BadEnvelope, BadPayload) as exc:
                 self.receiver.on_unreadable(topic, str(exc))
             else:
@@ -674,18 +676,18 @@ class RedisBus(Bus):
             BadEnvelope, BadPayload: they are none, or of somebody without our keys.
         """
         envelope = unpack(data)
-        self._open(envelope)
+        if self._flags or envelope.flags & ENCRYPTED:
+            self._decrypt(envelope)
+        envelope.message = self._decode(envelope.payload)
         envelope.expires_at = monotonic() + self.options.expiry
         return envelope
 
-    def _open(self, envelope: Envelope) -> None:
-        if envelope.flags & ENCRYPTED != self._flags:
-            if self._flags:
-                raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
+    def _decrypt(self, envelope: Envelope) -> None:
+        if not self._flags:
             raise BadEnvelope("encrypted, and this process has no symmetric_encryption_keys")
-        if self._flags:
-            envelope.payload = self._codec.decrypt(envelope.payload)
-        envelope.message = self._decode(envelope.payload)
+        if not envelope.flags & ENCRYPTED:
+            raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
+        envelope.payload = self._codec.decrypt(envelope.payload)
 
     def _open_external(self, shard: int, topic: bytes, data: bytes) -> Envelope:
         if not self.topics.is_group(shard, topic):
@@ -711,8 +713,13 @@ class RedisBus(Bus):
 
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
         route = self._make_topic_route(topic, flags) if flags else self._topic_route(topic)
-        message = pack_target(target), self._sealed(payload)
-        return route.sender.send(route, message)
+        return route.sender.send(route, pack_target(target), self._sealed(payload))
+
+    def way(self, topic: Topic, target: str) -> Callable[[bytes], Awaitable[int]]:
+        if self._codec.encrypted:
+            return super().way(topic, target)
+        route = self._topic_route(topic)
+        return partial(route.sender.send, route, pack_target(target))
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         route = self._make_post_route(topic, flags)
@@ -722,9 +729,8 @@ class RedisBus(Bus):
     def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         route = self._group_route(group)
         names = pack_names(group, excluded) if excluded else pack_target(group)
-        message = names, self._sealed(payload)
         # nil, which is None here, stands for no members.
-        return route.sender.send(route, message)
+        return route.sender.send(route, names, self._sealed(payload))
 
     def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
         route = self._topic_route(topic)
@@ -819,7 +825,7 @@ class RedisBus(Bus):
 
     async def push(self, channel: str, payload: bytes, capacity: int) -> None:
         route = self._push_route(channel)
-        if not await route.sender.send(route, (route.names, self._sealed(payload), capacity)):
+        if not await route.sender.send(route, route.names, self._sealed(payload), capacity):
             raise ChannelFull(
                 f"channel {channel!r} holds {capacity} messages, its capacity; start more readers, "
                 "raise `capacity` or `channel_capacity`, or use send_wait()"

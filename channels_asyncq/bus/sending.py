@@ -60,17 +60,6 @@ class Sending:
         self.answers = [answer]
         self.size = JOINED_SIZE + len(message[0]) + len(message[1]) + ITEM_SIZE
 
-    def join(self, message: Message, answer: Answer) -> bool:
-        """Take a message more, if there is room."""
-        size = len(message[0]) + len(message[1]) + ITEM_SIZE
-        if self.size + size > self.route.most:
-            return False
-        self.messages.append(message)
-        self.answers.append(answer)
-        self.size += size
-        self.wire.grown(size)
-        return True
-
     # As an OpenCommand
 
     @property
@@ -221,8 +210,12 @@ class Sender:
 
     # Messages
 
-    def send(self, route: Route, message: Message) -> Awaitable[Any]:
-        """Send a message when the line is up and has room; the result is the server's reply."""
+    def send(self, route: Route, *message: Any) -> Awaitable[Any]:
+        """
+        Send a message when the line is up and has room; the result is the server's reply.
+
+        Its parts are given one by one, so that `partial()` can hold those that stay the same.
+        """
         answer: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         wire = self._line.open_wire
         if wire is None or wire.is_lost or not wire.has_room:
@@ -230,7 +223,7 @@ class Sender:
         self._write(wire, route, message, answer)
         return answer
 
-    async def _send_later(self, route: Route, message: Message, answer: asyncio.Future[Any]) -> Any:
+    async def _send_later(self, route: Route, message: Any, answer: asyncio.Future[Any]) -> Any:
         self._write(await self._line.with_room(), route, message, answer)
         return await answer
 
@@ -247,13 +240,20 @@ class Sender:
         self._write(wire, route, message, answer)
         return True
 
-    def _write(self, wire: WireProtocol, route: Route, message: Message, answer: Answer) -> None:
+    def _write(self, wire: WireProtocol, route: Route, message: Any, answer: Answer) -> None:
         sending = route.open
-        if sending is None or sending.wire is not wire or not sending.join(message, answer):
-            sending = Sending(self, wire, route, message, answer)
-            if route.most:
-                route.open = sending
-            wire.call_open(sending)
+        if sending is not None and sending.wire is wire:
+            size = ITEM_SIZE + len(message[0]) + len(message[1])
+            if sending.size + size <= route.most:
+                sending.size += size
+                sending.messages.append(message)
+                sending.answers.append(answer)
+                wire.grown(size)
+                return
+        sending = Sending(self, wire, route, message, answer)
+        if route.most:
+            route.open = sending
+        wire.call_open(sending)
 
     def post(self, route: Route, message: Message) -> None:
         """Write a message for which nobody waits; it is dropped if the link is lost."""
