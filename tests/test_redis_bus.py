@@ -576,16 +576,17 @@ async def test_bound_across_connections(make: MakeOwner, server: RespServer) -> 
         while owner.bus.group_send_at_once(answer, "room", PAYLOAD, ()):
             sent += 1
         wire = shard.commands.wire
-        assert wire is not None and sent == 1024
+        # A command that may still grow counts for sixteen.
+        assert wire is not None and 1024 - 16 < sent <= 1024
         ups = owner.events.count("up")
         if losses == 2:
             server.restore()
         wire.abort(ConnectionResetError("lost"))
         await owner.up(ups + 1)
-    await eventually(lambda: len(told) == 1024, "the answers")
+    await eventually(lambda: len(told) == sent, "the answers")
     wire = shard.commands.wire
     assert wire is not None and wire.has_room and (wire.pending, wire.unanswered_bytes) == (0, 0)
-    assert wire._pending == 0 and told == [None] * 1024
+    assert wire._pending == 0 and told == [None] * sent
 
 
 async def test_held_in_the_middle(owner: Owner, server: RespServer) -> None:

@@ -15,7 +15,7 @@ from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerU
 from .answers import Answer, Told, fail, ignore
 from .delivery import Numbers
 from .lines import Line, own
-from .wire import NoAnswer, NotSent, WireProtocol
+from .wire import EARLY, NoAnswer, NotSent, WireProtocol
 
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
@@ -43,12 +43,12 @@ class Route(Protocol):
 
 class Sending:
     """
-    One command for one or more messages of a route, which take their numbers when it is packed.
+    One command for one to sixteen messages of a route, which take their numbers when it is packed.
 
     What is numbered first must be written first: receivers drop what comes after a higher number.
     """
 
-    __slots__ = ("_sender", "answers", "messages", "route", "size", "wire")
+    __slots__ = ("_sender", "answers", "count", "messages", "room", "route", "size", "wire")
 
     def __init__(
         self, sender: Sender, wire: WireProtocol, route: Route, message: Message, answer: Answer
@@ -58,18 +58,18 @@ class Sending:
         self.route = route
         self.messages = [message]
         self.answers = [answer]
-        self.size = JOINED_SIZE + len(message[0]) + len(message[1]) + ITEM_SIZE
+        size = JOINED_SIZE + len(message[0]) + len(message[1]) + ITEM_SIZE
+        #: Bytes of messages that may still join.
+        self.room = route.most - size
+        self.size, self.count = (route.most, EARLY) if self.room > 0 else (size, 1)
 
     # As an OpenCommand
-
-    @property
-    def count(self) -> int:
-        return len(self.messages)
 
     def pack(self) -> bytes:
         route = self.route
         if route.open is self:
             route.open = None
+        self.count = len(self.messages)
         return route.pack(self.messages)
 
     def forget_done(self) -> None:
@@ -80,7 +80,10 @@ class Sending:
         self.answers = [answer for _, answer in left]
 
     def done(self) -> bool:
-        return all(answer.done() for answer in self.answers)
+        for answer in self.answers:  # noqa: SIM110  (a generator costs more than the one look that it takes)
+            if not answer.done():
+                return False
+        return True
 
     def set_result(self, reply: Any, /) -> None:
         self._sender.serves()
@@ -243,15 +246,19 @@ class Sender:
     def _write(self, wire: WireProtocol, route: Route, message: Any, answer: Answer) -> None:
         sending = route.open
         if sending is not None and sending.wire is wire:
-            size = ITEM_SIZE + len(message[0]) + len(message[1])
-            if sending.size + size <= route.most:
-                sending.size += size
+            room = sending.room - len(message[0]) - len(message[1]) - ITEM_SIZE
+            if room >= 0:
+                sending.room = room
                 sending.messages.append(message)
                 sending.answers.append(answer)
-                wire.grown(size)
+                if len(sending.messages) == EARLY:
+                    route.open = None
+                    wire.full(EARLY)
                 return
+            wire.full(len(sending.messages))
         sending = Sending(self, wire, route, message, answer)
         if route.most:
+            # Also one that nothing more goes into: what comes next must not come before it.
             route.open = sending
         wire.call_open(sending)
 

@@ -19,7 +19,7 @@ from hiredis import Reader, ReplyError, pack_command
 
 from .answers import Answer, fail
 
-__all__ = ["NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol"]
+__all__ = ["EARLY", "NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol"]
 
 # What the reader answers when it needs more bytes. None and False are legitimate replies.
 _MORE = object()
@@ -31,7 +31,7 @@ _READ_CHECK_MASK = 7
 
 # A turn's commands leave in one write, or in several of so many: the server works on the first while the next
 # are packed. (32 senders: 172,000 sends a second without, 240,000 with; one write more costs 3 us.)
-_EARLY = 16
+EARLY = 16
 
 
 class NotSent(ConnectionError):
@@ -43,14 +43,15 @@ class NoAnswer(ConnectionError):
 
 
 class OpenCommand(Answer, Protocol):
-    """A command that may grow until it is written, and is told its own reply."""
+    """
+    A command that may grow until it is written, and is told its own reply.
 
-    #: Its bytes, as far as they count now.
+    Until then it counts as what it may become.
+    """
+
+    #: Its bytes, and how many calls it stands for; at most, before it is packed.
     size: int
-
-    @property
-    def count(self) -> int:
-        """How many calls it stands for."""
+    count: int
 
     def pack(self) -> bytes:
         """Return its bytes: it is about to be written, or will be sent by somebody else. It must not raise."""
@@ -190,7 +191,7 @@ class WireProtocol(asyncio.Protocol):
         self._unanswered: deque[asyncio.Future[Any] | Answer] = deque()
         self._written: deque[tuple[bytes, int]] = deque()
         self._outgoing: list[tuple[bytes, int] | OpenCommand] = []
-        # Calls since the last write, and those that are not answered.
+        # Calls since the last write, an open command for one; and those that are not answered, or may be called.
         self._calls = 0
         self._pending = 0
         self._flush_scheduled = False
@@ -276,19 +277,19 @@ class WireProtocol(asyncio.Protocol):
             return future
         self._outgoing.append((packed, 1))
         self._unanswered.append(future)
-        # As grown(), without a call for each command.
+        # As call_open(), without a call for each command.
         self._calls += 1
         self._pending += 1
         self.unanswered_bytes += len(packed)
         if self._pending >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
             self.has_room = False
-        if self._calls >= _EARLY or not self._flush_scheduled:
+        if self._calls >= EARLY or not self._flush_scheduled:
             self._leave()
         return future
 
     def call_open(self, command: OpenCommand) -> None:
         """
-        Do the same for a command that may grow, by `grown()`, until it is packed and written.
+        Do the same for a command that may grow until it is packed and written.
 
         It is told what comes of it, within this call if the connection has ended.
         """
@@ -297,20 +298,22 @@ class WireProtocol(asyncio.Protocol):
             return
         self._outgoing.append(command)
         self._unanswered.append(command)
-        self.grown(command.size, command.count)
-
-    def grown(self, size: int, count: int = 1) -> None:
-        """Note that an open command was given more calls, of so many bytes."""
-        self._calls += count
-        self._pending += count
-        self.unanswered_bytes += size
+        self._calls += 1
+        self._pending += command.count
+        self.unanswered_bytes += command.size
         if self._pending >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
             self.has_room = False
-        if self._calls >= _EARLY or not self._flush_scheduled:
+        if self._calls >= EARLY or not self._flush_scheduled:
+            self._leave()
+
+    def full(self, calls: int) -> None:
+        """Note that an open command has grown to so many calls, and does not grow further."""
+        self._calls += calls - 1
+        if self._calls >= EARLY:
             self._leave()
 
     def _leave(self) -> None:
-        """Write what was called, or have it written on the next turn of the loop."""
+        """Write what was called, now if that is much, or else on the next turn of the loop."""
         if self._flush_scheduled:
             self._write()
         elif not self._write_paused:
@@ -430,8 +433,11 @@ class WireProtocol(asyncio.Protocol):
         marks.append((self.commands, monotonic()))
         if self._timer is None:
             self._set_timer(self._timeout)
-        # Last: it may call pause_writing().
+        # It may call pause_writing().
         self._transport.write(data)
+        if not self.has_room:
+            # Open commands have given up the places that they did not need.
+            self._wake()
 
     def _pack(self) -> list[bytes]:
         """Return the bytes of what was called since the last write; nothing of it can grow any more."""
@@ -443,8 +449,10 @@ class WireProtocol(asyncio.Protocol):
             if isinstance(command, tuple):
                 packed, count = command
             else:
-                size, count = command.size, command.count
+                size, most = command.size, command.count
                 packed = command.pack()
+                count = command.count
+                self._pending += count - most
                 self.unanswered_bytes += len(packed) - size
             written.append((packed, count))
             all_packed.append(packed)
