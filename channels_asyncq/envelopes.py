@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from .topics import MAX_NAME_LENGTH, NODE_BYTES
@@ -29,11 +30,11 @@ _HEADER = struct.Struct(f">BBI{NODE_BYTES}sQHI")
 _CHECKED = _START.size  # what the checksum covers begins there
 _NAMES = _START.size + _SENDER.size
 _LARGE = 4096
-# Of each of several messages: length of the names, 0 for those of the one before it; length of the body
-_ITEM = struct.Struct(">HH")
 _CACHED_NAMES = 8192
-ITEM_SIZE = _ITEM.size
-JOINED_SIZE = _NAMES
+_COUNT = struct.Struct(">H")
+#: Bytes of several messages that travel as one, beside their names and bodies: of all, and of each.
+JOINED_SIZE = _NAMES + _COUNT.size
+ITEM_SIZE = 4
 #: Bytes of several messages that travel as one, at most.
 MOST_JOINED = 4096
 _SHORT = _LENGTHS.size + MAX_NAME_LENGTH
@@ -128,7 +129,13 @@ def pack_named(names: bytes, body: bytes, node: bytes, seq: int, flags: int) -> 
     return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
 
 
-def pack_all(messages: Iterable[tuple[bytes, bytes]], node: bytes, first: int, flags: int = 0) -> bytes:
+@lru_cache(MOST_JOINED // ITEM_SIZE)
+def _table(count: int) -> struct.Struct:
+    """Of each of so many messages: length of the names, 0 for those of the one before it; length of the body."""
+    return struct.Struct(f">{2 * count}H")
+
+
+def pack_all(messages: Sequence[tuple[bytes, bytes]], node: bytes, first: int, flags: int = 0) -> bytes:
     """
     Return the bytes of several envelopes that travel as one: names and body of each; `first` is its number.
 
@@ -136,15 +143,13 @@ def pack_all(messages: Iterable[tuple[bytes, bytes]], node: bytes, first: int, f
     topic, and arrive together, in this order.
     """
     flags |= JOINED
-    parts = [_SENDER.pack(node, first)]
-    names_before = b""
-    for names, body in messages:
-        if names == names_before:
-            parts += _ITEM.pack(0, len(body)), body
-        else:
-            parts += _ITEM.pack(len(names), len(body)), names, body
-            names_before = names
-    rest = b"".join(parts)
+    parts = list(chain.from_iterable(messages))
+    for names in range(len(parts) - 2, 0, -2):
+        if parts[names] == parts[names - 2]:
+            parts[names] = b""
+    count = len(messages)
+    table = _table(count).pack(*map(len, parts))
+    rest = b"".join((_SENDER.pack(node, first), _COUNT.pack(count), table, *parts))
     return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
 
 
@@ -188,26 +193,27 @@ def unpack_all(data: bytes) -> list[Envelope]:
     _check(data, version, flags, _KNOWN_FLAGS | JOINED, checksum)
     node, seq = _SENDER.unpack_from(data, _START.size)
     flags &= ~JOINED
-    if not _NAMES < len(data) <= MOST_JOINED:
-        raise BadEnvelope(f"{len(data)} bytes of several messages; there are {_NAMES + 1} to {MOST_JOINED}")
+    if not JOINED_SIZE < len(data) <= MOST_JOINED:
+        raise BadEnvelope(
+            f"{len(data)} bytes of several messages; there are {JOINED_SIZE + 1} to {MOST_JOINED}"
+        )
+    (count,) = _COUNT.unpack_from(data, _NAMES)
+    at = JOINED_SIZE + ITEM_SIZE * count
+    lengths = _table(count).unpack_from(data, JOINED_SIZE) if at <= len(data) else ()
+    if at + sum(lengths) != len(data):
+        raise BadEnvelope(f"{len(data)} bytes are not what the lengths of {count} messages come to")
+    if not lengths or not lengths[0]:
+        raise BadEnvelope("the first message has no names")
     envelopes: list[Envelope] = []
     target: str = ""
     excluded: tuple[str, ...] = ()
-    at, end = _NAMES, len(data)
-    while at < end:
-        if end - at < _ITEM.size:
-            raise BadEnvelope("truncated between two messages")
-        names_length, body_length = _ITEM.unpack_from(data, at)
-        names = at + _ITEM.size
-        body = names + names_length
-        at = body + body_length
-        if at > end:
-            raise BadEnvelope(f"truncated: a message ends at byte {at}, and {end} are there")
+    pairs = iter(lengths)
+    for names_length, body_length in zip(pairs, pairs, strict=True):
+        body = at + names_length
         if names_length:
             read_names = _read_short_names if names_length <= _SHORT else _read_names
-            target, excluded = read_names(data[names:body])
-        elif not envelopes:
-            raise BadEnvelope("the first message has no names")
+            target, excluded = read_names(data[at:body])
+        at = body + body_length
         envelopes.append(Envelope(data[body:at], target, node, seq, flags, excluded))
         seq += 1
     return envelopes

@@ -184,8 +184,8 @@ def test_the_layout_of_several() -> None:
     """The bytes are those that other processes of this version read."""
     chat, room = pack_names("chat"), pack_names("room")
     data = pack_all([(chat, b"a"), (chat, b"bc"), (room, b"")], NODE, 7, ENCRYPTED)
-    items = b"\0\x0a\0\x01" + chat + b"a" + b"\0\0\0\x02" + b"bc" + b"\0\x0a\0\0" + room
-    rest = NODE + (7).to_bytes(8) + items
+    lengths = b"\0\x0a\0\x01" + b"\0\0\0\x02" + b"\0\x0a\0\0"
+    rest = NODE + (7).to_bytes(8) + b"\0\x03" + lengths + chat + b"a" + b"bc" + room
     assert data == bytes([1, 9]) + zlib.crc32(rest, 9).to_bytes(4) + rest
 
 
@@ -201,13 +201,19 @@ def several(rest: bytes) -> bytes:
         (b"\x01\x08" + bytes(20), "checksum"),
         (b"\x01\x08" + bytes(19), "too few"),
         (several(b""), "22 bytes of several"),
-        (several(bytes(4075)), "4097 bytes of several messages; there are 23 to 4096"),
-        (several(b"\0\0\0\1x"), "no names"),
-        (several(b"\0\0\0"), "between two messages"),
-        (several(b"\0\0\0\5abcd"), "a message ends at byte 31, and 30 are there"),
-        (several(b"\0\3\0\0abc"), "without their lengths"),
-        (several(b"\0\7\0\0" + pack_names("ab")[:-1]), "of other lengths"),
-        (several(b"\0\x08\0\0" + pack_names("ab")[:-2] + "ä".encode()), "not ASCII"),
+        (several(b"\0"), "23 bytes of several"),
+        (several(bytes(2)), "24 bytes of several"),
+        (several(bytes(4075)), "4097 bytes of several messages; there are 25 to 4096"),
+        (several(b"\0\0x"), "25 bytes are not what the lengths of 0 messages come to"),
+        (several(b"\0\1\0\0\0\1x"), "no names"),
+        (several(b"\0\1\0\0\0"), "not what the lengths of 1 messages"),
+        (several(b"\0\2\0\7\0\0" + pack_names("a")), "not what the lengths of 2 messages"),
+        (several(b"\0\1\0\7\0\1" + pack_names("a")), "not what the lengths of 1 messages"),
+        (several(b"\0\1\0\7\0\0" + pack_names("a") + b"x"), "not what the lengths of 1 messages"),
+        (several(b"\xff\xff" + bytes(40)), "not what the lengths of 65535 messages"),
+        (several(b"\0\1\0\3\0\0abc"), "without their lengths"),
+        (several(b"\0\1\0\7\0\0" + pack_names("ab")[:-1]), "of other lengths"),
+        (several(b"\0\1\0\x08\0\0" + pack_names("ab")[:-2] + "ä".encode()), "not ASCII"),
         (b"\x02" + several(b"x")[1:], "wire version 2"),
         (b"\x01\x0c" + several(b"x")[2:], "unknown flags 0x0c"),
     ],

@@ -80,7 +80,7 @@ class Sending:
         self.answers = [answer for _, answer in left]
 
     def done(self) -> bool:
-        for answer in self.answers:  # noqa: SIM110  (a generator costs more than the one look that it takes)
+        for answer in self.answers:
             if not answer.done():
                 return False
         return True
@@ -195,7 +195,7 @@ class Sender:
         """
         while True:
             wire = self._line.open_wire
-            if wire is None or wire.is_lost or not wire.has_room:
+            if wire is None or not wire.has_room:
                 wire = await self._line.with_room()
             try:
                 reply = await wire.call(*command)
@@ -221,7 +221,7 @@ class Sender:
         """
         answer: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         wire = self._line.open_wire
-        if wire is None or wire.is_lost or not wire.has_room:
+        if wire is None or not wire.has_room:
             return self._send_later(route, message, answer)
         self._write(wire, route, message, answer)
         return answer
@@ -238,7 +238,7 @@ class Sender:
     def write_at_once(self, route: Route, message: Message, answer: Answer) -> bool:
         """Do the same now; False if the line is down or has no room."""
         wire = self._line.open_wire
-        if wire is None or wire.is_lost or not wire.has_room:
+        if wire is None or not wire.has_room:
             return False
         self._write(wire, route, message, answer)
         return True
