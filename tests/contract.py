@@ -2250,6 +2250,48 @@ class SharedGroups:
                 assert await receive(owner, member) == note(turns)
             await assert_nothing_waits(owner, member)
 
+    async def test_sending_again_to_another_processs_channel(self, make_layer: MakeLayer) -> None:
+        """What is remembered of a name changes nothing: the order, the errors, the end of the layer."""
+        here, there = await make_layer(max_message_size=2000), await make_layer()
+        channels = [await there.new_channel() for _ in range(3)]
+        for n in range(4):
+            for channel in channels:
+                await here.send(channel, note(n))
+        await every(here.send(channel, note(n)) for n in range(4, 50) for channel in channels)
+        for channel in channels:
+            assert await receive_many(there, channel, 50) == notes(50)
+        with pytest.raises(TypeError, match="value"):
+            await here.send(channels[0], {"type": "test.value", "value": object()})
+        with pytest.raises(here.MessageTooLarge):
+            await here.send(channels[0], {"type": "test.value", "value": "x" * 2000})
+        wrong: list[Any] = [[channels[0]], channels[0].encode(), channels[0] + "\ud800"]
+        for name in wrong:
+            with pytest.raises(TypeError, match="Channel name m"):
+                await here.send(name, note(50))
+        await here.close()
+        with pytest.raises(LayerClosed):
+            await here.send(channels[0], note(50))
+        for channel in channels:
+            await assert_nothing_waits(there, channel)
+
+    async def test_names_of_another_type_beside_known_ones(self, make_layer: MakeLayer) -> None:
+        """Names that were right do not let wrong ones pass."""
+        layer = await make_layer()
+        (member,) = await members_of(layer, "room", 1)
+        for group, channel in (
+            (["room"], member),
+            (b"room", member),
+            ("room\ud800", member),
+            ("room", [member]),
+            ("room", member.encode()),
+            ("room", None),
+        ):
+            for attempt in (layer.group_add, layer.group_discard):
+                with pytest.raises(TypeError, match="name m"):
+                    await attempt(group, channel)  # type: ignore[arg-type]
+        await layer.group_send("room", note(1))
+        assert await receive(layer, member) == note(1)
+
     async def test_prefixes_are_apart(self, make_layer: MakeLayer) -> None:
         """Layers of another prefix share nothing."""
         ours, theirs = await make_layer(), await make_layer(prefix="another-prefix")

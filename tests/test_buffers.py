@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from channels_asyncq.buffers import PATIENCE, ChannelBuffer, Tally
-from channels_asyncq.envelopes import Envelope
+from channels_asyncq.envelopes import NOTICE, Envelope
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
 from tests.clock import Clock
 from tests.contract import ended, eventually, every, started, steps
@@ -132,6 +132,24 @@ def test_put_back_is_taken_first() -> None:
     buffer.put_back(first)
     assert buffer.queued == 3 and buffer.offer(envelope("d")) == -1
     assert texts(buffer) == ["a", "b", "c"]
+
+
+def test_the_first_of_all() -> None:
+    """A buffer that has had nothing takes back what was taken elsewhere, and a word about a loss."""
+    first = envelope("a")
+    buffer = make()
+    assert buffer.empty() and not buffer.clear() and buffer.take() is None and buffer.oldest is None
+    assert not buffer.drop_expired() and not buffer.losses
+    buffer.put_back(first)
+    assert texts(buffer) == ["a"]
+    for at_head in (True, False):
+        buffer = make(1)
+        notice = Envelope(b"", "", flags=NOTICE, expires_at=NEVER)
+        notice.message = {"type": "loss", "groups": []}
+        buffer.tell("overflow", ["room"], notice, at_head=at_head)
+        assert buffer.offer(first) == 0 and buffer.queued == 2
+        taken = [buffer.take(), buffer.take()]
+        assert taken == [notice, first] and notice.message["groups"] == ["room"]
 
 
 def test_clear_and_drop_oldest() -> None:

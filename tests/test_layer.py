@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import channels_asyncq
-from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, Statistics, get_layer
+from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, Statistics, get_layer, session
 from channels_asyncq.session import Statistics as SessionStatistics
 from tests.contract import note, receive
 
@@ -160,6 +160,24 @@ async def test_closed_before_it_was_used(prefix: str) -> None:
         with pytest.raises(LayerClosed):
             await attempt
     assert one.statistics() == Statistics()
+
+
+async def test_names_that_are_remembered(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How to reach a channel is kept for so many names at most, and sends go on when it is forgotten."""
+    monkeypatch.setattr(session, "_MOST_WAYS", 3)
+    here, there = layer(prefix=prefix), layer(prefix=prefix)
+    channels = [await there.new_channel() for _ in range(5)]
+    await here.new_channel()
+    [ours] = here._sessions.values()
+    for n in range(3):
+        for channel in channels:
+            await here.send(channel, note(n))
+            assert 0 < len(ours.ways) <= 3
+    for channel in channels:
+        assert [await receive(there, channel) for _ in range(3)] == [note(0), note(1), note(2)]
+    await here.close()
+    assert not ours.ways
+    await there.close()
 
 
 async def test_statistics_add_up() -> None:

@@ -425,6 +425,23 @@ async def test_sends_that_share_are_small(
     assert all(len(command[-1]) <= most for command in commands)
 
 
+async def test_a_way_to_a_channel(make: MakeOwner, server: RespServer) -> None:
+    """What sends more than once to a channel shares commands with the sends beside it, and encrypts."""
+    for keys in ([], ["key"]):
+        owner = await make(server.url, symmetric_encryption_keys=keys)
+        await owner.up()
+        inbox = owner.topics.inbox("00" * 8)
+        ways = [owner.bus.way(inbox, f"specific.{'00' * 8}!{number}") for number in range(2)]
+        await owner.bus.check()
+        before = len(server.received("PUBLISH"))
+        await every([ways[number % 2](PAYLOAD) for number in range(9)])
+        commands = server.received("PUBLISH")[before:]
+        assert [len(envelopes_in(command)) for command in commands] == [1, 8]
+        targets = [envelope.target[-1] for command in commands for envelope in envelopes_in(command)]
+        assert targets == list("010101010")
+        assert all((PAYLOAD in command[-1]) is not bool(keys) for command in commands)
+
+
 async def test_what_sessions_say_is_not_shared(owner: Owner, server: RespServer) -> None:
     """Messages between sessions go one by one. What joins others goes where the first of them is."""
     inbox = owner.topics.inbox("00" * 8)

@@ -814,6 +814,45 @@ async def test_room_by_count() -> None:
     assert session.wire.has_room
 
 
+class Growing(Told):
+    """A command that could become four calls of 25 bytes each, and is one."""
+
+    size, count = 100, 4
+
+    def pack(self) -> bytes:
+        self.count = 1
+        return super().pack()
+
+
+@pytest.mark.parametrize("bound", [{"max_pending": 6}, {"max_bytes": 120}])
+async def test_room_that_was_not_needed(bound: dict[str, Any]) -> None:
+    """An open command counts as what it may become; when it is written, who waits has what it did not need."""
+    session = Session(**bound)
+    first = session.wire.call("PING")  # what follows is not written at once
+    session.wire.call_open(Growing())
+    assert session.wire.has_room
+    session.wire.call_open(Growing())
+    assert not session.wire.has_room
+    waiting = asyncio.ensure_future(session.wire.room())
+    await turns()
+    assert waiting.done() and session.wire.has_room and len(session.pipe.writes) == 2
+    assert (session.wire._pending, session.wire.unanswered_bytes) == (3, 42)
+    session.feed(b"+PONG\r\n" * 3)
+    assert await first == b"PONG"
+    assert (session.wire._pending, session.wire.unanswered_bytes) == (0, 0)
+
+
+async def test_early_writes() -> None:
+    """A command that grew to sixteen calls leaves before the end of the turn, with what was called before it."""
+    session = Session()
+    session.wire.call("PING")
+    session.wire.call_open(Told())
+    session.wire.full(15)
+    assert len(session.pipe.writes) == 1
+    session.wire.call("PING")
+    assert len(session.pipe.writes) == 2 and session.wire.commands == 3
+
+
 async def test_room_by_bytes() -> None:
     """Beyond max_bytes unanswered room() waits, and each that is woken looks again, in order."""
     session = Session(max_bytes=1000)
