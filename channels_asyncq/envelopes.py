@@ -6,7 +6,6 @@ import struct
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 from .topics import MAX_NAME_LENGTH, NODE_BYTES
@@ -140,14 +139,19 @@ def pack_all(messages: Sequence[tuple[bytes, bytes]], node: bytes, first: int, f
     Return the bytes of several envelopes that travel as one: names and body of each; `first` is its number.
 
     That is `JOINED_SIZE` bytes, and names, body and `ITEM_SIZE` for each; `MOST_JOINED` at most. They are for one
-    topic, and arrive together, in this order.
+    topic, and arrive together, in this order. Names like those of the message before are left out if the first
+    two are alike.
     """
     flags |= JOINED
-    parts = list(chain.from_iterable(messages))
-    for names in range(len(parts) - 2, 0, -2):
-        if parts[names] == parts[names - 2]:
-            parts[names] = b""
+    parts: list[bytes] = []
+    for message in messages:
+        parts += message
     count = len(messages)
+    # Those of a group have the same names; those to channels rarely do.
+    if count > 1 and parts[0] == parts[2]:
+        for names in range(2 * count - 2, 0, -2):
+            if parts[names] == parts[names - 2]:
+                parts[names] = b""
     table = _table(count).pack(*map(len, parts))
     rest = b"".join((_SENDER.pack(node, first), _COUNT.pack(count), table, *parts))
     return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest

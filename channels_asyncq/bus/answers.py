@@ -40,7 +40,8 @@ class Told:
         return self._is_over is not None and self._is_over()
 
     def set_result(self, reply: Any, /) -> None:
-        self._tell(self._on_done, reply)
+        if self._is_over is None or not self._is_over():
+            self._tell(self._on_done, reply)
 
     def set_exception(self, error: Exception, /) -> None:
         self._tell(self._on_failed, error)

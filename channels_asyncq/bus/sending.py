@@ -88,8 +88,10 @@ class Sending:
     def set_result(self, reply: Any, /) -> None:
         self._sender.serves()
         for answer in self.answers:
-            if not answer.done():
+            try:
                 answer.set_result(reply)
+            except asyncio.InvalidStateError:
+                pass  # its sender was cancelled
 
     def set_exception(self, error: Exception, /) -> None:
         self._sender.not_done(self, error)
