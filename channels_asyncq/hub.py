@@ -92,8 +92,7 @@ class Hub:
 
     def make(self, channel: str) -> ChannelBuffer:
         """Return the buffer of a channel that was never there."""
-        options = self._options
-        capacity = options.capacity_of(channel) if options.channel_capacity else options.capacity
+        capacity = self._options.capacity_of(channel)
         on_room, on_expired, on_missed = self._told
         buffer = ChannelBuffer(channel, capacity, self.tally, on_room, on_expired, on_missed)
         self.channels[channel] = buffer

@@ -307,7 +307,8 @@ class Session:
                 raise ChannelClosed(channel)
             return self._push(channel, payload, self._options.capacity_of(channel))
         if node != self.node:
-            return self._way_to(node, channel)(payload)
+            way = self.ways.get(channel) or self._way_to(node, channel)
+            return way(payload)
         self.hub.put_own(channel, self._own(payload, channel))
         self._sweep_later()
         return None
@@ -585,7 +586,7 @@ class Session:
                 self._on_control(envelope)
                 return True
             target = envelope.target
-            if target not in hub.channels and (node_of(target) != self.node or target.endswith("!")):
+            if target not in hub.channels and not self._may_open(target):
                 self.on_unreadable(topic, f"addressed to {target!r}")
                 return True
             taken = hub.deliver_to(target, envelope)
@@ -599,6 +600,14 @@ class Session:
         if not taken:
             self._hold()
         return taken
+
+    def _may_open(self, channel: str) -> bool:
+        """Tell whether a name from elsewhere is that of a channel of ours."""
+        try:
+            check_channel_name(channel)
+        except TypeError:
+            return False
+        return node_of(channel) == self.node
 
     def on_wake(self, topic: bytes) -> None:
         reader = self._readers.get(topic)
@@ -806,6 +815,7 @@ class Session:
         """Be closed without closing anything: in a forked child. Return the descriptors of the connections."""
         self.is_closed = True
         self.is_settled = False
+        self.ways.clear()
         sockets = [transport.get_extra_info("socket") for transport in self._bus.transports()]
         return [sock.fileno() for sock in sockets if sock is not None and sock.fileno() >= 0]
 

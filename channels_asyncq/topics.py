@@ -41,13 +41,10 @@ def _checked_group(name: str) -> None:
 
 
 @lru_cache(maxsize=_CACHED_NAMES)
-def _checked_channel(name: str) -> None:
+def _checked_channel(name: str) -> bool:
+    """Check a channel's name; return whether it is the whole name of one, and can be sent to."""
     _check_name("Channel", name, _CHANNEL_NAME)
-    if name.endswith("!") and node_of(name) is not None:
-        raise TypeError(
-            f"Channel name {name!r} is what the channels of one session have in common: it can only be received "
-            "from. To send, use a whole name, as new_channel() returned it"
-        )
+    return not name.endswith("!") or node_of(name) is None
 
 
 def check_channel_name(name: object, receive: bool = False) -> None:
@@ -56,10 +53,13 @@ def check_channel_name(name: object, receive: bool = False) -> None:
         TypeError: it is no channel name, or only the part up to `!` and not for `receive`; the text says why.
     """
     # Only a str may reach the cache: a list could not be looked up in it.
-    if type(name) is str and not receive:
-        _checked_channel(name)
-    else:
+    if not isinstance(name, str):
         _check_name("Channel", name, _CHANNEL_NAME)
+    elif not _checked_channel(name) and not receive:
+        raise TypeError(
+            f"Channel name {name!r} is what the channels of one session have in common: it can only be received "
+            "from. To send, use a whole name, as new_channel() returned it"
+        )
 
 
 def check_group_name(name: object) -> None:
@@ -67,7 +67,7 @@ def check_group_name(name: object) -> None:
     Raises:
         TypeError: it is no group name; the text says why.
     """
-    if type(name) is str:
+    if isinstance(name, str):
         _checked_group(name)
     else:
         _check_name("Group", name, _GROUP_NAME)

@@ -14,6 +14,8 @@ import redis
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.codecs import Codec
+from channels_asyncq.envelopes import pack
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import (
@@ -197,6 +199,20 @@ class TestGarbage:
         await eventually(lambda: dropped(layer) == 1, "the drop")
         await layer.group_send("room", note(1))
         assert await reader == note(1)
+
+    async def test_names_that_are_none(self, make_layer: MakeLayer, publish: contract.Publish) -> None:
+        """What is addressed to no channel of ours makes none, and its name stays a wrong one."""
+        layer = await make_layer()
+        (member,) = await members_of(layer, "room", 1)
+        own = member.partition("!")[0]
+        node = own.rpartition(".")[2]
+        names = [f"a b.{node}!x", f"{own}!", f"specific.{'0' * 16}!x", "jobs", ""]
+        for number, name in enumerate(names, 1):
+            publish(inbox_of(member), pack(name, Codec().encode(note(1)), b"12345678", number))
+        await eventually(lambda: dropped(layer) == len(names), "the drops")
+        with pytest.raises(TypeError, match="Channel name"):
+            await layer.group_add("room", names[0])
+        assert layer.statistics().channels == 1
 
     async def test_every_truncation(
         self, make_layer: MakeLayer, publish: contract.Publish, redis_server: EmbeddedServer, prefix: str

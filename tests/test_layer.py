@@ -93,6 +93,8 @@ def test_names_of_a_subclass() -> None:
     assert one.require_valid_channel_name(Name("room")) and one.require_valid_group_name(Name("room"))
     with pytest.raises(TypeError):
         one.require_valid_group_name(Name("a b"))
+    with pytest.raises(TypeError, match="received from"):
+        one.require_valid_channel_name(Name(f"specific.{'0' * 16}!"))
 
 
 def test_a_wrong_length_is_reported_as_a_length() -> None:

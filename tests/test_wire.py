@@ -815,9 +815,11 @@ async def test_room_by_count() -> None:
 
 
 class Growing(Told):
-    """A command that could become four calls of 25 bytes each, and is one."""
+    """A command that could become several calls of 25 bytes each, and is one."""
 
-    size, count = 100, 4
+    def __init__(self, count: int = 4) -> None:
+        super().__init__()
+        self.size, self.count = 25 * count, count
 
     def pack(self) -> bytes:
         self.count = 1
@@ -840,6 +842,32 @@ async def test_room_that_was_not_needed(bound: dict[str, Any]) -> None:
     session.feed(b"+PONG\r\n" * 3)
     assert await first == b"PONG"
     assert (session.wire._pending, session.wire.unanswered_bytes) == (0, 0)
+
+
+async def test_nobody_overtakes_in_room() -> None:
+    """Who was woken for places that another one took first keeps its turn, also before those woken later."""
+    session = Session(max_pending=20)
+    order: list[str] = []
+
+    async def send(name: str) -> None:
+        await session.wire.room()
+        order.append(name)
+        session.wire.call_open(Growing(16))
+
+    for _ in range(20):
+        session.wire.call("PING")
+    await turns()
+    tasks = [asyncio.ensure_future(send(name)) for name in "abc"]
+    await turns()
+    session.feed(b"+PONG\r\n" * 2)  # for a and b, but a takes all
+    session.wire.call("PING")  # its write gives back what a does not need
+    session.feed(b"+PONG\r\n" * 2)  # for c as well
+    await turns(20)
+    session.feed(b"+PONG\r\n" * session.wire.pending)
+    await turns()
+    assert all(task.done() for task in tasks) and order == ["a", "b", "c"]
+    session.feed(b"+PONG\r\n" * session.wire.pending)
+    assert session.wire.has_room and (session.wire._pending, session.wire.unanswered_bytes) == (0, 0)
 
 
 async def test_early_writes() -> None:
