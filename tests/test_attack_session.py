@@ -29,6 +29,7 @@ from tests.contract import (
     receive,
     started,
     steps,
+    time_passes,
 )
 from tests.resp_server import RespServer, after, error
 
@@ -131,7 +132,7 @@ class TestSendWait:
         answering = asyncio.Event()
         server.script("PUSH", after(answering))
         sending = await started(layer.send_wait("jobs", note(1), timeout=0.05))
-        await asyncio.sleep(0.1)
+        await time_passes(0.1)
         answering.set()
         await sending
         assert await receive(layer, "jobs") == note(1)

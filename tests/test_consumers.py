@@ -12,7 +12,7 @@ from channels.layers import channel_layers
 
 from channels_asyncq import AsyncQueueChannelLayer, ChannelClosed, LayerClosed, consumers
 from tests.consumers import OURS, Message, Talk, installed, make, talks
-from tests.contract import eventually, steps
+from tests.contract import eventually, steps, time_passes
 
 OTHERS = ("inmemory", "asyncq.traced")
 
@@ -260,7 +260,7 @@ async def test_idle_consumer_keeps_its_channel(prefix: str, begin: Begin) -> Non
         await talk.accepted()
         await layer.send(name[0], {"type": "layer.wait"})
         await steps(5)
-        await asyncio.sleep(0.5)  # several sweeps
+        await time_passes(0.5)  # several sweeps
         await layer.send(name[0], {"type": "layer.message", "n": 1})
         go_on.set()
         await eventually(lambda: members[0] == [1], "the message")

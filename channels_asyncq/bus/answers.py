@@ -40,7 +40,7 @@ class Told:
         return self._is_over is not None and self._is_over()
 
     def set_result(self, reply: Any, /) -> None:
-        if self._is_over is None or not self._is_over():
+        if not self.done():
             self._tell(self._on_done, reply)
 
     def set_exception(self, error: Exception, /) -> None:

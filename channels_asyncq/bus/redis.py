@@ -655,13 +655,11 @@ class RedisBus(Bus):
             return []
         expires_at = monotonic() + self.options.expiry
         readable = []
-        decode = self._decode
+        open_one = self._open
         for envelope in envelopes:
             envelope.expires_at = expires_at
             try:
-                if self._flags or envelope.flags & ENCRYPTED:
-                    self._decrypt(envelope)
-                envelope.message = decode(envelope.payload)
+                open_one(envelope)
             except (BadEnvelope, BadPayload) as exc:
                 self.receiver.on_unreadable(topic, str(exc))
             else:
@@ -676,18 +674,18 @@ class RedisBus(Bus):
             BadEnvelope, BadPayload: they are none, or of somebody without our keys.
         """
         envelope = unpack(data)
-        if self._flags or envelope.flags & ENCRYPTED:
-            self._decrypt(envelope)
-        envelope.message = self._decode(envelope.payload)
+        self._open(envelope)
         envelope.expires_at = monotonic() + self.options.expiry
         return envelope
 
-    def _decrypt(self, envelope: Envelope) -> None:
-        if not self._flags:
+    def _open(self, envelope: Envelope) -> None:
+        if envelope.flags & ENCRYPTED != self._flags:
+            if self._flags:
+                raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
             raise BadEnvelope("encrypted, and this process has no symmetric_encryption_keys")
-        if not envelope.flags & ENCRYPTED:
-            raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
-        envelope.payload = self._codec.decrypt(envelope.payload)
+        if self._flags:
+            envelope.payload = self._codec.decrypt(envelope.payload)
+        envelope.message = self._decode(envelope.payload)
 
     def _open_external(self, shard: int, topic: bytes, data: bytes) -> Envelope:
         if not self.topics.is_group(shard, topic):
