@@ -276,6 +276,40 @@ async def test_a_command_alone_is_written_at_once() -> None:
         assert await reply == b"PONG"
 
 
+async def test_a_command_after_several_answers() -> None:
+    """Those who were answered at once may call at once: the first command waits for the others for a turn."""
+    session = Session()
+    for _ in range(2):
+        session.wire.call("PING")
+    await turns(1)
+    session.feed(b"+PONG\r\n" * 2)
+    before = len(session.pipe.writes)
+    for _ in range(2):
+        session.wire.call("PING")
+    assert len(session.pipe.writes) == before
+    await turns(1)
+    assert session.pipe.writes[before:] == [b"*1\r\n$4\r\nPING\r\n" * 2]
+    # One by one again.
+    session.feed(b"+PONG\r\n")
+    session.feed(b"+PONG\r\n")
+    session.wire.call("PING")
+    assert len(session.pipe.writes) == before + 2
+
+
+async def test_a_command_after_an_answer_to_several() -> None:
+    """The same for one command that stood for several calls."""
+    session = Session()
+    command = Told()
+    command.count = 3
+    session.wire.call_open(command)
+    session.feed(b"+PONG\r\n")
+    assert command.results == [b"PONG"]
+    session.wire.call("PING")
+    assert len(session.pipe.writes) == 1
+    await turns(1)
+    assert len(session.pipe.writes) == 2
+
+
 class Told:
     """A command that keeps what it is told."""
 

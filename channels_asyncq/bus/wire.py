@@ -118,6 +118,7 @@ class WireProtocol(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__",
+        "_answered",
         "_calls",
         "_closing",
         "_context",
@@ -195,6 +196,8 @@ class WireProtocol(asyncio.Protocol):
         # Calls since the last write, an open command for one; and those that are not answered, or may be called.
         self._calls = 0
         self._pending = 0
+        # Calls that were answered by what was read last.
+        self._answered = 0
         self._flush_scheduled = False
         # Commands up to this one, counted as `replies` are, were written to an earlier connection.
         self._written_before = 0
@@ -318,8 +321,9 @@ class WireProtocol(asyncio.Protocol):
         if self._flush_scheduled:
             self._write()
         elif not self._write_paused:
-            if len(self._unanswered) == 1:
+            if len(self._unanswered) == 1 and self._answered <= 1:
                 # As Nagle's algorithm: who is alone gains a turn of the loop, and who is not shares writes.
+                # Where several were answered at once, several may call now.
                 self._write()
             else:
                 self._flush_scheduled = True
@@ -508,6 +512,7 @@ class WireProtocol(asyncio.Protocol):
         gets = self._gets
         unanswered = self._unanswered
         written = self._written
+        pending = self._pending
         try:
             while (reply := gets()) is not _MORE:
                 if not written:
@@ -525,6 +530,7 @@ class WireProtocol(asyncio.Protocol):
                         future.set_result(reply)
         except Exception as exc:
             self.abort(exc)
+        self._answered = pending - self._pending
         if not self.has_room:
             self._wake()
         if self._idle is not None and not unanswered and not self._idle.done():
