@@ -36,7 +36,10 @@ JOINED_SIZE = _NAMES + _COUNT.size
 ITEM_SIZE = 4
 #: Bytes of several messages that travel as one, at most.
 MOST_JOINED = 4096
+_MOST_ITEMS = MOST_JOINED // ITEM_SIZE
 _SHORT = _LENGTHS.size + MAX_NAME_LENGTH
+
+_CHANGED = "truncated or changed: its checksum does not fit"
 
 
 class BadEnvelope(ValueError):
@@ -128,7 +131,7 @@ def pack_named(names: bytes, body: bytes, node: bytes, seq: int, flags: int) -> 
     return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
 
 
-@lru_cache(MOST_JOINED // ITEM_SIZE)
+@lru_cache(_MOST_ITEMS)
 def _table(count: int) -> struct.Struct:
     """Of each of so many messages: length of the names, 0 for those of the one before it; length of the body."""
     return struct.Struct(f">{2 * count}H")
@@ -175,7 +178,12 @@ def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
     if len(data) < _HEADER.size:
         raise BadEnvelope(f"{len(data)} bytes are too few for a header")
     version, flags, checksum, node, seq, target_length, excluded_length = _HEADER.unpack_from(data)
-    _check(data, version, flags, _KNOWN_FLAGS, checksum if is_whole else None)
+    _check(version, flags, _KNOWN_FLAGS)
+    if is_whole:
+        # Of a small one a copy is cheaper than a view.
+        checked = data[_CHECKED:] if len(data) < _LARGE else memoryview(data)[_CHECKED:]
+        if zlib.crc32(checked, flags) != checksum:
+            raise BadEnvelope(_CHANGED)
     body = _HEADER.size + target_length + excluded_length
     if len(data) < body:
         raise BadEnvelope(f"truncated: the header announces {body} bytes of names, {len(data)} are there")
@@ -186,29 +194,40 @@ def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
 
 def unpack_all(data: bytes) -> list[Envelope]:
     """
-    Return the envelopes in these bytes, of `pack()` or of `pack_all()`.
+    Return the envelopes in these bytes, of `pack()`, or of `pack_all()` once or several times.
 
     Raises:
         BadEnvelope: as `unpack()`.
     """
     if len(data) < _NAMES or not data[1] & JOINED:
         return [unpack(data)]
-    version, flags, checksum = _START.unpack_from(data)
-    _check(data, version, flags, _KNOWN_FLAGS | JOINED, checksum)
-    node, seq = _SENDER.unpack_from(data, _START.size)
-    flags &= ~JOINED
-    if not JOINED_SIZE < len(data) <= MOST_JOINED:
-        raise BadEnvelope(
-            f"{len(data)} bytes of several messages; there are {JOINED_SIZE + 1} to {MOST_JOINED}"
-        )
-    (count,) = _COUNT.unpack_from(data, _NAMES)
-    at = JOINED_SIZE + ITEM_SIZE * count
-    lengths = _table(count).unpack_from(data, JOINED_SIZE) if at <= len(data) else ()
-    if at + sum(lengths) != len(data):
-        raise BadEnvelope(f"{len(data)} bytes are not what the lengths of {count} messages come to")
-    if not lengths or not lengths[0]:
-        raise BadEnvelope("the first message has no names")
     envelopes: list[Envelope] = []
+    end = 0
+    while end < len(data):
+        end = _unpack_joined(data, end, envelopes)
+    return envelopes
+
+
+def _unpack_joined(data: bytes, start: int, envelopes: list[Envelope]) -> int:
+    """Add what `pack_all()` returned, which begins there; return where it ends."""
+    if len(data) < start + JOINED_SIZE:
+        raise BadEnvelope(f"{len(data) - start} bytes are too few for several messages")
+    version, flags, checksum = _START.unpack_from(data, start)
+    _check(version, flags, _KNOWN_FLAGS | JOINED)
+    node, seq = _SENDER.unpack_from(data, start + _START.size)
+    (count,) = _COUNT.unpack_from(data, start + _NAMES)
+    at = start + JOINED_SIZE + ITEM_SIZE * count
+    if at > len(data) or count > _MOST_ITEMS or not flags & JOINED:
+        raise BadEnvelope(f"{len(data) - start} bytes cannot be {count} messages that travel as one")
+    lengths = _table(count).unpack_from(data, start + JOINED_SIZE)
+    end: int = at + sum(lengths)
+    if not at < end <= min(len(data), start + MOST_JOINED):
+        raise BadEnvelope(f"{len(data) - start} bytes are not what the lengths of {count} messages come to")
+    if zlib.crc32(data[start + _CHECKED : end], flags) != checksum:
+        raise BadEnvelope(_CHANGED)
+    if not lengths[0]:
+        raise BadEnvelope("the first message has no names")
+    flags &= ~JOINED
     target: str = ""
     excluded: tuple[str, ...] = ()
     pairs = iter(lengths)
@@ -220,19 +239,14 @@ def unpack_all(data: bytes) -> list[Envelope]:
         at = body + body_length
         envelopes.append(Envelope(data[body:at], target, node, seq, flags, excluded))
         seq += 1
-    return envelopes
+    return end
 
 
-def _check(data: bytes, version: int, flags: int, known_flags: int, checksum: int | None) -> None:
+def _check(version: int, flags: int, known_flags: int) -> None:
     if version != WIRE_VERSION:
         raise BadEnvelope(f"wire version {version}; this release reads {WIRE_VERSION}")
     if flags & ~known_flags:
         raise BadEnvelope(f"unknown flags {flags:#04x}")
-    if checksum is not None:
-        # Of a small one a copy is cheaper than a view.
-        checked = data[_CHECKED:] if len(data) < _LARGE else memoryview(data)[_CHECKED:]
-        if zlib.crc32(checked, flags) != checksum:
-            raise BadEnvelope("truncated or changed: its checksum does not fit")
 
 
 def _read_names(names: bytes) -> tuple[str, tuple[str, ...]]:

@@ -212,10 +212,12 @@ def log_entry(server: RespServer, key: bytes, *fields: bytes) -> bytes:
 
 
 def send(server: RespServer, keys: Sequence[bytes], arguments: Sequence[bytes]) -> object:
-    [log, *members], [topic, envelope, *header] = keys, arguments
-    kind, kept = (b"h", envelope[: int(header[0])]) if header else (b"e", envelope)
-    name = log_entry(server, log, b"t", topic, kind, kept)
-    receivers = server.publish(topic, envelope[:1] + b"#" + name + b" " + envelope)
+    [log, *members], [topic, header, *envelopes] = keys, arguments
+    name = b""
+    for envelope in envelopes:
+        kind, kept = (b"h", envelope[: int(header)]) if int(header) else (b"e", envelope)
+        name = log_entry(server, log, b"t", topic, kind, kept)
+    receivers = server.publish(topic, envelopes[0][:1] + b"#" + name + b" " + b"".join(envelopes))
     if not members:
         return receivers
     now = milliseconds()

@@ -189,6 +189,18 @@ def test_the_layout_of_several() -> None:
     assert data == bytes([1, 9]) + zlib.crc32(rest, 9).to_bytes(4) + rest
 
 
+TWO = pack_all([(pack_names("chat"), b"x")] * 2, NODE, 1)
+
+
+def test_several_times_several() -> None:
+    """What `pack_all()` returned may follow each other, and begins with names each time."""
+    room = pack_names("room")
+    data = TWO + pack_all([(room, b"y")], NODE, 3) + pack_all([(room, b"z")] * 3, NODE, 4)
+    found = [(envelope.seq, envelope.target, envelope.payload) for envelope in unpack_all(data)]
+    assert found[:2] == [(1, "chat", b"x"), (2, "chat", b"x")]
+    assert found[2:] == [(3, "room", b"y"), (4, "room", b"z"), (5, "room", b"z"), (6, "room", b"z")]
+
+
 def several(rest: bytes) -> bytes:
     """Several envelopes whose checksum is right and whose lengths are anything."""
     rest = NODE + bytes(8) + rest
@@ -198,24 +210,30 @@ def several(rest: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"\x01\x08" + bytes(20), "checksum"),
+        (b"\x01\x08" + bytes(22), "lengths of 0 messages"),
+        (b"\x01\x08" + bytes(16) + b"\0\0\0\0\0\1\0\1\0\0x", "checksum"),
         (b"\x01\x08" + bytes(19), "too few"),
-        (several(b""), "22 bytes of several"),
-        (several(b"\0"), "23 bytes of several"),
-        (several(bytes(2)), "24 bytes of several"),
-        (several(bytes(4075)), "4097 bytes of several messages; there are 25 to 4096"),
+        (several(b""), "22 bytes are too few"),
+        (several(b"\0"), "23 bytes are too few"),
+        (several(bytes(2)), "24 bytes are not what the lengths of 0 messages come to"),
+        (several(b"\0\1\x0f\xe5\0\0" + bytes(4069)), "4097 bytes are not what the lengths of 1 messages"),
         (several(b"\0\0x"), "25 bytes are not what the lengths of 0 messages come to"),
         (several(b"\0\1\0\0\0\1x"), "no names"),
-        (several(b"\0\1\0\0\0"), "not what the lengths of 1 messages"),
+        (several(b"\0\1\0\0\0"), "27 bytes cannot be 1 messages"),
         (several(b"\0\2\0\7\0\0" + pack_names("a")), "not what the lengths of 2 messages"),
         (several(b"\0\1\0\7\0\1" + pack_names("a")), "not what the lengths of 1 messages"),
-        (several(b"\0\1\0\7\0\0" + pack_names("a") + b"x"), "not what the lengths of 1 messages"),
-        (several(b"\xff\xff" + bytes(40)), "not what the lengths of 65535 messages"),
+        (several(b"\xff\xff" + bytes(40)), "cannot be 65535 messages"),
         (several(b"\0\1\0\3\0\0abc"), "without their lengths"),
         (several(b"\0\1\0\7\0\0" + pack_names("ab")[:-1]), "of other lengths"),
         (several(b"\0\1\0\x08\0\0" + pack_names("ab")[:-2] + "ä".encode()), "not ASCII"),
-        (b"\x02" + several(b"x")[1:], "wire version 2"),
-        (b"\x01\x0c" + several(b"x")[2:], "unknown flags 0x0c"),
+        (b"\x02" + several(b"xx")[1:], "wire version 2"),
+        (b"\x01\x0c" + several(b"xx")[2:], "unknown flags 0x0c"),
+        # Behind others that are well.
+        (TWO + b"x", "1 bytes are too few"),
+        (TWO + TWO[:-1], "not what the lengths of 2 messages"),
+        (TWO + TWO[:-1] + b"y", "checksum"),
+        (TWO + pack("chat", b"\0" * 20, NODE), "cannot be"),
+        (TWO + b"\x02" + TWO[1:], "wire version 2"),
     ],
 )
 def test_bytes_that_are_not_several(data: bytes, problem: str) -> None:

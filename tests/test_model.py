@@ -67,7 +67,7 @@ class Command:
     """Bytes on their way to the server, and the messages that they are of."""
 
     topic: bytes
-    envelope: bytes
+    envelopes: list[bytes]
     messages: list[Message]
 
 
@@ -233,12 +233,12 @@ class Receiver:
         entry = self.ledger.get(topic)
         if entry is None or log.discards:
             return True
-        name, _, envelope = data.partition(b" ")
+        name, _, envelopes = data.partition(b" ")
         position = parse_position(name)
         if position <= log.read_until.get(entry.partition, 0):
             return True
         if self.held is None:
-            self.held = self.open(topic, envelope)[::-1]
+            self.held = self.open(topic, envelopes)[::-1]
         if not log.deliver(entry, self.held, is_logged=True):
             return False
         self.held = None
@@ -277,12 +277,13 @@ class Delivery(RuleBasedStateMachine):
         topic=st.sampled_from([*TOPICS, LATE]),
         is_large=st.sampled_from([False, False, False, True]),
         count=st.integers(1, 3),
+        each=st.integers(1, 3),
     )
-    def publish(self, node: bytes, topic: bytes, is_large: bool, count: int = 1) -> None:
+    def publish(self, node: bytes, topic: bytes, is_large: bool, count: int = 1, each: int = 3) -> None:
         """
         Numbers are given only when a command is written: the line is up and has room.
 
-        Several messages of one turn to one topic share a command.
+        Several messages of one turn to one topic share a command, and as many of them an entry of the log.
         """
         sender = self.senders[node]
         if sender.connection is None or len(sender.unanswered) >= UNANSWERED:
@@ -298,24 +299,28 @@ class Delivery(RuleBasedStateMachine):
             messages.append(message)
         bodies = [b"%d" % message.number for message in messages]
         if count == 1:
-            data = pack("g", bodies[0], node, first)
+            envelopes = [pack("g", bodies[0], node, first)]
         else:
-            data = pack_all([(pack_names("g"), body) for body in bodies], node, first)
-        command = Command(topic, data, messages)
+            envelopes = [
+                pack_all([(pack_names("g"), body) for body in bodies[at : at + each]], node, first + at)
+                for at in range(0, count, each)
+            ]
+        command = Command(topic, envelopes, messages)
         sender.unanswered.append(command)
         sender.connection.commands.append(command)
 
     def execute(self, connection: Connection) -> None:
         """What send.lua does."""
         command = connection.commands.popleft()
-        data = command.envelope
         large = command.messages[0].is_large
-        kind, kept = (b"h", data[: header_size("g")]) if large else (b"e", data)
         if large:
             self.reasons.add("too_large")
-        name = self.server.add(TOPICS.get(command.topic, 1), b"t", command.topic, kind, kept)
+        name = b""
+        for data in command.envelopes:
+            kind, kept = (b"h", data[: header_size("g")]) if large else (b"e", data)
+            name = self.server.add(TOPICS.get(command.topic, 1), b"t", command.topic, kind, kept)
         if command.topic in self.receiver.subscribed:
-            self.receiver.pushed.append((command.topic, name + b" " + data))
+            self.receiver.pushed.append((command.topic, name + b" " + b"".join(command.envelopes)))
         connection.replies += 1
 
     @rule(node=st.sampled_from(SENDERS), count=st.integers(1, 4))

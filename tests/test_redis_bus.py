@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -341,9 +342,14 @@ async def test_scripts_are_forgotten(owner: Owner, server: RespServer) -> None:
 # What is sent in one turn
 
 
+def entries_in(command: tuple[Any, ...]) -> list[bytes]:
+    """What a command logs, or publishes: its arguments from the first on that begins with the wire's version."""
+    return list(itertools.dropwhile(lambda argument: not argument.startswith(b"\x01"), command))
+
+
 def envelopes_in(command: tuple[Any, ...]) -> list[Envelope]:
-    """The messages in a command that sends: its last argument."""
-    return unpack_all(command[-1])
+    """The messages in a command that sends."""
+    return [envelope for entry in entries_in(command) for envelope in unpack_all(entry)]
 
 
 def bodies(commands: list[tuple[Any, ...]]) -> list[list[bytes]]:
@@ -390,23 +396,21 @@ async def test_numbers_go_by_the_writes(
     await owner.bus.answered()
     streams: dict[bool, list[int]] = {True: [], False: []}
     for name, *arguments in server.commands[before:]:
-        if name in ("EVALSHA", "PUBLISH") and b":fence:" not in arguments[-2]:
-            is_header = len(arguments) > 2 and arguments[-1].isdigit()
-            found = unpack_all(arguments[-2 if is_header else -1])
+        if name in ("EVALSHA", "PUBLISH"):
             is_logged = name == "EVALSHA" and recovery is not None
-            streams[is_logged] += [envelope.seq for envelope in found]
+            streams[is_logged] += [envelope.seq for envelope in envelopes_in(tuple(arguments))]
     for numbers in streams.values():
         assert numbers == list(range(1, len(numbers) + 1))
     assert sum(map(len, streams.values())) == 40 + 2 * 8
 
 
 @pytest.mark.parametrize(
-    ("recovery", "most", "shares"), [({"seconds": 10}, 1024, [1, 3, 1, 1, 2]), (None, 4096, [1, 4, 1, 2])]
+    ("recovery", "shares"), [({"seconds": 10}, [[1], [3, 1], [1], [2]]), (None, [[1], [4], [1], [2]])]
 )
 async def test_sends_that_share_are_small(
-    make: MakeOwner, server: RespServer, recovery: dict[str, int] | None, most: int, shares: list[int]
+    make: MakeOwner, server: RespServer, recovery: dict[str, int] | None, shares: list[list[int]]
 ) -> None:
-    """What shares a command has 1 KiB in all, 4 if it is not logged; what is larger goes alone, in its place."""
+    """What shares a command has 4 KiB in all, 1 in each entry of the log; what is larger goes alone."""
     owner = await make(server.url, recovery=recovery)
     await owner.up()
     payloads = [b"%d" % number + bytes(300) for number in range(8)]
@@ -415,14 +419,20 @@ async def test_sends_that_share_are_small(
     await every(send_some(owner, "room", *payloads))
     commands = server.received("EVALSHA")[before:]
     assert [payload for command in bodies(commands) for payload in command] == payloads
-    assert [len(command) for command in bodies(commands)] == shares
-    assert all(len(command[-1]) <= most for command in commands if len(envelopes_in(command)) > 1)
-    # However small they are.
+    assert [[len(unpack_all(entry)) for entry in entries_in(command)] for command in commands] == shares
+    # However small they are, and one that is larger than an entry should be has one of its own.
+    many = [b"x"] * 1000 + [b"%d" % number + bytes(97 * number % 2000) for number in range(1000)]
     before = len(server.received("EVALSHA"))
-    await every(send_some(owner, "room", *[b"x"] * 1000))
+    await every(send_some(owner, "room", *many))
     commands = server.received("EVALSHA")[before:]
-    assert sum(map(len, bodies(commands))) == 1000
-    assert all(len(command[-1]) <= most for command in commands)
+    assert [payload for command in bodies(commands) for payload in command] == many
+    most = 4096 if recovery is None else 1024
+    for command in commands:
+        entries = entries_in(command)
+        assert len(envelopes_in(command)) <= 16
+        assert len(entries) == 1 or recovery is not None
+        assert all(len(entry) <= most or len(unpack_all(entry)) == 1 for entry in entries)
+    assert len(commands) < 1000
 
 
 async def test_a_way_to_a_channel(make: MakeOwner, server: RespServer) -> None:
@@ -622,6 +632,48 @@ async def test_held_in_the_middle(owner: Owner, server: RespServer) -> None:
     assert [(name, envelope.seq) for name, envelope in owner.arrived] == [
         (topic.name, n) for n in range(1, 7)
     ]
+
+
+async def test_held_between_entries_of_the_log(make: MakeOwner, server: RespServer) -> None:
+    """
+    What is logged in several entries arrives in one push. If the connection ends while the rest of it is held,
+    that is read from the log: each message arrives once and in order.
+    """
+    owner = await make(server.url, recovery={"seconds": 10}, partitions=1, serializer_format="json")
+    await owner.up()
+    await owner.join()
+    payloads = [b'{"type":"test.note","text":"%s"}' % (b"x" * 300) for _ in range(8)]
+    owner.places = 4
+    await every(send_some(owner, "room", *payloads))
+    await eventually(lambda: owner.offered == 5, "the one that is not taken")
+    [log] = server.state.logs.values()
+    assert [len(unpack_all(fields[3])) for _, fields in log if fields[0] == b"t"] == [1, 2, 2, 2, 1]
+    [shard] = owner.bus._shards
+    assert shard.pushes.wire is not None
+    shard.pushes.wire.abort(ConnectionResetError("nothing of it is delivered any more"))
+    await eventually(lambda: shard.log.is_reading and owner.offered > 5, "the log")
+    owner.places = None
+    owner.bus.resume()
+    await eventually(lambda: len(owner.arrived) >= 8, "the rest")
+    await every(send_some(owner, "room", *payloads))
+    await eventually(lambda: len(owner.arrived) >= 16, "what comes after")
+    assert [envelope.seq for _, envelope in owner.arrived] == list(range(1, 17))
+    assert not owner.losses
+
+
+async def test_an_unreadable_push_moves_no_position(make: MakeOwner, server: RespServer) -> None:
+    """Its position may be made up: with one of the future the next messages would not be read from the log."""
+    owner = await make(server.url, recovery={"seconds": 10}, partitions=1)
+    await owner.up()
+    topic = await owner.join()
+    [shard] = owner.bus._shards
+    before = dict(shard.log.positions)
+    server.publish(topic.name, b"\x01#9999999999999-0 garbage")
+    await eventually(lambda: owner.unreadable, "the garbage")
+    assert before and shard.log.positions == before
+    await every(send_some(owner, "room", PAYLOAD))
+    await eventually(lambda: owner.arrived, "a message")
+    assert shard.log.positions != before
 
 
 async def test_one_of_them_is_unreadable(make: MakeOwner, server: RespServer) -> None:

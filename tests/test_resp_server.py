@@ -76,8 +76,9 @@ async def conversation(url: str, prefix: str) -> list[Any]:
             ("EVALSHA", sha["push"], 2, queue, seen_key, f"item {number}", 2, 60_000, number)
             for number in (2, 2, 3, 4, 1)
         ),
-        ("EVALSHA", sha["send"], 2, log, members, topic, "logged"),
-        ("EVALSHA", sha["send"], 1, log, topic, "header of a large one", 6),
+        ("EVALSHA", sha["send"], 2, log, members, topic, 0, "logged"),
+        ("EVALSHA", sha["send"], 2, log, members, topic, 0, "logged", "in three", "entries"),
+        ("EVALSHA", sha["send"], 1, log, topic, 6, "header of a large one"),
         ("EVALSHA", sha["pop"], 2, queue, taken, 1, 60_000),
         ("EVALSHA", sha["pop"], 2, queue, taken, 1, 60_000),
         ("EVALSHA", sha["give_back"], 2, queue, taken, 0, 60_000),
@@ -99,6 +100,8 @@ async def conversation(url: str, prefix: str) -> list[Any]:
         # An item begins with the time at which it expires.
         is_item = isinstance(answer, bytes) and answer[13:].startswith(b"item")
         said.append(answer[13:] if is_item else answer)
+    _, _, entries = await wire.call("EVALSHA", sha["read_log"], 1, log, "0-0", 10)
+    said.append([fields for _, fields in entries])
     said.append(await result(subscriber.call("UNSUBSCRIBE", topic)))
     # The id of a log's entry is the time.
     said.append(sorted((topic, re.sub(rb"#\d+-\d+ ", b"#id ", data)) for topic, data in seen))

@@ -480,6 +480,8 @@ class Shard:
             envelopes = held[1]
         else:
             envelopes = self._bus.open_all(self.index, topic, data[end + 1 :] if position else data)
+            if not envelopes:
+                return True  # unreadable, and so may be its position
             envelopes.reverse()
         if not log.deliver(entry, envelopes, is_logged=position > 0):
             self._held = (data, envelopes)
@@ -779,13 +781,13 @@ class RedisBus(Bus):
         if self.options.recovery is None:
             return self._make_post_route(topic, flags)
         log = self.topics.log(topic.partition)
-        return self._route(topic, True, flags, b"EVALSHA", self._send_sha, b"1", log, topic.name)
+        return self._route(topic, True, flags, b"EVALSHA", self._send_sha, b"1", log, topic.name, b"0")
 
     def _make_group_route(self, group: str) -> TopicRoute:
         topic, members, log = self.topics.group(group)
         if not self._is_logged(group):
             return self._route(topic, False, 0, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
-        return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
+        return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name, b"0")
 
     def _make_post_route(self, topic: Topic, flags: int) -> TopicRoute:
         return self._route(topic, False, flags, b"PUBLISH", topic.name)

@@ -22,7 +22,7 @@ _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRO
 # An envelope of more bytes is logged as header only.
 LARGEST_LOGGED = 16 * 1024
 # A log that is full of entries of up to 1 KiB keeps as many as `recovery` says; a larger one trims it to fewer.
-_MOST_LOGGED_JOINED = 1024
+_SMALL_ENTRY = 1024
 
 
 # Whom it is for, from `pack_names()`; the encoded message; and what else its route has to know.
@@ -104,17 +104,17 @@ class TopicRoute:
     """
     Sends to one topic, and the command for them.
 
-    It is packed up to the `$` before the envelope's length; and once more for an envelope that is logged as
-    header only, whose command has an argument more.
+    It is packed up to the `$` before the envelope's length. Of a logged one the last argument before that is the
+    length of the header if no more is logged, or else 0; and envelopes may follow, each for an entry of its own.
     """
 
     __slots__ = (
+        "_arguments",
         "_flags",
         "_is_logged",
         "_node",
         "_numbers",
         "_opened",
-        "_opened_large",
         "most",
         "open",
         "sender",
@@ -135,32 +135,65 @@ class TopicRoute:
     ) -> None:
         self.sender = sender
         self.topic = topic
-        self.most = 0 if is_alone else _MOST_LOGGED_JOINED if is_logged else MOST_JOINED
+        self.most = 0 if is_alone else MOST_JOINED
         self.open: Sending | None = None
         self._numbers = numbers
         self._is_logged = is_logged
-        self._opened, self._opened_large = _opened(command), _opened(command, 1)
+        self._arguments = len(command)
+        packed: bytes = pack_command((*command, b""))  # type: ignore[arg-type]  # its stub says: a tuple of one
+        self._opened = packed.removesuffix(b"0\r\n\r\n")
         self._node = node
         self._flags = flags
 
     def pack(self, messages: list[tuple[bytes, bytes]]) -> bytes:
         first = self._numbers.take(len(messages))
         if len(messages) > 1:
+            if self._is_logged:
+                return self._pack_entries(messages, first)
             data = pack_all(messages, self._node, first, self._flags)
         else:
             names, payload = messages[0]
             data = pack_named(names, payload, self._node, first, self._flags)
             if self._is_logged and len(data) > LARGEST_LOGGED:
                 # Not by hiredis, which would copy all of it twice.
-                size = b"%d" % (len(data) - len(payload))
-                return b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (self._opened_large, len(data), data, len(size), size)
+                header = _argument(b"%d" % (len(data) - len(payload)))
+                return b"%b%b$%d\r\n%b\r\n" % (self._opened.removesuffix(_WHOLE), header, len(data), data)
         return b"%b%d\r\n%b\r\n" % (self._opened, len(data), data)
 
+    def _pack_entries(self, messages: list[tuple[bytes, bytes]], first: int) -> bytes:
+        """Return the command for several messages: in one entry of the log, or in several small ones."""
+        entries = []
+        for part in _parted(messages):
+            data = pack_all(part, self._node, first, self._flags)
+            entries.append(b"%d\r\n%b\r\n" % (len(data), data))
+            first += len(part)
+        opened = self._opened
+        if len(entries) > 1:
+            opened = b"*%d\r\n%b" % (self._arguments + len(entries), opened[opened.index(b"$") :])
+        return opened + b"$".join(entries)
 
-def _opened(command: tuple[bytes, ...], more: int = 0) -> bytes:
-    """Return the bytes of a command with one argument, and then `more`, up to the length of that one."""
-    packed: bytes = pack_command((*command, b"", *[b""] * more))  # type: ignore[arg-type]
-    return packed.removesuffix(b"0\r\n\r\n" + b"$0\r\n\r\n" * more)
+
+def _parted(messages: list[tuple[bytes, bytes]]) -> list[list[tuple[bytes, bytes]]]:
+    """Return the messages in parts that make a small entry of the log each, or are a larger message."""
+    parts = []
+    room = 0
+    for message in messages:
+        size = len(message[0]) + len(message[1]) + ITEM_SIZE
+        room -= size
+        if room < 0:
+            part: list[tuple[bytes, bytes]] = []
+            parts.append(part)
+            room = _SMALL_ENTRY - JOINED_SIZE - size
+        part.append(message)
+    return parts
+
+
+def _argument(argument: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(argument), argument)
+
+
+# The length of the header of what is logged whole, and the `$` of the envelope behind it.
+_WHOLE = _argument(b"0") + b"$"
 
 
 class Sender:

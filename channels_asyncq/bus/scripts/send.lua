@@ -1,19 +1,29 @@
--- Log and publish an envelope; for a group, return the normal channels that are members.
--- KEYS: the partition's log, and for a group its members. ARGV: topic, envelope, and for one that is too large to be
--- logged whole the length of its header. MOST_ENTRIES and MOST_BYTES are put in when the script is loaded.
--- Subscribers get the envelope's version byte, #, the entry's id, a space and the envelope.
-local topic, envelope = ARGV[1], ARGV[2]
-local most = 'MOST_ENTRIES'
-if #envelope > 1024 then
-  most = string.format('%d', math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #envelope)))
-end
+-- Log and publish envelopes, each in an entry of its own; for a group, return the normal channels that are members.
+-- KEYS: the partition's log, and for a group its members. ARGV: topic; 0, or the length of its header if the one
+-- envelope is too large to be logged whole; envelopes. MOST_ENTRIES and MOST_BYTES are put in when this is loaded.
+-- Subscribers get the first envelope's version byte, #, the last entry's id, a space and the envelopes.
+local topic, header = ARGV[1], tonumber(ARGV[2])
 local id
-if ARGV[3] then
-  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, 'h', string.sub(envelope, 1, ARGV[3]))
-else
-  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, 'e', envelope)
+for number = 3, #ARGV do
+  local envelope, kind = ARGV[number], 'e'
+  local most = 'MOST_ENTRIES'
+  if #envelope > 1024 then
+    most = string.format('%d', math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #envelope)))
+  end
+  if header > 0 then
+    envelope, kind = string.sub(envelope, 1, header), 'h'
+  end
+  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, kind, envelope)
 end
-local receivers = redis.call('PUBLISH', topic, string.sub(envelope, 1, 1) .. '#' .. id .. ' ' .. envelope)
+-- Lua looks at every byte of a new string: here, where there is but one, and where the server makes those in ARGV.
+local published = string.sub(ARGV[3], 1, 1) .. '#' .. id .. ' '
+if #ARGV == 3 then
+  published = published .. ARGV[3]
+else
+  ARGV[2] = published
+  published = table.concat(ARGV, '', 2)
+end
+local receivers = redis.call('PUBLISH', topic, published)
 if not KEYS[2] then
   return receivers
 end
