@@ -36,6 +36,8 @@ JOINED_SIZE = _NAMES + _COUNT.size
 ITEM_SIZE = 4
 #: Bytes of several messages that travel as one, at most.
 MOST_JOINED = 4096
+# They may be packed in parts, which have a header each.
+_MOST_IN_A_ROW = 2 * MOST_JOINED
 _MOST_ITEMS = MOST_JOINED // ITEM_SIZE
 _SHORT = _LENGTHS.size + MAX_NAME_LENGTH
 
@@ -194,13 +196,15 @@ def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
 
 def unpack_all(data: bytes) -> list[Envelope]:
     """
-    Return the envelopes in these bytes, of `pack()`, or of `pack_all()` once or several times.
+    Return the envelopes in these bytes, of `pack()`, or of `pack_all()` once or for one part after the other.
 
     Raises:
         BadEnvelope: as `unpack()`.
     """
     if len(data) < _NAMES or not data[1] & JOINED:
         return [unpack(data)]
+    if len(data) > _MOST_IN_A_ROW:
+        raise BadEnvelope(f"{len(data)} bytes of several messages; there are {_MOST_IN_A_ROW} at most")
     envelopes: list[Envelope] = []
     end = 0
     while end < len(data):
@@ -227,6 +231,8 @@ def _unpack_joined(data: bytes, start: int, envelopes: list[Envelope]) -> int:
         raise BadEnvelope(_CHANGED)
     if not lengths[0]:
         raise BadEnvelope("the first message has no names")
+    if envelopes and (envelopes[-1].node, envelopes[-1].seq + 1) != (node, seq):
+        raise BadEnvelope("messages that travel as one have one sender, and numbers in a row")
     flags &= ~JOINED
     target: str = ""
     excluded: tuple[str, ...] = ()

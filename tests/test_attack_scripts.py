@@ -1,4 +1,4 @@
-"""The scripts of normal channels, with commands of a dead connection that the server executes late."""
+"""The scripts of normal channels, with commands of a dead connection that are executed late; that of the logs."""
 
 from __future__ import annotations
 
@@ -151,3 +151,21 @@ def test_any_order_of_numbers(redis_server: EmbeddedServer, pushes: list[tuple[i
         if pops:
             assert channel.pop(turn) == (str(waiting.pop(0)) if waiting else None)
     assert channel.items() == [str(number) for number in waiting]
+
+
+def test_a_header_in_the_log_is_small(redis_server: EmbeddedServer, prefix: str) -> None:
+    """However large a message is: if only its header is logged, those before it stay in the log."""
+    script = Script.load("send", MOST_ENTRIES=1000, MOST_BYTES=100_000)
+    log = f"{prefix}:0:log:0"
+
+    def send(*arguments: str | int) -> None:
+        redis_server.command("EVAL", script.text, 1, log, f"{prefix}:0:group:room", *arguments)
+
+    for _ in range(500):
+        send(0, "x" * 100)
+    send(50, "x" * 50_000)
+    assert redis_server.command("XLEN", log) == 501
+    # Whole, it takes as much of MOST_BYTES as it has.
+    send(0, "x" * 50_000)
+    found = redis_server.command("XLEN", log)
+    assert isinstance(found, int) and found < 300

@@ -39,7 +39,10 @@ class TestPositions:
         assert parse_position(text) == position
         assert format_position(position) == text
 
-    @pytest.mark.parametrize("text", [b"", b"-", b"1", b"1-", b"-1", b"a-1", b"1-2-3", b"1 2"])
+    @pytest.mark.parametrize(
+        "text",
+        [b"", b"-", b"1", b"1-", b"-1", b"a-1", b"1-2-3", b"1 2", b"1--2", b"%d-0" % 2**64, b"0-%d" % 2**64],
+    )
     def test_no_id(self, text: bytes) -> None:
         """Anything else is a ValueError, which on_message() counts as unreadable."""
         with pytest.raises(ValueError):

@@ -229,6 +229,9 @@ def several(rest: bytes) -> bytes:
         (b"\x02" + several(b"xx")[1:], "wire version 2"),
         (b"\x01\x0c" + several(b"xx")[2:], "unknown flags 0x0c"),
         # Behind others that are well.
+        (TWO + TWO, "numbers in a row"),
+        (TWO + pack_all([(pack_names("chat"), b"x")], b"another.", 3), "one sender"),
+        (TWO * 200, "there are 8192 at most"),
         (TWO + b"x", "1 bytes are too few"),
         (TWO + TWO[:-1], "not what the lengths of 2 messages"),
         (TWO + TWO[:-1] + b"y", "checksum"),

@@ -661,14 +661,25 @@ async def test_held_between_entries_of_the_log(make: MakeOwner, server: RespServ
     assert not owner.losses
 
 
-async def test_an_unreadable_push_moves_no_position(make: MakeOwner, server: RespServer) -> None:
-    """Its position may be made up: with one of the future the next messages would not be read from the log."""
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x01#9999999999999-0 garbage",
+        b'\x01#9999999999999-0 {"type":"of.outside"}',
+        b"\x01#%d-0 garbage" % 2**64,
+    ],
+)
+async def test_an_unreadable_push_moves_no_position(make: MakeOwner, server: RespServer, data: bytes) -> None:
+    """
+    Its position may be made up: with one of the future the next messages would not be read from the log, and one
+    that no log can have would be refused each time.
+    """
     owner = await make(server.url, recovery={"seconds": 10}, partitions=1)
     await owner.up()
     topic = await owner.join()
     [shard] = owner.bus._shards
     before = dict(shard.log.positions)
-    server.publish(topic.name, b"\x01#9999999999999-0 garbage")
+    server.publish(topic.name, data)
     await eventually(lambda: owner.unreadable, "the garbage")
     assert before and shard.log.positions == before
     await every(send_some(owner, "room", PAYLOAD))

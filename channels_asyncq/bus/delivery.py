@@ -15,8 +15,11 @@ def parse_position(text: bytes) -> int:
     Raises:
         ValueError: it is no such id.
     """
-    milliseconds, _, number = text.partition(b"-")
-    return int(milliseconds) << 64 | int(number)
+    parts = text.partition(b"-")
+    milliseconds, number = int(parts[0]), int(parts[2])
+    if not (0 <= milliseconds <= _LOW and 0 <= number <= _LOW):
+        raise ValueError(f"{text.decode(errors='replace')} is no position in a log: beyond 64 bits")
+    return milliseconds << 64 | number
 
 
 def format_position(position: int) -> bytes:

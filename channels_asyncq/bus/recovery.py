@@ -93,7 +93,7 @@ class LogReader:
 
     def passed(self, partition: int, position: int) -> None:
         """
-        Note that all of this entry of the log was delivered.
+        Note that everything up to this entry of the log was delivered.
 
         What is held when the connection ends is read from the log.
         """

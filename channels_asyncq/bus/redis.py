@@ -465,9 +465,11 @@ class Shard:
                 self._on_fence(data)
                 return True
             if data.startswith(_LOGGED):
-                # The position of its entry stands before the envelope.
+                # The position of the last entry stands before the envelopes.
                 end = data.index(b" ")
                 position = parse_position(data[len(_LOGGED) : end])
+                if data.startswith(b"{", end + 1):
+                    raise ValueError("JSON from outside is in no log")
                 if log.discards:
                     return True
             if position and position <= log.read_until.get(entry.partition, 0):
@@ -481,7 +483,7 @@ class Shard:
         else:
             envelopes = self._bus.open_all(self.index, topic, data[end + 1 :] if position else data)
             if not envelopes:
-                return True  # unreadable, and so may be its position
+                return True  # unreadable, and so may be its position; a log is read there once more
             envelopes.reverse()
         if not log.deliver(entry, envelopes, is_logged=position > 0):
             self._held = (data, envelopes)
@@ -781,13 +783,13 @@ class RedisBus(Bus):
         if self.options.recovery is None:
             return self._make_post_route(topic, flags)
         log = self.topics.log(topic.partition)
-        return self._route(topic, True, flags, b"EVALSHA", self._send_sha, b"1", log, topic.name, b"0")
+        return self._route(topic, True, flags, b"EVALSHA", self._send_sha, b"1", log, topic.name)
 
     def _make_group_route(self, group: str) -> TopicRoute:
         topic, members, log = self.topics.group(group)
         if not self._is_logged(group):
             return self._route(topic, False, 0, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
-        return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name, b"0")
+        return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
 
     def _make_post_route(self, topic: Topic, flags: int) -> TopicRoute:
         return self._route(topic, False, flags, b"PUBLISH", topic.name)

@@ -139,8 +139,9 @@ class TopicRoute:
         self.open: Sending | None = None
         self._numbers = numbers
         self._is_logged = is_logged
+        command = (*command, b"0", b"") if is_logged else (*command, b"")
         self._arguments = len(command)
-        packed: bytes = pack_command((*command, b""))  # type: ignore[arg-type]  # its stub says: a tuple of one
+        packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
         self._opened = packed.removesuffix(b"0\r\n\r\n")
         self._node = node
         self._flags = flags
@@ -167,24 +168,21 @@ class TopicRoute:
             data = pack_all(part, self._node, first, self._flags)
             entries.append(b"%d\r\n%b\r\n" % (len(data), data))
             first += len(part)
-        opened = self._opened
-        if len(entries) > 1:
-            opened = b"*%d\r\n%b" % (self._arguments + len(entries), opened[opened.index(b"$") :])
-        return opened + b"$".join(entries)
+        _, rest = self._opened.split(b"\r\n", 1)
+        return b"*%d\r\n%b%b" % (self._arguments - 1 + len(entries), rest, b"$".join(entries))
 
 
 def _parted(messages: list[tuple[bytes, bytes]]) -> list[list[tuple[bytes, bytes]]]:
-    """Return the messages in parts that make a small entry of the log each, or are a larger message."""
-    parts = []
-    room = 0
+    """Return the messages in parts that make a small entry of the log each, or are one larger message."""
+    parts: list[list[tuple[bytes, bytes]]] = []
+    room = 0  # below zero after a larger one, so that nothing joins it
     for message in messages:
         size = len(message[0]) + len(message[1]) + ITEM_SIZE
         room -= size
         if room < 0:
-            part: list[tuple[bytes, bytes]] = []
-            parts.append(part)
+            parts.append([])
             room = _SMALL_ENTRY - JOINED_SIZE - size
-        part.append(message)
+        parts[-1].append(message)
     return parts
 
 

@@ -1,7 +1,8 @@
 """
 One connection to a Redis server: RESP2 over hiredis, as an `asyncio.Protocol`.
 
-What is called while nothing is unanswered is written at once, all else of one turn of the loop in one `write`;
+What is called while nothing is unanswered is written at once, if several were not answered together before; all
+else of one turn of the loop in one `write`;
 replies are matched, in order, to a FIFO of futures. Nothing here knows hosts, topics or scripts, and nothing
 here is a task: a connection is callbacks, futures and at most one timer.
 """
@@ -323,7 +324,8 @@ class WireProtocol(asyncio.Protocol):
         elif not self._write_paused:
             if len(self._unanswered) == 1 and self._answered <= 1:
                 # As Nagle's algorithm: who is alone gains a turn of the loop, and who is not shares writes.
-                # Where several were answered at once, several may call now.
+                # Where several were answered at once, several may call now. (If that was long ago, and only one
+                # does, it is late by a turn; once.)
                 self._write()
             else:
                 self._flush_scheduled = True
@@ -512,7 +514,7 @@ class WireProtocol(asyncio.Protocol):
         gets = self._gets
         unanswered = self._unanswered
         written = self._written
-        pending = self._pending
+        answered = 0
         try:
             while (reply := gets()) is not _MORE:
                 if not written:
@@ -520,6 +522,7 @@ class WireProtocol(asyncio.Protocol):
                     break
                 self.replies += 1
                 packed, count = written.popleft()
+                answered += count
                 self._pending -= count
                 self.unanswered_bytes -= len(packed)
                 future = unanswered.popleft()
@@ -530,7 +533,7 @@ class WireProtocol(asyncio.Protocol):
                         future.set_result(reply)
         except Exception as exc:
             self.abort(exc)
-        self._answered = pending - self._pending
+        self._answered = answered
         if not self.has_room:
             self._wake()
         if self._idle is not None and not unanswered and not self._idle.done():

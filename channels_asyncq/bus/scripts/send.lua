@@ -5,25 +5,18 @@
 local topic, header = ARGV[1], tonumber(ARGV[2])
 local id
 for number = 3, #ARGV do
-  local envelope, kind = ARGV[number], 'e'
-  local most = 'MOST_ENTRIES'
-  if #envelope > 1024 then
-    most = string.format('%d', math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #envelope)))
-  end
+  local entry, kind, most = ARGV[number], 'e', 'MOST_ENTRIES'
   if header > 0 then
-    envelope, kind = string.sub(envelope, 1, header), 'h'
+    entry, kind = string.sub(entry, 1, header), 'h'
   end
-  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, kind, envelope)
+  if #entry > 1024 then
+    most = string.format('%d', math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #entry)))
+  end
+  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, kind, entry)
 end
--- Lua looks at every byte of a new string: here, where there is but one, and where the server makes those in ARGV.
-local published = string.sub(ARGV[3], 1, 1) .. '#' .. id .. ' '
-if #ARGV == 3 then
-  published = published .. ARGV[3]
-else
-  ARGV[2] = published
-  published = table.concat(ARGV, '', 2)
-end
-local receivers = redis.call('PUBLISH', topic, published)
+-- One new string, as Lua looks at every byte of each.
+ARGV[2] = string.sub(ARGV[3], 1, 1) .. '#' .. id .. ' '
+local receivers = redis.call('PUBLISH', topic, table.concat(ARGV, '', 2))
 if not KEYS[2] then
   return receivers
 end
