@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from time import monotonic
 
+from channels.exceptions import ChannelFull
+
 from .buffers import ChannelBuffer, Tally
 from .envelopes import Envelope
 from .exceptions import ChannelClosed
@@ -288,6 +290,11 @@ class Hub:
         """
         buffer = self.open(channel)
         buffer.require_place()
+        if self.tally.most_bytes is not None and self._is_too_much(buffer, envelope):
+            raise ChannelFull(
+                f"channel {channel!r} is not empty, and messages of {self.tally.held_bytes} bytes wait in this "
+                f"event loop; max_buffered_bytes is {self.tally.most_bytes}: read faster, or raise it"
+            )
         self._put(buffer, envelope)
 
     def broadcast(self, envelope: Envelope) -> None:

@@ -6,14 +6,17 @@ layout.
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import redis
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.bus import redis as redis_bus
 from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import pack
 from channels_asyncq.testing import EmbeddedServer
@@ -370,6 +373,56 @@ class TestLayout:
         await members_of(layer, "room", 1)
         await layer.flush()
         assert redis_server.command("EXISTS", f"{prefix}:0:layout") == 1
+
+
+class TestAccess:
+    """The user of docs/settings-advanced.md may do what the layer does, and no more is asked."""
+
+    @pytest.fixture
+    def user(self, redis_server: EmbeddedServer, prefix: str) -> Iterator[str]:
+        """The URL of such a user, for this prefix."""
+        page = (Path(__file__).parent.parent / "docs" / "settings-advanced.md").read_text()
+        [rules] = [line.split()[2:] for line in page.splitlines() if line.startswith("user site on")]
+        redis_server.command(
+            "ACL", "SETUSER", prefix, *(rule.replace("asgi:", f"{prefix}:") for rule in rules)
+        )
+        yield f"redis://{prefix}:secret@{redis_server.host}:{redis_server.port}/0"
+        redis_server.command("ACL", "DELUSER", prefix)
+
+    @pytest.mark.parametrize("confirm", [True, False])
+    async def test_everything(
+        self, user: str, prefix: str, confirm: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nothing of it is refused, up to the end of the layer."""
+        async with contract.layers(hosts=[user], prefix=prefix, confirm=confirm) as make_layer:
+            layer, other = await make_layer(), await make_layer()
+            (member,) = await members_of(layer, "room", 1)
+            await layer.group_add("room", "jobs")
+            await other.group_add("hall", member)
+            for channel in (member, "jobs"):
+                await other.send(channel, note(1))
+                assert await receive(layer, channel) == note(1)
+            await other.group_send("room", note(2))
+            for channel in (member, "jobs"):
+                assert await receive(layer, channel) == note(2)
+            await other.send_wait("jobs", note(3))
+            reading = await started(layer.receive("jobs"))
+            reading.cancel()
+            await asyncio.wait([reading])
+            assert await receive(other, "jobs") == note(3)
+            await other.group_discard("hall", member)
+            await layer.group_discard("room", "jobs")
+            assert (await layer.health()).ok
+            await layer.flush()
+        assert "refused" not in caplog.text and "NOPERM" not in caplog.text
+
+    def test_every_command_of_the_scripts(self, user: str, redis_server: EmbeddedServer, prefix: str) -> None:
+        """What only some cases call is granted as well."""
+        granted = redis_server.command("ACL", "GETUSER", prefix)
+        commands = str(granted).lower()
+        for script in (Path(redis_bus.__file__).parent / "scripts").glob("*.lua"):
+            for command in re.findall(r"redis\.call\('([A-Z]+)'", script.read_text()):
+                assert re.search(rf"\+{command.lower()}\b", commands), f"{command} of {script.name}"
 
 
 class TestServer:

@@ -562,7 +562,10 @@ def test_bytes_are_bounded() -> None:
     assert [here.hub.open(name).queued for name in "ab"] == [3, 3] and here.hub.tally.held_bytes == 90
     assert here.hub.tally.dropped == {"overflow": 2}
     here.hub.put_own("c", envelope("y" * 50))
-    assert here.hub.tally.held_bytes == 140
+    # The sender can see it.
+    with pytest.raises(ChannelFull, match=r"channel 'c' is not empty, and messages of 140 bytes .* is 100"):
+        here.hub.put_own("c", envelope("z"))
+    assert here.hub.tally.held_bytes == 140 and here.hub.tally.dropped == {"overflow": 2}
     assert here.texts("c") == ["y" * 50] and len(here.texts("a")) == 3 and here.hub.tally.held_bytes == 90
     assert len(here.texts("b")) == 3 and here.hub.tally.held_bytes == 0
 
