@@ -27,6 +27,7 @@ __all__ = ["Listener", "asyncq_layer", "asyncq_listen", "asyncq_redis_layer", "a
 T = TypeVar("T")
 
 _numbers = itertools.count(1)
+_digits = os.urandom(4).hex()
 # How long a marker may take that was sent on purpose: far longer than it ever does.
 _MARKER_SECONDS = 20.0
 
@@ -159,7 +160,8 @@ def _installed(url: str, prefix: str) -> Generator[AsyncQueueChannelLayer]:
 
 
 def _own_prefix() -> str:
-    return f"test{os.getpid()}x{next(_numbers)}"
+    # Containers that share a server have equal process ids; and forked processes equal digits.
+    return f"test{_digits}x{os.getpid()}x{next(_numbers)}"
 
 
 @pytest.fixture
