@@ -162,11 +162,6 @@ def pack_all(messages: Sequence[tuple[bytes, bytes]], node: bytes, first: int, f
     return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
 
 
-def header_size(target: str, excluded: tuple[str, ...] = ()) -> int:
-    """Return how many bytes of a packed envelope come before its body."""
-    return _NAMES + len(pack_names(target, excluded))
-
-
 def unpack(data: bytes, *, is_whole: bool = True) -> Envelope:
     """
     Return the envelope in these bytes; its payload is still encrypted if the flag says so.

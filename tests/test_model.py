@@ -31,7 +31,7 @@ from channels_asyncq.bus import recovery
 from channels_asyncq.bus.delivery import Outbox, format_position, parse_position
 from channels_asyncq.bus.recovery import LogReader
 from channels_asyncq.bus.subscriptions import SubscriptionLedger
-from channels_asyncq.envelopes import Envelope, header_size, pack, pack_all, pack_names, unpack_all
+from channels_asyncq.envelopes import Envelope, pack, pack_all, pack_names, unpack_all
 from channels_asyncq.options import Options
 from channels_asyncq.topics import NOT_LOGGED
 from tests.test_recovery import Recorder
@@ -317,7 +317,7 @@ class Delivery(RuleBasedStateMachine):
             self.reasons.add("too_large")
         name = b""
         for data in command.envelopes:
-            kind, kept = (b"h", data[: header_size("g")]) if large else (b"e", data)
+            kind, kept = (b"h", data[: len(pack("g", b""))]) if large else (b"e", data)
             name = self.server.add(TOPICS.get(command.topic, 1), b"t", command.topic, kind, kept)
         if command.topic in self.receiver.subscribed:
             self.receiver.pushed.append((command.topic, name + b" " + b"".join(command.envelopes)))

@@ -15,7 +15,6 @@ from channels_asyncq.bus.subscriptions import SubscriptionLedger
 from channels_asyncq.envelopes import (
     BadEnvelope,
     Envelope,
-    header_size,
     pack,
     unpack_all,
 )
@@ -51,7 +50,7 @@ class Log:
         self, milliseconds: int, topic: bytes, seq: int, node: bytes = A, *, is_large: bool = False
     ) -> None:
         data = pack("g", b"%d" % seq, node, seq)
-        kind, kept = (b"h", data[: header_size("g")]) if is_large else (b"e", data)
+        kind, kept = (b"h", data[: len(pack("g", b""))]) if is_large else (b"e", data)
         self._add(at(milliseconds), [b"t", topic, kind, kept])
 
     def add_raw(self, milliseconds: int, topic: bytes, data: bytes) -> None:
