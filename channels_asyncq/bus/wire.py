@@ -1,10 +1,10 @@
 """
 One connection to a Redis server: RESP2 over hiredis, as an `asyncio.Protocol`.
 
-What is called while nothing is unanswered is written at once, if several were not answered together before; all
-else of one turn of the loop in one `write`;
-replies are matched, in order, to a FIFO of futures. Nothing here knows hosts, topics or scripts, and nothing
-here is a task: a connection is callbacks, futures and at most one timer.
+What is called while nothing is unanswered is written at once, unless several calls were answered together just
+before; all else of one turn of the loop in one `write`. Replies are matched, in order, to a FIFO of futures.
+Nothing here knows hosts, topics or scripts, and nothing here is a task: a connection is callbacks, futures and at
+most one timer.
 """
 
 from __future__ import annotations
