@@ -44,9 +44,10 @@ class Caller:
 
     __slots__ = ("__weakref__", "is_ending", "pending", "sends", "since", "waiters")
 
-    def __init__(self, is_ending: bool = False) -> None:
+    def __init__(self) -> None:
+        #: Its session has closed, as it ends: another one would have nobody to close it.
+        self.is_ending = False
         self.since = monotonic()
-        self.is_ending = is_ending
         self.sends = 0
         self.pending = 0
         self.waiters: list[asyncio.Future[None]] = []
@@ -208,7 +209,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             raise LayerClosed()
         with self._lock:
             self._forget_ended_sessions()
-            session = Session(self.options, self._codec, self._make_bus)
+            is_relay = isinstance(loop, relay.RelayLoop)
+            session = Session(self.options, self._codec, self._make_bus, is_relay=is_relay)
             session.is_settled = loop not in self._callers
             self._sessions[loop] = session
             self._owners[session.node] = session
@@ -217,7 +219,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
     def _forget_ended_sessions(self) -> None:
         for loop, session in list(self._sessions.items()):
-            if session.is_closed or loop.is_closed():
+            if session.is_over or loop.is_closed():
+                if not loop.is_closed():
+                    self._caller(loop).is_ending = True
                 del self._sessions[loop]
                 self._owners.pop(session.node, None)
 
@@ -228,11 +232,14 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             return None
         if self._is_closed:
             raise LayerClosed()
-        caller = self._callers.get(loop)
-        if caller is None:
-            # A loop whose session has closed is ending: another session would have nobody to close it.
-            caller = self._callers[loop] = Caller(is_ending=session is not None)
+        caller = self._caller(loop)
+        if session is not None:
+            caller.is_ending = True
         return None if caller.is_here_to_stay else caller
+
+    def _caller(self, loop: asyncio.AbstractEventLoop) -> Caller:
+        # Not only by the loop's own thread.
+        return self._callers.get(loop) or self._callers.setdefault(loop, Caller())
 
     async def _send_with(
         self,
@@ -243,6 +250,10 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         caller = self._relayed_caller(loop)
         if caller is None:
             return await work(await self._session_after_relay(loop))
+        ended = self._sessions.get(loop)
+        if ended is not None and not self.options.confirm:
+            # While it closes: what it wrote must not come later.
+            await ended.unconfirmed_are_answered()
         caller.sends += 1
         caller.pending += 1
         try:
@@ -258,8 +269,6 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         caller = self._callers.get(loop)
         if caller is not None:
             await caller.all_answered()
-            if not self.options.confirm:
-                await relay.relay().run(partial(self._relayed, Session.unconfirmed_are_answered))
         session = await self._session()
         self._callers.pop(loop, None)
         session.is_settled = not session.is_closed
@@ -498,12 +507,16 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             ChannelLayerError: the channel is of another loop or process, which tells nobody how full it is.
             As `send()` otherwise.
 
-        The time is for a place: the server's answer is waited for as by `send()`. Cancelling is safe: the message
-        is not sent then, unless it is for a normal channel and its bytes were already on their way.
+        The time is for a place: answers of the server, also to what this loop sent before, are waited for as by
+        `send()`. Cancelling is safe: the message is not sent then, unless it is for a normal channel and its
+        bytes were already on their way.
         """
         self.require_valid_channel_name(channel)
         payload = self._encode(message)
-        session = await self._session()
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None or not (session.is_settled or session.is_own(channel)):
+            session = await self._session_after_relay(loop)
         await session.send_wait(channel, payload, timeout)
 
     async def listen(self, channel: str) -> AsyncGenerator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from channels.exceptions import ChannelFull
 
@@ -26,8 +26,9 @@ from .intake import Intake
 from .journal import LOSS, WIRE, record
 from .options import Options
 from .queues import QueueReader
-from .topics import Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
+from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
 
+T = TypeVar("T")
 BusFactory = Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]
 
 # A member in another process is asked for again this often, while its process may be reconnecting.
@@ -126,7 +127,9 @@ class Session:
     to sweep.
     """
 
-    def __init__(self, options: Options, codec: Codec, make_bus: BusFactory) -> None:
+    def __init__(
+        self, options: Options, codec: Codec, make_bus: BusFactory, *, is_relay: bool = False
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         # Callbacks belong to the session, not to the consumer that happened to be first.
         self._context = contextvars.Context()
@@ -139,12 +142,20 @@ class Session:
         self.hub = Hub(options, self._group_is_empty, self._has_room, self._make_notice)
         self._bus = make_bus(options, self._topics, codec, self.node, self, self.loop)
         bus = self._bus
-        self._push = bus.push if options.confirm else bus.push_unconfirmed
-        self._make_way = bus.way if options.confirm else bus.way_unconfirmed
+        self._push: Callable[[str, bytes, int], Awaitable[None]] = bus.push
+        self._make_way: Callable[[Topic, str], Callable[[bytes], Awaitable[object]]] = bus.way
         #: Send to the local members everywhere; the result is the normal channels, for `push_copies()`.
         self.group_send: Callable[[str, bytes, tuple[str, ...]], Awaitable[list[bytes] | None]] = (
-            bus.group_send if options.confirm else bus.group_send_unconfirmed
+            bus.group_send
         )
+        if not options.confirm and not is_relay:
+            self._push, self._make_way = bus.push_unconfirmed, bus.way_unconfirmed
+            self.group_send = bus.group_send_unconfirmed
+        elif not options.confirm:
+            # A caller may go on with a session of its own, which must not overtake what the relay sent for it.
+            self._push = lambda channel, *rest: self._answered(channel, bus.push(channel, *rest))
+            self._make_way = lambda topic, target: partial(self._publish_and_wait, topic, target)
+            self.group_send = lambda group, *rest: self._answered(group, bus.group_send(group, *rest))
         self.intake = Intake(self.loop, self.on_envelope)
         self._inbox = self._topics.inbox(self.node)
         self._everybody = self._topics.everybody
@@ -166,6 +177,8 @@ class Session:
         self._copying: set[asyncio.Task[None]] = set()
         self._life: AsyncGenerator[None] | None = None
         self.is_closed = False
+        #: It is closed, and does not wait for answers any more.
+        self.is_over = False
         #: It is open, and what the relay sent for this loop has been answered: nothing is overtaken.
         self.is_settled = False
         #: How to send to channels of other processes, by name. A closed session knows none.
@@ -656,7 +669,7 @@ class Session:
             context=contextvars.Context(),
         )
         self._copying.add(task)
-        task.add_done_callback(self._copying.discard)
+        task.add_done_callback(partial(self._copied, members))
 
     async def _push_unconfirmed_copies(
         self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]
@@ -664,7 +677,32 @@ class Session:
         try:
             await self.push_copies(members, payload, excluded)
         except ChannelLayerError as exc:
-            self.on_unsent(b"", ", ".join(member.decode() for member in members), exc)
+            self._copies_unsent(members, exc)
+
+    def _copied(self, members: list[bytes], task: asyncio.Task[None]) -> None:
+        self._copying.discard(task)
+        if task.cancelled():
+            # The loop ends, perhaps before it has begun.
+            self._copies_unsent(members, LayerClosed())
+
+    def _copies_unsent(self, members: list[bytes], error: Exception) -> None:
+        self.on_unsent(b"", ", ".join(member.decode() for member in members), error)
+
+    def _publish_and_wait(self, topic: Topic, channel: str, payload: bytes) -> Awaitable[object]:
+        return self._answered(channel, self._bus.publish(topic, channel, payload))
+
+    async def _answered(self, target: str, sending: Awaitable[T]) -> T | None:
+        """Wait for the answer to a send whose sender wants to know of outages only (confirm=False)."""
+        try:
+            return await sending
+        except ChannelFull:
+            self.on_full(target)
+        except ChannelLayerError as exc:
+            is_outage = isinstance(exc, LayerUnavailable) and not _is_refusal(exc)
+            if is_outage or isinstance(exc, ChannelClosed):
+                raise
+            self.on_unsent(b"", target, exc)
+        return None
 
     def on_full(self, channel: str) -> None:
         self.hub.count_full(channel)
@@ -799,6 +837,7 @@ class Session:
                 if not self._options.confirm:
                     await self.unconfirmed_are_answered()
             finally:
+                self.is_over = True
                 self.intake.close()
                 await self._bus.close()
 
@@ -838,6 +877,11 @@ class Session:
             told=dict(hub.tally.told),
             links=tuple(self._bus.links()),
         )
+
+
+def _is_refusal(error: LayerUnavailable) -> bool:
+    """Tell what a server said (that it has no memory left) from what is said in its place while it is away."""
+    return error.__cause__ is not None and not isinstance(error.__cause__, ChannelLayerError)
 
 
 def _refuse(group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[None]:

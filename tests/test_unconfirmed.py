@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -18,6 +19,7 @@ from tests.contract import (
     receive,
     receive_many,
     started,
+    steps,
 )
 from tests.resp_server import RespServer, error
 
@@ -37,7 +39,7 @@ async def make_layer(url: str, prefix: str) -> AsyncIterator[MakeLayer]:
 @pytest.fixture
 async def own_layers(own_redis_server: EmbeddedServer, prefix: str) -> AsyncIterator[MakeLayer]:
     async with contract.layers(
-        hosts=[own_redis_server.url], prefix=prefix, confirm=False, send_timeout=1.0
+        hosts=[own_redis_server.url], prefix=prefix, confirm=False, send_timeout=20.0
     ) as make_layer:
         yield make_layer
 
@@ -198,3 +200,26 @@ async def test_refused(prefix: str) -> None:
         assert layer.statistics().dropped == {"unsent": 1}
         await layer.group_send("room", note(2))
         assert await receive(layer, channel) == note(2)
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+async def test_copies_that_are_cancelled(
+    make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """When the loop ends before the copies for normal channels are on their way, they are counted."""
+    layer = await make_layer()
+    await layer.new_channel()
+    [session] = layer._sessions.values()
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(session, "push_copies", never)
+    session.on_members([b"jobs"], b"", ())
+    [copying] = session._copying
+    await steps(turns)
+    copying.cancel()
+    await asyncio.wait([copying])
+    await steps(1)
+    assert not session._copying
+    assert layer.statistics().dropped == {"unsent": 1}
