@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import django
+import hypothesis
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
@@ -19,6 +20,10 @@ django.setup()
 # inherit that; a handler is not inherited.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 _numbers = itertools.count(1)
 

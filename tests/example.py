@@ -212,6 +212,6 @@ class Page:
         names: set[str] = set()
         try:
             while True:
-                names.add((await self.frame("here", within=1))["name"])
+                names.add((await self.frame("here", within=3))["name"])
         except TimeoutError:
             return names

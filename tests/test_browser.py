@@ -105,6 +105,9 @@ def open_page(browser: Browser, site: Site) -> Iterator[OpenPage]:
     assert problems == []
 
 
+playwright.expect.set_options(timeout=20_000)
+
+
 def expect(page: Page, selector: str) -> Any:
     return playwright.expect(page.locator(selector))
 

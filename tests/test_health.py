@@ -11,7 +11,7 @@ from tests import contract, resp_server
 from tests.contract import DEADLINE, POLL, MakeLayer, eventually
 from tests.resp_server import RespServer
 
-SEND_TIMEOUT = 0.5
+SEND_TIMEOUT = 1.0
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def make_layer(server: RespServer, prefix: str) -> AsyncIterator[MakeLayer
 
 async def health_of(layer: AsyncQueueChannelLayer, timeout: float | None = None) -> Health:  # noqa: ASYNC109
     """What health() says, which it does in bounded time."""
-    limit = 2 * (SEND_TIMEOUT if timeout is None else timeout) + 1
+    limit = 2 * (SEND_TIMEOUT if timeout is None else timeout) + DEADLINE
     async with asyncio.timeout(limit):
         return await layer.health(timeout)
 
@@ -142,6 +142,7 @@ async def test_connections_that_are_cut(make_layer: MakeLayer, server: RespServe
 async def test_after_the_outage_was_noticed(make_layer: MakeLayer, server: RespServer) -> None:
     """When sends fail at once, so does the check."""
     layer = await make_layer()
+    await layer.new_channel()  # one session from beginning to end
     await health_of(layer)
     await server.stop()
     await health_of(layer, 4 * SEND_TIMEOUT)

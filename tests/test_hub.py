@@ -21,7 +21,7 @@ from channels_asyncq.exceptions import ChannelClosed, LayerClosed
 from channels_asyncq.hub import CLOSED_NAMES_KEPT, MOST_CLOSED_NAMES, Hub
 from channels_asyncq.options import Host, Options
 from tests.clock import Clock
-from tests.contract import every, started, steps
+from tests.contract import codes, every, started, steps
 
 EXPIRY = 60.0
 GROUP_EXPIRY = 600.0
@@ -333,7 +333,7 @@ def test_overflow(overflow: str, left: list[str], caplog: pytest.LogCaptureFixtu
     here.hub.spend(PATIENCE)
     assert here.hub.deliver(ROOM, second)
     assert here.hub.tally.dropped == {"overflow": 1}
-    assert [line.__dict__["code"] for line in caplog.records] == ["loss.overflow"]
+    assert codes(caplog) == ["loss.overflow"]
     assert "channel full is full by capacity (1)" in caplog.text and f"overflow={overflow!r}" in caplog.text
     assert here.texts("wide") == ["1", "2"]
     assert here.texts("full") == left

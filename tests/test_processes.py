@@ -13,7 +13,7 @@ import pytest
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import MakeLayer, eventually, note, notes
-from tests.processes.handles import Agent, AgentError, agents, run
+from tests.processes.handles import Agent, AgentError, agents, run, said
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
@@ -270,6 +270,7 @@ class TestEnds:
             config["hosts"] = ["memory://"]
         began = time.monotonic()
         code, output, errors = await run("ends", json.dumps(config), way)
+        errors = said(errors)
         if way == "loop_without_cleaning_up":
             # A socket that nobody closed is told as such, which is right; a destroyed task is not.
             errors = "\n".join(
@@ -302,7 +303,7 @@ class TestForks:
     async def test_parent_and_child_work(self, config: dict[str, Any], way: str) -> None:
         """Both use the layer that was used before the fork."""
         code, output, errors = await run("forks", json.dumps(config), way)
-        assert (code, errors) == (0, "")
+        assert (code, said(errors)) == (0, "")
         heard = {line["who"]: line["heard"] for line in map(json.loads, output.splitlines())}
         assert heard["child"] == ["child"] * 5
         assert heard["parent"] == ["parent"] * (5 if way == "after_the_loop" else 6)

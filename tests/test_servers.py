@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import socket
 import sys
 import urllib.request
 from collections.abc import AsyncGenerator, Sequence
@@ -15,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import DEADLINE, POLL, eventually
+from tests.example import free_port
 from tests.processes.handles import END_TIMEOUT, START_TIMEOUT, Process
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
@@ -28,13 +28,6 @@ def site(config: dict[str, Any]) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": "tests.processes.site_settings",
         "TEST_LAYER_CONFIG": json.dumps(config),
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Served(Process):

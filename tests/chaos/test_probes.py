@@ -21,7 +21,9 @@ from .proxy import Proxy, Tunnel, proxied
 
 pytestmark = pytest.mark.chaos
 
-SEND_TIMEOUT = 0.6
+SEND_TIMEOUT = 20.0
+#: Where it is to pass: a fraction of it is there to notice and to come back.
+SHORT = 0.6
 
 
 @pytest.fixture
@@ -61,11 +63,12 @@ class Pair:
 
 
 @pytest.fixture
-async def pair(make_layer: MakeLayer, proxy: Proxy) -> Pair:
+async def pair(request: pytest.FixtureRequest, make_layer: MakeLayer, proxy: Proxy) -> Pair:
+    send_timeout = getattr(request, "param", SEND_TIMEOUT)
     reader = await make_layer()
     [member] = await contract.members_of(reader, "room", 1)
     # The numbers that a node has given by then are not the first.
-    pair = Pair(reader, await make_layer(hosts=[proxy.url], send_timeout=SEND_TIMEOUT), member)
+    pair = Pair(reader, await make_layer(hosts=[proxy.url], send_timeout=send_timeout), member)
     await pair.writer.new_channel()  # a session of its own, not that of the relay
     for kind in KINDS:
         await pair.send(kind, note(0))
@@ -119,6 +122,7 @@ class TestLateCommands:
         await pair.send(kind, note(1))
         assert await pair.next(kind) == note(1)
 
+    @pytest.mark.parametrize("pair", [SHORT], indirect=True, ids=[""])
     @pytest.mark.parametrize("kind", ["group", "specific"])
     async def test_given_up_and_executed_late(
         self, pair: Pair, proxy: Proxy, server: EmbeddedServer, kind: str

@@ -18,6 +18,12 @@ END_TIMEOUT = 15.0
 EXPECTED = re.compile(r"\[connection\.\w+\]$|\[loss\.(too_large|server_changed)\]$|^Executing <.* seconds$")
 
 
+def said(errors: str) -> str:
+    """What a process wrote to stderr, without asyncio's word in development mode that a step took long."""
+    lines = errors.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match(r"Executing <.* seconds$", line))
+
+
 def environment(**more: str) -> dict[str, str]:
     """The environment of a child: this one's, with the project on its path and Python's development mode."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
