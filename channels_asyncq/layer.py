@@ -212,6 +212,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             is_relay = isinstance(loop, relay.RelayLoop)
             session = Session(self.options, self._codec, self._make_bus, is_relay=is_relay)
             session.is_settled = loop not in self._callers
+            if (replaced := self._sessions.get(loop)) is not None:
+                self._owners.pop(replaced.node, None)
             self._sessions[loop] = session
             self._owners[session.node] = session
         await session.start()
@@ -250,13 +252,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         caller = self._relayed_caller(loop)
         if caller is None:
             return await work(await self._session_after_relay(loop))
-        ended = self._sessions.get(loop)
-        if ended is not None and not self.options.confirm:
-            # While it closes: what it wrote must not come later.
-            await ended.unconfirmed_are_answered()
         caller.sends += 1
         caller.pending += 1
         try:
+            ended = self._sessions.get(loop)
+            if ended is not None and not self.options.confirm:
+                # While it closes: what it wrote must not come later.
+                await ended.unconfirmed_are_answered()
             # With several under way each would wait for those before it; and a loop that ends never gets a
             # session, whose sends let it go on.
             is_alone = caller.pending == 1 and not caller.is_ending

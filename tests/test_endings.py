@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 # What the layer may take, and what an interpreter in development mode on a busy machine may.
 LAYER_SECONDS = 2.0
-INTERPRETER_SECONDS = 6.0
+INTERPRETER_SECONDS = 3.0
 
 
 @pytest.fixture

@@ -766,9 +766,9 @@ class RedisBus(Bus):
         # Answers come in the order of the commands.
         for shard in self._shards:
             if (pong := shard.ask("PING")) is not None:
+                # Its error is seen: what was not answered is told to those concerned.
+                pong.add_done_callback(lambda pong: pong.cancelled() or pong.exception())
                 await asyncio.wait([pong])
-                if not pong.cancelled():
-                    pong.exception()  # seen: what was not answered is told to those concerned
 
     def _topic_route(self, topic: Topic) -> TopicRoute:
         # Not a cache of functools: the hash of a tuple is not remembered.
