@@ -154,7 +154,9 @@ class Session:
         elif not options.confirm:
             # A caller may go on with a session of its own, which must not overtake what the relay sent for it.
             self._push = lambda channel, *rest: self._answered(channel, bus.push(channel, *rest))
-            self._make_way = lambda topic, target: partial(self._publish_and_wait, topic, target)
+            self._make_way = lambda topic, target: (
+                lambda payload: self._answered(target, bus.publish(topic, target, payload))
+            )
             self.group_send = lambda group, *rest: self._answered(group, bus.group_send(group, *rest))
         self.intake = Intake(self.loop, self.on_envelope)
         self._inbox = self._topics.inbox(self.node)
@@ -687,9 +689,6 @@ class Session:
 
     def _copies_unsent(self, members: list[bytes], error: Exception) -> None:
         self.on_unsent(b"", ", ".join(member.decode() for member in members), error)
-
-    def _publish_and_wait(self, topic: Topic, channel: str, payload: bytes) -> Awaitable[object]:
-        return self._answered(channel, self._bus.publish(topic, channel, payload))
 
     async def _answered(self, target: str, sending: Awaitable[T]) -> T | None:
         """Wait for the answer to a send whose sender wants to know of outages only (confirm=False)."""

@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import DEADLINE, assert_nothing_waits, note, notes, receive, receive_many
-from tests.processes.handles import END_TIMEOUT, EXPECTED, run
+from tests.processes.handles import END_TIMEOUT, EXPECTED, run, said
 from tests.test_servers import Served
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
@@ -127,8 +127,7 @@ async def test_server_is_stopped(config: dict[str, Any], kind: str, number: sign
             if (kind, number, complaint) != ("uvicorn", signal.SIGINT, "Traceback"):
                 assert complaint not in server.errors, server.errors
         # Nothing of ours: transports and loops that nobody closed. (Slow steps of a busy machine name files.)
-        ours = [line for line in server.errors.splitlines() if not line.startswith("Executing <")]
-        assert "channels_asyncq" not in "\n".join(ours), server.errors
+        assert "channels_asyncq" not in said(server.errors), server.errors
         if kind == "uvicorn":
             assert await receive(layer, "goodbyes") == note(1)
         assert took < LAYER_SECONDS + INTERPRETER_SECONDS

@@ -542,6 +542,13 @@ class Counted:
         self._runner.close()
 
 
+async def relay_has_turned() -> None:
+    """Return when the relay has begun what was posted before, read what was there, and told whom it concerned."""
+    for _ in range(10):
+        await relay().run(partial(steps, 3))
+    await steps(3)
+
+
 class TestSessions:
     """Which loop gets a session of its own."""
 
@@ -608,8 +615,10 @@ class TestSessions:
             await send(note(0))
             answered = asyncio.Event()
             server.script("PUSH" if held == "copy" else held, after(answered))
+            before = len(server.commands)
             sending = await started(send(note(1)))
-            await asyncio.sleep(0.1)
+            await eventually(lambda: len(server.commands) >= before + (2 if held == "copy" else 1))
+            await relay_has_turned()
             assert not sending.done()
             answered.set()
             async with asyncio.timeout(DEADLINE):
@@ -657,7 +666,7 @@ class TestSessions:
             # Another loop's new session is where those that have ended are forgotten.
             await asyncio.to_thread(lambda: asyncio.run(layer.new_channel()))
             sending = await started(layer.group_send("room", note(2)))
-            await asyncio.sleep(0.1)
+            await relay_has_turned()
             assert not sending.done()
             answered.set()
             async with asyncio.timeout(DEADLINE):
@@ -682,7 +691,7 @@ class TestSessions:
                 await started(layer.send("jobs", note(1))),
                 await started(layer.send_wait("jobs", note(2))),
             ]
-            await asyncio.sleep(0.1)
+            await relay_has_turned()
             assert not any(task.done() for task in sending)
             answered.set()
             async with asyncio.timeout(DEADLINE):
