@@ -36,6 +36,11 @@ T = TypeVar("T")
 # A loop is taken for one that lives on after so many seconds or sends; until then the relay sends for it.
 _MOMENT_SECONDS = 1.0
 _MOMENT_SENDS = 100
+# So long a loop does nothing else while the relay sends for it: to sleep and be woken costs more than most
+# answers take. For its first send, often the only one, that is longer than a tick of most kernels: they set a
+# timer of its own for what is shorter, which costs as much as the answer.
+_STAND_STILL_SECONDS = 0.0005
+_STAND_STILL_FIRST_SECONDS = 0.005
 _CLOSE_SECONDS = 2.0
 
 
@@ -261,8 +266,10 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 await ended.unconfirmed_are_answered()
             # With several under way each would wait for those before it; and a loop that ends never gets a
             # session, whose sends let it go on.
-            is_alone = caller.pending == 1 and not caller.is_ending
-            return await relay.relay().run(partial(self._relayed, work), at_once, stands_still=is_alone)
+            still = 0.0
+            if caller.pending == 1 and not caller.is_ending:
+                still = _STAND_STILL_FIRST_SECONDS if caller.sends == 1 else _STAND_STILL_SECONDS
+            return await relay.relay().run(partial(self._relayed, work), at_once, stands_still=still)
         finally:
             caller.answered()
 

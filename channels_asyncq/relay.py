@@ -11,6 +11,7 @@ import selectors
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +22,6 @@ T = TypeVar("T")
 # From the call of stop() to the end of the thread, with what is left of the connections cut off before.
 _STOP_SECONDS = 2.0
 _LEAVE_SECONDS = 1.5
-_STAND_STILL_SECONDS = 0.0005
 
 
 class Errand(Generic[T]):
@@ -55,12 +55,12 @@ class Errand(Generic[T]):
             return
         try:
             # Not while an errand before it has a task that has yet to run: that would be overtaken.
-            is_begun = self._at_once is not None and not loop.starting and self._at_once(self)
-        except Exception as exc:
-            self.end(exc)
-        else:
-            if not is_begun:
+            if self._at_once is None or loop.starting or not self._at_once(self):
                 self.run(self._make)
+        except BaseException as exc:
+            # It must not raise: others wait behind it.
+            loop.starting.discard(self)
+            self.end(exc)
 
     def run(self, make: Callable[[], Awaitable[T]]) -> None:
         """Have `make()` awaited, and end with what it returns or raises."""
@@ -132,8 +132,8 @@ class Errand(Generic[T]):
                 future.set_result(None)
 
         def tell() -> None:
-            # The loop may have ended without waiting.
-            with contextlib.suppress(RuntimeError):
+            # The loop may have ended without waiting, and what its own door raises concerns nobody else.
+            with contextlib.suppress(Exception):
                 loop.call_soon_threadsafe(release)
 
         self._tell = tell
@@ -156,15 +156,51 @@ def _stopped() -> LayerClosed:
     return LayerClosed(message="The channel layer's relay was stopped: the process is ending.")
 
 
+class Bell:
+    """
+    Wakes a loop at half the cost of `call_soon_threadsafe()`, which makes a handle and reads twice.
+
+    Source: eventfd(2) of Linux.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def ring(self) -> None:
+        """From any thread; also when nobody listens any more."""
+        os.eventfd_write(self._descriptor, 1)
+
+    def has_rung(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._descriptor)
+
+    def __del__(self) -> None:
+        # Not sooner: whoever is about to ring would write into the next file of this number.
+        os.close(self._descriptor)
+
+
+def _new_bell() -> Bell | None:
+    if hasattr(os, "eventfd"):
+        # It may be forbidden; what else is wrong shows at the selector.
+        with contextlib.suppress(OSError):
+            return Bell(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    return None
+
+
 class RelayLoop(asyncio.SelectorEventLoop):
     """
-    A plain loop, whatever policy the application has set for its own, whose look-ups of names delay no exit.
+    A plain loop, whatever policy the application has set for its own, with a door for errands of other threads.
 
-    The threads of an executor are joined at the exit of the interpreter, and a name server may be silent for
-    long; these are daemons.
+    Its look-ups of names delay no exit: the threads of an executor are joined at the exit of the interpreter,
+    and a name server may be silent for long; these are daemons.
     """
 
     def __init__(self) -> None:
+        self._posted: deque[Errand[Any]] = deque()
+        self._bell = _new_bell()
         self.selector = selectors.DefaultSelector()
         super().__init__(self.selector)
         #: What somebody waits for.
@@ -174,6 +210,32 @@ class RelayLoop(asyncio.SelectorEventLoop):
         self.is_leaving = False
         #: One for each: at the exit a successor may run already, and two threads cannot be in one context.
         self.context = contextvars.Context()
+        if self._bell is not None:
+            self.context.run(self.add_reader, self._bell, self._begin_posted)
+
+    def post(self, errand: Errand[Any]) -> None:
+        """
+        Have an errand begun, from any thread, after those that were posted before it.
+
+        Raises:
+            RuntimeError: the loop is closed.
+        """
+        if self.is_closed():
+            raise RuntimeError("the relay's loop is closed")
+        # If it is closed now, the relay looks for `errands` after that.
+        self._posted.append(errand)
+        if self._bell is not None:
+            self._bell.ring()
+        else:
+            self.call_soon_threadsafe(self._begin_posted, context=self.context)
+
+    def _begin_posted(self) -> None:
+        if self._bell is not None:
+            # Before looking: what is posted from here on rings again.
+            self._bell.has_rung()
+        # No more than there are now: the loop has other things to do.
+        for _ in range(len(self._posted)):
+            self._posted.popleft().begin()
 
     async def getaddrinfo(self, host: Any, port: Any, **hints: Any) -> Any:
         answer: asyncio.Future[Any] = self.create_future()
@@ -224,20 +286,20 @@ class Relay:
         make: Callable[[], Awaitable[T]],
         at_once: Callable[[Errand[T]], bool] | None = None,
         *,
-        stands_still: bool = False,
+        stands_still: float = 0.0,
     ) -> T:
         """
         Have `make()` awaited on the relay's loop; return or raise what it does.
 
         `at_once` is tried first: it does the same without a task and ends the errand, or returns False.
-        With `stands_still` the caller's loop does nothing else meanwhile, for half a millisecond at most: to go
-        to sleep and be woken costs it more than most answers take. Cancelling cancels the work, as soon as that
-        can be; what was written is written.
+        The caller's loop does nothing else meanwhile, for `stands_still` seconds at most: to go to sleep and be
+        woken costs it more than most answers take. Cancelling cancels the work, as soon as that can be; what was
+        written is written.
         """
         errand = Errand(make, at_once)
-        self._post(errand)
         try:
-            if not stands_still or not errand.wait(_STAND_STILL_SECONDS):
+            self._post(errand)
+            if not stands_still or not errand.wait(stands_still):
                 await errand.over()
         except BaseException:
             self._cancel(errand)
@@ -247,8 +309,8 @@ class Relay:
     def wait(self, make: Callable[[], Awaitable[T]], at_once: Callable[[Errand[T]], bool] | None = None) -> T:
         """Do the same for a thread without a loop: block until it is over."""
         errand = Errand(make, at_once)
-        self._post(errand)
         try:
+            self._post(errand)
             errand.wait()
         except BaseException:
             # Ctrl-C, or whatever else a signal's handler raises.
@@ -262,7 +324,7 @@ class Relay:
             # Before posting: whatever happens to the loop from here on, _live() looks at these last.
             loop.errands.add(errand)
             try:
-                loop.call_soon_threadsafe(errand.begin, context=loop.context)
+                loop.post(errand)
                 return
             except RuntimeError:
                 # It was closed in between; what runs next is another one.
@@ -272,6 +334,7 @@ class Relay:
                         self._loop = self._thread = None
 
     def _cancel(self, errand: Errand[Any]) -> None:
+        # By the other door: an errand that has yet to begin never does.
         if errand.loop is not None:
             with contextlib.suppress(RuntimeError):
                 errand.loop.call_soon_threadsafe(errand.cancel, context=errand.loop.context)
