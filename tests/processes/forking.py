@@ -97,8 +97,8 @@ def connections() -> set[str]:
     return sockets() & inodes
 
 
-def in_flight(parent: Parent, work: Callable[[str], None]) -> dict[str, Any]:
-    """Fork four children while four threads send."""
+def in_flight(parent: Parent, work: Callable[[str], None], *, before: int = 0) -> dict[str, Any]:
+    """Fork four children while four threads send; `before` messages were sent earlier."""
     layer = parent.layer
     stop = threading.Event()
     sent = dict.fromkeys((f"thread {n}" for n in range(4)), 0)
@@ -121,16 +121,16 @@ def in_flight(parent: Parent, work: Callable[[str], None]) -> dict[str, Any]:
             sys.exit(0)
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    before = dict(sent)
+    sent_until_now = dict(sent)
     # The threads that were there before the forks, and the loop, go on.
-    while any(sent[who] < before[who] + 20 for who in sent):
+    while any(sent[who] < sent_until_now[who] + 20 for who in sent):
         if not all(thread.is_alive() for thread in threads):
             break
         stop.wait(0.01)
     stop.set()
     for thread in threads:
         thread.join(10)
-    arrived_all = parent.wait_for(sum(sent.values()) + CHILDREN * SENDS)
+    arrived_all = parent.wait_for(before + sum(sent.values()) + CHILDREN * SENDS)
     return {"codes": codes, "sent": sent, "arrived_all": arrived_all}
 
 
@@ -163,7 +163,7 @@ def shares_nothing(parent: Parent) -> dict[str, Any]:
         send_many(parent.layer, who)
         os.write(writer, f"{held} {len(connections() & ours)} {len(connections())}\n".encode())
 
-    result = in_flight(parent, work)
+    result = in_flight(parent, work, before=2)
     os.close(writer)
     with os.fdopen(reader) as lines:
         shared = [int(number) for line in lines for number in line.split()]
