@@ -21,7 +21,7 @@ from django.dispatch import receiver
 
 from . import relay
 from .buffers import ChannelBuffer
-from .bus.answers import Told
+from .bus.answers import AnswerSource, Told
 from .bus.base import Bus, Health, Receiver
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
 from .bus.redis import RedisBus
@@ -251,7 +251,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     async def _send_with(
         self,
         work: Callable[[Session], Awaitable[T]],
-        at_once: Callable[[relay.Errand[T]], bool] | None = None,
+        at_once: relay.AtOnce[T] | None = None,
     ) -> T:
         loop = asyncio.get_running_loop()
         caller = self._relayed_caller(loop)
@@ -266,10 +266,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 await ended.unconfirmed_are_answered()
             # With several under way each would wait for those before it; and a loop that ends never gets a
             # session, whose sends let it go on.
-            still = 0.0
+            still, is_first = 0.0, False
             if caller.pending == 1 and not caller.is_ending:
-                still = _STAND_STILL_FIRST_SECONDS if caller.sends == 1 else _STAND_STILL_SECONDS
-            return await relay.relay().run(partial(self._relayed, work), at_once, stands_still=still)
+                is_first = caller.sends == 1
+                still = _STAND_STILL_FIRST_SECONDS if is_first else _STAND_STILL_SECONDS
+            return await relay.relay().run(
+                partial(self._relayed, work), at_once, stands_still=still, visits=is_first
+            )
         finally:
             caller.answered()
 
@@ -475,11 +478,11 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
     def _group_send_at_once(
         self, group: str, payload: bytes, excluded: tuple[str, ...], errand: relay.Errand[None]
-    ) -> bool:
-        """Send with the relay's session, if it has one and its connection takes it now: no task, two turns."""
-        session = self._sessions.get(asyncio.get_running_loop())
+    ) -> AnswerSource | None:
+        """Send with the relay's session, if it has one and its connection takes it now: no task."""
+        session = None if errand.loop is None else self._sessions.get(errand.loop)
         if session is None:
-            return False
+            return None
 
         def done(members: list[bytes] | None) -> None:
             if members:

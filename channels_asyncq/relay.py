@@ -7,35 +7,42 @@ import atexit
 import contextlib
 import contextvars
 import os
+import select
 import selectors
 import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from time import monotonic
+from typing import Any, Generic, TypeAlias, TypeVar, TypeVarTuple
 
+from .bus.answers import AnswerSource
 from .exceptions import LayerClosed
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # From the call of stop() to the end of the thread, with what is left of the connections cut off before.
 _STOP_SECONDS = 2.0
 _LEAVE_SECONDS = 1.5
 
 
+# Does the work without a task: ends the errand, now or when the answer comes, and returns where that comes from.
+# None: it cannot be done like that, and nothing was.
+AtOnce: TypeAlias = Callable[["Errand[T]"], AnswerSource | None]
+
+
 class Errand(Generic[T]):
     """
     One piece of work that the relay does, and the ways to wait for it.
 
-    It is begun, cancelled and ended on the relay's loop; the rest is for the thread that posted it.
+    It is begun, cancelled and ended by whoever runs the relay's loop; the rest is for the thread that posted it.
     """
 
     __slots__ = ("_at_once", "_lock", "_make", "_outcome", "_task", "_tell", "is_over", "loop")
 
-    def __init__(
-        self, make: Callable[[], Awaitable[T]], at_once: Callable[[Errand[T]], bool] | None = None
-    ) -> None:
+    def __init__(self, make: Callable[[], Awaitable[T]], at_once: AtOnce[T] | None = None) -> None:
         self.loop: RelayLoop | None = None
         self._make = make
         self._at_once = at_once
@@ -55,7 +62,7 @@ class Errand(Generic[T]):
             return
         try:
             # Not while an errand before it has a task that has yet to run: that would be overtaken.
-            if self._at_once is None or loop.starting or not self._at_once(self):
+            if self._at_once is None or loop.starting or self._at_once(self) is None:
                 self.run(self._make)
         except BaseException as exc:
             # It must not raise: others wait behind it.
@@ -117,6 +124,28 @@ class Errand(Generic[T]):
             tell()
 
     # On the thread that posted it
+
+    def begin_on_a_visit(self, loop: RelayLoop, seconds: float, bell: int) -> bool:
+        """
+        Begin it here, with the loop lent to this thread, and wait for its answer; False if it was not begun.
+
+        It is not if it needs a task.
+        """
+        if self._at_once is None:
+            return False
+        self.loop = loop
+        try:
+            loop.errands.add(self)
+            source = self._at_once(self)
+            if source is None:
+                loop.errands.discard(self)
+                return False
+            if source.read_answer(seconds, bell) and not self.is_over:
+                # An exception from outside came while it was told, and was taken for one of who tells it.
+                self.end(None)  # type: ignore[arg-type]
+        except BaseException as exc:
+            self.end(exc)
+        return True
 
     def wait(self, seconds: float = -1) -> bool:
         """Block until it is over, for so many seconds at most; return whether it is. Can be asked once."""
@@ -190,22 +219,72 @@ def _new_bell() -> Bell | None:
     return None
 
 
+class LendingSelector(selectors.DefaultSelector):
+    """
+    The selector of a loop that another thread may run while it sleeps and nobody waits for it.
+
+    It sleeps at a gate then, which is an epoll with nothing but its own descriptor in it: while that is shut,
+    nothing that comes wakes it. Source: epoll(7), which says that one can be in another.
+    """
+
+    def __init__(self, waited_for: Collection[object]) -> None:
+        super().__init__()
+        self._waited_for = waited_for
+        #: Whoever holds it runs the loop; the loop's own thread does, but when it sleeps. It knows its holder.
+        self.turn = threading.RLock()
+        #: The loop's own thread has it, or wants it back.
+        self.is_awake = True
+        self._has_turn = False
+        self.gate = select.epoll()
+        self.gate.register(self.fileno(), select.EPOLLIN)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._waited_for or (timeout is not None and timeout <= 0):
+            return super().select(timeout)
+        self.is_awake = False
+        if self._has_turn:
+            self.turn.release()
+        self._has_turn = True
+        try:
+            self.gate.poll(timeout, 1)
+        finally:
+            self.is_awake = True
+            self.turn.acquire()
+        # Only now: what was ready before may have been dealt with.
+        return super().select(0)
+
+    def close(self) -> None:
+        self.gate.close()
+        super().close()
+
+
+def _new_selector(waited_for: Collection[object], bell: Bell | None) -> selectors.BaseSelector:
+    if bell is not None and selectors.DefaultSelector is getattr(selectors, "EpollSelector", None):
+        return LendingSelector(waited_for)
+    return selectors.DefaultSelector()
+
+
 class RelayLoop(asyncio.SelectorEventLoop):
     """
     A plain loop, whatever policy the application has set for its own, with a door for errands of other threads.
+
+    A thread may visit it too: while the loop sleeps, it does what the loop would do for its errand, and neither
+    has to wake the other.
 
     Its look-ups of names delay no exit: the threads of an executor are joined at the exit of the interpreter,
     and a name server may be silent for long; these are daemons.
     """
 
     def __init__(self) -> None:
-        self._posted: deque[Errand[Any]] = deque()
-        self._bell = _new_bell()
-        self.selector = selectors.DefaultSelector()
-        super().__init__(self.selector)
         #: What somebody waits for.
         self.errands: set[Errand[Any]] = set()
-        #: Of these, those whose tasks have yet to run; Python 3.11 only.
+        self._posted: deque[Errand[Any]] = deque()
+        self._bell = _new_bell()
+        self._main_thread = threading.main_thread().ident
+        self._has_scheduled = False
+        self.selector = _new_selector(self.errands, self._bell)
+        super().__init__(self.selector)
+        #: Of the errands, those whose tasks have yet to run; Python 3.11 only.
         self.starting: set[Errand[Any]] = set()
         self.is_leaving = False
         #: One for each: at the exit a successor may run already, and two threads cannot be in one context.
@@ -236,6 +315,72 @@ class RelayLoop(asyncio.SelectorEventLoop):
         # No more than there are now: the loop has other things to do.
         for _ in range(len(self._posted)):
             self._posted.popleft().begin()
+
+    def visit(self, errand: Errand[Any], seconds: float) -> bool:
+        """
+        Do an errand in the calling thread, if the loop sleeps and has nothing else to do; False if not.
+
+        The thread has the loop to itself for so many seconds at most, or until another errand is posted. What is
+        not over then is the loop's.
+        """
+        bell, selector = self._bell, self.selector
+        if (
+            self.errands
+            or bell is None
+            or not isinstance(selector, LendingSelector)
+            # Handlers of signals run in the main thread: Ctrl-C would leave half of what is done here.
+            or threading.get_ident() == self._main_thread
+            # It asks for the loop's own thread.
+            or self.get_debug()
+        ):
+            return False
+        turn = selector.turn
+        # An exception that is raised from outside, as by a worker's time limit, comes after a call: nothing is
+        # called between `try` and what is to be undone, and nothing in `finally` before it is.
+        try:
+            if not turn.acquire(blocking=False):
+                return False
+            # Those who have waited since then go first.
+            if self.errands or selector.is_awake or self.is_leaving:
+                return False
+            descriptor, own, open_or_shut = bell.fileno(), selector.fileno(), selector.gate.modify
+            try:
+                open_or_shut(own, 0)
+                self._has_scheduled = False
+                # Nothing here belongs to the visitor's context.
+                return self.context.run(errand.begin_on_a_visit, self, seconds, descriptor)
+            finally:
+                try:
+                    if self._has_scheduled:
+                        os.eventfd_write(descriptor, 1)
+                finally:
+                    open_or_shut(own, select.EPOLLIN)
+        finally:
+            try:
+                turn.release()
+            except RuntimeError:
+                pass  # it was not to be had
+
+    # What a visitor schedules, a loop that sleeps does not know of.
+
+    def call_soon(
+        self,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        self._has_scheduled = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self._has_scheduled = True
+        return super().call_at(when, callback, *args, context=context)
 
     async def getaddrinfo(self, host: Any, port: Any, **hints: Any) -> Any:
         answer: asyncio.Future[Any] = self.create_future()
@@ -284,29 +429,33 @@ class Relay:
     async def run(
         self,
         make: Callable[[], Awaitable[T]],
-        at_once: Callable[[Errand[T]], bool] | None = None,
+        at_once: AtOnce[T] | None = None,
         *,
         stands_still: float = 0.0,
+        visits: bool = False,
     ) -> T:
         """
         Have `make()` awaited on the relay's loop; return or raise what it does.
 
-        `at_once` is tried first: it does the same without a task and ends the errand, or returns False.
+        `at_once` is tried first: if the loop is to be visited and can be, by this thread.
         The caller's loop does nothing else meanwhile, for `stands_still` seconds at most: to go to sleep and be
         woken costs it more than most answers take. Cancelling cancels the work, as soon as that can be; what was
         written is written.
         """
         errand = Errand(make, at_once)
+        until = monotonic() + stands_still
         try:
-            self._post(errand)
-            if not stands_still or not errand.wait(stands_still):
+            loop = self._loop
+            if at_once is None or loop is None or not visits or not loop.visit(errand, stands_still):
+                self._post(errand)
+            if not errand.is_over and not errand.wait(max(0.0, until - monotonic())):
                 await errand.over()
         except BaseException:
             self._cancel(errand)
             raise
         return errand.outcome()
 
-    def wait(self, make: Callable[[], Awaitable[T]], at_once: Callable[[Errand[T]], bool] | None = None) -> T:
+    def wait(self, make: Callable[[], Awaitable[T]], at_once: AtOnce[T] | None = None) -> T:
         """Do the same for a thread without a loop: block until it is over."""
         errand = Errand(make, at_once)
         try:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from channels.exceptions import ChannelFull
 
-from .bus.answers import Answer
+from .bus.answers import Answer, AnswerSource
 from .bus.base import Bus, Health, Link, Receiver
 from .codecs import Codec
 from .envelopes import CONTROL, NOTICE, Envelope
@@ -384,10 +384,10 @@ class Session:
 
     def group_send_at_once(
         self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> bool:
+    ) -> AnswerSource | None:
         """Do what `group_send()` does, if it can be written now: `answer` is told what came of it."""
         if self.is_closed or not self._options.confirm:
-            return False
+            return None
         return self._bus.group_send_at_once(answer, group, payload, excluded)
 
     async def push_copies(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:

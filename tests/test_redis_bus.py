@@ -12,7 +12,7 @@ import pytest
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
-from channels_asyncq.bus.answers import Told
+from channels_asyncq.bus.answers import AnswerSource, Told
 from channels_asyncq.bus.redis import POP, RedisBus
 from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import CONTROL, Envelope, unpack_all
@@ -271,16 +271,16 @@ async def test_at_once_or_not_at_all(owner: Owner, server: RespServer) -> None:
     """What is sent at once is told when the answer is read; while the line is down it is refused."""
     told: list[object] = []
 
-    def send() -> bool:
+    def send() -> AnswerSource | None:
         return owner.bus.group_send_at_once(Told(told.append, told.append), "room", PAYLOAD, ())
 
-    assert send()
+    assert send() is not None
     [shard] = owner.bus._shards
     assert shard.commands.wire is not None and shard.commands.wire.pending == 1
     await eventually(lambda: told, "the answer")
     await server.stop()
     await eventually(lambda: "down" in owner.events, "the loss of the link")
-    assert not send()
+    assert send() is None
     assert told == [None]
 
 

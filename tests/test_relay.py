@@ -19,6 +19,7 @@ from asgiref.sync import async_to_sync
 from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, LayerUnavailable, sync
 from channels_asyncq import layer as layer_module
 from channels_asyncq import relay as relay_module
+from channels_asyncq.bus.answers import AnswerSource
 from channels_asyncq.relay import Errand, Relay, RelayLoop, relay
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import (
@@ -69,6 +70,16 @@ def connections_made(server: EmbeddedServer) -> int:
 
 
 server_asks: list[None] = []
+
+
+class Ended:
+    """Where the answer to what has ended comes from."""
+
+    def read_answer(self, seconds: float, bell: int) -> bool:
+        return False
+
+
+ENDED = Ended()
 
 
 def raise_permission_error(*arguments: Any) -> int:
@@ -175,19 +186,19 @@ class TestRelay:
         self, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A loop does nothing else for 5 ms at most for its first send, and for half a millisecond for others."""
-        moments: list[float] = []
+        moments: list[tuple[float, bool]] = []
         run = Relay.run
 
-        def noted(self: Relay, *arguments: Any, stands_still: float = 0.0) -> Any:
-            moments.append(stands_still)
-            return run(self, *arguments, stands_still=stands_still)
+        def noted(self: Relay, *arguments: Any, stands_still: float = 0.0, visits: bool = False) -> Any:
+            moments.append((stands_still, visits))
+            return run(self, *arguments, stands_still=stands_still, visits=visits)
 
         monkeypatch.setattr(Relay, "run", noted)
         monkeypatch.setattr(layer_module, "_MOMENT_SECONDS", 3600.0)
         layer = make_layer()
         for n in range(3):
             await layer.group_send("room", note(n))
-        assert moments == [0.005, 0.0005, 0.0005]
+        assert moments == [(0.005, True), (0.0005, False), (0.0005, False)]
 
     @pytest.mark.parametrize("bell", ["eventfd", "none"])
     def test_errands_begin_in_the_order_in_which_they_were_posted(
@@ -205,12 +216,12 @@ class TestRelay:
             is_busy.set()
             go_on.wait(DEADLINE)
 
-        def at_once(n: int, errand: Errand[None]) -> bool:
+        def at_once(n: int, errand: Errand[None]) -> AnswerSource:
             begun.append(n)
             if n == 3:
                 raise SystemExit(n)
             errand.end(None)
-            return True
+            return ENDED
 
         async def never() -> None:
             raise AssertionError("it was done at once")
@@ -248,7 +259,7 @@ class TestRelay:
             nonlocal had_a_turn
             had_a_turn = True
 
-        def at_once(errand: Errand[None]) -> bool:
+        def at_once(errand: Errand[None]) -> AnswerSource:
             nonlocal count
             count += 1
             if count == 1:
@@ -259,7 +270,7 @@ class TestRelay:
                 # It rings while errands are begun.
                 own_relay._post(Errand(lambda: asyncio.sleep(0), at_once))
             errand.end(None)
-            return True
+            return ENDED
 
         own_relay.wait(lambda: asyncio.sleep(0), at_once)
         assert over.wait(DEADLINE)
@@ -269,10 +280,10 @@ class TestRelay:
         """Ctrl-C before the relay was woken: the errand is never begun, and nothing of it stays."""
         begun: list[str] = []
 
-        def note_it(name: str, errand: Errand[None]) -> bool:
+        def note_it(name: str, errand: Errand[None]) -> AnswerSource:
             begun.append(name)
             errand.end(None)
-            return True
+            return ENDED
 
         def interrupt(*arguments: Any) -> None:
             raise KeyboardInterrupt
@@ -346,10 +357,10 @@ class TestRelay:
         async def first() -> None:
             order.append("task")
 
-        def at_once(errand: Errand[None]) -> bool:
+        def at_once(errand: Errand[None]) -> AnswerSource:
             order.append("at once")
             errand.end(None)
-            return True
+            return ENDED
 
         async def post() -> None:
             # On the relay's own loop, so that both begin in the same turn.

@@ -20,6 +20,18 @@ class Answer(Protocol):
     def exception(self) -> BaseException | None: ...
 
 
+class AnswerSource(Protocol):
+    """Where the answer to something that was written comes from."""
+
+    def read_answer(self, seconds: float, bell: int) -> bool:
+        """
+        Wait for the answer in the calling thread, which the connection's loop is lent to.
+
+        For so many seconds at most, or until the descriptor `bell` is readable. Return whether it has come, and
+        there was nothing in it; anything else is told by the loop.
+        """
+
+
 class Told:
     """An answer made of functions, for a message that nobody awaits."""
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..envelopes import Envelope
 from ..topics import Topic
-from .answers import Answer
+from .answers import Answer, AnswerSource
 
 
 class Receiver(Protocol):
@@ -167,14 +167,14 @@ class Bus(ABC):
 
     def group_send_at_once(
         self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> bool:
+    ) -> AnswerSource | None:
         """
         Write now what `group_send()` sends, and give `answer` what came of it in the end.
 
-        A message whose answer is done by then is not sent again. False: it cannot be written now, and nobody is
+        A message whose answer is done by then is not sent again. None: it cannot be written now, and nobody is
         told anything.
         """
-        return False
+        return None
 
     # Unconfirmed: these return when the message is written. What comes of it is told to the receiver.
 

@@ -36,7 +36,7 @@ from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
 from ..topics import NOT_LOGGED, Queue, Topic, Topics
-from .answers import Answer, Told, ignore
+from .answers import Answer, AnswerSource, Told, ignore
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
 from .delivery import Numbers, Outbox, parse_position, stream_of
@@ -753,7 +753,7 @@ class RedisBus(Bus):
 
     def group_send_at_once(
         self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> bool:
+    ) -> AnswerSource | None:
         route = self._group_route(group)
         message = pack_names(group, excluded), self._sealed(payload)
         return route.sender.write_at_once(route, message, answer)

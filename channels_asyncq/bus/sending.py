@@ -265,16 +265,21 @@ class Sender:
 
     async def write(self, route: Route, message: Message, answer: Answer) -> None:
         """Write a message when the line is up and has room; `answer` is told later what came of it."""
-        if not self.write_at_once(route, message, answer):
+        if self.write_at_once(route, message, answer) is None:
             self._write(await self._line.with_room(), route, message, answer)
 
-    def write_at_once(self, route: Route, message: Message, answer: Answer) -> bool:
-        """Do the same now; False if the line is down or has no room."""
+    def write_at_once(self, route: Route, message: Message, answer: Answer) -> WireProtocol | None:
+        """Do the same now and return where the answer comes from; None if the line is down or has no room."""
         wire = self._line.open_wire
         if wire is None or not wire.has_room:
-            return False
-        self._write(wire, route, message, answer)
-        return True
+            return None
+        try:
+            self._write(wire, route, message, answer)
+        except BaseException as exc:
+            # Raised from outside, in a thread that does this for the loop: half of it may be done.
+            wire.abort(ConnectionAbortedError(f"interrupted by {exc!r}"))
+            raise
+        return wire
 
     def _write(self, wire: WireProtocol, route: Route, message: Any, answer: Answer) -> None:
         sending = route.open

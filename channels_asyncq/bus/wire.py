@@ -10,9 +10,12 @@ most one timer.
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
+from itertools import zip_longest
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -24,6 +27,10 @@ __all__ = ["EARLY", "NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WirePro
 
 # What the reader answers when it needs more bytes. None and False are legitimate replies.
 _MORE = object()
+
+# A reply with nothing in it, whole.
+_NIL = b"$-1\r\n"
+_READ_SIZE = 2**16
 
 # Messages may be delivered for so many seconds before the loop gets a turn, looked at every so many messages.
 _READ_SECONDS = 0.005
@@ -125,6 +132,7 @@ class WireProtocol(asyncio.Protocol):
         "_context",
         "_continuation",
         "_deadline",
+        "_descriptor",
         "_error",
         "_feed",
         "_flush_scheduled",
@@ -145,6 +153,7 @@ class WireProtocol(asyncio.Protocol):
         "_on_message",
         "_outgoing",
         "_pending",
+        "_poll",
         "_read_paused",
         "_read_since",
         "_timeout",
@@ -220,6 +229,10 @@ class WireProtocol(asyncio.Protocol):
         self._held: tuple[bytes, bytes] | None = None
         self._continuation: asyncio.Handle | None = None
         self._read_since = 0.0
+
+        # Made by the first read_answer().
+        self._poll: select.poll | None = None
+        self._descriptor = -1
 
         # connection_lost() or abort() sets is_lost; connection_lost() alone sets _is_disconnected. A
         # connection that is disconnected and not aborted still delivers what it received; _finish() is the
@@ -539,6 +552,45 @@ class WireProtocol(asyncio.Protocol):
         if self._idle is not None and not unanswered and not self._idle.done():
             self._idle.set_result(None)
 
+    def read_answer(self, seconds: float, bell: int) -> bool:
+        """
+        Read what comes in the calling thread, which the loop is lent to: right after a command was written.
+
+        Nothing is waited for if that is not alone, or the connection is encrypted. What is told here is an answer
+        with nothing in it, and then True is returned; anything else is left to the loop's next turn. Milliseconds
+        are rounded up.
+        """
+        transport = self._transport
+        if len(self._unanswered) != 1 or not self._written or transport is None:
+            return False
+        if self._poll is None:
+            if transport.get_extra_info("ssl_object") is not None:
+                return False
+            self._descriptor = transport.get_extra_info("socket").fileno()
+            poll = select.poll()
+            poll.register(self._descriptor, select.POLLIN)
+            poll.register(bell, select.POLLIN)
+            self._poll = poll
+        if transport.get_write_buffer_size():
+            return False
+        try:
+            for ready, _ in self._poll.poll(seconds * 1000):
+                if ready != self._descriptor:
+                    continue
+                data = os.read(self._descriptor, _READ_SIZE)
+                if data == _NIL:
+                    self.data_received(data)
+                    return True
+                if data:
+                    self._loop.call_soon(self.data_received, data, context=self._context)
+        except BaseException as exc:
+            # What the system says the loop comes upon too, as upon the end of the stream.
+            if not isinstance(exc, OSError) or exc.errno is None:
+                # Raised from outside: what was read may be lost.
+                self.abort(ConnectionAbortedError(f"interrupted by {exc!r}"))
+                raise
+        return False
+
     def _refusal(self, reply: ReplyError) -> Exception:
         """Return the error of the command that was just answered."""
         if self.replies > self._written_before:
@@ -762,10 +814,12 @@ class WireProtocol(asyncio.Protocol):
             self._continuation = None
         written = max(len(self._written), self._written_before - self.replies)
         self._pack()
-        for number, (future, (packed, count)) in enumerate(zip(self._unanswered, self._written, strict=True)):
-            if future.done():
+        for number, (future, noted) in enumerate(zip_longest(self._unanswered, self._written)):
+            # One of them is missing if abort() was called where what calls or packs a command was interrupted.
+            if future is None or future.done():
                 continue
-            if self.keeps_unanswered:
+            if self.keeps_unanswered and noted is not None:
+                packed, count = noted
                 self.unanswered.append(Unanswered(packed, future, number < written, count))
             else:
                 fail(future, self._no_answer() if number < written else self._not_sent())
