@@ -7,6 +7,7 @@ import gc
 import os
 import select
 import selectors
+import socket
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,6 +24,7 @@ from channels_asyncq.bus import redis as redis_module
 from channels_asyncq.bus import sending as sending_module
 from channels_asyncq.bus import wire as wire_module
 from channels_asyncq.bus.answers import AnswerSource
+from channels_asyncq.bus.wire import WireProtocol
 from channels_asyncq.relay import Errand, LendingSelector, Relay, RelayLoop
 from channels_asyncq.session import Session
 from tests.contract import (
@@ -364,6 +366,32 @@ class TestAnswers:
         # Not each time: meanwhile the relay may have been woken by a timer.
         assert any(visits.outcomes)
         await sender.close()
+
+    async def test_the_rest_of_a_large_message(
+        self, visits: Visits, patient: Sender, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the loop has yet to write for a visitor, it does not do in the visitor's context."""
+        request = contextvars.ContextVar("request", default="nobody's")
+        seen: list[str] = []
+        resume = WireProtocol.resume_writing
+
+        def note_context(self: WireProtocol) -> None:
+            seen.append(request.get())
+            resume(self)
+
+        def view() -> None:
+            request.set("a visitor's")
+            async_to_sync(patient.layer.group_send)("room", {"type": "test.note", "text": "x" * 900_000})
+
+        await patient.send(1)
+        assert await patient.arrived(1) == [1]
+        wire = patient.layer._sessions[visits.loop]._bus._shards[0].commands.wire  # type: ignore[attr-defined]
+        wire.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        monkeypatch.setattr(WireProtocol, "resume_writing", note_context)
+        await asyncio.to_thread(contextvars.Context().run, view)
+        assert len(await receive_many(patient.there, patient.member, 1)) == 1
+        assert visits.outcomes == [True, True]
+        assert seen and set(seen) == {"nobody's"}
 
     async def test_given_up_by_the_caller(
         self, visits: Visits, patient: Sender, server: RespServer, monkeypatch: pytest.MonkeyPatch

@@ -726,6 +726,25 @@ async def test_abort_while_held_drops_the_rest(lost_first: bool) -> None:
     assert [str(error) for error in session.lost] == ["cable" if lost_first else "enough"]
 
 
+@pytest.mark.parametrize("interrupted", ["call", "pack"])
+async def test_abort_of_what_was_interrupted(interrupted: str) -> None:
+    """Where a call left half of what it notes, the end is told all the same, and who waits is told too."""
+    session = Session()
+    first = session.wire.call("PING")
+    second = session.wire.call("PING")
+    if interrupted == "call":
+        session.wire._outgoing.append((b"never noted", 1))
+    else:
+        session.wire._outgoing.clear()
+    session.wire.abort(OSError("enough"))
+    await session.ended.wait()
+    with pytest.raises(NoAnswer):
+        await first
+    with pytest.raises(NotSent):
+        await second
+    assert [str(error) for error in session.lost] == ["enough"]
+
+
 @pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("take", [False, True])
 async def test_abort_from_inside_on_message(held: bool, take: bool) -> None:
