@@ -42,8 +42,6 @@ pytestmark = pytest.mark.skipif(
     not hasattr(select, "epoll") or relay_module._new_bell() is None, reason="no epoll or no eventfd"
 )
 
-MakeLayer = Callable[..., AsyncQueueChannelLayer]
-
 
 class Visits:
     """The relay of these tests, and what came of each attempt to visit it."""
@@ -132,11 +130,11 @@ class Sender:
         assert await self.arrived(1) == [0]
         await eventually(lambda: self.layer.statistics().connected, "both of its connections")
 
-    async def send(self, n: int, group: str = "room") -> None:
+    async def send(self, n: int) -> None:
         """Send when the relay sleeps; that is a visit, unless something is in its way."""
         await eventually(lambda: self._visits.relay.loop is None or self._visits.is_asleep, "its sleep")
         async with asyncio.timeout(DEADLINE):
-            await asyncio.to_thread(async_to_sync(self.layer.group_send), group, note(n))
+            await asyncio.to_thread(async_to_sync(self.layer.group_send), "room", note(n))
 
     async def arrived(self, count: int) -> list[int]:
         messages = await receive_many(self.there, self.member, count)
@@ -206,9 +204,7 @@ class TestTheLoop:
         await eventually(lambda: patient.layer.statistics().connected, "the next connection")
         await patient.send(3)
 
-    async def test_whoever_comes_meanwhile(
-        self, visits: Visits, patient: Sender, server: RespServer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_whoever_comes_meanwhile(self, visits: Visits, patient: Sender, server: RespServer) -> None:
         """A visitor whose answer is late gives the loop back as soon as another thread posts an errand."""
         answered = asyncio.Event()
         before = len(server.received("EVALSHA"))
@@ -355,7 +351,7 @@ class TestAnswers:
         assert await patient.arrived(3) == [0, 1, 2]
 
     async def test_large_messages(self, visits: Visits, redis_url: str, prefix: str) -> None:
-        """What no socket takes in one piece is written by the loop, while it goes on sleeping for nobody."""
+        """What no socket takes in one piece is written by the loop, which does not sleep on then."""
         sender = make_sender(visits, redis_url, prefix, max_message_size=2**25, send_timeout=10 * DEADLINE)
         await sender.start()
         message = {"type": "test.note", "text": "x" * (2**24)}
