@@ -9,7 +9,6 @@ import secrets
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import tempfile
 import time
@@ -17,9 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import parse_qs, quote, unquote, urlsplit
-
-import hiredis
+from urllib.parse import quote, urlsplit
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "find_server", "server_binaries"]
 
@@ -160,7 +157,7 @@ class EmbeddedServer:
             if db == 0:
                 return self._external_url
             return urlsplit(self._external_url)._replace(path=f"/{db}").geturl()
-        password = quote(str(self._options.get("requirepass", "")).strip('"'), safe="")
+        password = quote(self._password, safe="")
         if self._unix:
             return f"unix://{self.unix_path}?db={db}" + (f"&password={password}" if password else "")
         scheme = "rediss" if self._tls else "redis"
@@ -218,6 +215,10 @@ class EmbeddedServer:
     @property
     def _tls(self) -> bool:
         return "tls-cert-file" in self._options
+
+    @property
+    def _password(self) -> str:
+        return str(self._options.get("requirepass", "")).strip('"')
 
     def __repr__(self) -> str:
         if self._external_url is not None:
@@ -333,8 +334,34 @@ class EmbeddedServer:
             EmbeddedServerError: the server answered with an error.
             OSError: it could not be reached, or was silent for `timeout` seconds.
         """
-        with self._connect(timeout) as connection:
-            return _ask(connection, words)
+        # Imported here: redis-py takes longer to import than everything else in this module together.
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        arguments: dict[str, Any] = {
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": timeout,
+            "socket_timeout": timeout,
+        }
+        client: Any  # redis-py has no type for execute_command()
+        if self._external_url is not None:
+            client = redis.Redis.from_url(self._external_url, **arguments)
+        else:
+            path = str(self.unix_path)
+            client = redis.Redis(unix_socket_path=path, password=self._password or None, **arguments)
+        # They would turn b"OK" into True, and the reply to CONFIG GET into a dict.
+        client.response_callbacks.clear()
+        try:
+            with client:
+                return client.execute_command(*words)
+        except (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError) as error:
+            raise EmbeddedServerError(str(error)) from error
+        except redis.TimeoutError as error:
+            raise TimeoutError(str(error)) from error
+        except redis.ConnectionError as error:
+            raise ConnectionError(str(error)) from error
 
     # How.
 
@@ -410,20 +437,27 @@ class EmbeddedServer:
                 if "address already in use" in self.log.lower():
                     return False
                 raise EmbeddedServerError(f"{self.binary} ended with status {status}:\n{self.log}".rstrip())
-            # Its own socket, in a folder nobody else knows, is opened after the port: an answer there means
-            # that the port is ours, which an answer on the port would not.
-            with contextlib.suppress(OSError), self._connect(1.0, greet=False) as connection:
-                try:
-                    _ask(connection, ["PING"])
-                    return True
-                except EmbeddedServerError as error:
-                    if not str(error).startswith("LOADING"):
-                        return True
+            if self._is_ready():
+                return True
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(
                     f"{self.binary} gave no answer for {self._start_timeout:g} seconds:\n{self.log}".rstrip()
                 )
             time.sleep(0.005)
+
+    def _is_ready(self) -> bool:
+        """Whether the process that was just started serves commands; an error is an answer too."""
+        import redis
+
+        # command() uses the server's own socket, in a folder nobody else knows, which is opened after the port:
+        # an answer there means that the port is ours, which an answer on the port would not.
+        try:
+            self.command("PING", timeout=1.0)
+        except OSError:
+            return False
+        except EmbeddedServerError as error:
+            return not isinstance(error.__cause__, redis.BusyLoadingError)
+        return True
 
     def _terminate(self) -> None:
         """Ask the process to end, and wait for that; `_reap()` has the last word."""
@@ -454,22 +488,6 @@ class EmbeddedServer:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def _connect(self, timeout: float, *, greet: bool = True) -> socket.socket:
-        """Return a new connection, authenticated where we know how and wherever `REDIS_URL` says."""
-        if self._external_url is None:
-            connection = _connect_unix(str(self.unix_path), timeout)
-            password = str(self._options.get("requirepass", "")).strip('"')
-            greeting: list[list[str]] = [["AUTH", password]] if password else []
-        else:
-            connection, greeting = _connect_url(self._external_url, timeout)
-        try:
-            for words in greeting if greet else []:
-                _ask(connection, words)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
 
 def _free_port() -> int:
     """Return a port that nobody listens on at this moment."""
@@ -494,54 +512,3 @@ def _new_folder() -> Path:
         return folder
     folder.rmdir()
     return Path(tempfile.mkdtemp(prefix="asyncq-", dir="/tmp"))
-
-
-def _connect_unix(path: str, timeout: float) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.settimeout(timeout)
-        connection.connect(path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _connect_url(url: str, timeout: float) -> tuple[socket.socket, list[list[str]]]:
-    """Return a connection to the server of a URL, and the commands to send first."""
-    parts = urlsplit(url)
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    if parts.scheme == "unix":
-        connection = _connect_unix(unquote(parts.path), timeout)
-    else:
-        host, port = parts.hostname or HOST, parts.port or 6379
-        connection = socket.create_connection((host, port), timeout)
-        if parts.scheme == "rediss":
-            context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
-            connection = context.wrap_socket(connection, server_hostname=host)
-    password = unquote(parts.password or "") or query.get("password", "")
-    user = unquote(parts.username or "") or query.get("username", "")
-    db = query.get("db") or (parts.path.strip("/") if parts.scheme != "unix" else "") or "0"
-    greeting = [["AUTH", *([user] if user else []), password]] if password else []
-    return connection, [*greeting, ["SELECT", db]]
-
-
-def _ask(connection: socket.socket, words: Sequence[str | bytes | int | float]) -> Any:
-    """Send one command and return its reply, read over as many packets as it takes."""
-    command: Any = tuple(words)
-    connection.sendall(hiredis.pack_command(command))
-    reader = hiredis.Reader(notEnoughData=_NOT_YET)
-    while True:
-        data = connection.recv(65536)
-        if not data:
-            raise ConnectionResetError(errno.ECONNRESET, "the server closed the connection")
-        reader.feed(data)
-        reply = reader.gets()
-        if reply is not _NOT_YET:
-            break
-    if isinstance(reply, hiredis.ReplyError):
-        raise EmbeddedServerError(str(reply))
-    return reply
-
-
-_NOT_YET: Final = object()

@@ -121,6 +121,15 @@ def test_redis_url_that_does_not_answer_says_so(monkeypatch: pytest.MonkeyPatch)
     assert "hidden" not in str(caught.value)
 
 
+def test_redis_url_with_a_wrong_password_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused password is an answer with an error, not a server that cannot be reached."""
+    with EmbeddedServer(external=False, requirepass="secret") as server:
+        monkeypatch.setenv("REDIS_URL", f"redis://:hidden@127.0.0.1:{server.port}/0")
+        with pytest.raises(EmbeddedServerError, match="password") as caught:
+            EmbeddedServer().command("PING")
+    assert "hidden" not in str(caught.value)
+
+
 def test_options_reach_the_server() -> None:
     """Keyword arguments are lines of its configuration: words, numbers, truths, several lines of a kind."""
     users = ["default on nopass ~* &* +@all", "bob on >b ~asgi:* &asgi:* +@all"]
@@ -258,6 +267,15 @@ def test_directory_outlives_the_server(tmp_path: Path) -> None:
         assert server.command("GET", "key") == b"value"
 
 
+def test_server_that_still_loads_its_data_is_waited_for(tmp_path: Path) -> None:
+    """start() returns when the server serves commands, not when it answers that it is loading."""
+    with EmbeddedServer(external=False, persist=True, directory=tmp_path) as server:
+        server.command("EVAL", "for n = 1, 3000 do redis.call('SET', n, n) end", 0)
+    # A server looks for clients after every 1024 commands that it loads.
+    with EmbeddedServer(external=False, persist=True, directory=tmp_path, key_load_delay=100) as server:
+        assert server.command("DBSIZE") == 3000
+
+
 def test_paused_server_is_silent_until_resumed(server: EmbeddedServer) -> None:
     """SIGSTOP leaves connections open and unanswered; a second one changes nothing; SIGCONT ends it."""
     server.pause()
@@ -358,6 +376,12 @@ def wait_until_gone(pid: int, folder: Path) -> None:
     # The kernel has nothing to wait for in a process that is no child; the suite's timeout is the limit.
     while alive(pid) or folder.exists():
         gone.wait(0.01)
+
+
+def test_importing_the_module_does_not_import_redis_py() -> None:
+    """redis-py takes three times as long to import as this module, which many import for its names."""
+    with child("import sys, channels_asyncq.testing; print('redis' in sys.modules)") as process:
+        assert process.communicate()[0] == "False\n"
 
 
 def test_forgotten_server_goes_with_the_interpreter() -> None:

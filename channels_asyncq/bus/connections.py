@@ -1,5 +1,5 @@
 """
-From a host in the settings to a connected, authenticated `WireProtocol`. The only importer of redis-py.
+From a host in the settings to a connected, authenticated `WireProtocol`. With `testing`, the only importer of redis-py.
 
 redis-py reads the URL, holds the credentials, does TLS, AUTH and SELECT, for Sentinels too. Then its
 transport is taken from it, in `_hand_over()`, and redis-py is out of the way.
