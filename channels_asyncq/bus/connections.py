@@ -1,8 +1,9 @@
 """
-From a host in the settings to a connected, authenticated `WireProtocol`. With `testing`, the only importer of redis-py.
+From a host in the settings to a connected, authenticated `WireProtocol`.
 
 redis-py reads the URL, holds the credentials, does TLS, AUTH and SELECT, for Sentinels too. Then its
-transport is taken from it, in `_hand_over()`, and redis-py is out of the way.
+transport is taken from it, in `_hand_over()`, and redis-py is out of the way. No other module but `testing`
+imports redis-py.
 """
 
 from __future__ import annotations
