@@ -73,7 +73,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     An `asyncio.Queue` whose envelopes expire, which can be closed, and which counts what it drops. `offer()`
     and `take()` never wait; `get()` waits for an envelope and `put_when_free()` for a place. It belongs to one
-    event loop once somebody waits in it. There is no `task_done()`: nobody joins a channel.
+    event loop once somebody waits in it. It counts no tasks: `join()` returns at once.
     """
 
     def __init__(
@@ -85,12 +85,13 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         on_expired: Callable[[ChannelBuffer, set[str]], None] | None = None,
         on_missed: Callable[[ChannelBuffer, str, list[str]], None] | None = None,
     ) -> None:
-        # Not Queue's: that makes two deques and an Event, 1.5 KiB of what no channel here needs.
+        # Not Queue's __init__(): it makes deques and an Event, 1.5 KiB a channel. So every method of Queue is
+        # overridden, and no attribute has the name of one of Queue's.
         # Places are for messages and notices; those that are held for senders are not among them.
-        self._maxsize = self.capacity = self._places = capacity
-        self._queue: deque[Envelope] = _NOTHING  # until a message comes: an empty deque takes 760 bytes
+        self.capacity = self._places = capacity
+        self._envelopes: deque[Envelope] = _NOTHING  # until a message comes: an empty deque takes 760 bytes
         self.lost_expired = False  # a message expired unread since the last successful receive
-        self._getters: list[asyncio.Future[None]] = []
+        self._receivers: list[asyncio.Future[None]] = []
         self.channel = channel
         self.last_used = self.last_received = monotonic()
         self.groups: set[bytes] = set()  # owned by the hub: topics of the groups this channel is in
@@ -108,20 +109,33 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     is_reported_full = False
     is_kept = False  # somebody holds it to read from it: not swept, however long that takes
     # Those who wait for a place, and the places that are held for some of them.
-    _putters: deque[asyncio.Future[None]] | tuple[()] = ()
+    _senders: deque[asyncio.Future[None]] | tuple[()] = ()
     _held = 0
     _expiry_timer: asyncio.TimerHandle | None = None
-    # Queue looks at these for its repr().
-    _unfinished_tasks = 0
-    _is_shutdown = False
 
     def resize(self, capacity: int) -> None:
         """Hold so many messages from now on; what is there and exceeds it stays."""
         self._places += capacity - self.capacity
-        self._maxsize = self.capacity = capacity
+        self.capacity = capacity
+
+    def __repr__(self) -> str:
+        state = "open" if self.closed is None else "closed"
+        return f"<ChannelBuffer of {self.channel!r}, {state}, {self.queued} of maxsize={self.capacity}>"
+
+    __str__ = __repr__
+
+    @property
+    def maxsize(self) -> int:
+        return self.capacity
+
+    def qsize(self) -> int:
+        return len(self._envelopes)
+
+    def empty(self) -> bool:
+        return not self._envelopes
 
     def full(self) -> bool:
-        return len(self._queue) >= self._places
+        return len(self._envelopes) >= self._places
 
     # Putting
 
@@ -131,19 +145,19 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
         Returns how many places are left after it; -1 if there was none.
         """
-        queue = self._queue
+        queue = self._envelopes
         left = self._places - len(queue) - 1
         if left < 0:
             left += self.drop_expired()
             if left < 0:
                 return -1
         if queue is _NOTHING:
-            queue = self._queue = deque()
+            queue = self._envelopes = deque()
         queue.append(envelope)
         if self._counts_bytes:
             self._hold(envelope)
-        if self._getters:
-            _wake_first(self._getters)
+        if self._receivers:
+            _wake_first(self._receivers)
         return left
 
     def tell(self, reason: str, groups: list[str], notice: Envelope | None, *, at_head: bool) -> None:
@@ -152,15 +166,15 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         if notice is None:
             return
         self._places += 1
-        if self._queue is _NOTHING:
-            self._queue = deque()
+        if self._envelopes is _NOTHING:
+            self._envelopes = deque()
         if at_head:
-            self._queue.appendleft(notice)
+            self._envelopes.appendleft(notice)
         else:
-            self._queue.append(notice)
+            self._envelopes.append(notice)
         if self._counts_bytes:
             self._hold(notice)
-        _wake_first(self._getters)
+        _wake_first(self._receivers)
 
     def _hold(self, envelope: Envelope) -> None:
         if not envelope.holders:
@@ -180,9 +194,9 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def put_back(self, envelope: Envelope) -> None:
         """Put an envelope that was taken back at the head, also over capacity. Wakes nobody."""
-        if self._queue is _NOTHING:
-            self._queue = deque()
-        self._queue.appendleft(envelope)
+        if self._envelopes is _NOTHING:
+            self._envelopes = deque()
+        self._envelopes.appendleft(envelope)
 
     async def put(self, item: Envelope) -> None:
         """Append the envelope as soon as there is a place. As `put_when_free()`."""
@@ -197,8 +211,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         Raises:
             ChannelClosed: the channel closed before there was a place.
         """
-        # Those who came first wait in _putters or hold a place already; a newcomer does not overtake them.
-        must_wait = bool(self._putters or self._held)
+        # Those who came first wait in _senders or hold a place already; a newcomer does not overtake them.
+        must_wait = bool(self._senders or self._held)
         while True:
             if self.closed is not None:
                 raise self.closed(self.channel)
@@ -213,16 +227,16 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     async def _place(self) -> None:
         """Wait until a place is held for the caller, or the buffer is closed."""
         sender = asyncio.get_running_loop().create_future()
-        if not self._putters:
-            self._putters = deque()
-        self._putters.append(sender)
+        if not self._senders:
+            self._senders = deque()
+        self._senders.append(sender)
         if self._expiry_timer is None:
             self._watch_expiry()
         try:
             await sender
         except asyncio.CancelledError:
-            if sender in self._putters:
-                self._putters.remove(sender)
+            if sender in self._senders:
+                self._senders.remove(sender)
             elif not sender.cancelled():
                 self._release_place()
                 self._hand_out()
@@ -230,8 +244,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def _hand_out(self) -> None:
         """Hold the free places for the senders that wait, first come, first served."""
-        while self._putters and (self.closed is not None or not self.full()):
-            sender = self._putters.popleft()
+        while self._senders and (self.closed is not None or not self.full()):
+            sender = self._senders.popleft()
             if not sender.done():
                 self._held += 1
                 self._places -= 1
@@ -246,8 +260,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self._expiry_timer = None
         self.drop_expired()
         self._hand_out()
-        oldest = next((envelope for envelope in self._queue if not envelope.flags & NOTICE), None)
-        if self._putters and oldest is not None:
+        oldest = next((envelope for envelope in self._envelopes if not envelope.flags & NOTICE), None)
+        if self._senders and oldest is not None:
             loop = asyncio.get_running_loop()
             until = max(0.0, oldest.expires_at - monotonic())
             self._expiry_timer = loop.call_later(until, self._watch_expiry)
@@ -256,14 +270,14 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def take(self) -> Envelope | None:
         """Remove and return the oldest unexpired envelope, or None."""
-        queue = self._queue
+        queue = self._envelopes
         while queue:
             envelope = queue.popleft()
             if self._counts_bytes:
                 self._release(envelope)
             if envelope.flags & NOTICE:
                 self._notice_read(envelope)
-            if self.is_reported_full or self._putters or self.patience < PATIENCE or self.losses:
+            if self.is_reported_full or self._senders or self.patience < PATIENCE or self.losses:
                 self._made_room()
             now = monotonic()
             if envelope.expires_at > now:
@@ -308,14 +322,14 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def wake(self, waiter: asyncio.Future[None]) -> None:
         """Have this future done when an envelope comes or the channel closes. Look with `take()` first."""
-        self._getters.append(waiter)
+        self._receivers.append(waiter)
 
     def stop_waking(self, waiter: asyncio.Future[None]) -> None:
         """Take a future back that was given to `wake()`: its owner takes nothing now."""
-        if self._getters and waiter in self._getters:
-            self._getters.remove(waiter)
-        elif self._queue:
-            _wake_first(self._getters)  # woken and given up at once: the envelope is for the next one
+        if self._receivers and waiter in self._receivers:
+            self._receivers.remove(waiter)
+        elif self._envelopes:
+            _wake_first(self._receivers)  # woken and given up at once: the envelope is for the next one
         self.last_used = monotonic()
 
     def _made_room(self) -> None:
@@ -324,11 +338,11 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             self.patience = min(PATIENCE, self.patience + _PATIENCE_PER_RECEIVE)
             if self._on_room is not None:
                 self._on_room(self)
-        if 2 * len(self._queue) <= self.capacity:
+        if 2 * len(self._envelopes) <= self.capacity:
             self.patience = PATIENCE
             if self.losses:
                 self._caught_up()
-        if self._putters:
+        if self._senders:
             self.last_used = monotonic()  # until it has run, nothing else says that the sender is here
             self._hand_out()
 
@@ -350,7 +364,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def drop_expired(self) -> int:
         """Drop the envelopes at the head that expired; return how many places that freed."""
-        queue = self._queue
+        queue = self._envelopes
         now = monotonic()
         expired: list[Envelope] = []
         notices: list[Envelope] = []
@@ -376,21 +390,21 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     def drop_oldest(self) -> Envelope:
         """Remove and return the oldest message. There must be one."""
         place, envelope = next(
-            (place, envelope) for place, envelope in enumerate(self._queue) if not envelope.flags & NOTICE
+            (place, envelope) for place, envelope in enumerate(self._envelopes) if not envelope.flags & NOTICE
         )
-        del self._queue[place]
+        del self._envelopes[place]
         if self._counts_bytes:
             self._release(envelope)
         return envelope
 
     def clear(self) -> int:
         """Drop everything that waits; return how much it was."""
-        count = len(self._queue)
+        count = len(self._envelopes)
         if count:
             if self._counts_bytes:
-                for envelope in self._queue:
+                for envelope in self._envelopes:
                     self._release(envelope)
-            self._queue.clear()
+            self._envelopes.clear()
             self._places = self.capacity - self._held
             self.losses = _NO_LOSSES
             self._made_room()
@@ -405,8 +419,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         if self.closed is not None:
             return
         self.closed = reason
-        while self._getters:
-            _wake_first(self._getters)
+        while self._receivers:
+            _wake_first(self._receivers)
         self._hand_out()
 
     def shutdown(self, immediate: bool = False) -> None:
@@ -415,29 +429,35 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             self.clear()
         self.close()
 
+    def task_done(self) -> None:
+        raise ValueError("a channel counts no tasks: there is nothing to be done with task_done()")
+
+    async def join(self) -> None:
+        """Return at once: a channel counts no tasks."""
+
     @property
     def waiting(self) -> int:
         """How many receivers wait and have not been woken."""
-        return len(self._getters)
+        return len(self._receivers)
 
     @property
     def is_awaited(self) -> bool:
         """Whether somebody waits, for an envelope or for a place."""
-        return bool(self._getters or self._putters or self._held)
+        return bool(self._receivers or self._senders or self._held)
 
     @property
     def queued(self) -> int:
         """How many envelopes wait."""
-        return len(self._queue)
+        return len(self._envelopes)
 
     @property
     def has_messages(self) -> bool:
         """Whether any of those that wait is more than a word about a loss."""
-        return len(self._queue) > self._places + self._held - self.capacity
+        return len(self._envelopes) > self._places + self._held - self.capacity
 
     @property
     def oldest(self) -> Envelope | None:
-        return self._queue[0] if self._queue else None
+        return self._envelopes[0] if self._envelopes else None
 
     def require_place(self) -> None:
         """

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -37,10 +40,64 @@ def make(capacity: int = 3, tally: Tally | None = None, **more: Any) -> ChannelB
 
 
 def test_repr() -> None:
-    """A buffer can be shown, as every asyncio.Queue."""
+    """A buffer can be shown: its channel, whether it is open, and how much waits."""
+    buffer = make(3)
+    buffer.offer(envelope())
+    assert repr(buffer) == "<ChannelBuffer of 'chat', open, 1 of maxsize=3>"
+    buffer.close()
+    assert str(buffer) == "<ChannelBuffer of 'chat', closed, 1 of maxsize=3>"
+
+
+# asyncio.Queue, whose __init__() is not called
+
+
+def queue_members() -> dict[str, Any]:
+    """What asyncio.Queue and its own bases define in this Python, by name."""
+    return {
+        name: value for kind in reversed(asyncio.Queue.__mro__[:-1]) for name, value in vars(kind).items()
+    }
+
+
+def test_every_method_of_queue_is_overridden() -> None:
+    """No public method of asyncio.Queue runs on a buffer: it would find none of Queue's attributes."""
+    inherited = [
+        name
+        for name, value in queue_members().items()
+        if (inspect.isfunction(value) or isinstance(value, property))
+        and (not name.startswith("_") or name.endswith("__"))
+        and name not in vars(ChannelBuffer)
+    ]
+    assert not inherited, (
+        f"asyncio.Queue of Python {sys.version.split()[0]} has {', '.join(inherited)}: "
+        "ChannelBuffer must override it"
+    )
+
+
+def test_no_attribute_of_queue_is_used() -> None:
+    """A buffer reads and sets no private attribute of asyncio.Queue, whatever a new Python calls them."""
+    members = queue_members()
+    of_queue = members.keys() | vars(asyncio.Queue()).keys()
+    for method in members.values():
+        if inspect.isfunction(method):
+            of_queue |= set(method.__code__.co_names)
+    of_buffer = vars(ChannelBuffer).keys() | vars(make()).keys()
+    for method in vars(ChannelBuffer).values():
+        if inspect.isfunction(method):
+            of_buffer |= set(method.__code__.co_names)
+    shared = sorted(name for name in of_buffer & of_queue if re.match("_[^_]", name))
+    assert not shared, (
+        f"asyncio.Queue of Python {sys.version.split()[0]} uses {', '.join(shared)}: "
+        "ChannelBuffer needs other names"
+    )
+
+
+async def test_tasks_are_not_counted() -> None:
+    """join() returns at once, with messages too, and task_done() says that there was nothing to be done."""
     buffer = make()
-    buffer.offer(Envelope(b"x", "chat", expires_at=float("inf")))
-    assert repr(buffer).startswith("<ChannelBuffer at ") and "maxsize=" in repr(buffer)
+    buffer.offer(envelope())
+    await buffer.join()
+    with pytest.raises(ValueError, match="counts no tasks"):
+        buffer.task_done()
 
 
 def test_resized() -> None:

@@ -955,7 +955,7 @@ class HubMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         for name, buffer in self.hub.channels.items():
-            assert [int(one.payload) for one in buffer._queue] == [
+            assert [int(one.payload) for one in buffer._envelopes] == [
                 number for number, _ in self.model[name].waiting
             ]
             assert buffer.queued <= CAPACITY
