@@ -26,6 +26,9 @@ HOST: Final = "127.0.0.1"
 # a port of that range after its server went down can end up connected to itself, and then holds the port.
 PORTS: Final = range(15000, 32000)
 
+# Between two tries to listen on a port that was asked for.
+PORT_PAUSE: Final = 0.1
+
 # sun_path holds 104 bytes on macOS, 108 on Linux.
 LONGEST_SOCKET_PATH: Final = 100
 
@@ -277,7 +280,7 @@ class EmbeddedServer:
                     # Only a socket in its last moments is worth waiting for.
                     if attempt >= 10:
                         break
-                    time.sleep(0.1)
+                    time.sleep(PORT_PAUSE)
             raise EmbeddedServerError(f"Port {self._port} of {HOST} is taken.\n{self.log}".rstrip())
         except BaseException:
             self._remove()
