@@ -199,7 +199,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self._envelopes.appendleft(envelope)
 
     async def put(self, item: Envelope) -> None:
-        """Append the envelope as soon as there is a place. As `put_when_free()`."""
+        """Like `put_when_free()` for an envelope that keeps its own time."""
         await self.put_when_free(item)
 
     async def put_when_free(self, envelope: Envelope, expiry: float | None = None) -> None:
@@ -305,7 +305,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         return self.take() or await self.get_next()
 
     async def get_next(self) -> Envelope:
-        """Do the same for a caller to whom `take()` has just returned None."""
+        """Like `get()`, for a caller to whom `take()` has just returned None."""
         while True:
             if self.closed is not None:
                 raise self.closed(self.channel)

@@ -69,7 +69,7 @@ class Listener:
         _block(partial(self._assert_nothing, within))
 
     async def aassert_nothing(self, within: float = 0.0) -> None:
-        """Do what `assert_nothing()` does."""
+        """Fail the test if a message came that `aget()` has not returned; `within` as in `assert_nothing()`."""
         __tracebackhide__ = True
         await _elsewhere(partial(self._assert_nothing, within))
 
@@ -122,13 +122,11 @@ class Listener:
 
 
 def _block(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    from .relay import relay
-
     __tracebackhide__ = True
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return relay().wait(make)
+        return _relay_wait(make)
     raise RuntimeError("an event loop runs here: await aget() and aassert_nothing(), which do not block it")
 
 
@@ -214,7 +212,8 @@ def asyncq_listen() -> Iterator[Callable[..., Listener]]:
             _relay_wait(listener._stop)
 
 
-def _relay_wait(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def _relay_wait(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     from .relay import relay
 
-    relay().wait(make)
+    __tracebackhide__ = True
+    return relay().wait(make)
