@@ -27,6 +27,30 @@ hypothesis.settings.load_profile("tests")
 
 _numbers = itertools.count(1)
 
+#: What starts a server. A test that starts one by itself says `@pytest.mark.server`.
+SERVER_FIXTURES = {"redis_server", "own_redis_server", "asyncq_redis_server"}
+SERVER_MODULES = {"tests.test_testing"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark with `server` what wants one: by its fixtures, its module, or "redis" among its parameters."""
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if (
+            not SERVER_FIXTURES.isdisjoint(item.fixturenames)
+            or item.module.__name__ in SERVER_MODULES
+            or any(isinstance(value, str) and value == "redis" for value in parameters)
+        ):
+            item.add_marker("server")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Let the workers of pytest-xdist begin without the settings, as this process did; each sets them itself."""
+    del os.environ["DJANGO_SETTINGS_MODULE"]
+
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedServer]:

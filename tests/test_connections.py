@@ -138,6 +138,7 @@ async def test_host_and_port(redis_server: EmbeddedServer) -> None:
         await wire.close()
 
 
+@pytest.mark.server
 @both_loops
 def test_unix_socket(runner: asyncio.Runner) -> None:
     """A unix:// host, with a password, and with both databases."""
@@ -205,6 +206,7 @@ def tls_server(certificate: tuple[Path, Path]) -> Iterator[EmbeddedServer]:
         yield server
 
 
+@pytest.mark.server
 @both_loops
 def test_tls(
     runner: asyncio.Runner, tls_server: EmbeddedServer, certificate: tuple[Path, Path], prefix: str
@@ -260,6 +262,7 @@ def test_tls(
     runner.run(run())
 
 
+@pytest.mark.server
 async def test_tls_certificate_is_checked(tls_server: EmbeddedServer) -> None:
     """A certificate that nobody vouches for is refused, and the error says so."""
     error = await unavailable(f"rediss://:s3cret@127.0.0.1:{tls_server.port}")
@@ -277,6 +280,7 @@ def guarded() -> Iterator[EmbeddedServer]:
         yield server
 
 
+@pytest.mark.server
 async def test_password_and_user(guarded: EmbeddedServer) -> None:
     """A password alone is the default user's; a user has a name of its own."""
     for login, user in ((":pa55word", "default"), ("bob:b0bsword", "bob")):
@@ -285,6 +289,7 @@ async def test_password_and_user(guarded: EmbeddedServer) -> None:
         await wire.close()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     "login, reason",
     [
@@ -381,6 +386,7 @@ async def test_cancelled(url: str) -> None:
         await closed.wait()
 
 
+@pytest.mark.server
 async def test_cancelled_at_every_step() -> None:
     """Wherever in connect() the cancellation falls, it leaves no connection."""
     with EmbeddedServer(external=False, requirepass="s3cret") as server:

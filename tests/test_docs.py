@@ -204,6 +204,7 @@ class TestPublishing:
         assert all("asgi:0:group:chat" in text and "chat.message" in text for text in programs)
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("binary", server_binaries(), ids=lambda path: Path(path).parent.name)
 async def test_access_control(binary: str) -> None:
     """The users of the pages may do all that the layer and an outside program need, and no more is asked for."""

@@ -32,7 +32,9 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return KINDS[request.param]
 
 
-@pytest.fixture(params=LAYERS)
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.server] if "redis" in name else []) for name in LAYERS]
+)
 async def layer(request: pytest.FixtureRequest, prefix: str) -> AsyncGenerator[Any, None]:
     url = ""
     if "redis" in request.param:
