@@ -88,7 +88,7 @@ class Talk:
     """
     The server's side of one consumer: what it says, what it is told, and how far ahead it is asked.
 
-    `refuse` is an error for every send from then on, as of a server whose client has gone.
+    `refuse` is an error for every send from then on, as of a server whose client has gone; `refused` counts them.
     """
 
     def __init__(self, application: Any, scope: Message | None = None) -> None:
@@ -96,6 +96,7 @@ class Talk:
         self.sent: asyncio.Queue[Message] = asyncio.Queue()
         self.asked = 0
         self.refuse: Exception | None = None
+        self.refused = 0
         self.hold: asyncio.Event | None = None
         self.task = asyncio.create_task(
             application(scope or {"type": "websocket"}, self._receive, self._send), name="the consumer"
@@ -112,6 +113,7 @@ class Talk:
         if self.hold is not None:
             await self.hold.wait()
         if self.refuse is not None:
+            self.refused += 1
             raise self.refuse
         self.sent.put_nowait(message)
 

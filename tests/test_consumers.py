@@ -11,8 +11,9 @@ from channels.exceptions import StopConsumer
 from channels.layers import channel_layers
 
 from channels_asyncq import AsyncQueueChannelLayer, ChannelClosed, LayerClosed, consumers
+from tests.clock import Clock
 from tests.consumers import OURS, Message, Talk, installed, make, talks
-from tests.contract import eventually, steps, time_passes
+from tests.contract import eventually, steps
 
 OTHERS = ("inmemory", "asyncq.traced")
 
@@ -53,12 +54,25 @@ class Member(OURS.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
         self.log.append(("disconnect", code))
 
 
+class Busy(Member):
+    """Stays in `layer_wait` until the test lets it go on."""
+
+    is_waiting: asyncio.Semaphore
+    go_on: asyncio.Event
+
+    async def layer_wait(self, event: Message) -> None:
+        self.is_waiting.release()
+        await self.go_on.wait()
+
+
 members: dict[int, list[Any]] = {}
 
 
 @pytest.fixture(autouse=True)
-def _forget_members() -> None:
+def _begin_anew() -> None:
     members.clear()
+    Busy.is_waiting = asyncio.Semaphore(0)
+    Busy.go_on = asyncio.Event()
 
 
 # Turns
@@ -66,20 +80,14 @@ def _forget_members() -> None:
 
 async def test_turns(layer: AsyncQueueChannelLayer, begin: Begin) -> None:
     """Where the client and the layer both have something, they take turns."""
-    go_on = asyncio.Event()
-
-    class Busy(Member):
-        async def layer_wait(self, event: Message) -> None:
-            await go_on.wait()
-
     talk = begin(Busy)
     await talk.accepted()
     await layer.group_send("room", {"type": "layer.wait"})
+    await Busy.is_waiting.acquire()
     for n in range(10):
         await layer.group_send("room", {"type": "layer.message", "n": n})
         talk.say("websocket.receive", text=str(n))
-    await steps(10)
-    go_on.set()
+    Busy.go_on.set()
     log = members[0]
     await eventually(lambda: len(log) == 20, "all")
     kinds = [type(entry) for entry in log]
@@ -100,21 +108,15 @@ def _runs(kinds: list[type]) -> list[list[type]]:
 
 async def test_disconnect_goes_first(layer: AsyncQueueChannelLayer, begin: Begin) -> None:
     """A disconnect does not wait behind the messages of a flood; what is left is dropped and counted."""
-    go_on = asyncio.Event()
-
-    class Busy(Member):
-        async def layer_wait(self, event: Message) -> None:
-            await go_on.wait()
-
     talk = begin(Busy)
     await talk.accepted()
     await layer.group_send("room", {"type": "layer.wait"})
+    await Busy.is_waiting.acquire()
     for n in range(90):
         await layer.group_send("room", {"type": "layer.message", "n": n})
-    await steps(10)
     talk.say("websocket.disconnect", code=1001)
-    await steps(10)
-    go_on.set()
+    await eventually(talk.events.empty, "the server's word")
+    Busy.go_on.set()
     await talk.ends()
     assert members[0] == [("disconnect", 1001)]
     assert layer.statistics().dropped == {"closed": 90}
@@ -208,11 +210,10 @@ async def test_other_layers_are_read_one_message_at_a_time(name: str, prefix: st
         for n in range(5):
             await layer.group_send("room", {"type": "layer.message", "n": n})
         await eventually(lambda: len(members[0]) == 5, "all")
-        await steps(5)
-        assert asked == 6
+        await eventually(lambda: asked == 6, "the next call")
         await talk.leaves()
-        await steps(5)
         assert asked == 6
+        assert asyncio.all_tasks() == {asyncio.current_task()}  # nobody is left who could call again
         if isinstance(layer, AsyncQueueChannelLayer):
             assert layer.statistics().channels == 0
 
@@ -240,29 +241,31 @@ async def test_error_while_stopping_is_not_the_consumers(prefix: str, begin: Beg
             await talk.ends()
 
 
-async def test_idle_consumer_keeps_its_channel(prefix: str, begin: Begin) -> None:
+async def test_idle_consumer_keeps_its_channel(
+    prefix: str, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A consumer that is in a handler for longer than `expiry` reads the same channel afterwards."""
+    clock = Clock()
+    clock.put_into(monkeypatch, ["buffers", "hub", "session"])
     async with installed(make("asyncq.memory", "", prefix, expiry=0.1)) as layer:
-        go_on = asyncio.Event()
         name: list[str] = []
 
-        class Slow(Member):
+        class Slow(Busy):
             groups = []  # noqa: RUF012
 
             async def connect(self) -> None:
                 name.append(self.channel_name)
                 await self.accept()
 
-            async def layer_wait(self, event: Message) -> None:
-                await go_on.wait()
-
         talk = begin(Slow)
         await talk.accepted()
         await layer.send(name[0], {"type": "layer.wait"})
-        await steps(5)
-        await time_passes(0.5)  # several sweeps
+        await Busy.is_waiting.acquire()
+        await layer.new_channel()  # which nobody reads
+        clock.turn(1.0)
+        await eventually(lambda: layer.statistics().channels == 1, "a sweep")
         await layer.send(name[0], {"type": "layer.message", "n": 1})
-        go_on.set()
+        Busy.go_on.set()
         await eventually(lambda: members[0] == [1], "the message")
         await talk.leaves()
 
@@ -286,15 +289,14 @@ async def test_consumer_is_freed(layer: AsyncQueueChannelLayer, begin: Begin, is
         if is_refused:
             talk.refuse = ClientDisconnected()
             await layer.group_send("room", {"type": "layer.reply", "text": "x"})
-            await steps(5)
+            await eventually(lambda: talk.refused, "the refusal")
             talk.refuse = None
         await talk.leaves()
-        await steps(3)
         del talk.task
-        assert references[0]() is None
+        await eventually(lambda: references[0]() is None, "its end, by counting references alone")
     finally:
         gc.enable()
-        talk.task = asyncio.create_task(steps(0))
+        talk.task = asyncio.create_task(asyncio.sleep(0))
 
 
 async def test_nothing_is_left_in_the_channel(layer: AsyncQueueChannelLayer, begin: Begin) -> None:
@@ -311,9 +313,8 @@ async def test_nothing_is_left_in_the_channel(layer: AsyncQueueChannelLayer, beg
     for n in range(20):
         talk.say("websocket.receive", text=str(n))
         await eventually(lambda: len(members[0]) == n + 1, "the event")  # noqa: B023
-    await steps(3)
     session = layer._sessions[asyncio.get_running_loop()]
-    assert session.hub.channels[names[0]].waiting == 1
+    await eventually(lambda: session.hub.channels[names[0]].waiting == 1, "the only waiter")
     await talk.leaves()
 
 
@@ -427,11 +428,6 @@ async def test_loss_without_a_handler(prefix: str, begin: Begin) -> None:
     async with installed(
         make("asyncq.memory", "", prefix, capacity=3, on_loss="layer.loss", on_reconnect="layer.up")
     ) as layer:
-        go_on = asyncio.Event()
-
-        class Busy(Member):
-            async def layer_wait(self, event: Message) -> None:
-                await go_on.wait()
 
         class Told(Busy):
             async def layer_loss(self, event: Message) -> None:
@@ -441,11 +437,12 @@ async def test_loss_without_a_handler(prefix: str, begin: Begin) -> None:
         for talk in room:
             await talk.accepted()
         await layer.group_send("room", {"type": "layer.wait"})
-        await steps(5)
+        for _ in room:
+            await Busy.is_waiting.acquire()
         for n in range(8):
             await layer.group_send("room", {"type": "layer.message", "n": n})
         await eventually(lambda: layer.statistics().told, "the loss")
-        go_on.set()
+        Busy.go_on.set()
         await eventually(lambda: "overflow" in members[1], "the word")
         await layer.group_send("room", {"type": "layer.message", "n": 99})
         await layer.group_send("room", {"type": "layer.up"})
@@ -459,20 +456,14 @@ async def test_loss_without_a_handler(prefix: str, begin: Begin) -> None:
 async def test_overflow_closes_the_websocket(name: str, prefix: str, begin: Begin) -> None:
     """overflow="close": the client gets what was in the channel, then 1013, and disconnect() runs."""
     async with installed(make(name, "", prefix, capacity=3, overflow="close")) as layer:
-        go_on = asyncio.Event()
-
-        class Busy(Member):
-            async def layer_wait(self, event: Message) -> None:
-                await go_on.wait()
-
         talk = begin(Busy)
         await talk.accepted()
         await layer.group_send("room", {"type": "layer.wait"})
-        await steps(5)
+        await Busy.is_waiting.acquire()
         for n in range(6):
             await layer.group_send("room", {"type": "layer.message", "n": n})
         await eventually(lambda: layer.statistics().told, "the overflow")
-        go_on.set()
+        Busy.go_on.set()
         assert await talk.hears() == {"type": "websocket.close", "code": 1013}
         await talk.leaves(1013)
         log = members[0]
@@ -531,23 +522,23 @@ async def test_client_gone_while_sending(layer: AsyncQueueChannelLayer, begin: B
                 await self.send(text_data="x")
                 self.log.append("never")
 
+    events = ["first", "second", "quiet"] if by == "event" else []
     talk = begin(Answers)
     await talk.accepted()
     talk.refuse = ClientDisconnected()
     if by == "event":
-        talk.say("websocket.receive", text="first")
-        talk.say("websocket.receive", text="second")
-        talk.say("websocket.receive", text="quiet")
+        for text in events:
+            talk.say("websocket.receive", text=text)
         await layer.group_send("room", {"type": "layer.message", "n": 1})
-        await steps(20)
+        await eventually(lambda: members[0] == events, "the events")
     else:
         kind = "layer.reply" if by == "handler" else "websocket.send"
         await layer.group_send("room", {"type": kind, "text": "x"})
         await layer.group_send("room", {"type": "layer.message", "n": 1})
-        await steps(10)
+        await eventually(lambda: talk.refused, "the refusal")
     talk.say("websocket.disconnect", code=1006)
     await talk.ends()
-    assert members[0] == [*(["first", "second", "quiet"] if by == "event" else []), ("disconnect", 1006)]
+    assert members[0] == [*events, ("disconnect", 1006)]
     assert layer.statistics().channels == 0
 
 
@@ -603,7 +594,7 @@ async def test_error_of_send_that_passes(layer: AsyncQueueChannelLayer, begin: B
     await talk.accepted()
     talk.refuse = refusal
     talk.say("websocket.receive", text="x")
-    await steps(10)
+    await eventually(lambda: talk.refused, "the refusal")
     talk.refuse = None
     talk.say("websocket.receive", text="y")
     assert (await talk.hears())["text"] == "x"
@@ -650,9 +641,9 @@ async def test_disconnect_comes_before_messages_after_close(
 ) -> None:
     """A server that answers close() with the disconnect at once (uvicorn): no handler sends after the close."""
 
-    class Closes(Member):
+    class Closes(Busy):
         async def layer_close(self, event: Message) -> None:
-            await steps(5)
+            await self.layer_wait(event)
             await self.close()
             talk.say("websocket.disconnect", code=1000)
             talk.refuse = RuntimeError("after sending 'websocket.close'")
@@ -664,11 +655,12 @@ async def test_disconnect_comes_before_messages_after_close(
     await talk.accepted()
     if by == "client":
         talk.say("websocket.receive", text="close")
-        await steps(3)
     else:
         await layer.group_send("room", {"type": "layer.close"})
+    await Busy.is_waiting.acquire()
     for n in range(5):
         await layer.group_send("room", {"type": "layer.reply", "text": str(n)})
+    Busy.go_on.set()
     await talk.ends()
     assert members[0] == [("disconnect", 1000)]
 
