@@ -208,7 +208,6 @@ SCENARIOS = {
         Scenario("kill_pubsub", kill_pubsub, (0.05, 0.3)),
         Scenario("kill_normal", kill_normal, (0.05, 0.3)),
         Scenario("kill_both", kill_both, (0.05, 0.3)),
-        Scenario("unconfirmed", kill_both, (0.05, 0.3), config={"confirm": False}),
         Scenario(
             "unlogged",
             kill_both,
