@@ -36,7 +36,7 @@ def config(redis_url: str, prefix: str) -> dict[str, Any]:
 
 
 def visit(site: Served, path: str, **options: Any) -> connect:
-    return connect(f"ws://127.0.0.1:{site.port}/{path}", **options)
+    return connect(f"ws://127.0.0.1:{site.port}/{path}", open_timeout=DEADLINE, **options)
 
 
 async def hears(client: ClientConnection) -> Any:

@@ -14,6 +14,7 @@ from django.test import AsyncClient, Client
 
 from channels_asyncq import get_layer
 from channels_asyncq.testing import EmbeddedServer
+from tests.contract import DEADLINE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -21,11 +22,11 @@ Frame = dict[str, Any]
 Open = Callable[..., WebsocketCommunicator]
 
 
-def layers(prefix: str, host: str = "memory://") -> dict[str, Any]:
+def layers(prefix: str, host: str = "memory://", send_timeout: float = 2.0) -> dict[str, Any]:
     config = {
         "hosts": [host],
         "prefix": prefix,
-        "send_timeout": 0.5,
+        "send_timeout": send_timeout,
         "on_disconnect": "layer.down",
         "on_reconnect": "layer.up",
     }
@@ -35,7 +36,7 @@ def layers(prefix: str, host: str = "memory://") -> dict[str, Any]:
 async def next_frame(socket: WebsocketCommunicator, kind: str, **values: Any) -> Frame:
     """Return the next frame of a type, with these values, leaving out what comes before it."""
     while True:
-        frame: Frame = await socket.receive_json_from(timeout=5)
+        frame: Frame = await socket.receive_json_from(timeout=DEADLINE)
         if frame["type"] == kind and frame | values == frame:
             return frame
 
@@ -43,7 +44,7 @@ async def next_frame(socket: WebsocketCommunicator, kind: str, **values: Any) ->
 async def next_frame_but(socket: WebsocketCommunicator, *kinds: str) -> Frame:
     """Return the next frame that is of none of these types."""
     while True:
-        frame: Frame = await socket.receive_json_from(timeout=5)
+        frame: Frame = await socket.receive_json_from(timeout=DEADLINE)
         if frame["type"] not in kinds:
             return frame
 
@@ -70,7 +71,7 @@ async def open_socket(settings: Any, prefix: str) -> AsyncIterator[Open]:
     yield opened
     for socket in sockets:
         if not socket.future.done():
-            await socket.disconnect()
+            await socket.disconnect(timeout=DEADLINE)
     await get_layer().close()
     await sync_to_async(connections.close_all)()
 
@@ -81,7 +82,7 @@ async def join(open_socket: Open) -> Callable[..., Any]:
 
     async def joined(name: str, room: str = "lobby", after: int = 0) -> WebsocketCommunicator:
         socket = open_socket(room, f"name={name}&after={after}")
-        accepted, _ = await socket.connect(timeout=5)
+        accepted, _ = await socket.connect(timeout=DEADLINE)
         assert accepted
         await next_frame(socket, "welcome", name=name, room=room)
         return socket
@@ -147,7 +148,7 @@ async def test_roll_call_is_answered_by_everybody_present(join: Any) -> None:
     await ada.send_json_to({"who": True})
     await next_frame(ada, "roll_call")
     assert {(await next_frame(ada, "here"))["name"] for _ in range(2)} == {"Ada", "Grace"}
-    await grace.disconnect()
+    await grace.disconnect(timeout=DEADLINE)
     await next_frame(ada, "left")
     await ada.send_json_to({"who": True})
     await next_frame(ada, "roll_call")
@@ -188,7 +189,7 @@ async def test_guest_gets_a_name(open_socket: Open) -> None:
     """Who gives no name, or an impossible one, is given a name."""
     for query in ("", "name=", "name=" + "x" * 31, "name=%00"):
         socket = open_socket(query=query)
-        await socket.connect(timeout=5)
+        await socket.connect(timeout=DEADLINE)
         assert len((await next_frame(socket, "welcome"))["name"].split()) == 2
 
 
@@ -248,20 +249,20 @@ async def test_longest_message_passes(join: Any) -> None:
 async def test_bad_room_is_refused_with_a_close_code(open_socket: Open, room: str) -> None:
     """A WebSocket to an impossible room says why and closes with 4404."""
     socket = open_socket(room)
-    await socket.connect(timeout=5)
+    await socket.connect(timeout=DEADLINE)
     assert (await next_frame(socket, "error"))["code"] == "room"
-    assert await socket.receive_output(timeout=5) == {"type": "websocket.close", "code": 4404}
+    assert await socket.receive_output(timeout=DEADLINE) == {"type": "websocket.close", "code": 4404}
 
 
 async def test_foreign_origin_is_refused(open_socket: Open) -> None:
     """A page of another site cannot open a WebSocket here."""
-    accepted, _ = await open_socket(origin="http://evil.example").connect(timeout=5)
+    accepted, _ = await open_socket(origin="http://evil.example").connect(timeout=DEADLINE)
     assert not accepted
 
 
 async def test_unknown_path_is_refused(open_socket: Open) -> None:
     """A WebSocket to a path that is nobody's is refused without an error in the log."""
-    accepted, _ = await open_socket("a/b").connect(timeout=5)
+    accepted, _ = await open_socket("a/b").connect(timeout=DEADLINE)
     assert not accepted
 
 
@@ -316,7 +317,7 @@ async def test_a_told_loss_has_the_page_ask_for_its_history(join: Any) -> None:
 
 
 async def test_outage_is_told_and_survived(
-    open_socket: Open, join: Any, settings: Any, prefix: str, own_redis_server: EmbeddedServer
+    own_redis_server: EmbeddedServer, open_socket: Open, join: Any, settings: Any, prefix: str
 ) -> None:
     """Without its server the chat keeps messages, says so and stays connected; later it goes on."""
     settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url)
@@ -340,12 +341,12 @@ async def test_joining_during_an_outage_closes_with_try_again(
     open_socket: Open, settings: Any, prefix: str, own_redis_server: EmbeddedServer
 ) -> None:
     """A page that cannot join is told so, and closed with 4013, so that it tries again."""
-    settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url)
+    settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url, send_timeout=0.2)
     own_redis_server.kill()
     socket = open_socket()
-    await socket.connect(timeout=5)
+    await socket.connect(timeout=DEADLINE)
     await next_frame(socket, "error", code="unavailable")
-    assert await socket.receive_output(timeout=5) == {"type": "websocket.close", "code": 4013}
+    assert await socket.receive_output(timeout=DEADLINE) == {"type": "websocket.close", "code": 4013}
 
 
 async def test_sync_view_sends_to_the_room(join: Any) -> None:
@@ -385,7 +386,7 @@ def test_sync_view_in_an_outage(
     """During an outage the sync view stores the message and answers 503."""
     from chat.models import Message
 
-    settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url)
+    settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url, send_timeout=0.2)
     own_redis_server.kill()
     response = client.post("/chat/lobby/send/", {"message": "kept", "name": "Ada"})
     assert response.status_code == 503

@@ -24,7 +24,7 @@ from channels.testing import WebsocketCommunicator
 import channels_asyncq.consumers
 import channels_asyncq.generic.websocket
 from tests.consumers import KINDS, LAYERS, Kind, Message, TracedLayer, installed, make, talks
-from tests.contract import eventually, steps
+from tests.contract import DEADLINE, eventually, steps
 
 
 @pytest.fixture(params=list(KINDS))
@@ -621,16 +621,16 @@ async def test_communicator(kind: Kind, layer: Any) -> None:
 
     application = Greets.as_asgi()
     communicator = WebsocketCommunicator(application, "/yes", subprotocols=["a", "b"])
-    assert await communicator.connect() == (True, "a")
+    assert await communicator.connect(DEADLINE) == (True, "a")
     await communicator.send_json_to({"name": "Ada"})
-    assert await communicator.receive_json_from() == {"hello": "Ada"}
+    assert await communicator.receive_json_from(DEADLINE) == {"hello": "Ada"}
     assert await communicator.receive_nothing(0.01)
-    await communicator.disconnect()
+    await communicator.disconnect(timeout=DEADLINE)
     refused = WebsocketCommunicator(application, "/no")
-    assert await refused.connect() == (False, 4003)
-    await refused.disconnect()
+    assert await refused.connect(DEADLINE) == (False, 4003)
+    await refused.disconnect(timeout=DEADLINE)
     unfinished = WebsocketCommunicator(application, "/yes", subprotocols=["a"])
-    await unfinished.connect()
+    await unfinished.connect(DEADLINE)
     with pytest.raises(TimeoutError):
         await unfinished.receive_output(timeout=0.01)
     assert unfinished.future.cancelled()
