@@ -34,7 +34,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
 async def test_demo_joins_two_servers_and_a_worker(demo: Demo) -> None:
     """Messages, typing hints and the roll cross from one Daphne to the other; the worker counts the words."""
     async with Page(demo.first, "Ada") as ada, Page(demo.second, "Grace") as grace:
-        assert await ada.is_here() == {"Ada", "Grace"}
+        assert await ada.is_here("Ada", "Grace") == {"Ada", "Grace"}
         await ada.send(typing=True)
         await grace.frame("typing", name="Ada")
         await ada.send(message="one two three")
@@ -75,15 +75,15 @@ async def test_killed_server_is_noticed_and_comes_back(demo: Demo) -> None:
     """After kill -9 of one Daphne the roll is right at once, the demo names it, and it is started again."""
     async with Page(demo.second, "Grace") as grace:
         async with Page(demo.first, "Ada"):
-            assert await grace.is_here() == {"Ada", "Grace"}
+            assert await grace.is_here("Ada", "Grace") == {"Ada", "Grace"}
             os.kill(demo.pid_of("first Daphne"), signal.SIGKILL)
-            assert await grace.is_here() == {"Grace"}
+            assert await grace.is_here("Grace") == {"Grace"}
         demo.wait_for(rf"Daphne on port {demo.first} was killed by SIGKILL")
         await grace.send(message="still here")
         await grace.frame("message", text="still here")
         demo.wait_for(rf"Daphne on port {demo.first} answers again")
         async with Page(demo.first, "Ada") as ada:
-            assert await ada.is_here() == {"Ada", "Grace"}
+            assert await ada.is_here("Ada", "Grace") == {"Ada", "Grace"}
     assert demo.stop() == 0
 
 
@@ -182,7 +182,7 @@ async def test_chat_under_a_server_of_its_own(
             # Whether the consumer could still say that it leaves, or died writing to a socket that was gone:
             # he is not there any more, and a roll call knows.
             for _ in range(20):
-                here = await ada.is_here()
+                here = await ada.is_here("Ada", "Grace")
                 if here == {"Ada", "Grace"}:
                     break
             assert here == {"Ada", "Grace"}
