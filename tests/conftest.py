@@ -1,5 +1,6 @@
 """What every test module shares: Django's settings, a server, and names of the test's own."""
 
+import inspect
 import itertools
 import os
 import signal
@@ -27,19 +28,21 @@ hypothesis.settings.load_profile("tests")
 
 _numbers = itertools.count(1)
 
-#: What starts a server. A test that starts one by itself says `@pytest.mark.server`.
-SERVER_FIXTURES = {"redis_server", "own_redis_server", "asyncq_redis_server"}
+#: Who uses or names one of these has a server; any other test that starts one says `@pytest.mark.server`.
+SERVER_FIXTURES = {"redis_server", "own_redis_server", "asyncq_redis_server", "server"}
+SERVER_CLASSES = {"EmbeddedServer", "RespServer"}
 SERVER_MODULES = {"tests.test_testing"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark with `server` what wants one: by its fixtures, its module, or "redis" among its parameters."""
+    """Mark with `server` what wants one: by its fixtures, its code, its module, or a parameter "redis"."""
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if (
             not SERVER_FIXTURES.isdisjoint(item.fixturenames)
+            or not SERVER_CLASSES.isdisjoint(inspect.unwrap(item.function).__code__.co_names)
             or item.module.__name__ in SERVER_MODULES
             or any(isinstance(value, str) and value == "redis" for value in parameters)
         ):
