@@ -95,12 +95,14 @@ class TestGroups:
         with EmbeddedServer(external=False, client_output_buffer_limit=limit) as server:
             async with agents(2, hosts=[server.url], prefix=prefix) as (reader, sender):
                 channel = await member(reader, "room")
+                # The only one by now: the sender has not sent yet.
+                [listener] = server.command("CLIENT", "LIST", "TYPE", "pubsub").splitlines()
+                number = listener.split()[0].removeprefix(b"id=")
                 reader.signal(signal.SIGSTOP)
                 for _ in range(60):
                     await sender.do("group_send", "room", {"type": "test.bulk", "bulk": "x" * 500_000})
                 await eventually(
-                    lambda: len(server.command("CLIENT", "LIST", "TYPE", "pubsub").splitlines()) == 1,
-                    "the disconnection",
+                    lambda: not server.command("CLIENT", "LIST", "ID", number).strip(), "the disconnection"
                 )
                 reader.signal(signal.SIGCONT)
                 while (await reader.do("figures"))["reconnects"] < 1:
