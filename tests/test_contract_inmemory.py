@@ -3,8 +3,7 @@
 import pytest
 from channels.layers import InMemoryChannelLayer
 
-from tests import contract
-from tests.contract import MakeSpecifiedLayer
+from tests.contract import MakeSpecifiedLayer, channels, flush, groups, messages, names
 
 
 @pytest.fixture
@@ -17,21 +16,16 @@ def make_layer() -> MakeSpecifiedLayer:
     return make_layer
 
 
-class TestNames(contract.SpecifiedNames):
-    pass
+class TestNames(names.SpecifiedNames): ...
 
 
-class TestMessages(contract.SpecifiedMessages):
-    pass
+class TestMessages(messages.SpecifiedMessages): ...
 
 
-class TestChannels(contract.SpecifiedChannels):
-    pass
+class TestChannels(channels.SpecifiedChannels): ...
 
 
-class TestGroups(contract.SpecifiedGroups):
-    pass
+class TestGroups(groups.SpecifiedGroups): ...
 
 
-class TestFlush(contract.SpecifiedFlush):
-    pass
+class TestFlush(flush.SpecifiedFlush): ...

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests import contract
-from tests.contract import MakeLayer
+from tests.contract import MakeLayer, channels, closing, flush, groups, messages, names, statistics, waiting
 
 
 @pytest.fixture
@@ -14,37 +14,28 @@ async def make_layer(prefix: str) -> AsyncIterator[MakeLayer]:
         yield make_layer
 
 
-class TestNames(contract.Names):
-    pass
+class TestNames(names.Names): ...
 
 
-class TestMessages(contract.Messages):
-    pass
+class TestMessages(messages.Messages): ...
 
 
-class TestChannels(contract.Channels):
-    pass
+class TestChannels(channels.Channels): ...
 
 
-class TestGroups(contract.Groups):
-    pass
+class TestGroups(groups.Groups): ...
 
 
-class TestFlush(contract.Flush):
-    pass
+class TestFlush(flush.Flush): ...
 
 
-class TestClosing(contract.Closing):
-    pass
+class TestClosing(closing.Closing): ...
 
 
-class TestWaiting(contract.Waiting):
-    pass
+class TestWaiting(waiting.Waiting): ...
 
 
-class TestStatistics(contract.Statistics):
-    pass
+class TestStatistics(statistics.Statistics): ...
 
 
-class TestIdle(contract.Idle):
-    pass
+class TestIdle(statistics.Idle): ...

@@ -5,7 +5,20 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests import contract
-from tests.contract import MakeLayer
+from tests.contract import (
+    MakeLayer,
+    channels,
+    closing,
+    encryption,
+    flush,
+    groups,
+    messages,
+    names,
+    shared_channels,
+    shared_groups,
+    statistics,
+    waiting,
+)
 
 
 @pytest.fixture
@@ -14,49 +27,37 @@ async def make_layer(redis_url: str, prefix: str) -> AsyncIterator[MakeLayer]:
         yield make_layer
 
 
-class TestNames(contract.Names):
-    pass
+class TestNames(names.Names): ...
 
 
-class TestMessages(contract.Messages):
-    pass
+class TestMessages(messages.Messages): ...
 
 
-class TestChannels(contract.Channels):
-    pass
+class TestChannels(channels.Channels): ...
 
 
-class TestGroups(contract.Groups):
-    pass
+class TestGroups(groups.Groups): ...
 
 
-class TestFlush(contract.Flush):
-    pass
+class TestFlush(flush.Flush): ...
 
 
-class TestClosing(contract.Closing):
-    pass
+class TestClosing(closing.Closing): ...
 
 
-class TestWaiting(contract.Waiting):
-    pass
+class TestWaiting(waiting.Waiting): ...
 
 
-class TestStatistics(contract.Statistics):
-    pass
+class TestStatistics(statistics.Statistics): ...
 
 
-class TestIdle(contract.Idle):
-    pass
+class TestIdle(statistics.Idle): ...
 
 
-class TestSharedChannels(contract.SharedChannels):
-    pass
+class TestSharedChannels(shared_channels.SharedChannels): ...
 
 
-class TestSharedGroups(contract.SharedGroups):
-    pass
+class TestSharedGroups(shared_groups.SharedGroups): ...
 
 
-class TestSharedEncryption(contract.SharedEncryption):
-    pass
+class TestSharedEncryption(encryption.SharedEncryption): ...

@@ -8,7 +8,20 @@ import pytest
 
 from channels_asyncq.bus import lines
 from tests import contract, resp_server
-from tests.contract import MakeLayer
+from tests.contract import (
+    MakeLayer,
+    channels,
+    closing,
+    encryption,
+    flush,
+    groups,
+    messages,
+    names,
+    shared_channels,
+    shared_groups,
+    statistics,
+    waiting,
+)
 from tests.resp_server import Answer, RespServer, error
 
 #: What Redis answers whatever state it is in.
@@ -80,56 +93,44 @@ healthy = pytest.mark.parametrize("ailment", ["healthy"], indirect=True)
 
 
 @healthy
-class TestNames(contract.Names):
-    pass
+class TestNames(names.Names): ...
 
 
 @healthy
-class TestMessages(contract.Messages):
-    pass
+class TestMessages(messages.Messages): ...
 
 
-class TestChannels(contract.Channels):
-    pass
+class TestChannels(channels.Channels): ...
 
 
-class TestGroups(contract.Groups):
-    pass
+class TestGroups(groups.Groups): ...
 
 
 @healthy
-class TestFlush(contract.Flush):
-    pass
+class TestFlush(flush.Flush): ...
 
 
 @healthy
-class TestClosing(contract.Closing):
-    pass
+class TestClosing(closing.Closing): ...
 
 
 @healthy
-class TestWaiting(contract.Waiting):
-    pass
+class TestWaiting(waiting.Waiting): ...
 
 
 @healthy
-class TestStatistics(contract.Statistics):
-    pass
+class TestStatistics(statistics.Statistics): ...
 
 
 @healthy
-class TestIdle(contract.Idle):
-    pass
+class TestIdle(statistics.Idle): ...
 
 
-class TestSharedChannels(contract.SharedChannels):
-    pass
+class TestSharedChannels(shared_channels.SharedChannels): ...
 
 
-class TestSharedGroups(contract.SharedGroups):
-    pass
+class TestSharedGroups(shared_groups.SharedGroups): ...
 
 
 @healthy
-class TestSharedEncryption(contract.SharedEncryption):
-    pass
+class TestSharedEncryption(encryption.SharedEncryption): ...
