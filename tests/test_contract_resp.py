@@ -1,77 +1,87 @@
-"""The contract on a server that answers as badly as a newcomer's Redis would, and then heals."""
+"""The contract behind a proxy that answers as badly as a newcomer's Redis would, and then heals."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
 from channels_asyncq.bus import lines
 from tests import contract, resp_server
-from tests.contract import (
-    MakeLayer,
-    channels,
-    closing,
-    encryption,
-    flush,
-    groups,
-    messages,
-    names,
-    shared_channels,
-    shared_groups,
-    statistics,
-    waiting,
-)
+from tests.contract import MakeLayer, channels, groups, shared_channels, shared_groups
 from tests.resp_server import Answer, RespServer, error
+
+pytestmark = pytest.mark.slow
 
 #: What Redis answers whatever state it is in.
 ALWAYS_SERVED = {"SUBSCRIBE", "UNSUBSCRIBE", "AUTH", "HELLO", "CLIENT", "SELECT", "PING"}
-LUA = {name.upper() for name in resp_server.SCRIPTS}
+LUA = set(resp_server.SCRIPTS.values())
 
-Ailment = Callable[[str], Answer | None]
-
-
-def refusing(text: str) -> Ailment:
-    return lambda kind: None if kind in ALWAYS_SERVED else error(text)
+#: The answer to a command of a kind, of which so many came before; None is the server's own.
+Ailment = Callable[[str, int], Answer | None]
 
 
-def mumbling(answer: Answer) -> Ailment:
+def refusing(text: str, kinds: set[str] | None = None) -> Ailment:
+    """The first command of each kind is refused."""
+
+    def answer(kind: str, number: int) -> Answer | None:
+        is_served = kind in ALWAYS_SERVED if kinds is None else kind not in kinds
+        return None if number or is_served else error(text)
+
+    return answer
+
+
+def mumbling(answer: Answer, every: int = 0) -> Ailment:
+    """The first command of each kind is answered so, and then one of so many."""
     # Not UNSUBSCRIBE: who joins again while that is mended may get what was sent before (see the design).
-    return lambda kind: None if kind == "UNSUBSCRIBE" else answer
+    return lambda kind, number: (
+        None if kind == "UNSUBSCRIBE" or (number % every if every else number) else answer
+    )
+
+
+def late(every: int, seconds: float) -> Ailment:
+    """One of so many commands of each kind is answered late, and with it what comes after it."""
+
+    def answer(kind: str, number: int) -> Answer | None:
+        if number % every:
+            return None
+        event = asyncio.Event()
+        asyncio.get_running_loop().call_later(seconds, event.set)
+        return resp_server.after(event)
+
+    return answer
 
 
 AILMENTS: dict[str, Ailment] = {
-    "healthy": lambda kind: None,
     "loading": refusing("LOADING Redis is loading the dataset in memory"),
     "readonly": refusing("READONLY You can't write against a read only replica."),
     "noauth": refusing("NOAUTH Authentication required."),
-    "noscript": lambda kind: error("NOSCRIPT No matching script.") if kind in LUA else None,
+    "noscript": refusing("NOSCRIPT No matching script.", LUA),
     "half": mumbling(resp_server.half(closes=True)),
     "deaf": mumbling(resp_server.close(executes=False)),
+    "late": late(10, 0.01),
+    "cut": mumbling(resp_server.close(), every=100),
 }
 
 
 class AilingServer(RespServer):
-    """Answers the first command of each kind badly, and everything after it well."""
+    """Ails by the kind of a command, and by how many of it came before."""
 
     def __init__(self, ailment: Ailment) -> None:
         super().__init__()
         self._ailment = ailment
-        self._seen: set[str] = set()
+        self._seen: Counter[str] = Counter()
 
     def answer_for(self, name: str, arguments: Sequence[bytes]) -> Answer | None:
-        kind = name
-        if name == "EVALSHA":
-            kind = (self._loaded.get(arguments[0]) or "unknown").upper()
-        if kind not in self._seen:
-            self._seen.add(kind)
-            return self._ailment(kind)
-        return super().answer_for(name, arguments)
+        kind = self.kind_of(name, arguments)
+        number = self._seen[kind]
+        self._seen[kind] += 1
+        return self._ailment(kind, number)
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=() if name == "healthy" else pytest.mark.slow) for name in AILMENTS]
-)
+@pytest.fixture(params=AILMENTS)
 def ailment(request: pytest.FixtureRequest) -> Ailment:
     return AILMENTS[request.param]
 
@@ -88,49 +98,13 @@ async def make_layer(
             yield make_layer
 
 
-# What has nothing to do with the server's answers is looked at once.
-healthy = pytest.mark.parametrize("ailment", ["healthy"], indirect=True)
-
-
-@healthy
-class TestNames(names.Names): ...
-
-
-@healthy
-class TestMessages(messages.Messages): ...
-
-
 class TestChannels(channels.Channels): ...
 
 
 class TestGroups(groups.Groups): ...
 
 
-@healthy
-class TestFlush(flush.Flush): ...
-
-
-@healthy
-class TestClosing(closing.Closing): ...
-
-
-@healthy
-class TestWaiting(waiting.Waiting): ...
-
-
-@healthy
-class TestStatistics(statistics.Statistics): ...
-
-
-@healthy
-class TestIdle(statistics.Idle): ...
-
-
 class TestSharedChannels(shared_channels.SharedChannels): ...
 
 
 class TestSharedGroups(shared_groups.SharedGroups): ...
-
-
-@healthy
-class TestSharedEncryption(encryption.SharedEncryption): ...

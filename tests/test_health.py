@@ -11,7 +11,7 @@ from tests import contract, resp_server
 from tests.contract import DEADLINE, POLL, MakeLayer, eventually
 from tests.resp_server import RespServer
 
-SEND_TIMEOUT = 1.0
+SEND_TIMEOUT = 0.5
 
 
 @pytest.fixture
@@ -57,12 +57,10 @@ async def test_many_at_once(make_layer: MakeLayer) -> None:
     assert all(health.ok for health in await asyncio.gather(*(health_of(layer) for _ in range(20))))
 
 
-async def test_refused_password(prefix: str) -> None:
+async def test_refused_password(make_layer: MakeLayer, server: RespServer) -> None:
     """The reason names it, and no secret."""
-    async with RespServer(password="right") as server:
-        url = f"redis://:wr0ng@127.0.0.1:{server.port}/0"
-        async with contract.layers(hosts=[url], prefix=prefix, send_timeout=SEND_TIMEOUT) as make:
-            health = await health_of(await make())
+    server.always("AUTH", resp_server.error("WRONGPASS invalid username-password pair or user is disabled."))
+    health = await health_of(await make_layer(hosts=[server.url.replace("//", "//:wr0ng@")]))
     [host] = health.hosts
     assert not health.ok
     assert "password" in host.reason
@@ -123,7 +121,7 @@ async def test_deaf(make_layer: MakeLayer, server: RespServer) -> None:
     """Commands that are answered are not enough: what is published has to arrive."""
     layer = await make_layer()
     assert (await health_of(layer)).ok
-    server.scripts["fence"] = lambda server, keys, arguments: 1
+    server.always("FENCE", resp_server.reply(1))
     health = await health_of(layer, 0.2)
     assert not health.ok
     assert "0.2 s" in health.hosts[0].reason
@@ -152,7 +150,7 @@ async def test_after_the_outage_was_noticed(make_layer: MakeLayer, server: RespS
     assert not health.ok
     assert health.hosts[0].reason
     assert loop.time() - began < SEND_TIMEOUT / 2
-    await server.start(server.port)
+    await server.start()
     await recovered(layer)
 
 
@@ -167,12 +165,11 @@ async def test_hosts_are_looked_at_one_by_one(server: RespServer, prefix: str) -
             health = await health_of(layer)
             assert [host.ok for host in health.hosts] == [True, False]
             assert not health.ok
-            await other.start(other.port)
 
 
 async def test_another_layout(make_layer: MakeLayer, server: RespServer, prefix: str) -> None:
     """A namespace that is laid out otherwise is a result as well."""
-    server.state.strings[f"{prefix}:0:layout".encode()] = b'{"partitions": 3}'
+    server.real.command("SET", f"{prefix}:0:layout", '{"partitions": 3}')
     health = await health_of(await make_layer())
     assert not health.ok
     assert "laid out" in health.hosts[0].reason
@@ -194,7 +191,7 @@ async def test_cancelled(make_layer: MakeLayer, server: RespServer) -> None:
     server.script("FENCE", resp_server.after(go_on))
     before = len(server.received("EVALSHA"))
     task = asyncio.create_task(layer.health())
-    await eventually(lambda: len(server.received("EVALSHA")) > before)
+    await eventually(lambda: len(server.received("EVALSHA")) > before, "the question")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -1,4 +1,4 @@
-"""Sessions under attack: what runs meanwhile, what a cancellation leaves, what bad input and bad servers do."""
+"""Sessions: what runs meanwhile, what a cancellation leaves, what bad input and bad servers do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from channels_asyncq.envelopes import CONTROL, pack
 from channels_asyncq.exceptions import ChannelLayerError, LayerUnavailable, StillFull
 from channels_asyncq.session import Session
 from channels_asyncq.testing import EmbeddedServer
-from tests import contract
+from tests import contract, resp_server
 from tests.contract import (
     DEADLINE,
     MakeLayer,
@@ -276,11 +276,11 @@ class TestBadServers:
 
     async def test_a_strange_role(self, make_scripted: MakeLayer, server: RespServer) -> None:
         """An answer to ROLE that is none is a failed attempt, not the end of all attempts."""
-        server.role = []
+        server.always("ROLE", resp_server.reply([]))
         layer = await make_scripted()
         with pytest.raises(LayerUnavailable):
             await layer.send("jobs", note(1))
-        server.role = [b"master", 0, []]
+        server.restore()
         receiving = await started(layer.receive("jobs"))
         await eventually(lambda: layer.statistics().connected, "the link")
         await layer.send("jobs", note(1))
@@ -322,13 +322,12 @@ class TestBadServers:
         """Sends that waited for the link leave in the order in which they came."""
         layer = await make_scripted(send_timeout=5)
         await members_of(layer, "room", 1)
-        port = server.port
         await server.stop()
         sends = []
         for n in range(50):
             sends.append(asyncio.create_task(layer.send("jobs", note(n))))
         await steps(5)
-        await server.start(port)
+        await server.start()
         async with asyncio.timeout(DEADLINE):
             results = await asyncio.gather(*sends, return_exceptions=True)
         taken = [n for n, result in enumerate(results) if result is None]
