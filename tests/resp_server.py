@@ -161,12 +161,13 @@ class Connection(asyncio.Protocol):
                 self._is_deaf = answer.closes or answer.falls_silent
                 if answer.executes:
                     passed.append(pack_command(tuple(command)))
-        self._real.sendall(b"".join(passed))
+        if passed:
+            self._real.sendall(b"".join(passed))
         self._answer_what_is_not_executed()
 
     def _read(self) -> None:
         """Pass on what the real server says: replies, and messages of topics."""
-        data = self._real.recv(1 << 20)
+        data = self._real.recv(1 << 16)
         if not data:
             return self.abort()
         self._replies.feed(data)
@@ -201,7 +202,7 @@ class Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._waiting is not None:
             self._held.append(data)
-        elif not self._is_silent:
+        elif not self._is_silent and not self._transport.is_closing():
             self._transport.write(data)
 
 
