@@ -1,9 +1,12 @@
 """The rules of the specification on Channels' own layer: what they ask is the specification's, not ours."""
 
+from types import SimpleNamespace
+
 import pytest
 from channels.layers import InMemoryChannelLayer
 
-from tests.contract import MakeSpecifiedLayer, channels, flush, groups, messages, names
+from tests.clock import Clock
+from tests.contract import LetTimePass, MakeSpecifiedLayer, channels, flush, groups, messages, names
 
 
 @pytest.fixture
@@ -14,6 +17,17 @@ def make_layer() -> MakeSpecifiedLayer:
         return InMemoryChannelLayer(**config)  # type: ignore[arg-type]
 
     return make_layer
+
+
+@pytest.fixture
+def let_time_pass(monkeypatch: pytest.MonkeyPatch) -> LetTimePass:
+    clock = Clock()
+    monkeypatch.setattr("channels.layers.time", SimpleNamespace(time=clock))
+
+    async def let_time_pass(seconds: float) -> None:
+        clock.turn(seconds)
+
+    return let_time_pass
 
 
 class TestNames(names.SpecifiedNames): ...

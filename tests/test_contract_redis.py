@@ -6,6 +6,7 @@ import pytest
 
 from tests import contract
 from tests.contract import (
+    LetTimePass,
     MakeLayer,
     channels,
     closing,
@@ -25,6 +26,12 @@ from tests.contract import (
 async def make_layer(redis_url: str, prefix: str) -> AsyncIterator[MakeLayer]:
     async with contract.layers(hosts=[redis_url], prefix=prefix) as make_layer:
         yield make_layer
+
+
+@pytest.fixture
+def let_time_pass() -> LetTimePass:
+    # What waits on the server expires by the server's clock.
+    return contract.time_passes
 
 
 class TestNames(names.Names): ...

@@ -10,7 +10,7 @@ import pytest
 
 from channels_asyncq.bus import lines
 from tests import contract, resp_server
-from tests.contract import MakeLayer, channels, groups, shared_channels, shared_groups
+from tests.contract import LetTimePass, MakeLayer, channels, groups, shared_channels, shared_groups
 from tests.resp_server import Answer, RespServer, error
 
 pytestmark = pytest.mark.slow
@@ -95,6 +95,12 @@ async def make_layer(
     async with AilingServer(ailment) as server:
         async with contract.layers(hosts=[server.url], prefix=prefix) as make_layer:
             yield make_layer
+
+
+@pytest.fixture
+def let_time_pass() -> LetTimePass:
+    # What waits on the server expires by the server's clock.
+    return contract.time_passes
 
 
 class TestChannels(channels.Channels): ...

@@ -1,8 +1,8 @@
 """
 The contract of a channel layer: every rule that a bus must keep, as classes of tests, a module for each subject.
 
-Here is what the rules are written with. A bus's own test module supplies the fixture `make_layer` (see
-`MakeLayer`) and binds the rules by subclassing::
+Here is what the rules are written with. A bus's own test module supplies the fixtures `make_layer` (see
+`MakeLayer`) and `let_time_pass` (see `LetTimePass`), and binds the rules by subclassing::
 
     class TestGroups(groups.Groups): ...
 
@@ -56,6 +56,12 @@ class MakeLayer(Protocol):
     """The same for this project's layer: every layer made in one test shares one prefix of the test's own."""
 
     async def __call__(self, **config: Any) -> AsyncQueueChannelLayer: ...
+
+
+class LetTimePass(Protocol):
+    """Return when so many seconds have passed for what expires on the bus under test."""
+
+    def __call__(self, seconds: float, /) -> Awaitable[None]: ...
 
 
 class Publish(Protocol):

@@ -10,6 +10,7 @@ from channels.exceptions import ChannelFull, MessageTooLarge
 from tests.contract import (
     DEADLINE,
     MARKER,
+    LetTimePass,
     MakeLayer,
     MakeSpecifiedLayer,
     assert_nothing_waits,
@@ -23,7 +24,6 @@ from tests.contract import (
     receive_many,
     started,
     steps,
-    time_passes,
 )
 
 
@@ -108,12 +108,14 @@ class SpecifiedChannels:
         assert [message["n"] for message in await receive_many(layer, channel, 3)] == [1, 2, 4]
 
     @both_kinds
-    async def test_expiry(self, make_layer: MakeSpecifiedLayer, kind: str) -> None:
+    async def test_expiry(
+        self, make_layer: MakeSpecifiedLayer, kind: str, let_time_pass: LetTimePass
+    ) -> None:
         """A message that nobody read for `expiry` seconds is never delivered."""
         layer = await make_layer(expiry=0.8)
         channel = await channel_of(layer, kind)
         await layer.send(channel, note(1))
-        await time_passes(1.0)
+        await let_time_pass(1.0)
         reader = await started(receive(layer, channel))
         await layer.send(channel, note(2))
         assert await reader == note(2)
@@ -251,7 +253,9 @@ class Channels(SpecifiedChannels):
             await layer.send(channel, note(2))
 
     @both_kinds
-    async def test_expired_messages_free_their_places(self, make_layer: MakeLayer, kind: str) -> None:
+    async def test_expired_messages_free_their_places(
+        self, make_layer: MakeLayer, kind: str, let_time_pass: LetTimePass
+    ) -> None:
         """A channel full of expired messages takes new ones."""
         layer = await make_layer(capacity=2, expiry=0.8)
         channel = await channel_of(layer, kind)
@@ -259,20 +263,22 @@ class Channels(SpecifiedChannels):
             await layer.send(channel, message)
         with pytest.raises(ChannelFull):
             await layer.send(channel, note(2))
-        await time_passes(1.0)
+        await let_time_pass(1.0)
         for message in (note(3), note(4)):
             await layer.send(channel, message)
         assert await receive_many(layer, channel, 2) == [note(3), note(4)]
 
     @both_kinds
-    async def test_expiry_counts_from_the_send(self, make_layer: MakeLayer, kind: str) -> None:
+    async def test_expiry_counts_from_the_send(
+        self, make_layer: MakeLayer, kind: str, let_time_pass: LetTimePass
+    ) -> None:
         """Of two messages the older one expires first."""
         layer = await make_layer(expiry=1.6)
         channel = await channel_of(layer, kind)
         await layer.send(channel, note(1))
-        await time_passes(1.0)
+        await let_time_pass(1.0)
         await layer.send(channel, note(2))
-        await time_passes(0.7)
+        await let_time_pass(0.7)
         assert await receive(layer, channel) == note(2)
 
     @both_kinds

@@ -9,6 +9,7 @@ import pytest
 from channels_asyncq import AsyncQueueChannelLayer
 from tests.contract import (
     MARKER,
+    LetTimePass,
     MakeLayer,
     MakeSpecifiedLayer,
     assert_nothing_waits,
@@ -21,7 +22,6 @@ from tests.contract import (
     receive,
     receive_many,
     steps,
-    time_passes,
 )
 
 
@@ -363,25 +363,27 @@ class Groups(SpecifiedGroups):
             assert sorted(message["n"] for message in arrived) == expected + [100 + n for n in expected]
             await assert_nothing_waits(layer, channel)
 
-    async def test_group_expiry(self, make_layer: MakeLayer) -> None:
+    async def test_group_expiry(self, make_layer: MakeLayer, let_time_pass: LetTimePass) -> None:
         """Membership lapses `group_expiry` after the last group_add() when nothing is received."""
         layer = await make_layer(group_expiry=1.4)
         forgotten, renewed = await members_of(layer, "room", 2)
         await layer.group_add("room", "jobs")
-        await time_passes(0.9)
+        await let_time_pass(0.9)
         await layer.group_add("room", renewed)
-        await time_passes(0.6)
+        await let_time_pass(0.6)
         await layer.group_send("room", note(1))
         assert await receive(layer, renewed) == note(1)
         await assert_nothing_waits(layer, forgotten)
         await assert_nothing_waits(layer, "jobs")
 
-    async def test_receiving_keeps_membership(self, make_layer: MakeLayer) -> None:
+    async def test_receiving_keeps_membership(
+        self, make_layer: MakeLayer, let_time_pass: LetTimePass
+    ) -> None:
         """A member that receives does not lapse, however long ago it joined."""
         layer = await make_layer(group_expiry=1.5)
         (member,) = await members_of(layer, "room", 1)
         for n in range(3):
-            await time_passes(0.6)
+            await let_time_pass(0.6)
             await layer.group_send("room", note(n))
             assert await receive(layer, member) == note(n)
 

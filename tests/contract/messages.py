@@ -164,9 +164,9 @@ BEYOND_THE_SPECIFICATION: list[tuple[object, object]] = [
 ]
 
 CANNOT_TRAVEL: list[object] = [
-    Plain(),
-    Plain,
-    Point(),
+    pytest.param(Plain(), id="object"),
+    pytest.param(Plain, id="class"),
+    pytest.param(Point(), id="dataclass"),
     print,
     1j,
     2**64,
@@ -177,7 +177,7 @@ CANNOT_TRAVEL: list[object] = [
     {None: "key"},
     {("a",): "key"},
     {1.5: "key"},
-    (number for number in (1, 2)),
+    pytest.param((number for number in (1, 2)), id="generator"),
     "half a surrogate pair: \ud800",
 ]
 
@@ -271,7 +271,7 @@ class Messages(SpecifiedMessages):
 
     @pytest.mark.parametrize(
         "message",
-        [None, "text", b"bytes", 5, [("type", "test")], ["type"], object()],
+        [None, "text", b"bytes", 5, [("type", "test")], ["type"], pytest.param(object(), id="object")],
         ids=short,
     )
     async def test_messages_that_are_no_dict(self, make_layer: MakeLayer, message: Any) -> None:

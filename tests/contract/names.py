@@ -59,7 +59,9 @@ class SpecifiedNames:
         with pytest.raises(TypeError):
             await layer.group_send(name, note(1))
 
-    @pytest.mark.parametrize("name", [None, 5, 1.5, b"room", ["room"], ("room",), object()], ids=repr)
+    @pytest.mark.parametrize(
+        "name", [None, 5, 1.5, b"room", ["room"], ("room",), pytest.param(object(), id="object")], ids=repr
+    )
     async def test_names_that_are_no_str(self, make_layer: MakeSpecifiedLayer, name: Any) -> None:
         """A name of another type is a TypeError."""
         layer = await make_layer()

@@ -105,8 +105,8 @@ class SharedChannels:
         assert await receive_many(reader, "jobs", 20) == notes(20)
 
     async def test_normal_channel_expires_for_all(self, make_layer: MakeLayer) -> None:
-        """A message expires for every process."""
-        writer, reader = await make_layer(expiry=0.3), await make_layer(expiry=0.3)
+        """A message expires for every process, by the `expiry` of its sender."""
+        writer, reader = await make_layer(expiry=0.3), await make_layer()
         await writer.send("jobs", note(1))
         await time_passes(0.5)
         await assert_nothing_waits(reader, "jobs")
