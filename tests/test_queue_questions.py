@@ -13,7 +13,7 @@ from channels_asyncq.bus.base import Bus
 from channels_asyncq.envelopes import Envelope
 from channels_asyncq.exceptions import ChannelClosed
 from channels_asyncq.queues import QueueReader
-from tests.contract import eventually, started, steps
+from tests.contract import eventually, started
 
 Answer = asyncio.Future[Envelope | None]
 
@@ -39,13 +39,18 @@ class Questions:
     def give_back(self, channel: str, number: int) -> Answer | None:
         return self._ask("give_back", number)
 
-    def answer(self, text: str | None = None) -> None:
-        self.answers.pop(0).set_result(None if text is None else Envelope(text.encode(), "jobs"))
+    async def answer(self, text: str | None = None) -> None:
+        """Answer the oldest question, and return when the reader has been told."""
+        answer = self.answers.pop(0)
+        answer.set_result(None if text is None else Envelope(text.encode(), "jobs"))
+        await asyncio.wait([answer])
 
-    def fail(self) -> None:
-        for answer in self.answers:
+    async def fail(self) -> None:
+        """Fail all questions, and return when the reader has been told."""
+        answers, self.answers = self.answers, []
+        for answer in answers:
             answer.set_exception(ConnectionResetError("lost"))
-        self.answers.clear()
+        await asyncio.wait(answers)
 
     @property
     def verbs(self) -> list[str]:
@@ -79,11 +84,10 @@ async def test_subscribed_while_asking(bus: Questions, reader: QueueReader) -> N
     """A push between the pop and the subscription had no wake-up: an empty answer is not the last word."""
     receiving = await started(reader.get())
     reader.reconnected()
-    bus.answer()
-    await steps(3)
+    await bus.answer()
     assert bus.verbs == ["pop", "pop"]
     assert bus.number(1) > bus.number(0)
-    bus.answer("one")
+    await bus.answer("one")
     assert (await receiving).payload == b"one"
 
 
@@ -91,21 +95,18 @@ async def test_given_back_and_asked_when_the_link_is_lost(bus: Questions, reader
     """What was being given back is given back again before the next question acknowledges it."""
     receiving = await started(reader.get())
     await cancelled(receiving)
-    bus.answer("one")
-    await steps(3)
+    await bus.answer("one")
     receiving = await started(reader.get())
     bus.is_up = False
-    bus.fail()
-    await steps(3)
+    await bus.fail()
     del bus.asked[1:]
     bus.is_up = True
     reader.reconnected()
     assert bus.asked[1:] == [("give_back", bus.number(0))]
-    bus.answer()
-    await steps(3)
+    await bus.answer()
     assert bus.verbs[1:] == ["give_back", "pop"]
     assert bus.number(2) > bus.number(0)
-    bus.answer("one")
+    await bus.answer("one")
     assert (await receiving).payload == b"one"
 
 
@@ -113,15 +114,13 @@ async def test_asked_and_cancelled_while_the_link_is_down(bus: Questions, reader
     """The server may hold a message for a question nobody has any more: it goes back."""
     receiving = await started(reader.get())
     bus.is_up = False
-    bus.fail()
-    await steps(3)
+    await bus.fail()
     await cancelled(receiving)
     assert not reader.is_idle
     bus.is_up = True
     reader.reconnected()
     assert bus.asked[1:] == [("give_back", bus.number(0))]
-    bus.answer()
-    await steps(3)
+    await bus.answer()
     assert reader.is_idle
 
 
@@ -129,29 +128,33 @@ async def test_asked_again_after_a_reconnect(bus: Questions, reader: QueueReader
     """The same number first; if that was answered with nothing, a new one, for what came since."""
     receiving = await started(reader.get())
     bus.is_up = False
-    bus.fail()
-    await steps(3)
+    await bus.fail()
     bus.is_up = True
     reader.reconnected()
     assert bus.number(1) == bus.number(0)
-    bus.answer()
-    await steps(3)
+    await bus.answer()
     assert bus.number(2) > bus.number(1)
-    bus.answer("one")
+    await bus.answer("one")
     assert (await receiving).payload == b"one"
 
 
 async def test_flush_of_what_is_held(bus: Questions, reader: QueueReader) -> None:
     """After a flush the receiver's question is asked anew: what was pushed since had its wake-up already."""
-    receiving = asyncio.create_task(reader.get())
-    await steps(1)
-    bus.answers[0].add_done_callback(lambda _: asyncio.get_running_loop().call_soon(reader.flush))
-    bus.answer("one")
-    await steps(5)
-    if not receiving.done():
-        assert bus.verbs == ["pop", "pop"]
-        bus.answer("two")
+    receiving = await started(reader.get())
+    flushed = asyncio.Event()
+
+    def flush() -> None:
+        reader.flush()
+        flushed.set()
+
+    bus.answers[0].add_done_callback(lambda _: asyncio.get_running_loop().call_soon(flush))
+    await bus.answer("one")
+    await flushed.wait()
+    if bus.verbs == ["pop", "pop"]:
+        await bus.answer("two")
         assert (await receiving).payload == b"two"
+    else:
+        assert (await receiving).payload == b"one"
 
 
 async def test_numbers_of_a_later_reader(
@@ -159,7 +162,7 @@ async def test_numbers_of_a_later_reader(
 ) -> None:
     """A reader made after another one was swept never asks for what that one has had."""
     receiving = await started(reader.get())
-    bus.answer("one")
+    await bus.answer("one")
     await receiving
     receiving = await started(make_reader().get())
     assert bus.number(1) > bus.number(0)
@@ -175,26 +178,23 @@ async def test_refused(
     receiving = await started(reader.get())
     if what == "give_back":
         await cancelled(receiving)
-        bus.answer("one")
-        await steps(3)
+        await bus.answer("one")
         receiving = await started(reader.get())
     asked = len(bus.asked)
-    bus.fail()
+    await bus.fail()
     await eventually(lambda: len(bus.asked) > asked, "the question")
     assert bus.asked[asked] == bus.asked[asked - 1]
     assert bus.verbs[asked] == what
-    bus.answer("one" if what == "pop" else None)
+    await bus.answer("one" if what == "pop" else None)
     if what == "give_back":
-        await steps(3)
-        bus.answer("one")
+        await bus.answer("one")
     assert (await receiving).payload == b"one"
 
 
 async def test_close_with_a_refusal_pending(bus: Questions, reader: QueueReader) -> None:
     """Closing ends the receivers and leaves no timer."""
     receiving = await started(reader.get())
-    bus.fail()
-    await steps(3)
+    await bus.fail()
     await reader.close(ChannelClosed)
     with pytest.raises(ChannelClosed):
         await receiving

@@ -19,7 +19,7 @@ from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, Layer
 from channels_asyncq.options import Options
 from channels_asyncq.topics import Topic, Topics, new_node
 from tests import resp_server
-from tests.contract import codes, ended, eventually, every, started, steps
+from tests.contract import codes, ended, eventually, every, started
 from tests.resp_server import Answer, RespServer, error
 
 SEND_TIMEOUT = 0.3
@@ -1136,4 +1136,3 @@ async def test_sequence_numbers_follow_the_calls(make: MakeOwner, redis_url: str
     await every([_wait(send) for send in sends])
     await eventually(lambda: len(owner.arrived) == 2000, "everything")
     assert [envelope.seq for _, envelope in owner.arrived] == list(range(1, 2001))
-    await steps(1)

@@ -308,7 +308,8 @@ class Channels(SpecifiedChannels):
         channel = await channel_of(layer, kind)
         for turns in range(60):
             reader = await started(layer.receive(channel))
-            await steps(30)
+            # A round trip: the server has answered what was asked before it.
+            await layer.group_send("nobody", MARKER)
             await layer.send(channel, note(turns))
             await steps(turns)
             reader.cancel()

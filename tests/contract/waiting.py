@@ -8,6 +8,7 @@ from channels.exceptions import ChannelFull
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed, StillFull
 from tests.contract import (
     DEADLINE,
+    MARKER,
     MakeLayer,
     assert_nothing_waits,
     both_kinds,
@@ -19,7 +20,6 @@ from tests.contract import (
     receive,
     receive_many,
     started,
-    steps,
 )
 from tests.contract.messages import Plain
 
@@ -44,7 +44,8 @@ class Waiting:
         channel = await channel_of(layer, kind)
         await layer.send(channel, note(0))
         writer = await started(layer.send_wait(channel, note(1)))
-        await steps(50)
+        # A round trip: the server has answered what was asked before it.
+        await layer.group_send("nobody", MARKER)
         assert not writer.done()
         assert await receive(layer, channel) == note(0)
         async with asyncio.timeout(DEADLINE):
