@@ -11,7 +11,7 @@ from tests import contract, resp_server
 from tests.contract import DEADLINE, POLL, MakeLayer, eventually
 from tests.resp_server import RespServer
 
-SEND_TIMEOUT = 0.5
+SEND_TIMEOUT = 1.0
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ async def test_refused_password(make_layer: MakeLayer, server: RespServer) -> No
 async def test_refusing(make_layer: MakeLayer, server: RespServer, name: str, text: str) -> None:
     """A server that is there and does not serve is not well; the reason is what it says. Then it is again."""
     layer = await make_layer()
-    assert (await health_of(layer)).ok
+    assert (await health_of(layer, DEADLINE)).ok
     server.always(name, resp_server.error(text))
     server.cut()
     health = await health_of(layer)
@@ -98,7 +98,7 @@ async def test_refusing(make_layer: MakeLayer, server: RespServer, name: str, te
 async def test_silent(make_layer: MakeLayer, server: RespServer, name: str) -> None:
     """A server that accepts and says nothing is not well, before the connection has noticed and after."""
     layer = await make_layer()
-    assert (await health_of(layer)).ok
+    assert (await health_of(layer, DEADLINE)).ok
     server.always(name, resp_server.silence(executes=False))
     for timeout in (0.05, None):
         health = await health_of(layer, timeout)
@@ -120,7 +120,7 @@ async def test_silent_from_the_start(make_layer: MakeLayer, server: RespServer) 
 async def test_deaf(make_layer: MakeLayer, server: RespServer) -> None:
     """Commands that are answered are not enough: what is published has to arrive."""
     layer = await make_layer()
-    assert (await health_of(layer)).ok
+    assert (await health_of(layer, DEADLINE)).ok
     server.always("FENCE", resp_server.reply(1))
     health = await health_of(layer, 0.2)
     assert not health.ok
@@ -130,7 +130,7 @@ async def test_deaf(make_layer: MakeLayer, server: RespServer) -> None:
 async def test_connections_that_are_cut(make_layer: MakeLayer, server: RespServer) -> None:
     """A check whose connections end under it is made on the next ones."""
     layer = await make_layer()
-    assert (await health_of(layer)).ok
+    assert (await health_of(layer, DEADLINE)).ok
     server.script("FENCE", resp_server.close(executes=False))
     health = await health_of(layer, DEADLINE)
     assert health.ok
