@@ -173,8 +173,18 @@ async def test_stop_and_start(server: RespServer, prefix: str) -> None:
     await wire.close()
 
 
-async def test_login(server: RespServer) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("WRONGPASS invalid username-password pair or user is disabled.", "password"),
+        ("LOADING Redis is loading the dataset in memory", "loading"),
+    ],
+    ids=["WRONGPASS", "LOADING"],
+)
+async def test_login(server: RespServer, text: str, reason: str) -> None:
     """It can refuse a login."""
-    server.always("AUTH", resp_server.error("WRONGPASS invalid username-password pair or user is disabled."))
-    with pytest.raises(LayerUnavailable, match="password"):
-        await connect(server.url.replace("//", "//:wr0ng@"))
+    server.always("AUTH", resp_server.error(text))
+    with pytest.raises(LayerUnavailable, match=reason):
+        await connect(server.url.replace("//", "//:s3cret@"))
+    server.always("AUTH", resp_server.reply("OK"))
+    await (await connect(server.url.replace("//", "//:s3cret@"))).close()
