@@ -64,7 +64,6 @@ CONTENDERS: Mapping[str, Contender] = {
     for contender in (
         Contender("asyncq", _OURS, "channels_asyncq"),
         Contender("asyncq, no log", _OURS, "channels_asyncq", {"recovery": None}),
-        Contender("asyncq, unconfirmed", _OURS, "channels_asyncq", {"confirm": False}),
         Contender("asyncq, memory", _OURS, "channels_asyncq", {"hosts": ["memory://"]}),
         Contender("redis.pubsub", "channels_redis.pubsub.RedisPubSubChannelLayer", "channels_redis"),
         Contender("redis.core", "channels_redis.core.RedisChannelLayer", "channels_redis"),

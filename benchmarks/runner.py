@@ -14,7 +14,7 @@ from typing import Any
 
 import hiredis
 
-from channels_asyncq.envelopes import BadEnvelope, unpack_all
+from channels_asyncq.envelopes import BadEnvelope, unpack
 from channels_asyncq.testing import EmbeddedServer
 
 from .layers import Contender
@@ -68,7 +68,7 @@ def messages_in(payload: bytes) -> int:
     """How many messages a layer has published as one: ours puts several that are sent in one turn into it."""
     envelopes = payload.partition(b" ")[2] if payload.startswith(b"\x01#") else payload
     try:
-        return len(unpack_all(envelopes))
+        return len(unpack(envelopes))
     except BadEnvelope:
         return 1
 

@@ -199,7 +199,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self._envelopes.appendleft(envelope)
 
     async def put(self, item: Envelope) -> None:
-        """Like `put_when_free()` for an envelope that keeps its own time."""
+        """Like `put_when_free()` for an envelope whose `expires_at` is already set."""
         await self.put_when_free(item)
 
     async def put_when_free(self, envelope: Envelope, expiry: float | None = None) -> None:

@@ -10,8 +10,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from concurrent.futures import Future
-from functools import lru_cache, partial
-from time import monotonic
+from functools import partial
 from typing import Any, TypeVar
 
 from channels.exceptions import ChannelFull, MessageTooLarge
@@ -21,61 +20,21 @@ from django.dispatch import receiver
 
 from . import relay
 from .buffers import ChannelBuffer
-from .bus.answers import AnswerSource, Told
-from .bus.base import Bus, Health, Receiver
+from .bus.base import Health
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
 from .bus.redis import RedisBus
+from .callers import Caller, LoopState
 from .codecs import Codec
 from .exceptions import ChannelClosed, LayerClosed
 from .options import Options
-from .session import Session, Statistics
-from .topics import MAX_NAME_LENGTH, Topics, check_channel_name, check_group_name, node_of
+from .session import BusFactory, Session, Statistics
+from .topics import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
 
 T = TypeVar("T")
+# Something to do with a session: it returns an awaitable, or None if it is done.
+Work = Callable[[Session], Awaitable[T] | None]
 
-# A loop is taken for one that lives on after so many seconds or sends; until then the relay sends for it.
-_MOMENT_SECONDS = 1.0
-_MOMENT_SENDS = 100
-# So long a loop does nothing else while the relay sends for it: to sleep and be woken costs more than most
-# answers take. For its first send, often the only one, that is longer than a tick of most kernels: they set a
-# timer of its own for what is shorter, which costs as much as the answer.
-_STAND_STILL_SECONDS = 0.0005
-_STAND_STILL_FIRST_SECONDS = 0.005
 _CLOSE_SECONDS = 2.0
-
-
-class Caller:
-    """A loop without a session: what the relay does for it."""
-
-    __slots__ = ("__weakref__", "is_ending", "pending", "sends", "since", "waiters")
-
-    def __init__(self) -> None:
-        #: Its session has closed, as it ends: another one would have nobody to close it.
-        self.is_ending = False
-        self.since = monotonic()
-        self.sends = 0
-        self.pending = 0
-        self.waiters: list[asyncio.Future[None]] = []
-
-    @property
-    def is_here_to_stay(self) -> bool:
-        return not self.is_ending and (
-            self.sends >= _MOMENT_SENDS or monotonic() - self.since >= _MOMENT_SECONDS
-        )
-
-    def answered(self) -> None:
-        self.pending -= 1
-        if not self.pending:
-            waiters, self.waiters = self.waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    async def all_answered(self) -> None:
-        while self.pending:
-            waiter = asyncio.get_running_loop().create_future()
-            self.waiters.append(waiter)
-            await waiter
 
 
 class OpenChannel:
@@ -193,14 +152,11 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     def _encode(self, message: dict[str, Any]) -> bytes:
         payload = self._codec.encode(message)
         if len(payload) > self._max_message_size:
-            raise self._too_large(payload)
+            raise MessageTooLarge(
+                f"the message has {len(payload)} bytes when encoded, and max_message_size is "
+                f"{self._max_message_size}; send a reference to it, or raise the setting"
+            )
         return payload
-
-    def _too_large(self, payload: bytes) -> Exception:
-        return MessageTooLarge(
-            f"the message has {len(payload)} bytes when encoded, and max_message_size is "
-            f"{self._max_message_size}; send a reference to it, or raise the setting"
-        )
 
     # Sessions
 
@@ -214,9 +170,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             raise LayerClosed()
         with self._lock:
             self._forget_ended_sessions()
-            is_relay = isinstance(loop, relay.RelayLoop)
-            session = Session(self.options, self._codec, self._make_bus, is_relay=is_relay)
-            session.is_settled = loop not in self._callers
+            session = Session(self.options, self._codec, self._make_bus)
+            if loop not in self._callers:
+                session.state = LoopState.SETTLED
             if (replaced := self._sessions.get(loop)) is not None:
                 self._owners.pop(replaced.node, None)
             self._sessions[loop] = session
@@ -226,9 +182,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
     def _forget_ended_sessions(self) -> None:
         for loop, session in list(self._sessions.items()):
-            if session.is_over or loop.is_closed():
+            if session.state is LoopState.ENDED or loop.is_closed():
                 if not loop.is_closed():
-                    self._caller(loop).is_ending = True
+                    self._caller(loop).state = LoopState.ENDING
                 del self._sessions[loop]
                 self._owners.pop(session.node, None)
 
@@ -241,60 +197,48 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             raise LayerClosed()
         caller = self._caller(loop)
         if session is not None:
-            caller.is_ending = True
-        return None if caller.is_here_to_stay else caller
+            caller.state = LoopState.ENDING
+        return None if caller.is_lasting else caller
 
     def _caller(self, loop: asyncio.AbstractEventLoop) -> Caller:
         # Not only by the loop's own thread.
         return self._callers.get(loop) or self._callers.setdefault(loop, Caller())
 
-    async def _send_with(
-        self,
-        work: Callable[[Session], Awaitable[T]],
-        at_once: relay.AtOnce[T] | None = None,
-    ) -> T:
+    async def _do(self, work: Work[T]) -> T | None:
+        """Do something with the running loop's session, or have the relay do it with its own."""
         loop = asyncio.get_running_loop()
-        caller = self._relayed_caller(loop)
-        if caller is None:
-            return await work(await self._session_after_relay(loop))
-        caller.sends += 1
-        caller.pending += 1
-        try:
-            ended = self._sessions.get(loop)
-            if ended is not None and not self.options.confirm:
-                # While it closes: what it wrote must not come later.
-                await ended.unconfirmed_are_answered()
-            # With several under way each would wait for those before it; and a loop that ends never gets a
-            # session, whose sends let it go on.
-            still, is_first = 0.0, False
-            if caller.pending == 1 and not caller.is_ending:
-                is_first = caller.sends == 1
-                still = _STAND_STILL_FIRST_SECONDS if is_first else _STAND_STILL_SECONDS
-            return await relay.relay().run(
-                partial(self._relayed, work), at_once, stands_still=still, visits=is_first
-            )
-        finally:
-            caller.answered()
+        session = self._sessions.get(loop)
+        if session is None or session.state is not LoopState.SETTLED:
+            caller = self._relayed_caller(loop)
+            if caller is not None:
+                caller.sent()
+                try:
+                    return await relay.relay().run(partial(self._relayed, work))
+                finally:
+                    caller.answered()
+            session = await self._settled_session(loop)
+        return await (work(session) or _nothing())
 
-    async def _session_after_relay(self, loop: asyncio.AbstractEventLoop) -> Session:
+    async def _settled_session(self, loop: asyncio.AbstractEventLoop) -> Session:
         """Return the loop's session when the relay is done with what it sent for it: nothing must overtake it."""
         caller = self._callers.get(loop)
         if caller is not None:
             await caller.all_answered()
         session = await self._session()
         self._callers.pop(loop, None)
-        session.is_settled = not session.is_closed
+        if session.state is LoopState.CHANGING:
+            session.state = LoopState.SETTLED
         return session
 
-    def _relayed(self, work: Callable[[Session], Awaitable[T]]) -> Awaitable[T]:
-        """Do the work with the relay's session, on the relay's loop."""
+    def _relayed(self, work: Work[T]) -> Awaitable[T | None]:
+        """Do something with the relay's session, on the relay's loop."""
         session = self._sessions.get(asyncio.get_running_loop())
         if session is None or session.is_closed:
             return self._relayed_first(work)
-        return work(session)
+        return work(session) or _nothing()
 
-    async def _relayed_first(self, work: Callable[[Session], Awaitable[T]]) -> T:
-        return await work(await self._session())
+    async def _relayed_first(self, work: Work[T]) -> T | None:
+        return await (work(await self._session()) or _nothing())
 
     # The specification
 
@@ -310,7 +254,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         if not isinstance(prefix, str):
             raise TypeError(f"the prefix of a channel must be a str, not {type(prefix).__name__}: {prefix!r}")
-        prefix = _checked_prefix(prefix)
+        prefix = checked_prefix(prefix)
         session = self._sessions.get(asyncio.get_running_loop())
         if session is None or session.is_closed:
             session = await self._session()
@@ -332,22 +276,23 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Cancelling does not take back what was written.
         """
-        here = asyncio.get_running_loop()
-        session = self._sessions.get(here)
-        way = session.ways.get(channel) if session is not None and type(channel) is str else None
-        if way is None:
+        session = self._sessions.get(asyncio.get_running_loop())
+        is_own = False
+        if session is not None and isinstance(channel, str):
+            route = session.channel_routes.get(channel)
+            if route is not None:
+                await route.send(self._encode(message))
+                return
+            is_own = channel in session.hub.channels
+        if not is_own:
             check_channel_name(channel)
-        payload = self._codec.encode(message)
-        if len(payload) > self._max_message_size:
-            raise self._too_large(payload)
-        if way is not None:
-            await way(payload)
-            return
-        owner = self._owners.get(node_of(channel))
-        if owner is not None and owner.loop is not here and _hand_over(owner, channel, payload):
-            return
-        if session is None or not session.is_settled:
-            await self._send_with(lambda session: _send(session, channel, payload))
+        payload = self._encode(message)
+        if not is_own:
+            owner = self._owners.get(node_of(channel))
+            if owner is not None and owner is not session and _hand_over(owner, channel, payload):
+                return
+        if session is None or session.state is not LoopState.SETTLED:
+            await self._do(lambda session: session.send(channel, payload))
         elif (answer := session.send(channel, payload)) is not None:
             await answer
 
@@ -384,14 +329,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             LayerUnavailable: the server cannot be reached.
         """
         session = self._sessions.get(asyncio.get_running_loop())
-        if session is not None and session.join_at_once(group, channel):
-            return
-        check_group_name(group)
-        check_channel_name(channel)
-        if session is None or not session.is_settled:
-            await self._send_with(lambda session: session.group_add(group, channel))
-        else:
-            await session.group_add(group, channel)
+        if session is None or session.state is not LoopState.SETTLED:
+            check_group_name(group)
+            check_channel_name(channel)
+            await self._do(lambda session: session.group_add(group, channel))
+        elif (answer := session.group_add(group, channel)) is not None:
+            await answer
 
     async def group_discard(self, group: str, channel: str) -> None:
         """
@@ -402,14 +345,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             LayerUnavailable: the channel is not of this loop, and the server cannot be reached.
         """
         session = self._sessions.get(asyncio.get_running_loop())
-        if session is not None and session.leave_at_once(group, channel):
-            return
-        check_group_name(group)
-        check_channel_name(channel)
-        if session is None or not session.is_settled:
-            await self._send_with(lambda session: session.group_discard(group, channel))
-        else:
-            await session.group_discard(group, channel)
+        if session is None or session.state is not LoopState.SETTLED:
+            check_group_name(group)
+            check_channel_name(channel)
+            await self._do(lambda session: session.group_discard(group, channel))
+        elif (answer := session.group_discard(group, channel)) is not None:
+            await answer
 
     async def group_send(self, group: str, message: dict[str, Any], *, exclude: Collection[str] = ()) -> None:
         """
@@ -421,19 +362,17 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             TypeError: a wrong name, or the message cannot travel.
             MessageTooLarge, LayerClosed, LayerUnavailable, DeliveryUnknown: as `send()`.
         """
-        check_group_name(group)
-        excluded = self._excluded(exclude) if exclude else ()
-        payload = self._codec.encode(message)
-        if len(payload) > self._max_message_size:
-            raise self._too_large(payload)
         session = self._sessions.get(asyncio.get_running_loop())
-        if session is None or not session.is_settled:
-            await self._send_with(
-                lambda session: _group_send(session, group, payload, excluded),
-                partial(self._group_send_at_once, group, payload, excluded),
-            )
+        if session is None or session.state is not LoopState.SETTLED:
+            check_group_name(group)
+            excluded = self._excluded(exclude) if exclude else ()
+            payload = self._encode(message)
+            await self._do(lambda session: session.group_send(group, payload, excluded))
             return
-        members = await session.group_send(group, payload, excluded)
+        route = session.route_to_group(group)
+        excluded = self._excluded(exclude) if exclude else ()
+        payload = self._encode(message)
+        members = await route.send(payload, excluded)
         if members:
             await session.push_copies(members, payload, excluded)
 
@@ -454,44 +393,27 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         is wrong with the server when it is sent.
         """
         self.require_valid_channel_name(channel)
-        return partial(self._send_blocking, channel, self._encode(message))
+        payload = self._encode(message)
 
-    def _send_blocking(self, channel: str, payload: bytes) -> None:
-        owner = self._owners.get(node_of(channel))
-        if owner is not None and _hand_over(owner, channel, payload):
-            return
-        relay.relay().wait(partial(self._relayed, lambda session: _send(session, channel, payload)))
+        def send() -> None:
+            owner = self._owners.get(node_of(channel))
+            if owner is None or not _hand_over(owner, channel, payload):
+                relay.relay().wait(partial(self._relayed, lambda session: session.send(channel, payload)))
+
+        return send
 
     def prepare_group_send(
         self, group: str, message: dict[str, Any], exclude: Collection[str] = ()
     ) -> Callable[[], None]:
-        """Do the same for `group_send()`."""
+        """Check and encode a message for a group now; calling the result sends it. As `prepare_send()`."""
         self.require_valid_group_name(group)
         excluded = self._excluded(exclude) if exclude else ()
-        return partial(self._group_send_blocking, group, self._encode(message), excluded)
+        payload = self._encode(message)
 
-    def _group_send_blocking(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
-        relay.relay().wait(
-            partial(self._relayed, lambda session: _group_send(session, group, payload, excluded)),
-            partial(self._group_send_at_once, group, payload, excluded),
-        )
+        def work(session: Session) -> Awaitable[None]:
+            return session.group_send(group, payload, excluded)
 
-    def _group_send_at_once(
-        self, group: str, payload: bytes, excluded: tuple[str, ...], errand: relay.Errand[None]
-    ) -> AnswerSource | None:
-        """Send with the relay's session, if it has one and its connection takes it now: no task."""
-        session = None if errand.loop is None else self._sessions.get(errand.loop)
-        if session is None:
-            return None
-
-        def done(members: list[bytes] | None) -> None:
-            if members:
-                errand.run(partial(session.push_copies, members, payload, excluded))
-            else:
-                errand.end(None)
-
-        answer = Told(done, errand.end, lambda: errand.is_over)
-        return session.group_send_at_once(answer, group, payload, excluded)
+        return lambda: relay.relay().wait(partial(self._relayed, work))
 
     # Clearing
 
@@ -501,7 +423,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Channels stay usable and receivers go on waiting. A process that is disconnected keeps what it has.
         """
-        await self._send_with(lambda session: session.flush())
+        await self._do(lambda session: session.flush())
 
     # Beyond the specification
 
@@ -527,8 +449,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         payload = self._encode(message)
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
-        if session is None or not (session.is_settled or session.is_own(channel)):
-            session = await self._session_after_relay(loop)
+        if session is None or not (session.state is LoopState.SETTLED or session.is_own(channel)):
+            session = await self._settled_session(loop)
         await session.send_wait(channel, payload, timeout)
 
     async def listen(self, channel: str) -> AsyncGenerator[dict[str, Any]]:
@@ -642,20 +564,17 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         Raises:
             LayerClosed: the layer is closed.
         """
-        return await self._send_with(lambda session: session.health(timeout))
+        health = await self._do(lambda session: session.health(timeout))
+        assert health is not None
+        return health
 
     def statistics(self) -> Statistics:
         """Return what this layer holds, delivered and dropped, over all loops of the process."""
         return sum((session.statistics() for session in list(self._sessions.values())), Statistics())
 
 
-@lru_cache(256)
-def _checked_prefix(prefix: str) -> str:
-    if prefix and not prefix.endswith("."):
-        prefix += "."
-    # With what comes after it at most; with a second exclamation mark the name would be refused.
-    check_channel_name(f"{prefix}{'0' * 16}!{'0' * 35}")
-    return prefix
+async def _nothing() -> None:
+    """Wait for nothing."""
 
 
 def _hand_over(owner: Session, channel: str, payload: bytes) -> bool:
@@ -663,77 +582,30 @@ def _hand_over(owner: Session, channel: str, payload: bytes) -> bool:
     return not owner.is_closed and owner.hand_over(channel, payload)
 
 
-async def _send(session: Session, channel: str, payload: bytes) -> None:
-    answer = session.send(channel, payload)
-    if answer is not None:
-        await answer
-
-
-async def _group_send(session: Session, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
-    members = await session.group_send(group, payload, excluded)
-    if members:
-        await session.push_copies(members, payload, excluded)
-
-
-_closing: set[asyncio.Task[None]] = set()
+# Held until they are done: a loop holds its tasks weakly.
+_closing: set[Future[None]] = set()
 
 
 def _close_session(session: Session) -> Future[None]:
     """Close a session on its own loop, from any thread."""
-    done: Future[None] = Future()
-
-    def begin() -> None:
-        task = session.loop.create_task(
-            session.close(), name="channels_asyncq closing", context=contextvars.Context()
-        )
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
-        task.add_done_callback(tell)
-
-    def tell(task: asyncio.Task[None]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is None or isinstance(error, asyncio.CancelledError):
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
+    closing = session.close()
     try:
-        session.loop.call_soon_threadsafe(begin)
-    except RuntimeError:
+        # In an empty context, which is not that of whoever closes the layer.
+        done = contextvars.Context().run(asyncio.run_coroutine_threadsafe, closing, session.loop)
+    except RuntimeError:  # the loop is closed
+        closing.close()
+        done = Future()
         done.set_result(None)
+    _closing.add(done)
+    done.add_done_callback(_closing.discard)
     return done
 
 
-def _bus_factory(
-    options: Options, layer: AsyncQueueChannelLayer
-) -> Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]:
+def _bus_factory(options: Options, layer: AsyncQueueChannelLayer) -> BusFactory:
     # The result must not refer to the layer: a memory namespace ends with its last layer.
     if options.hosts[0].kind == "memory":
-        broker = broker_for(options.prefix, options.hosts[0].db, layer)
-
-        def make_memory_bus(
-            options: Options,
-            topics: Topics,
-            codec: Codec,
-            node: str,
-            receiver: Receiver,
-            loop: asyncio.AbstractEventLoop,
-        ) -> Bus:
-            return MemoryBus(options, topics, node, receiver, loop, broker)
-
-        return make_memory_bus
-
-    def make_redis_bus(
-        options: Options,
-        topics: Topics,
-        codec: Codec,
-        node: str,
-        receiver: Receiver,
-        loop: asyncio.AbstractEventLoop,
-    ) -> Bus:
-        return RedisBus(options, topics, codec, node, receiver)
-
-    return make_redis_bus
+        return partial(MemoryBus, broker_for(options.prefix, options.hosts[0].db, layer))
+    return RedisBus
 
 
 # The layers that Channels has made. When the setting changes it takes another dict and forgets this one.

@@ -92,7 +92,6 @@ class Options:
     on_loss: str | None = None
     recovery: Recovery | None = field(default_factory=lambda: Recovery())
     max_buffered_bytes: int | None = None
-    confirm: bool = True
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Options:
@@ -128,12 +127,6 @@ class Options:
             if pattern.match(channel):
                 return capacity
         return self.capacity
-
-
-def _boolean(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        _refuse(key, value, "must be True or False.")
-    return value
 
 
 def _refuse(key: object, value: object, problem: str) -> NoReturn:
@@ -665,5 +658,4 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "on_loss": _message_type,
     "recovery": _recovery,
     "max_buffered_bytes": _bytes_or_none,
-    "confirm": _boolean,
 }

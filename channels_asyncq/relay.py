@@ -7,48 +7,40 @@ import atexit
 import contextlib
 import contextvars
 import os
-import select
 import selectors
 import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from time import monotonic
-from typing import Any, Generic, TypeAlias, TypeVar, TypeVarTuple
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Generic, TypeVar
 
-from .bus.answers import AnswerSource
 from .exceptions import LayerClosed
 
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 # From the call of stop() to the end of the thread, with what is left of the connections cut off before.
 _STOP_SECONDS = 2.0
 _LEAVE_SECONDS = 1.5
 
 
-# Does the work without a task: ends the errand, now or when the answer comes, and returns where that comes from.
-# None: it cannot be done like that, and nothing was.
-AtOnce: TypeAlias = Callable[["Errand[T]"], AnswerSource | None]
-
-
 class Errand(Generic[T]):
     """
     One piece of work that the relay does, and the ways to wait for it.
 
-    It is begun, cancelled and ended by whoever runs the relay's loop; the rest is for the thread that posted it.
+    The relay's loop begins and ends it; the rest is for the thread that posted it.
     """
 
-    __slots__ = ("_at_once", "_lock", "_make", "_outcome", "_task", "_tell", "is_over", "loop")
+    __slots__ = ("_lock", "_make", "_outcome", "_tell", "is_cancelled", "is_over", "loop", "task")
 
-    def __init__(self, make: Callable[[], Awaitable[T]], at_once: AtOnce[T] | None = None) -> None:
+    def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
         self.loop: RelayLoop | None = None
         self._make = make
-        self._at_once = at_once
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._outcome: T | BaseException | None = None
         self._tell: Callable[[], object] | None = None
+        #: Set by the thread that posted it: what has not begun by then never does.
+        self.is_cancelled = False
         self.is_over = False
         # The cheapest way to wait: held until it is over.
         self._lock = threading.Lock()
@@ -58,43 +50,22 @@ class Errand(Generic[T]):
 
     def begin(self) -> None:
         loop = self.loop
-        if self.is_over or loop is None:
+        if self.is_over:
             return
-        try:
-            # Not while an errand before it has a task that has yet to run: that would be overtaken.
-            if self._at_once is None or loop.starting or self._at_once(self) is None:
-                self.run(self._make)
-        except BaseException as exc:
-            # It must not raise: others wait behind it.
-            loop.starting.discard(self)
-            self.end(exc)
-
-    def run(self, make: Callable[[], Awaitable[T]]) -> None:
-        """Have `make()` awaited, and end with what it returns or raises."""
-        loop = self.loop
-        if loop is None or loop.is_leaving:
+        if loop is None or loop.is_leaving or self.is_cancelled:
             self.end(_stopped())
-            return
-        if sys.version_info >= (3, 12):
+        elif sys.version_info >= (3, 12):
             # Up to the write within this turn of the loop: a turn is a system call.
-            self._task = asyncio.Task(self._run(make), loop=loop, eager_start=True)
+            self.task = asyncio.Task(self._run(), loop=loop, eager_start=True)
         else:
-            loop.starting.add(self)
-            self._task = loop.create_task(self._run(make))
-            self._task.add_done_callback(self._task_has_ended)
+            self.task = loop.create_task(self._run())
+            # A task that is cancelled before it runs has an end too.
+            self.task.add_done_callback(lambda task: self.end(_stopped()))
 
-    def _task_has_ended(self, task: asyncio.Task[None]) -> None:
-        """See that a task that was cancelled before it ran has an end too."""
-        if self.loop is not None:
-            self.loop.starting.discard(self)
-        self.end(_stopped())
-
-    async def _run(self, make: Callable[[], Awaitable[T]]) -> None:
-        if self.loop is not None:
-            self.loop.starting.discard(self)
+    async def _run(self) -> None:
         # No local name for the error: its traceback would hold this frame, and with it itself.
         try:
-            self.end(await make())
+            self.end(await self._make())
         except asyncio.CancelledError:
             self.end(_stopped())
         except GeneratorExit:
@@ -103,53 +74,31 @@ class Errand(Generic[T]):
             self.end(exc)
 
     def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
         else:
-            self.end(asyncio.CancelledError())
+            self.end(_stopped())
 
     def end(self, outcome: T | BaseException) -> None:
-        """Note what came of it and wake who waits; what comes after the first outcome is ignored."""
+        """Note the outcome and wake the thread that waits; a second outcome is ignored."""
         if self.is_over:
             return
         self._outcome = outcome
         self.is_over = True
         if self.loop is not None:
             self.loop.errands.discard(self)
-        self._task = None
+        self.task = None
         self._lock.release()
-        # Last: whoever sets it looks at is_over after that.
+        # Last: over() sets it and looks at is_over after that.
         tell = self._tell
         if tell is not None:
             tell()
 
     # On the thread that posted it
 
-    def begin_on_a_visit(self, loop: RelayLoop, seconds: float, bell: int) -> bool:
-        """
-        Begin it here, with the loop lent to this thread, and wait for its answer; False if it was not begun.
-
-        It is not if it needs a task.
-        """
-        if self._at_once is None:
-            return False
-        self.loop = loop
-        try:
-            loop.errands.add(self)
-            source = self._at_once(self)
-            if source is None:
-                loop.errands.discard(self)
-                return False
-            if source.read_answer(seconds, bell) and not self.is_over:
-                # An exception from outside came while it was told, and was taken for one of who tells it.
-                self.end(None)  # type: ignore[arg-type]
-        except BaseException as exc:
-            self.end(exc)
-        return True
-
-    def wait(self, seconds: float = -1) -> bool:
-        """Block until it is over, for so many seconds at most; return whether it is. Can be asked once."""
-        return self._lock.acquire(timeout=seconds)
+    def wait(self) -> None:
+        """Block until it is over. Can be asked once."""
+        self._lock.acquire()
 
     async def over(self) -> None:
         """Return when it is over."""
@@ -161,7 +110,7 @@ class Errand(Generic[T]):
                 future.set_result(None)
 
         def tell() -> None:
-            # The loop may have ended without waiting, and what its own door raises concerns nobody else.
+            # The loop may have ended without waiting. Other errands must not see an error of this loop.
             with contextlib.suppress(Exception):
                 loop.call_soon_threadsafe(release)
 
@@ -185,202 +134,57 @@ def _stopped() -> LayerClosed:
     return LayerClosed(message="The channel layer's relay was stopped: the process is ending.")
 
 
-class Bell:
-    """
-    Wakes a loop at half the cost of `call_soon_threadsafe()`, which makes a handle and reads twice.
-
-    Source: eventfd(2) of Linux.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def ring(self) -> None:
-        """From any thread; also when nobody listens any more."""
-        os.eventfd_write(self._descriptor, 1)
-
-    def has_rung(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._descriptor)
-
-    def __del__(self) -> None:
-        # Not sooner: whoever is about to ring would write into the next file of this number.
-        os.close(self._descriptor)
-
-
-def _new_bell() -> Bell | None:
-    if hasattr(os, "eventfd"):
-        # It may be forbidden; what else is wrong shows at the selector.
-        with contextlib.suppress(OSError):
-            return Bell(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-    return None
-
-
-class LendingSelector(selectors.DefaultSelector):
-    """
-    The selector of a loop that another thread may run while it sleeps and nobody waits for it.
-
-    It sleeps at a gate then, which is an epoll with nothing but its own descriptor in it: while that is shut,
-    nothing that comes wakes it. Source: epoll(7), which says that one can be in another.
-    """
-
-    def __init__(self, waited_for: Collection[object]) -> None:
-        super().__init__()
-        self._waited_for = waited_for
-        #: Whoever holds it runs the loop; the loop's own thread does, but when it sleeps. It knows its holder.
-        self.turn = threading.RLock()
-        #: The loop's own thread has it, or wants it back.
-        self.is_awake = True
-        self._has_turn = False
-        self.gate = select.epoll()
-        self.gate.register(self.fileno(), select.EPOLLIN)
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if self._waited_for or (timeout is not None and timeout <= 0):
-            return super().select(timeout)
-        self.is_awake = False
-        if self._has_turn:
-            self.turn.release()
-        self._has_turn = True
-        try:
-            self.gate.poll(timeout, 1)
-        finally:
-            self.is_awake = True
-            self.turn.acquire()
-        # Only now: what was ready before may have been dealt with.
-        return super().select(0)
-
-    def close(self) -> None:
-        self.gate.close()
-        super().close()
-
-
-def _new_selector(waited_for: Collection[object], bell: Bell | None) -> selectors.BaseSelector:
-    if bell is not None and selectors.DefaultSelector is getattr(selectors, "EpollSelector", None):
-        return LendingSelector(waited_for)
-    return selectors.DefaultSelector()
-
-
 class RelayLoop(asyncio.SelectorEventLoop):
     """
-    A plain loop, whatever policy the application has set for its own, with a door for errands of other threads.
-
-    A thread may visit it too: while the loop sleeps, it does what the loop would do for its errand, and neither
-    has to wake the other.
+    A plain loop, whatever policy the application has set for its own.
 
     Its look-ups of names delay no exit: the threads of an executor are joined at the exit of the interpreter,
     and a name server may be silent for long; these are daemons.
     """
 
     def __init__(self) -> None:
-        #: What somebody waits for.
+        #: Work that somebody waits for.
         self.errands: set[Errand[Any]] = set()
-        self._posted: deque[Errand[Any]] = deque()
-        self._bell = _new_bell()
-        self._main_thread = threading.main_thread().ident
-        self._has_scheduled = False
-        self.selector = _new_selector(self.errands, self._bell)
+        self.selector = selectors.DefaultSelector()
         super().__init__(self.selector)
-        #: Of the errands, those whose tasks have yet to run; Python 3.11 only.
-        self.starting: set[Errand[Any]] = set()
         self.is_leaving = False
-        #: One for each: at the exit a successor may run already, and two threads cannot be in one context.
+        #: One for each loop: at the exit a successor may run already, and two threads cannot be in one context.
         self.context = contextvars.Context()
-        if self._bell is not None:
-            self.context.run(self.add_reader, self._bell, self._begin_posted)
+        # An eventfd wakes a loop at less cost than call_soon_threadsafe(), which makes a handle and reads twice.
+        # (sync.group_send: 94 us a call so, 109 us without.) There is none but on Linux, and it may be forbidden.
+        self._posted: deque[Errand[Any]] = deque()
+        # A signal's handler may post while its thread does.
+        self._bell, self._bell_lock = -1, threading.RLock()
+        with contextlib.suppress(AttributeError, OSError):
+            bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.context.run(self.add_reader, bell, self._begin_posted)
+            self._bell = bell
 
     def post(self, errand: Errand[Any]) -> None:
         """
-        Have an errand begun, from any thread, after those that were posted before it.
+        Queue an errand, from any thread; the loop begins errands in the order in which they were posted.
 
         Raises:
             RuntimeError: the loop is closed.
         """
-        if self.is_closed():
-            raise RuntimeError("the relay's loop is closed")
-        # If it is closed now, the relay looks for `errands` after that.
-        self._posted.append(errand)
-        if self._bell is not None:
-            self._bell.ring()
-        else:
-            self.call_soon_threadsafe(self._begin_posted, context=self.context)
+        with self._bell_lock:  # held by close() too: nobody writes into another file that got this number
+            if self._bell < 0 or self.is_closed():
+                self.call_soon_threadsafe(errand.begin, context=self.context)
+            else:
+                self._posted.append(errand)
+                os.eventfd_write(self._bell, 1)
 
     def _begin_posted(self) -> None:
-        if self._bell is not None:
-            # Before looking: what is posted from here on rings again.
-            self._bell.has_rung()
+        os.eventfd_read(self._bell)
         # No more than there are now: the loop has other things to do.
         for _ in range(len(self._posted)):
             self._posted.popleft().begin()
 
-    def visit(self, errand: Errand[Any], seconds: float) -> bool:
-        """
-        Do an errand in the calling thread, if the loop sleeps and has nothing else to do; False if not.
-
-        The thread has the loop to itself for so many seconds at most, or until another errand is posted. What is
-        not over then is the loop's.
-        """
-        bell, selector = self._bell, self.selector
-        if (
-            self.errands
-            or bell is None
-            or not isinstance(selector, LendingSelector)
-            # Handlers of signals run in the main thread: Ctrl-C would leave half of what is done here.
-            or threading.get_ident() == self._main_thread
-            # It asks for the loop's own thread.
-            or self.get_debug()
-        ):
-            return False
-        turn = selector.turn
-        # An exception that is raised from outside, as by a worker's time limit, comes after a call: nothing is
-        # called between `try` and what is to be undone, and nothing in `finally` before it is.
-        try:
-            if not turn.acquire(blocking=False):
-                return False
-            # Those who have waited since then go first.
-            if self.errands or selector.is_awake or self.is_leaving:
-                return False
-            descriptor, own, open_or_shut = bell.fileno(), selector.fileno(), selector.gate.modify
-            try:
-                open_or_shut(own, 0)
-                self._has_scheduled = False
-                # Nothing here belongs to the visitor's context.
-                return self.context.run(errand.begin_on_a_visit, self, seconds, descriptor)
-            finally:
-                try:
-                    if self._has_scheduled:
-                        os.eventfd_write(descriptor, 1)
-                finally:
-                    open_or_shut(own, select.EPOLLIN)
-        finally:
-            try:
-                turn.release()
-            except RuntimeError:
-                pass  # it was not to be had
-
-    # What a visitor schedules, a loop that sleeps does not know of.
-
-    def call_soon(
-        self,
-        callback: Callable[[*Ts], object],
-        *args: *Ts,
-        context: contextvars.Context | None = None,
-    ) -> asyncio.Handle:
-        self._has_scheduled = True
-        return super().call_soon(callback, *args, context=context)
-
-    def call_at(
-        self,
-        when: float,
-        callback: Callable[[*Ts], object],
-        *args: *Ts,
-        context: contextvars.Context | None = None,
-    ) -> asyncio.TimerHandle:
-        self._has_scheduled = True
-        return super().call_at(when, callback, *args, context=context)
+    def close(self) -> None:
+        with self._bell_lock:
+            if self._bell >= 0 and not self.is_closed():
+                os.close(self._bell)
+            super().close()
 
     async def getaddrinfo(self, host: Any, port: Any, **hints: Any) -> Any:
         answer: asyncio.Future[Any] = self.create_future()
@@ -426,38 +230,24 @@ class Relay:
 
     # For callers
 
-    async def run(
-        self,
-        make: Callable[[], Awaitable[T]],
-        at_once: AtOnce[T] | None = None,
-        *,
-        stands_still: float = 0.0,
-        visits: bool = False,
-    ) -> T:
+    async def run(self, make: Callable[[], Awaitable[T]]) -> T:
         """
         Have `make()` awaited on the relay's loop; return or raise what it does.
 
-        `at_once` is tried first: if the loop is to be visited and can be, by this thread.
-        The caller's loop does nothing else meanwhile, for `stands_still` seconds at most: to go to sleep and be
-        woken costs it more than most answers take. Cancelling cancels the work, as soon as that can be; what was
-        written is written.
+        Cancelling cancels the work, as soon as that can be; what was written is written.
         """
-        errand = Errand(make, at_once)
-        until = monotonic() + stands_still
+        errand = Errand(make)
         try:
-            loop = self._loop
-            if at_once is None or loop is None or not visits or not loop.visit(errand, stands_still):
-                self._post(errand)
-            if not errand.is_over and not errand.wait(max(0.0, until - monotonic())):
-                await errand.over()
+            self._post(errand)
+            await errand.over()
         except BaseException:
             self._cancel(errand)
             raise
         return errand.outcome()
 
-    def wait(self, make: Callable[[], Awaitable[T]], at_once: AtOnce[T] | None = None) -> T:
-        """Do the same for a thread without a loop: block until it is over."""
-        errand = Errand(make, at_once)
+    def wait(self, make: Callable[[], Awaitable[T]]) -> T:
+        """Have `make()` awaited on the relay's loop, for a thread without a loop: block until it is over."""
+        errand = Errand(make)
         try:
             self._post(errand)
             errand.wait()
@@ -470,20 +260,20 @@ class Relay:
     def _post(self, errand: Errand[Any]) -> None:
         while True:
             errand.loop = loop = self._loop or self._start()
-            # Before posting: whatever happens to the loop from here on, _live() looks at these last.
+            # Before posting: _live() ends what is still in this set when the loop has closed.
             loop.errands.add(errand)
             try:
                 loop.post(errand)
                 return
             except RuntimeError:
-                # It was closed in between; what runs next is another one.
+                # The loop was closed in between; the next one is another loop.
                 loop.errands.discard(errand)
                 with self._lock:
                     if self._loop is loop:
                         self._loop = self._thread = None
 
     def _cancel(self, errand: Errand[Any]) -> None:
-        # By the other door: an errand that has yet to begin never does.
+        errand.is_cancelled = True
         if errand.loop is not None:
             with contextlib.suppress(RuntimeError):
                 errand.loop.call_soon_threadsafe(errand.cancel, context=errand.loop.context)
@@ -521,12 +311,16 @@ class Relay:
     async def _leave(loop: RelayLoop) -> None:
         """Let go of those who wait, and close the sessions; what takes too long is cut off."""
         loop.is_leaving = True
+        # What was written may still be answered: its caller must not take it for unsent.
+        begun = [errand.task for errand in loop.errands if errand.task is not None]
+        if begun:
+            await asyncio.wait(begun, timeout=_LEAVE_SECONDS / 4)
         this = asyncio.current_task()
         tasks = [task for task in asyncio.all_tasks() if task is not this]
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=_LEAVE_SECONDS / 3)
+            await asyncio.wait(tasks, timeout=_LEAVE_SECONDS / 4)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LEAVE_SECONDS / 2):
                 await loop.shutdown_asyncgens()

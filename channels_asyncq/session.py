@@ -8,16 +8,16 @@ import contextvars
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from channels.exceptions import ChannelFull
 
-from .bus.answers import Answer, AnswerSource
-from .bus.base import Bus, Health, Link, Receiver
+from .bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
+from .callers import LoopState
 from .codecs import Codec
 from .envelopes import CONTROL, NOTICE, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
@@ -28,14 +28,13 @@ from .options import Options
 from .queues import QueueReader
 from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
 
-T = TypeVar("T")
-BusFactory = Callable[[Options, Topics, Codec, str, Receiver, asyncio.AbstractEventLoop], Bus]
+BusFactory = Callable[[Options, Topics, Codec, str, Receiver], Bus]
 
 # A member in another process is asked for again this often, while its process may be reconnecting.
 _ASK_AGAIN = 0.5
-_MOST_WAYS = 8192
 # Random digits for names are fetched from the system for so many at once.
 _NAMES_AT_ONCE = 64
+_MOST_ROUTES = 8192
 # Everybody else has this long to confirm a flush; one who is disconnected cannot.
 _FLUSH_WAIT = 1.0
 _MOST_SECONDS_BETWEEN_SWEEPS = 30.0
@@ -81,10 +80,9 @@ class Statistics:
     A snapshot. Counts are since the start of the sessions they are from.
 
     `queued` holds (channel, waiting messages), largest first, of the channels in which any wait; `dropped`
-    counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", "unsent" (of `confirm=False`),
-    and "dead_owner" for changes of membership that the owner of a channel never confirmed. `told` counts the
-    channels that were told of a loss (or would have been, if `on_loss` were set), by reason. `links` has an
-    entry per session and host.
+    counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", and "dead_owner" for changes of
+    membership that the owner of a channel never confirmed. `told` counts the channels that were told of a loss
+    (or would have been, if `on_loss` were set), by reason. `links` has an entry per session and host.
     """
 
     channels: int = 0
@@ -127,9 +125,7 @@ class Session:
     to sweep.
     """
 
-    def __init__(
-        self, options: Options, codec: Codec, make_bus: BusFactory, *, is_relay: bool = False
-    ) -> None:
+    def __init__(self, options: Options, codec: Codec, make_bus: BusFactory) -> None:
         self.loop = asyncio.get_running_loop()
         # Callbacks belong to the session, not to the consumer that happened to be first.
         self._context = contextvars.Context()
@@ -140,24 +136,7 @@ class Session:
             options.prefix, options.partitions, [host.db for host in options.hosts], self.node
         )
         self.hub = Hub(options, self._group_is_empty, self._has_room, self._make_notice)
-        self._bus = make_bus(options, self._topics, codec, self.node, self, self.loop)
-        bus = self._bus
-        self._push: Callable[[str, bytes, int], Awaitable[None]] = bus.push
-        self._make_way: Callable[[Topic, str], Callable[[bytes], Awaitable[object]]] = bus.way
-        #: Send to the local members everywhere; the result is the normal channels, for `push_copies()`.
-        self.group_send: Callable[[str, bytes, tuple[str, ...]], Awaitable[list[bytes] | None]] = (
-            bus.group_send
-        )
-        if not options.confirm and not is_relay:
-            self._push, self._make_way = bus.push_unconfirmed, bus.way_unconfirmed
-            self.group_send = bus.group_send_unconfirmed
-        elif not options.confirm:
-            # A caller may go on with a session of its own, which must not overtake what the relay sent for it.
-            self._push = lambda channel, *rest: self._answered(channel, bus.push(channel, *rest))
-            self._make_way = lambda topic, target: (
-                lambda payload: self._answered(target, bus.publish(topic, target, payload))
-            )
-            self.group_send = lambda group, *rest: self._answered(group, bus.group_send(group, *rest))
+        self._bus = make_bus(options, self._topics, codec, self.node, self)
         self.intake = Intake(self.loop, self.on_envelope)
         self._inbox = self._topics.inbox(self.node)
         self._everybody = self._topics.everybody
@@ -165,6 +144,7 @@ class Session:
         self._requests: dict[int, Request] = {}
         self._last_request = 0
         self._mark = f"{self.node}!"
+        self._dotted_mark = f".{self._mark}"
         self._locals = 0
         self._random_digits: list[str] = []
         #: Whether the server has confirmed the inbox.
@@ -176,15 +156,12 @@ class Session:
         self._sweeper: asyncio.TimerHandle | None = None
         self._joining: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        self._copying: set[asyncio.Task[None]] = set()
         self._life: AsyncGenerator[None] | None = None
-        self.is_closed = False
-        #: It is closed, and does not wait for answers any more.
-        self.is_over = False
-        #: It is open, and what the relay sent for this loop has been answered: nothing is overtaken.
-        self.is_settled = False
-        #: How to send to channels of other processes, by name. A closed session knows none.
-        self.ways: dict[str, Callable[[bytes], Awaitable[object]]] = {}
+        #: The layer says when it is settled.
+        self.state = LoopState.CHANGING
+        #: The only cache of names: the routes to them. There are routes to channels only while it is settled.
+        self.channel_routes: dict[str, ChannelRoute] = {}
+        self.group_routes: dict[str, GroupRoute] = {}
 
     async def start(self) -> None:
         """Begin connecting. Never waits for the server."""
@@ -194,6 +171,11 @@ class Session:
         self._bus.subscribe(self._everybody)
         self._bus.subscribe(self._inbox)
         self._bus.start()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it accepts nothing any more; answers that are due may still be waited for."""
+        return self.state is LoopState.ENDING or self.state is LoopState.ENDED
 
     async def _live(self) -> AsyncGenerator[None]:
         try:
@@ -228,7 +210,8 @@ class Session:
         return channel
 
     def is_own(self, channel: str) -> bool:
-        return node_of(channel) == self.node
+        """Tell whether a channel is one of this session's, by its name."""
+        return self._dotted_mark in channel or channel.startswith(self._mark)
 
     # Receiving
 
@@ -313,26 +296,42 @@ class Session:
         return Envelope(payload, channel, expires_at=monotonic() + self._options.expiry)
 
     def send(self, channel: str, payload: bytes) -> Awaitable[object] | None:
-        """Send; the result is to be awaited, and None if there is nothing to wait for."""
+        """Send; return an awaitable, or None if it is done."""
         if self.is_closed:
             raise LayerClosed(channel)
-        node = node_of(channel)
-        if node is None:
+        if self.is_own(channel):
+            self.hub.put_own(channel, self._own(payload, channel))
+            if self._sweeper is None:
+                self._sweep_later()
+            return None
+        return self._route_to(channel).send(payload)
+
+    def _route_to(self, channel: str) -> ChannelRoute:
+        route = self.channel_routes.get(channel)
+        if route is None:
             if channel in self.hub.closed_names:
                 raise ChannelClosed(channel)
-            return self._push(channel, payload, self._options.capacity_of(channel))
-        if node != self.node:
-            way = self.ways.get(channel) or self._way_to(node, channel)
-            return way(payload)
-        self.hub.put_own(channel, self._own(payload, channel))
-        self._sweep_later()
-        return None
+            if len(self.channel_routes) >= _MOST_ROUTES:
+                self.channel_routes.clear()
+            channel = str.__str__(channel)  # a subclass may compare as it likes
+            route = self.channel_routes[channel] = self._bus.channel_route(channel)
+        return route
 
-    def _way_to(self, node: str, channel: str) -> Callable[[bytes], Awaitable[object]]:
-        if len(self.ways) >= _MOST_WAYS:
-            self.ways.clear()
-        way = self.ways[channel] = self._make_way(self._topics.inbox(node), channel)
-        return way
+    def route_to_group(self, group: str) -> GroupRoute:
+        """
+        Return the route to a group.
+
+        Raises:
+            TypeError: it is no group name.
+        """
+        route = self.group_routes.get(group) if isinstance(group, str) else None
+        if route is None:
+            check_group_name(group)
+            if len(self.group_routes) >= _MOST_ROUTES:
+                self.group_routes.clear()
+            group = str.__str__(group)
+            route = self.group_routes[group] = self._bus.group_route(group)
+        return route
 
     def hand_over(self, channel: str, payload: bytes) -> bool:
         """Take a message for one of this session's channels, from any thread; False if the loop is closed."""
@@ -369,11 +368,10 @@ class Session:
         until = math.inf if timeout is None else monotonic() + timeout
         while True:
             self._require_open(channel)
-            if channel in self.hub.closed_names:
-                raise ChannelClosed(channel)
             try:
                 # Not under the timeout: a push that is cut short may be in the queue all the same.
-                return await self._bus.push(channel, payload, self._options.capacity_of(channel))
+                await self._route_to(channel).send(payload)
+                return
             except ChannelFull:
                 left = until - monotonic()
                 if left <= 0:
@@ -382,72 +380,59 @@ class Session:
             await asyncio.sleep(min(delay, left))
             delay = min(0.1, 2 * delay)
 
-    def group_send_at_once(
-        self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> AnswerSource | None:
-        """Do what `group_send()` does, if it can be written now: `answer` is told what came of it."""
-        if self.is_closed or not self._options.confirm:
-            return None
-        return self._bus.group_send_at_once(answer, group, payload, excluded)
+    async def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
+        """Send to a group: to its topic, and a copy to each normal channel that is a member."""
+        self._require_open()
+        members = await self.route_to_group(group).send(payload, excluded)
+        if members:
+            await self.push_copies(members, payload, excluded)
 
     async def push_copies(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
-        """Push one copy to each of a group's normal channels."""
         for member in members:
             channel = member.decode()
             if channel in excluded:
                 continue
             try:
-                await self._push(channel, payload, self._options.capacity_of(channel))
+                # Not kept: a route that is kept is to a channel that was not closed here.
+                route = self.channel_routes.get(channel) or self._bus.channel_route(channel)
+                await route.send(payload)
             except ChannelFull:
-                self.on_full(channel)
+                self.hub.count_full(channel)
 
     # Groups
 
-    # At once, for names that nobody has looked at: those that are known here are right.
-
-    def join_at_once(self, group: object, channel: object) -> bool:
-        """Do what `group_add()` does, if there is nothing to wait for: an open channel, a confirmed group."""
-        known = self._topics.known_group(group)
-        if known is None or type(channel) is not str or channel not in self.hub.channels:
-            return False
-        if not self.is_settled or not self._bus.is_confirmed(known.topic):
-            return False
-        self.hub.join(known.topic.name, channel).is_confirmed = True
-        if self._sweeper is None:
-            self._sweep_later()
-        return True
-
-    def leave_at_once(self, group: object, channel: object) -> bool:
-        """Do what `group_discard()` does, if the channel is open here and the group was used before."""
-        known = self._topics.known_group(group)
-        if known is None or type(channel) is not str or channel not in self.hub.channels:
-            return False
-        if not self.is_settled:
-            return False
-        if self.hub.leave(known.topic.name, channel):
-            self._bus.unsubscribe(known.topic)
-        return True
-
-    def group_add(self, group: str, channel: str) -> Coroutine[Any, Any, None]:
+    def group_add(self, group: str, channel: str) -> Awaitable[None] | None:
         """
-        Return when the server has confirmed the group's subscription, or the owner of the channel has.
+        Join; return an awaitable, or None if it is done because the group is confirmed here.
 
-        Cancelling leaves no half member.
+        The awaitable returns when the server has confirmed the group's subscription, or the owner of the channel
+        has. Cancelling leaves no half member.
         """
+        if isinstance(channel, str) and channel in self.hub.channels:
+            return self._join(group, channel)
         self._require_open(channel)
+        check_group_name(group)
+        check_channel_name(channel)
+        if self.is_own(channel):
+            return self._join(group, channel)
         node = node_of(channel)
         if node is None:
             return self._bus.add_member(group, channel)
-        if node == self.node:
-            return self._join(group, channel)
         return self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
 
-    async def _join(self, group: str, channel: str) -> None:
-        topic = self._topics.group(group).topic
+    def _join(self, group: str, channel: str) -> Awaitable[None] | None:
+        topic = self.route_to_group(group).topic
         # Locally before subscribing: a push may arrive before the confirmation is processed.
         member = self.hub.join(topic.name, channel)
-        self._sweep_later()
+        if self._sweeper is None:
+            self._sweep_later()
+        if self._bus.is_confirmed(topic):
+            member.is_confirmed = True
+            return None
         self._bus.subscribe(topic)
+        return self._confirmed_join(topic, member)
+
+    async def _confirmed_join(self, topic: Topic, member: Member) -> None:
         member.joiners += 1
         try:
             await self._bus.confirmed(topic)
@@ -465,17 +450,22 @@ class Session:
     def _group_is_empty(self, topic: bytes) -> None:
         self._bus.unsubscribe(self._topics.group(self._topics.group_named(topic)).topic)
 
-    async def group_discard(self, group: str, channel: str) -> None:
-        self._require_open(channel)
-        node = node_of(channel)
-        if node is None:
-            await self._bus.discard_member(group, channel)
-        elif node == self.node:
-            topic = self._topics.group(group).topic
+    def group_discard(self, group: str, channel: str) -> Awaitable[None] | None:
+        """Leave; return an awaitable, or None if it is done."""
+        if isinstance(channel, str) and channel in self.hub.channels:
+            topic = self.route_to_group(group).topic
             if self.hub.leave(topic.name, channel):
                 self._bus.unsubscribe(topic)
-        else:
-            await self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
+            return None
+        self._require_open(channel)
+        check_group_name(group)
+        check_channel_name(channel)
+        if self.is_own(channel):
+            return None  # a channel that is not there is in no group
+        node = node_of(channel)
+        if node is None:
+            return self._bus.discard_member(group, channel)
+        return self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
 
     # Requests to other sessions
 
@@ -542,9 +532,12 @@ class Session:
         self._joining.add(task)
         task.add_done_callback(self._joining.discard)
 
-    async def _do_and_confirm(self, work: Callable[[], Awaitable[None]], number: int, reply: str) -> None:
+    async def _do_and_confirm(
+        self, work: Callable[[], Awaitable[None] | None], number: int, reply: str
+    ) -> None:
         try:
-            await work()
+            if (answer := work()) is not None:
+                await answer
         except ChannelClosed:
             pass  # its groups are gone too, and there is nothing to wait for
         except ChannelLayerError:
@@ -664,55 +657,6 @@ class Session:
         notice.message = {"type": self._options.on_loss, "reason": reason, "groups": []}
         return notice
 
-    def on_members(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
-        task = self.loop.create_task(
-            self._push_unconfirmed_copies(members, payload, excluded),
-            name="channels_asyncq copies for normal channels",
-            context=contextvars.Context(),
-        )
-        self._copying.add(task)
-        task.add_done_callback(partial(self._copied, members))
-
-    async def _push_unconfirmed_copies(
-        self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]
-    ) -> None:
-        try:
-            await self.push_copies(members, payload, excluded)
-        except ChannelLayerError as exc:
-            self._copies_unsent(members, exc)
-
-    def _copied(self, members: list[bytes], task: asyncio.Task[None]) -> None:
-        self._copying.discard(task)
-        if task.cancelled():
-            # The loop ends, perhaps before it has begun.
-            self._copies_unsent(members, LayerClosed())
-
-    def _copies_unsent(self, members: list[bytes], error: Exception) -> None:
-        self.on_unsent(b"", ", ".join(member.decode() for member in members), error)
-
-    async def _answered(self, target: str, sending: Awaitable[T]) -> T | None:
-        """Wait for the answer to a send whose sender wants to know of outages only (confirm=False)."""
-        try:
-            return await sending
-        except ChannelFull:
-            self.on_full(target)
-        except ChannelLayerError as exc:
-            is_outage = isinstance(exc, LayerUnavailable) and not _is_refusal(exc)
-            if is_outage or isinstance(exc, ChannelClosed):
-                raise
-            self.on_unsent(b"", target, exc)
-        return None
-
-    def on_full(self, channel: str) -> None:
-        self.hub.count_full(channel)
-
-    def on_unsent(self, topic: bytes, target: str, error: Exception) -> None:
-        self.hub.tally.dropped["unsent"] += 1
-        self.hub.throttle.warn(
-            LOSS, "loss.unsent", "a message for %s was not confirmed (confirm=False): %s", target, error
-        )
-        self.hub.tell("unsent", {topic: target}, everybody=False)
-
     def on_overrun(self) -> None:
         self.hub.tally.dropped["overflow"] += 1
 
@@ -790,6 +734,7 @@ class Session:
                 f"channel {channel!r} belongs to another event loop or process, which alone can close it"
             )
         self.hub.close_channel(channel)
+        self.channel_routes.pop(channel, None)
         topic = self._topics.queue(channel).topic
         reader = self._readers.pop(topic.name, None)
         if reader is None:
@@ -814,10 +759,9 @@ class Session:
     async def _close(self, reason: type[ChannelClosed]) -> None:
         if self.is_closed:
             return
-        self.is_closed = True
-        self.is_settled = False
-        self.ways.clear()
-        self.group_send = _refuse
+        self.state = LoopState.ENDING
+        self.channel_routes.clear()
+        self.group_routes.clear()
         for handle in (self._retry, self._sweeper):
             if handle is not None:
                 handle.cancel()
@@ -832,28 +776,13 @@ class Session:
                 await asyncio.wait([closing], timeout=self._options.send_timeout)
                 closing.cancel()
         finally:
-            try:
-                if not self._options.confirm:
-                    await self.unconfirmed_are_answered()
-            finally:
-                self.is_over = True
-                self.intake.close()
-                await self._bus.close()
-
-    async def unconfirmed_are_answered(self) -> None:
-        """Return when the server has answered what was sent until now with `confirm=False`; an outage ends it."""
-        # What comes of a send may be a push to normal channels.
-        with contextlib.suppress(TimeoutError, ChannelLayerError):
-            async with asyncio.timeout(self._options.send_timeout):
-                await self._bus.answered()
-                if self._copying:
-                    await asyncio.wait(self._copying)
+            self.state = LoopState.ENDED
+            self.intake.close()
+            await self._bus.close()
 
     def let_go_in_child(self) -> list[int]:
         """Be closed without closing anything: in a forked child. Return the descriptors of the connections."""
-        self.is_closed = True
-        self.is_settled = False
-        self.ways.clear()
+        self.state = LoopState.ENDED
         sockets = [transport.get_extra_info("socket") for transport in self._bus.transports()]
         return [sock.fileno() for sock in sockets if sock is not None and sock.fileno() >= 0]
 
@@ -876,12 +805,3 @@ class Session:
             told=dict(hub.tally.told),
             links=tuple(self._bus.links()),
         )
-
-
-def _is_refusal(error: LayerUnavailable) -> bool:
-    """Tell what a server said (that it has no memory left) from what is said in its place while it is away."""
-    return error.__cause__ is not None and not isinstance(error.__cause__, ChannelLayerError)
-
-
-def _refuse(group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[None]:
-    raise LayerClosed()

@@ -12,39 +12,11 @@ from typing import NamedTuple
 NODE_BYTES = 8
 # The partition of a topic that no log keeps.
 NOT_LOGGED = -1
-_HEX = frozenset("0123456789abcdef")
-_CACHED_NAMES = 8192
+_HEX_DIGITS = "0123456789abcdef"
 
 MAX_NAME_LENGTH = 100
 _CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
 _GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+")
-
-
-def _check_name(kind: str, name: object, pattern: re.Pattern[str]) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"{kind} name must be a str, not {type(name).__name__}: {name!r}")
-    if not 0 < len(name) <= MAX_NAME_LENGTH:
-        raise TypeError(f"{kind} name must have 1 to {MAX_NAME_LENGTH} characters, not {len(name)}: {name!r}")
-    if not pattern.fullmatch(name):
-        allowed = "ASCII letters, digits, hyphens, underscores and periods"
-        if pattern is _CHANNEL_NAME:
-            allowed += ", with at most one exclamation mark after the first of them"
-        raise TypeError(f"{kind} name may contain only {allowed}, which {name!r} does not keep to")
-
-
-# With one argument, a str, a look into the cache is cheapest.
-
-
-@lru_cache(maxsize=_CACHED_NAMES)
-def _checked_group(name: str) -> None:
-    _check_name("Group", name, _GROUP_NAME)
-
-
-@lru_cache(maxsize=_CACHED_NAMES)
-def _checked_channel(name: str) -> bool:
-    """Check a channel's name; return whether it is the whole name of one, and can be sent to."""
-    _check_name("Channel", name, _CHANNEL_NAME)
-    return not name.endswith("!") or node_of(name) is None
 
 
 def check_channel_name(name: object, receive: bool = False) -> None:
@@ -52,14 +24,29 @@ def check_channel_name(name: object, receive: bool = False) -> None:
     Raises:
         TypeError: it is no channel name, or only the part up to `!` and not for `receive`; the text says why.
     """
-    # Only a str may reach the cache: a list could not be looked up in it.
-    if not isinstance(name, str):
-        _check_name("Channel", name, _CHANNEL_NAME)
-    elif not _checked_channel(name) and not receive:
+    if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH or not _CHANNEL_NAME.fullmatch(name):
+        raise _no_name("Channel", name, ", with at most one exclamation mark after the first of them")
+    if name.endswith("!") and not receive and node_of(name) is not None:
         raise TypeError(
             f"Channel name {name!r} is what the channels of one session have in common: it can only be received "
             "from. To send, use a whole name, as new_channel() returned it"
         )
+
+
+# Few, and asked for with each new channel: new_channel() takes 1.9 us with this cache, 2.2 us without.
+@lru_cache(256)
+def checked_prefix(prefix: str) -> str:
+    """
+    Return what the names of new channels begin with: the prefix, and a dot if it has none at its end.
+
+    Raises:
+        TypeError: the names would be no channel names; the text says why.
+    """
+    if prefix and not prefix.endswith("."):
+        prefix += "."
+    # What comes after it at most. With a second exclamation mark the name is refused.
+    check_channel_name(f"{prefix}{'0' * 16}!{'0' * 35}")
+    return prefix
 
 
 def check_group_name(name: object) -> None:
@@ -67,10 +54,19 @@ def check_group_name(name: object) -> None:
     Raises:
         TypeError: it is no group name; the text says why.
     """
-    if isinstance(name, str):
-        _checked_group(name)
-    else:
-        _check_name("Group", name, _GROUP_NAME)
+    if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH or not _GROUP_NAME.fullmatch(name):
+        raise _no_name("Group", name)
+
+
+def _no_name(kind: str, name: object, also_allowed: str = "") -> TypeError:
+    if not isinstance(name, str):
+        return TypeError(f"{kind} name must be a str, not {type(name).__name__}: {name!r}")
+    if not 0 < len(name) <= MAX_NAME_LENGTH:
+        return TypeError(
+            f"{kind} name must have 1 to {MAX_NAME_LENGTH} characters, not {len(name)}: {name!r}"
+        )
+    allowed = f"ASCII letters, digits, hyphens, underscores and periods{also_allowed}"
+    return TypeError(f"{kind} name may contain only {allowed}, which {name!r} does not keep to")
 
 
 class Topic(NamedTuple):
@@ -110,7 +106,6 @@ def new_nodes(count: int) -> list[str]:
     return [digits[start : start + width] for start in range(0, len(digits), width)]
 
 
-@lru_cache(_CACHED_NAMES)
 def node_of(channel: str) -> str | None:
     """
     Return the node that owns a specific channel, None for a channel that any process may read.
@@ -127,7 +122,7 @@ def node_of(channel: str) -> str | None:
 
 def is_node(text: str) -> bool:
     """Tell whether this may be the identity of a session."""
-    return len(text) == 2 * NODE_BYTES and _HEX.issuperset(text)
+    return len(text) == 2 * NODE_BYTES and not text.strip(_HEX_DIGITS)
 
 
 class Topics:
@@ -143,13 +138,6 @@ class Topics:
         self.partitions = partitions
         self._roots = [f"{prefix}:{database}:".encode() for database in databases]
         self._node = node.encode()
-        self._groups: dict[str, Group] = {}
-        self._queues: dict[str, Queue] = {}
-        self._inboxes: dict[str, Topic] = {}
-
-    @property
-    def shards(self) -> range:
-        return range(len(self._roots))
 
     def partition(self, name: str) -> int:
         """Return the slice of a group, a normal channel or a node: CRC-32, the same everywhere."""
@@ -161,42 +149,21 @@ class Topics:
         return Topic(shard, self._roots[shard] + kind + name.encode(), partition)
 
     def group(self, group: str) -> Group:
-        found = self._groups.get(group)
-        if found is None:
-            if len(self._groups) >= _CACHED_NAMES:
-                self._groups.clear()
-            topic = self._topic(group, b"group:")
-            found = Group(
-                topic, self._roots[topic.shard] + b"members:" + group.encode(), self.log(topic.partition)
-            )
-            self._groups[group] = found
-        return found
-
-    def known_group(self, group: object) -> Group | None:
-        """Return what `group()` has returned for this name, which was checked then; None if it has not."""
-        return self._groups.get(group) if type(group) is str else None
+        topic = self._topic(group, b"group:")
+        return Group(
+            topic, self._roots[topic.shard] + b"members:" + group.encode(), self.log(topic.partition)
+        )
 
     def queue(self, channel: str) -> Queue:
-        found = self._queues.get(channel)
-        if found is None:
-            if len(self._queues) >= _CACHED_NAMES:
-                self._queues.clear()
-            topic = self._topic(channel, b"queue:")
-            root, name = self._roots[topic.shard], channel.encode()
-            taken = root + b"taken:" + self._node + b":" + name
-            seen = root + b"seen:%d:%s" % (topic.partition, self._node)
-            # Wake-ups are not logged: a reader looks for itself after each reconnect.
-            found = Queue(topic._replace(partition=NOT_LOGGED), taken, seen, topic.partition)
-            self._queues[channel] = found
-        return found
+        topic = self._topic(channel, b"queue:")
+        root, name = self._roots[topic.shard], channel.encode()
+        taken = root + b"taken:" + self._node + b":" + name
+        seen = root + b"seen:%d:%s" % (topic.partition, self._node)
+        # Wake-ups are not logged: a reader looks for itself after each reconnect.
+        return Queue(topic._replace(partition=NOT_LOGGED), taken, seen, topic.partition)
 
     def inbox(self, node: str) -> Topic:
-        found = self._inboxes.get(node)
-        if found is None:
-            if len(self._inboxes) >= _CACHED_NAMES:
-                self._inboxes.clear()
-            found = self._inboxes[node] = self._topic(node, b"inbox:")
-        return found
+        return self._topic(node, b"inbox:")
 
     @property
     def everybody(self) -> Topic:

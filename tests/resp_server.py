@@ -1,7 +1,7 @@
 """
 A proxy before a real server, which answers badly where a test says so.
 
-    async with RespServer() as server:
+    async with RespServer(redis_server) as server:
         server.script("EVALSHA", error("OOM command not allowed when used memory > 'maxmemory'."))
         ...                                     # layers on server.url; the next EVALSHA is refused
         server.always("PUBLISH", error("READONLY You can't write against a read only replica."))
@@ -19,7 +19,6 @@ import socket
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,12 +32,6 @@ SCRIPTS = {
     path.read_bytes().splitlines()[0]: path.stem.upper()
     for path in Path(channels_asyncq.__file__).parent.glob("bus/scripts/*.lua")
 }
-
-
-@cache
-def real_server() -> EmbeddedServer:
-    """The server behind all proxies of this process; tests keep apart by their prefix."""
-    return EmbeddedServer(external=False).start()
 
 
 def encode(value: object) -> bytes:
@@ -211,12 +204,13 @@ class RespServer:
     The proxy: an asynchronous context manager, on a free port of 127.0.0.1.
 
     Attributes:
+        real: the server behind it.
         commands: every command received, name in capitals first, in order.
         connections: those that are open.
     """
 
-    def __init__(self) -> None:
-        self.real = real_server()
+    def __init__(self, real: EmbeddedServer) -> None:
+        self.real = real
         self.port = 0
         self.commands: list[tuple[Any, ...]] = []
         self.connections: list[Connection] = []

@@ -8,8 +8,7 @@ from functools import partial
 
 import pytest
 
-from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq import layer as layer_module
+from channels_asyncq import AsyncQueueChannelLayer, callers
 from channels_asyncq.exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
@@ -280,7 +279,7 @@ class TestServerAbsent:
         it.
         """
         # All by the relay: a session would wait anew.
-        monkeypatch.setattr(layer_module, "_MOMENT_SECONDS", 3600.0)
+        monkeypatch.setattr(callers, "_MOMENT_SECONDS", 3600.0)
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             port = unused.getsockname()[1]

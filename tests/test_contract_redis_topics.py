@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.bus import redis as redis_bus
 from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import pack
+from channels_asyncq.envelopes import pack, pack_names
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import (
@@ -211,7 +211,9 @@ class TestGarbage:
         node = own.rpartition(".")[2]
         names = [f"a b.{node}!x", f"{own}!", f"specific.{'0' * 16}!x", "jobs", ""]
         for number, name in enumerate(names, 1):
-            publish(inbox_of(member), pack(name, Codec().encode(note(1)), b"12345678", number))
+            publish(
+                inbox_of(member), pack([(pack_names(name), Codec().encode(note(1)))], b"12345678", number)
+            )
         await eventually(lambda: dropped(layer) == len(names), "the drops")
         with pytest.raises(TypeError, match="Channel name"):
             await layer.group_add("room", names[0])
@@ -389,12 +391,9 @@ class TestAccess:
         yield f"redis://{prefix}:secret@{redis_server.host}:{redis_server.port}/0"
         redis_server.command("ACL", "DELUSER", prefix)
 
-    @pytest.mark.parametrize("confirm", [True, False])
-    async def test_everything(
-        self, user: str, prefix: str, confirm: bool, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_everything(self, user: str, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
         """Nothing of it is refused, up to the end of the layer."""
-        async with contract.layers(hosts=[user], prefix=prefix, confirm=confirm) as make_layer:
+        async with contract.layers(hosts=[user], prefix=prefix) as make_layer:
             layer, other = await make_layer(), await make_layer()
             (member,) = await members_of(layer, "room", 1)
             await layer.group_add("room", "jobs")

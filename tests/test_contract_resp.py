@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from channels_asyncq.bus import lines
+from channels_asyncq.testing import EmbeddedServer
 from tests import contract, resp_server
 from tests.contract import LetTimePass, MakeLayer, channels, groups, shared_channels, shared_groups
 from tests.resp_server import Answer, RespServer, error
@@ -68,8 +69,8 @@ AILMENTS: dict[str, Ailment] = {
 class AilingServer(RespServer):
     """Ails by the kind of a command, and by how many of it came before."""
 
-    def __init__(self, ailment: Ailment) -> None:
-        super().__init__()
+    def __init__(self, real: EmbeddedServer, ailment: Ailment) -> None:
+        super().__init__(real)
         self._ailment = ailment
         self._seen: Counter[str] = Counter()
 
@@ -87,12 +88,12 @@ def ailment(request: pytest.FixtureRequest) -> Ailment:
 
 @pytest.fixture
 async def make_layer(
-    ailment: Ailment, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ailment: Ailment, redis_server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MakeLayer]:
     # A connection for each kind of command is lost: there is no time to be polite.
     monkeypatch.setattr(lines, "_FIRST_DELAY", 0.002)
     monkeypatch.setattr(lines, "_LONGEST_DELAY", 0.01)
-    async with AilingServer(ailment) as server:
+    async with AilingServer(redis_server, ailment) as server:
         async with contract.layers(hosts=[server.url], prefix=prefix) as make_layer:
             yield make_layer
 

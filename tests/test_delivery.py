@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels_asyncq.bus.delivery import (
-    Outbox,
+    Numbers,
     SeenNumbers,
     format_position,
     milliseconds_of,
@@ -57,21 +57,21 @@ class TestPositions:
         assert parse_position(format_position(first)) == first
 
 
-class TestOutbox:
+class TestNumbers:
     """Numbers of one node, per partition."""
 
     def test_consecutive_within_each_partition(self) -> None:
         """Each partition counts for itself, from 1."""
-        outbox = Outbox()
-        assert [outbox.numbers(partition).take() for partition in (3, 3, 0, 3, 0)] == [1, 2, 1, 3, 2]
+        outbox: defaultdict[int, Numbers] = defaultdict(Numbers)
+        assert [outbox[partition].take() for partition in (3, 3, 0, 3, 0)] == [1, 2, 1, 3, 2]
 
     @given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 5))))
     def test_no_gaps_and_no_repeats(self, takes: list[tuple[int, int]]) -> None:
         """Whatever the order of the sends, a partition's numbers are 1, 2, 3..., also several at a time."""
-        outbox = Outbox()
+        outbox: defaultdict[int, Numbers] = defaultdict(Numbers)
         given_out: defaultdict[int, list[int]] = defaultdict(list)
         for partition, count in takes:
-            first = outbox.numbers(partition).take(count)
+            first = outbox[partition].take(count)
             given_out[partition] += range(first, first + count)
         for numbers in given_out.values():
             assert numbers == list(range(1, len(numbers) + 1))

@@ -254,7 +254,6 @@ def test_every_option_is_documented() -> None:
         "random_prefix_length"
     }
     assert set(documented_options(README)) == fields - {
-        "confirm",
         "partitions",
         "max_buffered_bytes",
     }

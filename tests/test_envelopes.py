@@ -9,20 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq import envelopes
 from channels_asyncq.envelopes import (
+    BATCH_SIZE,
     CONTROL,
     ENCRYPTED,
-    JOINED,
+    ITEM_SIZE,
     WIRE_VERSION,
     BadEnvelope,
     Envelope,
     pack,
-    pack_all,
-    pack_named,
     pack_names,
     unpack,
-    unpack_all,
 )
 
 NODE = bytes(range(8))
@@ -30,10 +27,14 @@ NODE = bytes(range(8))
 names = st.text("abcXYZ019-_.!", min_size=1, max_size=100)
 
 
-def raw(target_length: int, excluded_length: int, names: bytes) -> bytes:
-    """An envelope whose checksum is right and whose lengths are anything."""
-    rest = struct.pack(">8sQHI", NODE, 0, target_length, excluded_length) + names
+def batch(rest: bytes) -> bytes:
+    """A batch whose checksum is right and whose lengths are anything."""
+    rest = NODE + bytes(8) + rest
     return struct.pack(">BBI", 1, 0, zlib.crc32(rest)) + rest
+
+
+def one(names: bytes, body: bytes = b"", flags: int = 0) -> bytes:
+    return pack([(names, body)], NODE, 5, flags)
 
 
 def fields(envelope: Envelope) -> tuple[object, ...]:
@@ -59,48 +60,56 @@ def test_there_and_back(
     target: str, body: bytes, node: bytes, seq: int, flags: int, excluded: tuple[str, ...]
 ) -> None:
     """Everything that is packed is unpacked equal, whatever the payload begins with."""
-    data = pack(target, body, node, seq, flags, excluded)
-    assert fields(unpack(data)) == (body, target, node, seq, flags, excluded)
+    data = pack([(pack_names(target, excluded), body)], node, seq, flags)
+    [envelope] = unpack(data)
+    assert fields(envelope) == (body, target, node, seq, flags, excluded)
     assert not data.startswith(b"{")
 
 
 def test_the_layout_of_version_1() -> None:
-    """The bytes of an envelope are those that other processes of this version read."""
-    data = pack("chat", b"payload", NODE, 5, CONTROL, ("a!1", "b!2"))
-    rest = NODE + (5).to_bytes(8) + (4).to_bytes(2) + (7).to_bytes(4) + b"chat" + b"a!1,b!2" + b"payload"
+    """The bytes of a message are those that other processes of this version read."""
+    data = one(pack_names("chat", ("a!1", "b!2")), b"payload", CONTROL)
+    lengths = (12).to_bytes(4) + (7).to_bytes(4)
+    rest = NODE + (5).to_bytes(8) + (1).to_bytes(2) + lengths + b"\x04chata!1,b!2" + b"payload"
     assert data == bytes([1, 2]) + zlib.crc32(rest, 2).to_bytes(4) + rest
     assert WIRE_VERSION == 1
 
 
 def test_every_truncation() -> None:
     """Bytes that end early are refused; without their payload they are a header, for those who know."""
-    data = pack("chat", b"payload", NODE, 5, 0, ("a!1", "b!2"))
+    data = one(pack_names("chat", ("a!1", "b!2")), b"payload")
     for length in range(len(data)):
         with pytest.raises(BadEnvelope, match=r"too few|truncated"):
             unpack(data[:length])
-    size = len(pack("chat", b"", excluded=("a!1", "b!2")))
+    size = len(data) - len(b"payload")
     for length in range(size):
         with pytest.raises(BadEnvelope, match=r"too few|truncated"):
             unpack(data[:length], is_whole=False)
-    header = unpack(data[:size], is_whole=False)
+    [header] = unpack(data[:size], is_whole=False)
     assert (header.payload, header.target, header.node, header.seq) == (b"", "chat", NODE, 5)
+
+
+CHAT = pack_names("chat")
 
 
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"", "0 bytes are too few"),
-        (b"\x01" * 27, "27 bytes are too few"),
-        (b"\x02" + pack("chat", b"x")[1:], "wire version 2; this release reads 1"),
-        (b"\x00" + pack("chat", b"x")[1:], "wire version 0"),
-        (b'{"type": "chat.message"} and more of it', "wire version 123"),
-        (pack("chat", b"x", flags=4), "unknown flags 0x04"),
-        (pack("chat", b"x", flags=0x81), "unknown flags 0x81"),
-        (raw(5, 0, b"chat"), "announces 33 bytes of names, 32"),
-        (raw(0, 2**32 - 1, b""), "truncated"),
-        (raw(2, 0, "ä".encode()), "not ASCII"),
-        (raw(0, 2, "ä".encode()), "not ASCII"),
-        (pack("chat", b"x")[:-1] + b"y", "changed"),
+        pytest.param(b"", "0 bytes are too few", id="nothing"),
+        pytest.param(b"\x01" * 31, "31 bytes are too few", id="short"),
+        pytest.param(b"\x02" + one(CHAT, b"x")[1:], "wire version 2; this release reads 1", id="newer"),
+        pytest.param(b"\x00" + one(CHAT, b"x")[1:], "wire version 0", id="older"),
+        pytest.param(b'{"type": "chat.message"} and more of it', "wire version 123", id="json"),
+        pytest.param(one(CHAT, b"x", 4), "unknown flags 0x04", id="flag"),
+        pytest.param(one(CHAT, b"x", 0x81), "unknown flags 0x81", id="flags"),
+        pytest.param(batch(struct.pack(">HII", 1, 6, 0) + CHAT), "announces 38", id="longer names"),
+        pytest.param(batch(struct.pack(">HII", 1, 5, 2**32 - 1) + CHAT), "truncated", id="longer body"),
+        pytest.param(batch(struct.pack(">HII", 1, 5, 0) + b"\x05chat"), "name ends at 6", id="longer target"),
+        pytest.param(one(b"\x02" + "ä".encode()), "not ASCII", id="target"),
+        pytest.param(one(b"\x00" + "ä".encode()), "not ASCII", id="excluded"),
+        pytest.param(one(b""), "no names", id="no names"),
+        pytest.param(batch(bytes(10)), "no names|batch of 0", id="no messages"),
+        pytest.param(one(CHAT, b"x")[:-1] + b"y", "changed", id="changed"),
     ],
 )
 def test_bytes_that_are_no_envelope(data: bytes, problem: str) -> None:
@@ -114,17 +123,15 @@ def test_bytes_that_are_no_envelope(data: bytes, problem: str) -> None:
 def test_any_bytes(data: bytes) -> None:
     """Whatever arrives is an envelope that packs to the same bytes, or BadEnvelope."""
     try:
-        envelope = unpack(data)
+        [envelope] = unpack(data)
     except BadEnvelope:
         return
-    again = pack(
-        envelope.target, envelope.payload, envelope.node, envelope.seq, envelope.flags, envelope.excluded
-    )
-    assert again == data
+    names = pack_names(envelope.target, envelope.excluded)
+    assert pack([(names, envelope.payload)], envelope.node, envelope.seq, envelope.flags) == data
 
 
 @given(
-    data=st.binary(min_size=1, max_size=40).map(lambda rest: pack("chat", rest, NODE, 1)),
+    data=st.binary(min_size=1, max_size=40).map(lambda rest: one(CHAT, rest)),
     flip=st.integers(0, 10**6),
 )
 def test_a_flipped_bit(data: bytes, flip: int) -> None:
@@ -161,117 +168,101 @@ def test_several_there_and_back(
     messages: list[tuple[bytes, bytes]], node: bytes, first: int, flags: int
 ) -> None:
     """Each is what it would be alone, with the numbers in a row; names that repeat are sent once."""
-    data = pack_all(messages, node, first, flags)
+    data = pack(messages, node, first, flags)
     alone = [
-        unpack(pack_named(names, body, node, first + index, flags))
-        for index, (names, body) in enumerate(messages)
+        fields(unpack(pack([message], node, first + index, flags))[0])
+        for index, message in enumerate(messages)
     ]
-    assert list(map(fields, unpack_all(data))) == list(map(fields, alone))
+    assert list(map(fields, unpack(data))) == alone
     assert not data.startswith(b"{")
-
-
-def test_one_of_them_is_read_alone() -> None:
-    """What is read by `unpack_all()` may be a single envelope; `unpack()` refuses several."""
-    data = pack("chat", b"payload", NODE, 5, CONTROL, ("a!1",))
-    assert [fields(envelope) for envelope in unpack_all(data)] == [fields(unpack(data))]
-    with pytest.raises(BadEnvelope, match="unknown flags 0x08"):
-        unpack(pack_all([(pack_names("chat"), b"x")] * 2, NODE, 1))
+    assert len(data) <= BATCH_SIZE + sum(ITEM_SIZE + len(names) + len(body) for names, body in messages)
 
 
 def test_the_layout_of_several() -> None:
     """The bytes are those that other processes of this version read."""
-    chat, room = pack_names("chat"), pack_names("room")
-    data = pack_all([(chat, b"a"), (chat, b"bc"), (room, b"")], NODE, 7, ENCRYPTED)
-    lengths = b"\0\x0a\0\x01" + b"\0\0\0\x02" + b"\0\x0a\0\0"
-    rest = NODE + (7).to_bytes(8) + b"\0\x03" + lengths + chat + b"a" + b"bc" + room
-    assert data == bytes([1, 9]) + zlib.crc32(rest, 9).to_bytes(4) + rest
-
-
-TWO = pack_all([(pack_names("chat"), b"x")] * 2, NODE, 1)
-
-
-def test_several_times_several() -> None:
-    """What `pack_all()` returned may follow each other, and begins with names each time."""
     room = pack_names("room")
-    data = TWO + pack_all([(room, b"y")], NODE, 3) + pack_all([(room, b"z")] * 3, NODE, 4)
-    found = [(envelope.seq, envelope.target, envelope.payload) for envelope in unpack_all(data)]
+    data = pack([(CHAT, b"a"), (CHAT, b"bc"), (room, b"")], NODE, 7, ENCRYPTED)
+    lengths = struct.pack(">6I", 5, 1, 0, 2, 5, 0)
+    rest = NODE + (7).to_bytes(8) + b"\0\x03" + lengths + CHAT + b"a" + b"bc" + room
+    assert data == bytes([1, 1]) + zlib.crc32(rest, 1).to_bytes(4) + rest
+
+
+TWO = pack([(CHAT, b"x")] * 2, NODE, 1)
+
+
+def test_batches_in_a_row() -> None:
+    """Batches may follow each other; each begins with names."""
+    room = pack_names("room")
+    data = TWO + pack([(room, b"y")], NODE, 3) + pack([(room, b"z")] * 3, NODE, 4)
+    found = [(envelope.seq, envelope.target, envelope.payload) for envelope in unpack(data)]
     assert found[:2] == [(1, "chat", b"x"), (2, "chat", b"x")]
     assert found[2:] == [(3, "room", b"y"), (4, "room", b"z"), (5, "room", b"z"), (6, "room", b"z")]
 
 
-def several(rest: bytes) -> bytes:
-    """Several envelopes whose checksum is right and whose lengths are anything."""
-    rest = NODE + bytes(8) + rest
-    return struct.pack(">BBI", 1, JOINED, zlib.crc32(rest, JOINED)) + rest
+def test_a_large_message_is_alone() -> None:
+    """A batch of one has any size; one of several, and several in a row, are bounded."""
+    large = one(CHAT, bytes(2**20))
+    assert len(unpack(large)[0].payload) == 2**20
+    with pytest.raises(BadEnvelope, match="there are 8192 at most"):
+        unpack(large + pack([(CHAT, b"x")], NODE, 6))
+    with pytest.raises(BadEnvelope, match="there are 4096 at most"):
+        unpack(pack([(CHAT, bytes(4000)), (CHAT, bytes(100))], NODE, 1))
+
+
+def table(*lengths: int) -> bytes:
+    return struct.pack(f">H{len(lengths)}I", len(lengths) // 2, *lengths)
 
 
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"\x01\x08" + bytes(22), "lengths of 0 messages"),
-        (b"\x01\x08" + bytes(16) + b"\0\0\0\0\0\1\0\1\0\0x", "checksum"),
-        (b"\x01\x08" + bytes(19), "too few"),
-        (several(b""), "22 bytes are too few"),
-        (several(b"\0"), "23 bytes are too few"),
-        (several(bytes(2)), "24 bytes are not what the lengths of 0 messages come to"),
-        (several(b"\0\1\x0f\xe5\0\0" + bytes(4069)), "4097 bytes are not what the lengths of 1 messages"),
-        (several(b"\0\0x"), "25 bytes are not what the lengths of 0 messages come to"),
-        (several(b"\0\1\0\0\0\1x"), "no names"),
-        (several(b"\0\1\0\0\0"), "27 bytes cannot be 1 messages"),
-        (several(b"\0\2\0\7\0\0" + pack_names("a")), "not what the lengths of 2 messages"),
-        (several(b"\0\1\0\7\0\1" + pack_names("a")), "not what the lengths of 1 messages"),
-        (several(b"\xff\xff" + bytes(40)), "cannot be 65535 messages"),
-        (several(b"\0\1\0\3\0\0abc"), "without their lengths"),
-        (several(b"\0\1\0\7\0\0" + pack_names("ab")[:-1]), "of other lengths"),
-        (several(b"\0\1\0\x08\0\0" + pack_names("ab")[:-2] + "ä".encode()), "not ASCII"),
-        (b"\x02" + several(b"xx")[1:], "wire version 2"),
-        (b"\x01\x0c" + several(b"xx")[2:], "unknown flags 0x0c"),
+        pytest.param(batch(table(5, 0, 0, 2) + CHAT), "announces", id="longer than it is"),
+        pytest.param(batch(table(5, 0, 0, 4090) + CHAT), "there are 4096 at most", id="too long"),
+        pytest.param(batch(table(0, 5, 5, 0) + CHAT * 2), "no names", id="first without names"),
+        pytest.param(batch(b"\xff\xff" + bytes(40)), "batch of 65535 messages", id="too many"),
+        pytest.param(batch(b"\x00\x03" + bytes(20)), "batch of 3 messages", id="half a table"),
+        pytest.param(batch(table(5, 0, 1, 0) + CHAT + b"\x01"), "name ends at 2", id="second names"),
         # Behind others that are well.
-        (TWO + TWO, "numbers in a row"),
-        (TWO + pack_all([(pack_names("chat"), b"x")], b"another.", 3), "one sender"),
-        (TWO * 200, "there are 8192 at most"),
-        (TWO + b"x", "1 bytes are too few"),
-        (TWO + TWO[:-1], "not what the lengths of 2 messages"),
-        (TWO + TWO[:-1] + b"y", "checksum"),
-        (TWO + pack("chat", b"\0" * 20, NODE), "cannot be"),
-        (TWO + b"\x02" + TWO[1:], "wire version 2"),
+        pytest.param(TWO + TWO, "numbers in a row", id="numbers"),
+        pytest.param(TWO + pack([(CHAT, b"x")], b"another.", 3), "one sender", id="sender"),
+        pytest.param(TWO * 200, "there are 8192 at most", id="many batches"),
+        pytest.param(TWO + b"x", "1 bytes are too few", id="a byte behind"),
+        pytest.param(TWO + TWO[:-1], "truncated", id="truncated behind"),
+        pytest.param(TWO + TWO[:-1] + b"y", "changed", id="changed behind"),
+        pytest.param(TWO + b"\x02" + TWO[1:], "wire version 2", id="newer behind"),
     ],
 )
 def test_bytes_that_are_not_several(data: bytes, problem: str) -> None:
     """BadEnvelope says what is wrong, and none of them is delivered."""
     with pytest.raises(BadEnvelope, match=problem):
-        unpack_all(data)
+        unpack(data)
 
 
-@given(data=st.binary(max_size=80), is_checked=st.booleans())
-def test_any_bytes_of_several(data: bytes, is_checked: bool) -> None:
+@given(data=st.binary(max_size=80), is_checked=st.booleans(), is_whole=st.booleans())
+def test_any_bytes_of_several(data: bytes, is_checked: bool, is_whole: bool) -> None:
     """Whatever arrives gives envelopes or BadEnvelope, and no more of them than the bytes can hold."""
     try:
-        found = unpack_all(several(data) if is_checked else data)
+        found = unpack(batch(data) if is_checked else data, is_whole=is_whole)
     except BadEnvelope:
         return
-    assert 4 * len(found) <= max(4, len(data))
+    assert ITEM_SIZE * len(found) <= len(data)
+    assert is_whole or len(found) == 1
+
+
+def test_several_are_never_without_their_bodies() -> None:
+    """A log holds the header of one large message; several without their bodies are damaged."""
+    for size in range(len(TWO)):
+        with pytest.raises(BadEnvelope):
+            unpack(TWO[:size], is_whole=False)
 
 
 @given(messages=messages, flip=st.integers(0, 10**6))
 def test_a_flipped_bit_of_several(messages: list[tuple[bytes, bytes]], flip: int) -> None:
     """One bit changed on the way is noticed, wherever it is."""
-    changed = bytearray(pack_all(messages, NODE, 1))
+    changed = bytearray(pack(messages, NODE, 1))
     changed[flip % len(changed)] ^= 1 << flip % 8
     with pytest.raises(BadEnvelope):
-        unpack_all(bytes(changed))
-
-
-def test_who_is_excluded_is_not_remembered() -> None:
-    """Long lists of names fill no cache, at neither end."""
-    excluded = tuple(f"specific.{number:016x}!{number}" for number in range(100))
-    before = envelopes.pack_target.cache_info().currsize, envelopes._read_short_names.cache_info().currsize
-    data = pack("a-group-of-this-test-only", b"x", excluded=excluded)
-    assert unpack_all(data)[0].excluded == excluded
-    assert before == (
-        envelopes.pack_target.cache_info().currsize,
-        envelopes._read_short_names.cache_info().currsize,
-    )
+        unpack(bytes(changed))
 
 
 def test_an_envelope_is_small() -> None:

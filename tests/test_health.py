@@ -15,8 +15,8 @@ SEND_TIMEOUT = 1.0
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[RespServer]:
-    async with RespServer() as server:
+async def server(redis_server: EmbeddedServer) -> AsyncIterator[RespServer]:
+    async with RespServer(redis_server) as server:
         yield server
 
 
@@ -156,7 +156,7 @@ async def test_after_the_outage_was_noticed(make_layer: MakeLayer, server: RespS
 
 async def test_hosts_are_looked_at_one_by_one(server: RespServer, prefix: str) -> None:
     """A host that is down does not hide how the other is."""
-    async with RespServer() as other:
+    async with RespServer(server.real) as other:
         hosts = [server.url, other.url]
         async with contract.layers(hosts=hosts, prefix=prefix, send_timeout=SEND_TIMEOUT) as make:
             layer = await make()

@@ -166,7 +166,7 @@ async def test_closed_before_it_was_used(prefix: str) -> None:
 
 async def test_names_that_are_remembered(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """How to reach a channel is kept for so many names at most, and sends go on when it is forgotten."""
-    monkeypatch.setattr(session, "_MOST_WAYS", 3)
+    monkeypatch.setattr(session, "_MOST_ROUTES", 3)
     here, there = layer(prefix=prefix), layer(prefix=prefix)
     channels = [await there.new_channel() for _ in range(5)]
     await here.new_channel()
@@ -174,11 +174,11 @@ async def test_names_that_are_remembered(prefix: str, monkeypatch: pytest.Monkey
     for n in range(3):
         for channel in channels:
             await here.send(channel, note(n))
-            assert 0 < len(ours.ways) <= 3
+            assert 0 < len(ours.channel_routes) <= 3
     for channel in channels:
         assert [await receive(there, channel) for _ in range(3)] == [note(0), note(1), note(2)]
     await here.close()
-    assert not ours.ways
+    assert not ours.channel_routes
     await there.close()
 
 

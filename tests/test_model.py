@@ -1,7 +1,7 @@
 """
 No silent loss, in any order of events: the outboxes, the logs, the positions and the numbers seen together.
 
-The state is real (`Outbox`, `SeenNumbers`, `LogReader`, `SubscriptionLedger`, the envelopes); the server, the
+The state is real (`Numbers`, `SeenNumbers`, `LogReader`, `SubscriptionLedger`, the envelopes); the server, the
 connections and the clock are played here, and hypothesis chooses what happens next. `Receiver.shell` below does
 what `Shard` in bus/redis.py does with them, in the same order.
 """
@@ -9,7 +9,7 @@ what `Shard` in bus/redis.py does with them, in the same order.
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Coroutine, Generator
 from dataclasses import dataclass, field
 from types import coroutine
@@ -28,10 +28,10 @@ from hypothesis.stateful import (
 )
 
 from channels_asyncq.bus import recovery
-from channels_asyncq.bus.delivery import Outbox, format_position, parse_position
+from channels_asyncq.bus.delivery import Numbers, format_position, parse_position
 from channels_asyncq.bus.recovery import LogReader
 from channels_asyncq.bus.subscriptions import SubscriptionLedger
-from channels_asyncq.envelopes import Envelope, pack, pack_all, pack_names, unpack_all
+from channels_asyncq.envelopes import Envelope, pack, pack_names, unpack
 from channels_asyncq.options import Options
 from channels_asyncq.topics import NOT_LOGGED
 from tests.test_recovery import Recorder
@@ -106,7 +106,7 @@ class Sender:
 
     def __init__(self, node: bytes) -> None:
         self.node = node
-        self.outbox = Outbox()
+        self.numbers: defaultdict[int, Numbers] = defaultdict(Numbers)
         self.unanswered: deque[Command] = deque()
         self.connection: Connection | None = Connection()
 
@@ -141,7 +141,7 @@ class Receiver:
         self.held: list[Envelope] | None = None
 
     def open(self, topic: bytes, data: bytes) -> list[Envelope]:
-        envelopes = unpack_all(data)
+        envelopes = unpack(data)
         for envelope in envelopes:
             envelope.expires_at = float("inf")  # its number stays
         return envelopes
@@ -290,7 +290,7 @@ class Delivery(RuleBasedStateMachine):
             return
         partition = TOPICS.get(topic, 1)
         count = 1 if is_large else count
-        first = sender.outbox.numbers(partition).take(count)
+        first = sender.numbers[partition].take(count)
         was_joined = topic != LATE or self.joined
         messages = []
         for seq in range(first, first + count):
@@ -298,13 +298,10 @@ class Delivery(RuleBasedStateMachine):
             self.messages[node, partition, seq] = message
             messages.append(message)
         bodies = [b"%d" % message.number for message in messages]
-        if count == 1:
-            envelopes = [pack("g", bodies[0], node, first)]
-        else:
-            envelopes = [
-                pack_all([(pack_names("g"), body) for body in bodies[at : at + each]], node, first + at)
-                for at in range(0, count, each)
-            ]
+        envelopes = [
+            pack([(pack_names("g"), body) for body in bodies[at : at + each]], node, first + at)
+            for at in range(0, count, each)
+        ]
         command = Command(topic, envelopes, messages)
         sender.unanswered.append(command)
         sender.connection.commands.append(command)
@@ -317,7 +314,9 @@ class Delivery(RuleBasedStateMachine):
             self.reasons.add("too_large")
         name = b""
         for data in command.envelopes:
-            kind, kept = (b"h", data[: len(pack("g", b""))]) if large else (b"e", data)
+            kind, kept = (
+                (b"h", data[: len(pack([(pack_names("g"), b"")], bytes(8), 0))]) if large else (b"e", data)
+            )
             name = self.server.add(TOPICS.get(command.topic, 1), b"t", command.topic, kind, kept)
         if command.topic in self.receiver.subscribed:
             self.receiver.pushed.append((command.topic, name + b" " + b"".join(command.envelopes)))

@@ -16,7 +16,8 @@ from channels_asyncq.envelopes import (
     BadEnvelope,
     Envelope,
     pack,
-    unpack_all,
+    pack_names,
+    unpack,
 )
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.options import Options
@@ -49,8 +50,8 @@ class Log:
     def add(
         self, milliseconds: int, topic: bytes, seq: int, node: bytes = A, *, is_large: bool = False
     ) -> None:
-        data = pack("g", b"%d" % seq, node, seq)
-        kind, kept = (b"h", data[: len(pack("g", b""))]) if is_large else (b"e", data)
+        data = pack([(pack_names("g"), b"%d" % seq)], node, seq)
+        kind, kept = (b"h", data[: -len(b"%d" % seq)]) if is_large else (b"e", data)
         self._add(at(milliseconds), [b"t", topic, kind, kept])
 
     def add_raw(self, milliseconds: int, topic: bytes, data: bytes) -> None:
@@ -131,7 +132,7 @@ def opener(receiver: Recorder) -> Callable[[bytes, bytes], list[Envelope]]:
 
     def open_envelopes(topic: bytes, data: bytes) -> list[Envelope]:
         try:
-            envelopes = unpack_all(data)
+            envelopes = unpack(data)
         except BadEnvelope as exc:
             receiver.on_unreadable(topic, str(exc))
             return []
@@ -404,7 +405,7 @@ class TestEntriesThatCannotBeDelivered:
         await world.reader.catch_up(has_changed=False)
         assert world.receiver.losses == []
 
-    @pytest.mark.parametrize("data", [b"", b"nonsense", pack("g", b"666", A, 1)])
+    @pytest.mark.parametrize("data", [b"", b"nonsense", pack([(pack_names("g"), b"666")], A, 1)])
     async def test_unreadable(self, world: World, data: bytes) -> None:
         """Bytes that are no message, or of somebody without our keys, are counted, and the rest is read."""
         world.server.log(0).add_raw(1, b"x", data)

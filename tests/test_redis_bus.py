@@ -12,11 +12,13 @@ import pytest
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
+from channels_asyncq.bus.base import ChannelRoute, GroupRoute
 from channels_asyncq.bus.redis import POP, RedisBus
 from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import CONTROL, Envelope, unpack_all
+from channels_asyncq.envelopes import CONTROL, Envelope, unpack
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from channels_asyncq.options import Options
+from channels_asyncq.testing import EmbeddedServer
 from channels_asyncq.topics import Topic, Topics, new_node
 from tests import resp_server
 from tests.contract import codes, ended, eventually, every, started
@@ -61,6 +63,8 @@ class Owner:
         self.external = 0
         self.answerable = 0
         self.losses: list[tuple[str, set[bytes]]] = []
+        self.group_routes: dict[str, GroupRoute] = {}
+        self.channel_routes: dict[str, ChannelRoute] = {}
 
     def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
         self.offered += 1
@@ -85,9 +89,6 @@ class Owner:
     def on_external(self) -> None:
         self.external += 1
 
-    def on_full(self, channel: str) -> None:
-        self.events.append(f"full {channel}")
-
     def on_answerable(self) -> None:
         self.answerable += 1
 
@@ -105,6 +106,18 @@ class Owner:
     async def up(self, times: int = 1) -> None:
         await eventually(lambda: self.events.count("up") >= times, f"link up, {times} times")
 
+    def group_send(
+        self, group: str, payload: bytes, excluded: tuple[str, ...] = ()
+    ) -> Awaitable[list[bytes]]:
+        if group not in self.group_routes:
+            self.group_routes[group] = self.bus.group_route(group)
+        return self.group_routes[group].send(payload, excluded)
+
+    def push(self, channel: str, payload: bytes) -> Awaitable[object]:
+        if channel not in self.channel_routes:
+            self.channel_routes[channel] = self.bus.channel_route(channel)
+        return self.channel_routes[channel].send(payload)
+
     async def join(self, group: str = "room") -> Topic:
         topic = self.topics.group(group).topic
         self.bus.subscribe(topic)
@@ -121,9 +134,9 @@ class Owner:
         """Everything that a sender can wait for."""
         inbox = self.topics.inbox("00" * 8)
         return {
-            "group_send": lambda: self.bus.group_send("room", PAYLOAD, ()),
-            "publish": lambda: self.bus.publish(inbox, "x", PAYLOAD),
-            "push": lambda: self.bus.push("jobs", PAYLOAD, 100),
+            "group_send": lambda: self.group_send("room", PAYLOAD),
+            "publish": lambda: self.bus.publish(inbox, "x", PAYLOAD, CONTROL),
+            "push": lambda: self.push("jobs", PAYLOAD),
             "add_member": lambda: self.bus.add_member("room", "jobs"),
             "discard_member": lambda: self.bus.discard_member("room", "jobs"),
             "flush": lambda: self.bus.flush(),
@@ -144,8 +157,8 @@ MakeOwner = Callable[..., Awaitable[Owner]]
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[RespServer]:
-    async with RespServer() as server:
+async def server(redis_server: EmbeddedServer) -> AsyncIterator[RespServer]:
+    async with RespServer(redis_server) as server:
         yield server
 
 
@@ -274,7 +287,7 @@ async def test_no_answer_to_what_can_be_repeated(
 async def test_scripts_are_forgotten(owner: Owner, server: RespServer) -> None:
     """NOSCRIPT is no loss: the scripts are loaded and the command is sent again, for waiting and other calls."""
     server.real.command("SCRIPT", "FLUSH")
-    await every([owner.bus.push("jobs", PAYLOAD, 100)])
+    await every([owner.push("jobs", PAYLOAD)])
     server.real.command("SCRIPT", "FLUSH")
     assert await owner.pop(1) == PAYLOAD
     server.real.command("SCRIPT", "FLUSH")
@@ -295,7 +308,7 @@ def entries_in(command: tuple[Any, ...]) -> list[bytes]:
 
 def envelopes_in(command: tuple[Any, ...]) -> list[Envelope]:
     """The messages in a command that sends."""
-    return [envelope for entry in entries_in(command) for envelope in unpack_all(entry)]
+    return [envelope for entry in entries_in(command) for envelope in unpack(entry)]
 
 
 def bodies(commands: list[tuple[Any, ...]]) -> list[list[bytes]]:
@@ -303,7 +316,7 @@ def bodies(commands: list[tuple[Any, ...]]) -> list[list[bytes]]:
 
 
 def send_some(owner: Owner, group: str, *payloads: bytes) -> list[Awaitable[object]]:
-    return [owner.bus.group_send(group, payload, ()) for payload in payloads]
+    return [owner.group_send(group, payload, ()) for payload in payloads]
 
 
 async def test_sends_of_one_turn(owner: Owner, server: RespServer) -> None:
@@ -365,7 +378,7 @@ async def test_sends_that_share_are_small(
     await every(send_some(owner, "room", *payloads))
     commands = server.received("EVALSHA")[before:]
     assert [payload for command in bodies(commands) for payload in command] == payloads
-    assert [[len(unpack_all(entry)) for entry in entries_in(command)] for command in commands] == shares
+    assert [[len(unpack(entry)) for entry in entries_in(command)] for command in commands] == shares
     # However small they are, and one that is larger than an entry should be has one of its own.
     many = [b"x"] * 1000 + [b"%d" % number + bytes(97 * number % 2000) for number in range(1000)]
     before = len(server.received("EVALSHA"))
@@ -377,7 +390,7 @@ async def test_sends_that_share_are_small(
         entries = entries_in(command)
         assert len(envelopes_in(command)) <= 16
         assert len(entries) == 1 or recovery is not None
-        assert all(len(entry) <= most or len(unpack_all(entry)) == 1 for entry in entries)
+        assert all(len(entry) <= most or len(unpack(entry)) == 1 for entry in entries)
     assert len(commands) < 1000
 
 
@@ -386,10 +399,9 @@ async def test_a_way_to_a_channel(make: MakeOwner, server: RespServer) -> None:
     for keys in ([], ["key"]):
         owner = await make(server.url, symmetric_encryption_keys=keys)
         await owner.up()
-        inbox = owner.topics.inbox("00" * 8)
-        ways = [owner.bus.way(inbox, f"specific.{'00' * 8}!{number}") for number in range(2)]
+        ways = [owner.bus.channel_route(f"specific.{'00' * 8}!{number}") for number in range(2)]
         before = len(server.received("PUBLISH"))
-        await every([ways[number % 2](PAYLOAD) for number in range(9)])
+        await every([ways[number % 2].send(PAYLOAD) for number in range(9)])
         commands = server.received("PUBLISH")[before:]
         assert [len(envelopes_in(command)) for command in commands] == [1, 8]
         targets = [envelope.target[-1] for command in commands for envelope in envelopes_in(command)]
@@ -401,8 +413,12 @@ async def test_what_sessions_say_is_not_shared(owner: Owner, server: RespServer)
     """Messages between sessions go one by one. What joins others goes where the first of them is."""
     inbox = owner.topics.inbox("00" * 8)
     before = len(server.received("PUBLISH"))
+    way = owner.bus.channel_route(f"specific.{'00' * 8}!x")
     sends = [
-        owner.bus.publish(inbox, "x", b"%d" % number, CONTROL * (number % 3 == 1)) for number in range(7)
+        owner.bus.publish(inbox, "x", b"%d" % number, CONTROL)
+        if number % 3 == 1
+        else way.send(b"%d" % number)
+        for number in range(7)
     ]
     await every(sends)
     commands = server.received("PUBLISH")[before:]
@@ -511,17 +527,17 @@ async def test_refused_when_it_is_sent_again(owner: Owner, server: RespServer) -
     """What was not answered, and is refused on the next connection, may have been executed: nobody knows."""
     server.script("EVALSHA", resp_server.half(closes=True), error("NOSCRIPT No matching script."))
     with pytest.raises(DeliveryUnknown, match="refused when it was sent again: NOSCRIPT"):
-        await every([owner.bus.group_send("room", PAYLOAD, ())])
-    assert await every([owner.bus.group_send("room", PAYLOAD, ())]) == [None]
+        await every([owner.group_send("room", PAYLOAD, ())])
+    assert await every([owner.group_send("room", PAYLOAD, ())]) == [None]
 
 
 async def test_unserving_when_it_is_sent_again(owner: Owner, server: RespServer) -> None:
     """The same of a server that cannot serve: that connection is given up as well."""
     server.script("EVALSHA", resp_server.half(closes=True), READONLY)
     with pytest.raises(DeliveryUnknown, match="refused when it was sent again: READONLY"):
-        await every([owner.bus.group_send("room", PAYLOAD, ())])
+        await every([owner.group_send("room", PAYLOAD, ())])
     await owner.up(3)
-    assert await every([owner.bus.group_send("room", PAYLOAD, ())]) == [None]
+    assert await every([owner.group_send("room", PAYLOAD, ())]) == [None]
 
 
 async def test_posted_once(owner: Owner, server: RespServer) -> None:
@@ -533,7 +549,7 @@ async def test_posted_once(owner: Owner, server: RespServer) -> None:
     await owner.up(2)
     owner.bus.post(inbox, "x", PAYLOAD, CONTROL)
     await every([owner.bus.publish(inbox, "x", PAYLOAD, CONTROL)])
-    sent = [unpack_all(command[-1])[0].seq for command in server.received("PUBLISH") if inbox.name in command]
+    sent = [unpack(command[-1])[0].seq for command in server.received("PUBLISH") if inbox.name in command]
     assert sent == [1, 2, 3, 4]
 
 
@@ -593,7 +609,7 @@ async def test_held_between_entries_of_the_log(make: MakeOwner, server: RespServ
     await every(send_some(owner, "room", *payloads))
     await eventually(lambda: owner.offered == 5, "the one that is not taken")
     log = server.real.command("XRANGE", owner.topics.log(0), "-", "+")
-    assert [len(unpack_all(fields[3])) for _, fields in log if fields[0] == b"t"] == [1, 2, 2, 2, 1]
+    assert [len(unpack(fields[3])) for _, fields in log if fields[0] == b"t"] == [1, 2, 2, 2, 1]
     [shard] = owner.bus._shards
     assert shard.pushes.wire is not None
     shard.pushes.wire.abort(ConnectionResetError("nothing of it is delivered any more"))
@@ -664,7 +680,7 @@ async def test_pop_refused(
 @pytest.mark.parametrize("answer", [LOADING, READONLY], ids=["LOADING", "READONLY"])
 async def test_pop_of_a_server_that_cannot_serve(owner: Owner, server: RespServer, answer: Answer) -> None:
     """The question fails with ConnectionError; under the same number the item comes when it can serve."""
-    await owner.bus.push("jobs", PAYLOAD, 100)
+    await owner.push("jobs", PAYLOAD)
     server.script("pop", answer)
     with pytest.raises(ConnectionError):
         await owner.pop(1)
@@ -679,7 +695,7 @@ async def test_pop_of_a_server_that_cannot_serve(owner: Owner, server: RespServe
 async def test_pop_without_an_answer(owner: Owner, server: RespServer, answer: Answer) -> None:
     """A question that was not answered is asked again by the line: one item, taken once."""
     for _ in range(2):
-        await owner.bus.push("jobs", PAYLOAD, 100)
+        await owner.push("jobs", PAYLOAD)
     server.script("pop", answer)
     assert [await owner.pop(number) for number in (1, 2, 3)] == [PAYLOAD, PAYLOAD, None]
 
@@ -729,9 +745,9 @@ async def test_subscriptions_are_made_again(owner: Owner, server: RespServer) ->
     assert sorted(owner.subscribed) == sorted(
         [topic.name for topic in topics] + [topics[0].name, topics[1].name]
     )
-    await owner.bus.group_send("lobby", PAYLOAD, ())
-    await owner.bus.group_send("left", PAYLOAD, ())
-    await owner.bus.group_send("room", PAYLOAD, ())
+    await owner.group_send("lobby", PAYLOAD, ())
+    await owner.group_send("left", PAYLOAD, ())
+    await owner.group_send("room", PAYLOAD, ())
     await eventually(lambda: len(owner.arrived) == 2, "two messages")
     assert [topic for topic, _ in owner.arrived] == [topics[1].name, topics[0].name]
 
@@ -800,7 +816,7 @@ async def test_a_confirmation_that_does_not_come(owner: Owner, server: RespServe
     server.script("SUBSCRIBE", answer)
     await every([owner.join()])
     assert "down" in owner.events
-    await owner.bus.group_send("room", PAYLOAD, ())
+    await owner.group_send("room", PAYLOAD, ())
     await eventually(lambda: owner.arrived, "a message")
 
 
@@ -839,7 +855,7 @@ async def test_a_held_message_is_opened_once(owner: Owner) -> None:
     await owner.join()
     owner.takes = False
     for _ in range(2):
-        await owner.bus.group_send("room", PAYLOAD, ())
+        await owner.group_send("room", PAYLOAD, ())
     await eventually(lambda: owner.offered, "an offer")
     owner.bus.resume()
     owner.bus.resume()
@@ -867,7 +883,7 @@ async def test_a_bad_start(make: MakeOwner, server: RespServer, command: str, an
     owner = await make(server.url)
     await owner.up()
     await every([owner.join()])
-    await owner.bus.group_send("room", PAYLOAD, ())
+    await owner.group_send("room", PAYLOAD, ())
     await eventually(lambda: owner.arrived, "a message")
 
 
@@ -876,11 +892,11 @@ async def test_a_replica(make: MakeOwner, server: RespServer) -> None:
     server.always("ROLE", resp_server.reply([b"slave", b"10.0.0.1", 6379, b"connected", 0]))
     owner = await make(server.url)
     with pytest.raises(LayerUnavailable, match="it is a replica; only masters are used"):
-        await owner.bus.group_send("room", PAYLOAD, ())
+        await owner.group_send("room", PAYLOAD, ())
     assert owner.bus.links()[0].state == "connecting" and "replica" in owner.bus.links()[0].reason
     server.restore()
     await owner.up()
-    await owner.bus.group_send("room", PAYLOAD, ())
+    await owner.group_send("room", PAYLOAD, ())
 
 
 @pytest.mark.parametrize("answer", [NOPERM, error("ERR unknown command 'ROLE'")], ids=["NOPERM", "ERR"])
@@ -889,7 +905,7 @@ async def test_no_permission_for_role(make: MakeOwner, server: RespServer, answe
     server.always("ROLE", answer)
     owner = await make(server.url)
     await owner.up()
-    await owner.bus.group_send("room", PAYLOAD, ())
+    await owner.group_send("room", PAYLOAD, ())
 
 
 async def test_a_layout_that_cannot_be_written(make: MakeOwner, server: RespServer) -> None:
@@ -897,7 +913,7 @@ async def test_a_layout_that_cannot_be_written(make: MakeOwner, server: RespServ
     server.always("SET", NOPERM)
     owner = await make(server.url)
     with pytest.raises(LayerUnavailable, match="NOPERM"):
-        await owner.bus.group_send("room", PAYLOAD, ())
+        await owner.group_send("room", PAYLOAD, ())
     server.restore()
     await owner.up()
 
@@ -911,7 +927,7 @@ async def test_another_layout(make: MakeOwner, server: RespServer) -> None:
     topic = second.topics.group("room").topic
     second.bus.subscribe(topic)
     for wait in (
-        lambda: second.bus.group_send("room", PAYLOAD, ()),
+        lambda: second.group_send("room", PAYLOAD, ()),
         lambda: second.bus.checked(topic),
         lambda: second.bus.confirmed(topic),
     ):
@@ -928,7 +944,7 @@ async def test_a_wrong_password(make: MakeOwner, server: RespServer) -> None:
     server.always("AUTH", error("WRONGPASS invalid username-password pair or user is disabled."))
     owner = await make(server.url.replace("//", "//:wr0ng@"))
     with pytest.raises(LayerUnavailable, match=r"(?i)password|auth") as raised:
-        await owner.bus.group_send("room", PAYLOAD, ())
+        await owner.group_send("room", PAYLOAD, ())
     assert "wr0ng" not in str(raised.value)
 
 
@@ -937,7 +953,7 @@ async def test_a_server_that_says_nothing(make: MakeOwner, server: RespServer) -
     server.always("*", resp_server.silence())
     owner = await make(server.url)
     with pytest.raises(LayerUnavailable):
-        await every([owner.bus.group_send("room", PAYLOAD, ())])
+        await every([owner.group_send("room", PAYLOAD, ())])
     server.restore()
     await owner.up()
 
@@ -950,7 +966,7 @@ async def test_checked(make: MakeOwner, server: RespServer) -> None:
     waiting = [await started(owner.bus.checked(topic)) for _ in range(3)]
     waiting[0].cancel()
     with pytest.raises(LayerUnavailable):
-        await owner.bus.push("jobs", PAYLOAD, 100)
+        await owner.push("jobs", PAYLOAD)
     assert [one.done() for one in waiting] == [True, False, False]
     await server.start()
     await every(waiting[1:])
@@ -984,12 +1000,12 @@ async def test_a_waiting_send_cancelled(owner: Owner, server: RespServer) -> Non
     await owner.join()
     await server.stop()
     await eventually(lambda: "down" in owner.events, "the loss of the link")
-    waiting = await started(_wait(owner.bus.group_send("room", PAYLOAD, ())))
+    waiting = await started(_wait(owner.group_send("room", PAYLOAD, ())))
     waiting.cancel()
     await ended(waiting)
     await server.start()
     await owner.up(2)
-    await owner.bus.group_send("room", PAYLOAD, ("x!y",))
+    await owner.group_send("room", PAYLOAD, ("x!y",))
     await eventually(lambda: owner.arrived, "a message")
     assert [envelope.excluded for _, envelope in owner.arrived] == [("x!y",)]
 
@@ -1018,15 +1034,15 @@ async def test_one_of_two_links(owner: Owner, server: RespServer) -> None:
 
 async def test_two_hosts(make: MakeOwner, server: RespServer) -> None:
     """A name's partition decides its host, for topics, lists and keys; up means all; flush reaches all."""
-    async with RespServer() as other:
+    async with RespServer(server.real) as other:
         owner = await make([server.url, other.url])
         await owner.up()
         queues = [owner.topics.queue(f"jobs{number}").topic for number in range(16)]
         for number in range(16):
             group = f"room{number}"
             topic = await owner.join(group)
-            await owner.bus.group_send(group, PAYLOAD, ())
-            await owner.bus.push(f"jobs{number}", PAYLOAD, 10)
+            await owner.group_send(group, PAYLOAD, ())
+            await owner.push(f"jobs{number}", PAYLOAD)
             await owner.bus.add_member(group, "jobs")
             host = (server, other)[topic.shard]
             assert (topic.name,) in host.received("SUBSCRIBE")
@@ -1066,7 +1082,7 @@ async def test_close_while_connecting(make: MakeOwner, server: RespServer, answe
     """Closing does not wait for a connection that is being made; who waits for it is told; no task is left."""
     server.always("ROLE", answer)
     owner = await make(server.url, send_timeout=20)
-    waiting = await started(_wait(owner.bus.group_send("room", PAYLOAD, ())))
+    waiting = await started(_wait(owner.group_send("room", PAYLOAD, ())))
     checked = await started(owner.bus.checked(owner.topics.queue("jobs").topic))
     await eventually(lambda: server.received("ROLE"), "a connection under way")
     async with asyncio.timeout(10):
@@ -1088,9 +1104,9 @@ async def test_on_a_real_server(make: MakeOwner, redis_url: str) -> None:
     await other.join()
     assert await other.bus.publish(topic, "somebody", PAYLOAD, CONTROL) == 2
     await other.bus.add_member("room", "jobs")
-    assert await other.bus.group_send("room", PAYLOAD, ("a!b",)) == [b"jobs"]
+    assert await other.group_send("room", PAYLOAD, ("a!b",)) == [b"jobs"]
     await other.bus.discard_member("room", "jobs")
-    assert not await other.bus.group_send("room", PAYLOAD, ())
+    assert not await other.group_send("room", PAYLOAD, ())
     await eventually(lambda: len(owner.arrived) == len(other.arrived) == 3, "everything")
     for one in (owner, other):
         envelopes = [envelope for _, envelope in one.arrived]
@@ -1103,16 +1119,16 @@ async def test_on_a_real_server(make: MakeOwner, redis_url: str) -> None:
 
 async def test_a_normal_channel_on_a_real_server(make: MakeOwner, redis_url: str) -> None:
     """Push, pop, the same number again, give back, another one's turn, capacity and wake-ups."""
-    owner, other = await make(redis_url), await make(redis_url)
+    owner, other = await make(redis_url), await make(redis_url, capacity=2)
     await every([owner.up(), other.up()])
     topic = owner.topics.queue("jobs").topic
     owner.bus.subscribe(topic)
     await owner.bus.confirmed(topic)
     payloads = [Codec("msgpack", (), 60.0).encode({"type": "t", "n": n}) for n in range(3)]
     for payload in payloads[:2]:
-        await other.bus.push("jobs", payload, 2)
+        await other.push("jobs", payload)
     with pytest.raises(ChannelFull, match="'jobs' holds 2 messages"):
-        await other.bus.push("jobs", payloads[2], 2)
+        await other.push("jobs", payloads[2])
     assert [await owner.pop(1), await owner.pop(1)] == [payloads[0]] * 2
     assert await other.pop(1) == payloads[1]
     for _ in range(2):
@@ -1122,7 +1138,7 @@ async def test_a_normal_channel_on_a_real_server(make: MakeOwner, redis_url: str
     assert await other.pop(2) == payloads[0]
     assert await other.pop(3) is None and await owner.pop(2) is None
     await eventually(lambda: owner.woken == [topic.name] * 3, "three wake-ups")
-    await other.bus.push("jobs", payloads[2], 2)
+    await other.push("jobs", payloads[2])
     await owner.bus.flush()
     assert await owner.pop(3) is None
 
@@ -1132,7 +1148,7 @@ async def test_sequence_numbers_follow_the_calls(make: MakeOwner, redis_url: str
     owner = await make(redis_url, send_timeout=20)
     await owner.up()
     await owner.join()
-    sends = [owner.bus.group_send("room", PAYLOAD, ()) for _ in range(2000)]
+    sends = [owner.group_send("room", PAYLOAD, ()) for _ in range(2000)]
     await every([_wait(send) for send in sends])
     await eventually(lambda: len(owner.arrived) == 2000, "everything")
     assert [envelope.seq for _, envelope in owner.arrived] == list(range(1, 2001))

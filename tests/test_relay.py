@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import random
 import socket
 import threading
 import time
@@ -16,10 +15,8 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 
-from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, LayerUnavailable, sync
-from channels_asyncq import layer as layer_module
+from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, LayerUnavailable, callers, sync
 from channels_asyncq import relay as relay_module
-from channels_asyncq.bus.answers import AnswerSource
 from channels_asyncq.relay import Errand, Relay, RelayLoop, relay
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import (
@@ -31,9 +28,8 @@ from tests.contract import (
     receive,
     receive_many,
     started,
-    steps,
 )
-from tests.resp_server import RespServer, after, error
+from tests.resp_server import RespServer, after
 
 MakeLayer = Callable[..., AsyncQueueChannelLayer]
 
@@ -70,16 +66,6 @@ def connections_made(server: EmbeddedServer) -> int:
 
 
 server_asks: list[None] = []
-
-
-class Ended:
-    """Where the answer to what has ended comes from."""
-
-    def read_answer(self, seconds: float, bell: int) -> bool:
-        return False
-
-
-ENDED = Ended()
 
 
 def raise_permission_error(*arguments: Any) -> int:
@@ -137,69 +123,6 @@ class TestRelay:
             await ended.wait()
         assert task.cancelled()
 
-    async def test_standing_still_is_for_a_moment(self, own_relay: Relay) -> None:
-        """A loop that stands still for its answer goes on when that takes longer, and gets it all the same."""
-        loop = asyncio.get_running_loop()
-        answers: list[asyncio.Future[int]] = []
-
-        async def wait_for_the_caller() -> int:
-            answers.append(asyncio.get_running_loop().create_future())
-            loop.call_soon_threadsafe(answer)
-            return await answers[0]
-
-        def answer() -> None:
-            relays = own_relay.loop
-            assert relays is not None
-            relays.call_soon_threadsafe(answers[0].set_result, 42)
-
-        async with asyncio.timeout(DEADLINE):
-            assert await own_relay.run(wait_for_the_caller, stands_still=0.0005) == 42
-
-    async def test_standing_still_keeps_the_loop(self, own_relay: Relay) -> None:
-        """An answer that is there within the moment needs no turn of the loop, and neither does an error."""
-        turns = 0
-
-        async def answer() -> int:
-            return 42
-
-        async def fail() -> None:
-            raise KeyError("what")
-
-        def count() -> None:
-            nonlocal turns
-            turns += 1
-            asyncio.get_running_loop().call_soon(count)
-
-        own_relay.wait(answer)
-        asyncio.get_running_loop().call_soon(count)
-        still = 0
-        for _ in range(50):
-            before = turns
-            assert await own_relay.run(answer, stands_still=0.05) == 42
-            with pytest.raises(KeyError, match="what"):
-                await own_relay.run(fail, stands_still=0.05)
-            still += turns == before
-        # Not each time: a busy machine may be late with any of them.
-        assert still > 0
-
-    async def test_only_the_first_send_of_a_loop_stands_still_for_long(
-        self, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A loop does nothing else for 5 ms at most for its first send, and for half a millisecond for others."""
-        moments: list[tuple[float, bool]] = []
-        run = Relay.run
-
-        def noted(self: Relay, *arguments: Any, stands_still: float = 0.0, visits: bool = False) -> Any:
-            moments.append((stands_still, visits))
-            return run(self, *arguments, stands_still=stands_still, visits=visits)
-
-        monkeypatch.setattr(Relay, "run", noted)
-        monkeypatch.setattr(layer_module, "_MOMENT_SECONDS", 3600.0)
-        layer = make_layer()
-        for n in range(3):
-            await layer.group_send("room", note(n))
-        assert moments == [(0.005, True), (0.0005, False), (0.0005, False)]
-
     @pytest.mark.parametrize("bell", ["eventfd", "none"])
     def test_errands_begin_in_the_order_in_which_they_were_posted(
         self, bell: str, own_relay: Relay, monkeypatch: pytest.MonkeyPatch
@@ -216,26 +139,22 @@ class TestRelay:
             is_busy.set()
             go_on.wait(DEADLINE)
 
-        def at_once(n: int, errand: Errand[None]) -> AnswerSource:
+        async def begin(n: int) -> None:
             begun.append(n)
             if n == 3:
                 raise SystemExit(n)
-            errand.end(None)
-            return ENDED
-
-        async def never() -> None:
-            raise AssertionError("it was done at once")
 
         is_busy = threading.Event()
         with ThreadPoolExecutor(1) as pool:
             busy = pool.submit(own_relay.wait, be_busy)
             assert is_busy.wait(DEADLINE)
-            errands = [Errand(never, partial(at_once, n)) for n in range(10)]
+            errands = [Errand(partial(begin, n)) for n in range(10)]
             for errand in errands:
                 own_relay._post(errand)
             go_on.set()
             busy.result(DEADLINE)
-        assert all(errand.wait(DEADLINE) for errand in errands)
+        for errand in errands:
+            errand.wait()
         assert begun == list(range(10))
         for n, errand in enumerate(errands):
             if n == 3:
@@ -259,7 +178,7 @@ class TestRelay:
             nonlocal had_a_turn
             had_a_turn = True
 
-        def at_once(errand: Errand[None]) -> AnswerSource:
+        async def begin() -> None:
             nonlocal count
             count += 1
             if count == 1:
@@ -267,38 +186,89 @@ class TestRelay:
             if had_a_turn or count == 10_000:
                 over.set()
             else:
-                # It rings while errands are begun.
-                own_relay._post(Errand(lambda: asyncio.sleep(0), at_once))
-            errand.end(None)
-            return ENDED
+                # The bell rings while errands are begun.
+                own_relay._post(Errand(begin))
 
-        own_relay.wait(lambda: asyncio.sleep(0), at_once)
+        own_relay.wait(begin)
         assert over.wait(DEADLINE)
         assert had_a_turn and 1 < count < 10_000
 
-    def test_interrupted_while_it_is_posted(self, own_relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Ctrl-C before the relay was woken: the errand is never begun, and nothing of it stays."""
+    @pytest.mark.parametrize("bell", ["eventfd", "none"])
+    def test_interrupted_while_it_is_posted(
+        self, bell: str, own_relay: Relay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ctrl-C while the relay is woken: the errand is never begun, and nothing of it stays."""
+        if bell == "none":
+            monkeypatch.delattr("os.eventfd", raising=False)
+        elif not hasattr(os, "eventfd"):
+            pytest.skip("this system has none")
         begun: list[str] = []
 
-        def note_it(name: str, errand: Errand[None]) -> AnswerSource:
+        async def note_it(name: str) -> None:
             begun.append(name)
-            errand.end(None)
-            return ENDED
 
-        def interrupt(*arguments: Any) -> None:
+        async def pass_by() -> None:
+            pass
+
+        def interrupt(*arguments: Any, **more: Any) -> None:
             raise KeyboardInterrupt
 
-        own_relay.wait(lambda: asyncio.sleep(0))
+        own_relay.wait(pass_by)
         loop = own_relay.loop
         assert isinstance(loop, RelayLoop)
-        bell = relay_module.Bell if loop._bell is not None else RelayLoop
         with monkeypatch.context() as patch:
-            patch.setattr(bell, "ring" if bell is relay_module.Bell else "post", interrupt)
+            if bell == "eventfd":
+                patch.setattr("os.eventfd_write", interrupt)
+            else:
+                call_soon = loop.call_soon_threadsafe
+                patch.setattr(loop, "call_soon_threadsafe", interrupt)
+                # The cancellation goes the same way, and is not interrupted.
+                patch.setattr(own_relay, "_cancel", lambda errand: restore(errand))
+
+                def restore(errand: Errand[None]) -> None:
+                    patch.setattr(loop, "call_soon_threadsafe", call_soon)
+                    Relay._cancel(own_relay, errand)
+
             with pytest.raises(KeyboardInterrupt):
-                own_relay.wait(lambda: asyncio.sleep(0), partial(note_it, "interrupted"))
-        own_relay.wait(lambda: asyncio.sleep(0), partial(note_it, "next"))
+                own_relay.wait(partial(note_it, "interrupted"))
+        own_relay.wait(partial(note_it, "next"))
         assert begun == ["next"]
+        own_relay.wait(pass_by)
         assert not loop.errands
+
+    def test_posting_from_a_signal_handler(self, own_relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a thread posts while it is just posting, as a signal's handler may, is done as well."""
+        if not hasattr(os, "eventfd"):
+            pytest.skip("this system has none")
+        ring = os.eventfd_write
+        done: list[str] = []
+
+        async def do(what: str) -> None:
+            done.append(what)
+
+        def interrupted(descriptor: int, value: int) -> None:
+            if not inner:
+                inner.append(Errand(partial(do, "of the handler")))
+                own_relay._post(inner[0])
+            ring(descriptor, value)
+
+        inner: list[Errand[None]] = []
+        monkeypatch.setattr("os.eventfd_write", interrupted)
+        own_relay.wait(partial(do, "of the thread"))
+        inner[0].wait()
+        assert sorted(done) == ["of the handler", "of the thread"]
+
+    def test_a_selector_that_takes_no_bell(self, own_relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A relay that cannot have its bell does without."""
+
+        def refuse(*arguments: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        async def answer() -> int:
+            return 42
+
+        monkeypatch.setattr(RelayLoop, "add_reader", refuse)
+        assert own_relay.wait(answer) == 42
 
     def test_posting_to_a_loop_that_ends(self, own_relay: Relay) -> None:
         """Whoever posts to a loop that was closed goes to its successor; descriptors do not add up."""
@@ -319,19 +289,6 @@ class TestRelay:
         if descriptors:
             assert len(os.listdir("/proc/self/fd")) <= descriptors
 
-    async def test_answers_at_the_end_of_the_moment(self, own_relay: Relay) -> None:
-        """An answer that comes just when the loop stops standing still is not missed."""
-        jitter = random.Random(7)
-
-        async def answer(seconds: float) -> float:
-            await asyncio.sleep(seconds)
-            return seconds
-
-        async with asyncio.timeout(DEADLINE):
-            for _ in range(500):
-                seconds = jitter.uniform(0.0003, 0.0006)
-                assert await own_relay.run(partial(answer, seconds), stands_still=0.0005) == seconds
-
     async def test_cancelling_before_it_begins(self, own_relay: Relay) -> None:
         """What is cancelled before the relay has begun it leaves nothing there, whichever comes first."""
 
@@ -348,53 +305,7 @@ class TestRelay:
         assert own_relay.wait(answer) == 42
         loop = own_relay.loop
         assert isinstance(loop, RelayLoop)
-        await eventually(lambda: not loop.errands and not loop.starting, "the end of all errands")
-
-    async def test_at_once_does_not_overtake(self, own_relay: Relay) -> None:
-        """What could be done at once waits for the task of an errand before it to have begun."""
-        order: list[str] = []
-
-        async def first() -> None:
-            order.append("task")
-
-        def at_once(errand: Errand[None]) -> AnswerSource:
-            order.append("at once")
-            errand.end(None)
-            return ENDED
-
-        async def post() -> None:
-            # On the relay's own loop, so that both begin in the same turn.
-            loop = asyncio.get_running_loop()
-            assert isinstance(loop, RelayLoop)
-            errands = [Errand(first), Errand(first, at_once)]
-            for errand in errands:
-                errand.loop = loop
-                errand.begin()
-            await steps(5)
-
-        own_relay.wait(post)
-        assert order[0] == "task" and len(order) == 2
-
-    async def test_cancelling_after_standing_still(self, own_relay: Relay) -> None:
-        """Who has stood still and waits now can be cancelled; the coroutine on the relay is cancelled too."""
-        loop = asyncio.get_running_loop()
-        began, ended = asyncio.Event(), asyncio.Event()
-
-        async def long() -> None:
-            loop.call_soon_threadsafe(began.set)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                loop.call_soon_threadsafe(ended.set)
-
-        task = asyncio.create_task(own_relay.run(long, stands_still=0.0005))
-        async with asyncio.timeout(DEADLINE):
-            # Before it has begun there would be nothing to cancel there.
-            await began.wait()
-            task.cancel()
-            await asyncio.wait([task])
-            await ended.wait()
-        assert task.cancelled()
+        await eventually(lambda: not loop.errands, "the end of all errands")
 
     def test_stop_lets_go_of_everybody(self, own_relay: Relay) -> None:
         """Whoever waits when the relay stops gets LayerClosed, soon; the relay starts again when asked."""
@@ -421,6 +332,24 @@ class TestRelay:
                 with pytest.raises(LayerClosed, match="process is ending"):
                     future.result(DEADLINE)
         assert own_relay.wait(answer) == 42
+
+    def test_stop_waits_for_what_has_begun(self, own_relay: Relay) -> None:
+        """What was written when the relay stops may still be answered: its caller is not told otherwise."""
+        began = threading.Event()
+
+        async def answer_at_the_end() -> int:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, RelayLoop)
+            began.set()
+            while not loop.is_leaving:  # noqa: ASYNC110  (no event tells)
+                await asyncio.sleep(0)
+            return 42
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(own_relay.wait, answer_at_the_end)
+            assert began.wait(DEADLINE)
+            own_relay.stop()
+            assert waiting.result(DEADLINE) == 42
 
     def test_stopping_under_load(self, own_relay: Relay) -> None:
         """Errands that race with stop() are done or get LayerClosed: nobody waits for ever."""
@@ -533,7 +462,7 @@ class TestConnections:
         self, own_redis_server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator["Counted"]:
         # However slow the machine is, what makes a loop one that stays is the number of its sends.
-        monkeypatch.setattr(layer_module, "_MOMENT_SECONDS", 3600.0)
+        monkeypatch.setattr(callers, "_MOMENT_SECONDS", 3600.0)
         layer = AsyncQueueChannelLayer(
             hosts=[own_redis_server.url], prefix=prefix, capacity=10_000, send_timeout=20
         )
@@ -694,13 +623,6 @@ class Counted:
         self._runner.close()
 
 
-async def relay_has_turned() -> None:
-    """Return when the relay has begun what was posted before, read what was there, and told whom it concerned."""
-    for _ in range(10):
-        await relay().run(partial(steps, 3))
-    await steps(3)
-
-
 class TestSessions:
     """Which loop gets a session of its own."""
 
@@ -717,24 +639,23 @@ class TestSessions:
         layer = make_layer()
         for message in notes(5):
             await layer.send("jobs", message)
-        monkeypatch.setattr(layer_module, "_MOMENT_SECONDS", 0.0)
+        monkeypatch.setattr(callers, "_MOMENT_SECONDS", 0.0)
         for n in range(5, 10):
             await layer.send("jobs", note(n))
         assert asyncio.get_running_loop() in layer._sessions
         assert not layer._callers
         assert await receive_many(layer, "jobs", 10) == notes(10)
 
-    @pytest.mark.parametrize("confirm", [True, False])
     async def test_a_gather_over_the_change(
-        self, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch, confirm: bool
+        self, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Sends that were begun in one turn arrive in their order, though only the first of them are relayed."""
         there = make_layer(capacity=1000)
-        monkeypatch.setattr(layer_module, "_MOMENT_SENDS", 20)
+        monkeypatch.setattr(callers, "_MOMENT_SENDS", 20)
         for n in range(10):
             member = await there.new_channel()
             await there.group_add(f"room{n}", member)
-            layer = make_layer(confirm=confirm)
+            layer = make_layer()
             async with asyncio.timeout(DEADLINE):
                 await asyncio.gather(*(layer.group_send(f"room{n}", message) for message in notes(50)))
                 await layer.group_send(f"room{n}", note(50))
@@ -742,133 +663,24 @@ class TestSessions:
             assert await receive_many(there, member, 51) == notes(51)
             await layer.close()
 
-    @pytest.mark.parametrize("held", ["SEND", "PUBLISH", "PUSH", "copy"])
-    async def test_unconfirmed_sends_are_waited_for(
-        self, prefix: str, monkeypatch: pytest.MonkeyPatch, held: str
+    async def test_a_session_that_takes_the_place_of_a_closing_one(
+        self, redis_server: EmbeddedServer, prefix: str
     ) -> None:
-        """With confirm=False the relay waits all the same: what its callers send later does not overtake."""
-        monkeypatch.setattr(layer_module, "_MOMENT_SECONDS", 3600.0)
-        async with RespServer() as server:
-            config: dict[str, Any] = {
-                "hosts": [server.url],
-                "prefix": prefix,
-                "recovery": None if held == "PUBLISH" else {},
-            }
-            there = AsyncQueueChannelLayer(**config)
-            layer = AsyncQueueChannelLayer(**config, confirm=False)
-            await there.group_add("room", "copies")
-            channel = await there.new_channel()
-            send = {
-                "SEND": partial(layer.group_send, "elsewhere"),
-                "PUBLISH": partial(layer.send, channel),
-                "PUSH": partial(layer.send, "jobs"),
-                "copy": partial(layer.group_send, "room"),
-            }[held]
-            await send(note(0))
-            answered = asyncio.Event()
-            server.script("PUSH" if held == "copy" else held, after(answered))
-            before = len(server.commands)
-            sending = await started(send(note(1)))
-            await eventually(lambda: len(server.commands) >= before + (2 if held == "copy" else 1))
-            await relay_has_turned()
-            assert not sending.done()
-            answered.set()
-            async with asyncio.timeout(DEADLINE):
-                await sending
-            assert asyncio.get_running_loop() not in layer._sessions
-            await layer.close()
-            await there.close()
-
-    async def test_unconfirmed_sends_raise_nothing(
-        self, prefix: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """With confirm=False what a server refuses is counted, by the relay too; an outage is an error."""
-        monkeypatch.setattr(layer_module, "_MOMENT_SECONDS", 3600.0)
-        async with RespServer() as server:
-            layer = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix, confirm=False, send_timeout=2)
-            await layer.group_send("room", note(0))
-            server.script("SEND", error("ERR what"), error("OOM command not allowed"))
-            server.script("PUSH", error("ERR what"))
-            for _ in range(2):
-                await layer.group_send("room", note(1))
-            await layer.send("jobs", note(1))
-            assert layer.statistics().dropped == {"unsent": 3}
-            await server.stop()
-            await eventually(lambda: not layer.statistics().connected)
-            with pytest.raises(LayerUnavailable, match=f"127.0.0.1:{server.port}"):
-                await layer.group_send("room", note(2))
-            assert layer.statistics().dropped == {"unsent": 3}
-            await layer.close()
-
-    async def test_what_a_closing_session_wrote_comes_first(self, prefix: str) -> None:
-        """While a session waits for the answers to its last sends (confirm=False), the relay does too."""
-        async with RespServer() as server:
-            there = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix)
-            layer = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix, confirm=False)
-            await layer.group_send("warm", note(0))  # the relay is connected
-            member = await there.new_channel()
-            await there.group_add("room", member)
-            await layer.new_channel()
-            session = layer._sessions[asyncio.get_running_loop()]
-            await layer.group_send("room", note(0))
-            answered = asyncio.Event()
-            server.script("SEND", after(answered))
-            await layer.group_send("room", note(1))
-            closing = await started(session.close())
-            # Another loop's new session is where those that have ended are forgotten.
-            await asyncio.to_thread(lambda: asyncio.run(layer.new_channel()))
-            sending = await started(layer.group_send("room", note(2)))
-            await relay_has_turned()
-            assert not sending.done()
-            answered.set()
-            async with asyncio.timeout(DEADLINE):
-                await asyncio.gather(closing, sending)
-            assert await receive_many(there, member, 3) == notes(3)
-            await layer.close()
-            await there.close()
-
-    async def test_send_wait_while_a_session_closes(self, prefix: str) -> None:
-        """It comes after a send that waits for the closing session, whose place the next session takes."""
-        async with RespServer() as server:
-            there = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix)
-            layer = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix, confirm=False)
-            await layer.new_channel()
-            here = asyncio.get_running_loop()
-            session = layer._sessions[here]
-            answered = asyncio.Event()
-            server.script("SEND", after(answered))
-            await layer.group_send("room", note(0))
-            closing = await started(session.close())
-            sending = [
-                await started(layer.send("jobs", note(1))),
-                await started(layer.send_wait("jobs", note(2))),
-            ]
-            await relay_has_turned()
-            assert not any(task.done() for task in sending)
-            answered.set()
-            async with asyncio.timeout(DEADLINE):
-                await asyncio.gather(closing, *sending)
-            assert await receive_many(there, "jobs", 2) == [note(1), note(2)]
-            assert layer._sessions[here] is not session
-            assert session not in layer._owners.values()
-            await layer.close()
-            await there.close()
-
-    async def test_a_session_that_takes_the_place_of_a_closing_one(self, prefix: str) -> None:
         """The layer keeps nothing of the one before."""
-        async with RespServer() as server:
-            layer = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix, confirm=False)
+        async with RespServer(redis_server) as server:
+            layer = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix)
             await layer.new_channel()
             session = layer._sessions[asyncio.get_running_loop()]
             answered = asyncio.Event()
             server.script("SEND", after(answered))
-            await layer.group_send("room", note(0))
+            sending = await started(layer.group_send("room", note(0)))
             closing = await started(session.close())
             await layer.new_channel()
             assert not closing.done()
             assert list(layer._owners.values()) == list(layer._sessions.values()) != [session]
             answered.set()
-            await asyncio.wait([closing])
+            await asyncio.wait([closing, sending])
+            sending.result()
             await layer.close()
 
     async def test_a_loop_that_ends_gets_no_new_session(self, make_layer: MakeLayer) -> None:
@@ -900,9 +712,11 @@ class TestSessions:
             assert [message["n"] for message in await receive_many(there, "jobs", 2)] == [2 * n, 2 * n + 1]
             await layer.close()
 
-    async def test_send_wait_to_a_channel_of_the_loop_waits_for_nothing_else(self, prefix: str) -> None:
+    async def test_send_wait_to_a_channel_of_the_loop_waits_for_nothing_else(
+        self, redis_server: EmbeddedServer, prefix: str
+    ) -> None:
         """What the relay has not done yet is no concern of a channel that it never sends to."""
-        async with RespServer() as server:
+        async with RespServer(redis_server) as server:
             layer = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix)
             await layer.group_send("room", note(0))
             answered = asyncio.Event()

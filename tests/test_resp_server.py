@@ -14,14 +14,15 @@ from channels_asyncq.bus.redis import PUSH
 from channels_asyncq.bus.wire import NoAnswer, WireProtocol
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.options import Options
+from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
 from tests.contract import eventually
 from tests.resp_server import RespServer
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[RespServer]:
-    async with RespServer() as server:
+async def server(redis_server: EmbeddedServer) -> AsyncIterator[RespServer]:
+    async with RespServer(redis_server) as server:
         yield server
 
 

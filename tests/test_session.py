@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import CONTROL, pack
+from channels_asyncq.envelopes import CONTROL, pack, pack_names
 from channels_asyncq.exceptions import ChannelLayerError, LayerUnavailable, StillFull
 from channels_asyncq.session import Session
 from channels_asyncq.testing import EmbeddedServer
@@ -54,8 +54,8 @@ async def make_redis(redis_url: str, prefix: str) -> AsyncIterator[MakeLayer]:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[RespServer]:
-    async with RespServer() as server:
+async def server(redis_server: EmbeddedServer) -> AsyncIterator[RespServer]:
+    async with RespServer(redis_server) as server:
         yield server
 
 
@@ -204,7 +204,7 @@ class TestBadInput:
             key: value.replace("<own>", member) if isinstance(value, str) else value
             for key, value in body.items()
         }
-        data = pack(member, Codec().encode(body), flags=CONTROL)
+        data = pack([(pack_names(member), Codec().encode(body))], bytes(8), 0, CONTROL)
         redis_server.command("PUBLISH", f"{prefix}:0:inbox:{node}", data)
         await eventually(lambda: layer.statistics().dropped.get("unreadable") == 1, "the count")
         await layer.group_send("room", note(1))
@@ -218,7 +218,12 @@ class TestBadInput:
         """The same on the topic of everybody."""
         layer = await make_redis()
         (member,) = await members_of(layer, "room", 1)
-        data = pack("", Codec().encode({"do": "flush", "request": 1, "reply": b"x"}), flags=CONTROL)
+        data = pack(
+            [(pack_names(""), Codec().encode({"do": "flush", "request": 1, "reply": b"x"}))],
+            bytes(8),
+            0,
+            CONTROL,
+        )
         redis_server.command("PUBLISH", f"{prefix}:0:all", data)
         await eventually(lambda: layer.statistics().dropped.get("unreadable") == 1, "the count")
         await layer.group_send("room", note(1))

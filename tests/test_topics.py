@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq import topics
 from channels_asyncq.topics import NOT_LOGGED, Topic, Topics, new_node, node_of
 
 NODE = "0123456789abcdef"
@@ -66,7 +65,6 @@ def test_the_names_that_redis_sees() -> None:
     assert list(names.partitions_of(0)) == list(range(16))
     assert names.layout_key(0) == b"asgi:3:layout"
     assert names.stored(0) == [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:members:*"]
-    assert list(names.shards) == [0]
 
 
 @given(name=names)
@@ -135,16 +133,3 @@ def test_the_group_of_a_topic(name: str, shard: int) -> None:
     assert not space.is_group(shard, space.everybody.name)
     if shard != topic.shard:
         assert not space.is_group(shard, topic.name)
-
-
-def test_no_end_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that were used once do not stay in memory for ever, and answers stay the same."""
-    monkeypatch.setattr(topics, "_CACHED_NAMES", 10)
-    space = Topics("asgi", 16, [0], NODE)
-    first = space.group("room.0"), space.queue("room.0")
-    assert space.group("room.0") is first[0] and space.queue("room.0") is first[1]
-    for number in range(100):
-        space.group(f"room.{number}")
-        space.queue(f"room.{number}")
-        assert len(space._groups) <= 10 and len(space._queues) <= 10
-    assert (space.group("room.0"), space.queue("room.0")) == first

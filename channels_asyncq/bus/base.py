@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from ..envelopes import Envelope
 from ..topics import Topic
-from .answers import Answer, AnswerSource
 
 
 class Receiver(Protocol):
@@ -37,15 +35,6 @@ class Receiver(Protocol):
 
     def on_external(self) -> None:
         """A message written by somebody else's program arrived; `on_envelope` gets it next."""
-
-    def on_members(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
-        """An unconfirmed send to a group found these normal channels, which get a copy each."""
-
-    def on_full(self, channel: str) -> None:
-        """An unconfirmed push found the channel full."""
-
-    def on_unsent(self, topic: bytes, target: str, error: Exception) -> None:
-        """An unconfirmed send failed, or nobody knows what became of it."""
 
     def on_answerable(self) -> None:
         """The connection for commands to a host is there (again): what `pop()` refused may be asked."""
@@ -99,6 +88,29 @@ class Health:
         return all(host.ok for host in self.hosts)
 
 
+class ChannelRoute(Protocol):
+    """The route to one channel of another session, or to a normal channel. Errors are those of the bus."""
+
+    def send(self, payload: bytes) -> Awaitable[object]:
+        """
+        Send to the owner's inbox, or append to a normal channel and wake its readers.
+
+        Raises:
+            ChannelFull: the normal channel holds its capacity of unexpired messages.
+        """
+
+
+class GroupRoute(Protocol):
+    """The route to one group."""
+
+    @property
+    def topic(self) -> Topic:
+        """What its members' sessions subscribe to."""
+
+    def send(self, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
+        """Send to the group's topic; the result is the normal channels that are members, or an empty one."""
+
+
 class Bus(ABC):
     """
     Publish, subscribe, queue and pop for one session. Payloads are encoded messages; the bus wraps them.
@@ -133,10 +145,6 @@ class Bus(ABC):
         """Return when the server has confirmed a subscribed topic. Cancelling is safe."""
 
     @abstractmethod
-    async def check(self) -> None:
-        """Return when each host has answered a command and what it published has arrived."""
-
-    @abstractmethod
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
         """Try out each host, for so many seconds at most. An outage is a result, and no error."""
 
@@ -150,55 +158,20 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
-        """Send to a channel's inbox, or to everybody; return how many subscribers the server passed it to."""
+    def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> Awaitable[int]:
+        """Send to an inbox, or to everybody; return how many subscribers the server passed it to."""
 
-    def way(self, topic: Topic, target: str) -> Callable[[bytes], Awaitable[int]]:
-        """Return what publishes to a channel's inbox, for whoever sends to it more than once."""
-        return partial(self.publish, topic, target)
+    @abstractmethod
+    def channel_route(self, channel: str) -> ChannelRoute:
+        """Return the route to a channel that this session does not own: to its owner's inbox, or its queue."""
+
+    @abstractmethod
+    def group_route(self, group: str) -> GroupRoute:
+        """Return the route to a group."""
 
     @abstractmethod
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         """Send to an inbox without waiting for anything; it is dropped if the link is lost."""
-
-    @abstractmethod
-    def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
-        """Send to a group's topic; the result is the normal channels that are members of it, or an empty one."""
-
-    def group_send_at_once(
-        self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> AnswerSource | None:
-        """
-        Write now what `group_send()` sends, and give `answer` what came of it in the end.
-
-        A message whose answer is done by then is not sent again. None: it cannot be written now, and nobody is
-        told anything.
-        """
-        return None
-
-    # Unconfirmed: these return when the message is written. What comes of it is told to the receiver.
-
-    @abstractmethod
-    def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
-        """Send to a channel's inbox."""
-
-    def way_unconfirmed(self, topic: Topic, target: str) -> Callable[[bytes], Awaitable[None]]:
-        """Return what does that, as `way()`."""
-        return partial(self.publish_unconfirmed, topic, target)
-
-    @abstractmethod
-    def group_send_unconfirmed(
-        self, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> Awaitable[None]:
-        """Send to a group's topic."""
-
-    @abstractmethod
-    def push_unconfirmed(self, channel: str, payload: bytes, capacity: int) -> Awaitable[None]:
-        """Append to a normal channel."""
-
-    @abstractmethod
-    async def answered(self) -> None:
-        """Return when it was told what came of everything written until now, unless the link is lost."""
 
     @abstractmethod
     async def add_member(self, group: str, channel: str) -> None:
@@ -207,15 +180,6 @@ class Bus(ABC):
     @abstractmethod
     async def discard_member(self, group: str, channel: str) -> None:
         """End a normal channel's membership."""
-
-    @abstractmethod
-    async def push(self, channel: str, payload: bytes, capacity: int) -> None:
-        """
-        Append to a normal channel and wake its readers.
-
-        Raises:
-            ChannelFull: it holds `capacity` unexpired messages.
-        """
 
     @abstractmethod
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 _FORGET_AFTER = 900.0
 _LOW = (1 << 64) - 1
 
@@ -41,7 +39,7 @@ def stream_of(partition: int, *, is_logged: bool) -> int:
 
 
 class Numbers:
-    """The numbers of one stream, from 1."""
+    """The numbers of one stream of a node's sends or pushes, from 1, in the order of the writes."""
 
     __slots__ = ("_last",)
 
@@ -53,19 +51,6 @@ class Numbers:
         first = self._last + 1
         self._last += count
         return first
-
-
-class Outbox:
-    """Numbers the sends, or the pushes, of a node: from 1 in each stream, in the order of the writes."""
-
-    __slots__ = ("_streams",)
-
-    def __init__(self) -> None:
-        self._streams: defaultdict[int, Numbers] = defaultdict(Numbers)
-
-    def numbers(self, stream: int) -> Numbers:
-        """Return what counts a stream: it is the only one."""
-        return self._streams[stream]
 
 
 class Seen:

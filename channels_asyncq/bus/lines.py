@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import logging
@@ -286,6 +287,10 @@ class Line:
 
     async def _change(self) -> WireProtocol:
         self.raise_if_overdue()
+        return await self._next_wire()
+
+    async def _next_wire(self) -> WireProtocol:
+        """Return the wire when it comes up; raise what all who wait are told if it does not in time."""
         self.start()
         waiter: asyncio.Future[WireProtocol] = self._loop.create_future()
         self._waiters[waiter] = None
@@ -307,17 +312,8 @@ class Line:
         while not self.was_up:
             if self._overdue is not None and not isinstance(self._overdue, LayerUnavailable):
                 raise own(self._overdue)
-            self.start()
-            waiter = self._loop.create_future()
-            self._waiters[waiter] = None
-            try:
-                await waiter
-            except LayerUnavailable:
-                pass
-            except (ChannelLayerError, ImproperlyConfigured) as exc:
-                raise own(exc) from exc
-            finally:
-                self._waiters.pop(waiter, None)
+            with contextlib.suppress(LayerUnavailable):
+                await self._next_wire()
 
     async def close(self) -> None:
         """End the connection and the attempts at one. Safe to call twice."""

@@ -6,15 +6,17 @@ import asyncio
 import threading
 import weakref
 from collections import defaultdict
+from collections.abc import Awaitable
 from time import monotonic
 
 from channels.exceptions import ChannelFull
 
 from ..buffers import ChannelBuffer, Tally
+from ..codecs import Codec
 from ..envelopes import Envelope
 from ..intake import Intake
 from ..options import Options
-from ..topics import Topic, Topics
+from ..topics import Topic, Topics, node_of
 from .base import Bus, Health, HostHealth, Link, Receiver
 
 
@@ -164,26 +166,46 @@ def after_fork_in_child() -> None:
     _brokers, _brokers_lock = {}, threading.Lock()
 
 
+class MemoryChannelRoute:
+    """The route to a channel: to an inbox, or to the queue of a normal channel if there is none."""
+
+    def __init__(self, bus: MemoryBus, channel: str, inbox: Topic | None) -> None:
+        self._bus = bus
+        self._channel = channel
+        self._inbox = inbox
+
+    async def send(self, payload: bytes) -> None:
+        if self._inbox is None:
+            self._bus.push(self._channel, payload)
+        else:
+            await self._bus.publish(self._inbox, self._channel, payload, 0)
+
+
+class MemoryGroupRoute:
+    """The route to a group."""
+
+    def __init__(self, bus: MemoryBus, group: str, topic: Topic) -> None:
+        self.topic = topic
+        self._bus = bus
+        self._group = group
+
+    def send(self, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
+        return self._bus.group_send(self._group, self.topic.name, payload, excluded)
+
+
 class MemoryBus(Bus):
     """One session's side of a broker."""
 
     def __init__(
-        self,
-        options: Options,
-        topics: Topics,
-        node: str,
-        receiver: Receiver,
-        loop: asyncio.AbstractEventLoop,
-        broker: Broker,
+        self, broker: Broker, options: Options, topics: Topics, codec: Codec, node: str, receiver: Receiver
     ) -> None:
         self._options = options
         self._topics = topics
         self._node = node
         self._receiver = receiver
-        self._loop = loop
+        self._loop = loop = asyncio.get_running_loop()
         self._broker = broker
         self._wanted: set[bytes] = set()
-        self._wakes: set[bytes] = set()
         self._intake = Intake(loop, self._receive)
         self._is_closed = False
 
@@ -232,9 +254,6 @@ class MemoryBus(Bus):
     async def confirmed(self, topic: Topic) -> None:
         return None
 
-    async def check(self) -> None:
-        return None
-
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
         [link] = self.links()
         return Health((HostHealth(link.address, not self._is_closed, link.state, seconds=0.0),))
@@ -246,7 +265,7 @@ class MemoryBus(Bus):
         expires_at = monotonic() + self._options.expiry
         return Envelope(payload, target, flags=flags, excluded=excluded, expires_at=expires_at)
 
-    async def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> int:
+    async def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> int:
         buses = self._broker.publish(topic.name, self._wrap(payload, target, flags))
         self._hand_over(buses)
         if not self._intake.is_empty:
@@ -256,9 +275,17 @@ class MemoryBus(Bus):
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         self._hand_over(self._broker.publish(topic.name, self._wrap(payload, target, flags)))
 
-    async def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> list[bytes]:
+    def channel_route(self, channel: str) -> MemoryChannelRoute:
+        node = node_of(channel)
+        return MemoryChannelRoute(self, channel, None if node is None else self._topics.inbox(node))
+
+    def group_route(self, group: str) -> MemoryGroupRoute:
+        return MemoryGroupRoute(self, group, self._topics.group(group).topic)
+
+    async def group_send(
+        self, group: str, topic: bytes, payload: bytes, excluded: tuple[str, ...]
+    ) -> list[bytes]:
         envelope = self._wrap(payload, group, excluded=excluded)
-        topic = self._topics.group(group).topic.name
         buses, members = self._broker.group_send(group, topic, envelope)
         self._hand_over(buses)
         if not self._intake.is_empty:
@@ -266,34 +293,16 @@ class MemoryBus(Bus):
             await self._intake.drained()
         return [channel.encode() for channel in members]
 
-    # There is no answer to wait for here: only a full channel is told in another way.
-
-    async def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> None:
-        await self.publish(topic, target, payload)
-
-    async def group_send_unconfirmed(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
-        members = await self.group_send(group, payload, excluded)
-        if members:
-            self._loop.call_soon(self._receiver.on_members, members, payload, excluded)
-
-    async def push_unconfirmed(self, channel: str, payload: bytes, capacity: int) -> None:
-        try:
-            await self.push(channel, payload, capacity)
-        except ChannelFull:
-            self._loop.call_soon(self._receiver.on_full, channel)
-
-    async def answered(self) -> None:
-        await asyncio.sleep(0)
-
     async def add_member(self, group: str, channel: str) -> None:
         self._broker.add_member(group, channel, monotonic() + self._options.group_expiry)
 
     async def discard_member(self, group: str, channel: str) -> None:
         self._broker.discard_member(group, channel)
 
-    async def push(self, channel: str, payload: bytes, capacity: int) -> None:
+    def push(self, channel: str, payload: bytes) -> None:
         envelope = self._wrap(payload, channel)
         topic = self._topics.queue(channel).topic.name
+        capacity = self._options.capacity_of(channel)
         self._hand_over(self._broker.push(channel, topic, envelope, capacity))
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:

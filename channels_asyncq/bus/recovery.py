@@ -169,7 +169,7 @@ class LogReader:
             envelopes = self._open(topic, data)
         else:
             try:
-                envelopes = [unpack(data, is_whole=False)]
+                envelopes = unpack(data, is_whole=False)
             except BadEnvelope as exc:
                 self._receiver.on_unreadable(topic, str(exc))
                 return

@@ -9,9 +9,11 @@ import json
 import logging
 import math
 import random
+import weakref
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from importlib import resources
 from time import monotonic
 from typing import Any
@@ -26,23 +28,20 @@ from ..envelopes import (
     WIRE_VERSION,
     BadEnvelope,
     Envelope,
-    pack_named,
+    pack,
     pack_names,
-    pack_target,
     unpack,
-    unpack_all,
 )
 from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
-from ..topics import NOT_LOGGED, Queue, Topic, Topics
-from .answers import Answer, AnswerSource, Told, ignore
+from ..topics import NOT_LOGGED, Topic, Topics, node_of
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
-from .delivery import Numbers, Outbox, parse_position, stream_of
+from .delivery import Numbers, parse_position, stream_of
 from .lines import Line, own
 from .recovery import LogReader
-from .sending import Sender, Sending, TopicRoute
+from .sending import Message, Sender, Sending, TopicRoute
 from .subscriptions import Subscription, SubscriptionLedger
 from .wire import WireProtocol
 
@@ -55,13 +54,10 @@ _jitter = random.Random()
 # A listener is deaf when a fence does not arrive; looked at every so many seconds, and at each connection.
 _FENCE_EVERY = 5.0
 _LONGEST_FENCE = 3.0
-_PAGE = 500
 # A log holds envelopes of up to 16 KiB whole. One of s > 1024 bytes trims it to LOG_BYTES / s entries, so that a
 # log takes at most LOG_BYTES for those and `messages` times 1 KiB for the others.
 LOG_BYTES = 8 * 2**20
 _UNUSED_LOG_EXPIRES = 900
-_READ_SECONDS = 0.005
-_CACHED_ROUTES = 8192
 
 Command = tuple[bytes | str | int, ...]
 
@@ -89,36 +85,62 @@ READ_LOG = Script.load("read_log")
 SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, FENCE, READ_LOG)
 
 
-class PushRoute:
-    """Pushes to one normal channel, one by one: each is taken in once, by its number."""
+class QueueRoute:
+    """The route to a normal channel: messages one by one, each taken in once, by its number."""
 
     most = 0
 
-    def __init__(
-        self,
-        sender: Sender,
-        channel: str,
-        queue: Queue,
-        numbers: Numbers,
-        node: bytes,
-        flags: int,
-        expiry: float,
-    ) -> None:
-        self.sender = sender
-        self.queue = queue
+    def __init__(self, bus: RedisBus, channel: str) -> None:
         self.open: Sending | None = None
-        self.names = pack_names(channel)
-        self._numbers = numbers
-        self._node = node
-        self._flags = flags
-        self._expiry = _milliseconds(expiry)
+        self._bus = bus
+        self._channel = channel
+        self._names = pack_names(channel)
+        self._queue = queue = bus.topics.queue(channel)
+        self._sender = bus.sender_of(queue.topic)
+        self._numbers = bus.push_numbers(queue.partition)
+        self._capacity = bus.options.capacity_of(channel)
 
-    def pack(self, messages: list[tuple[bytes, bytes, int]]) -> bytes:
-        ((names, payload, capacity),) = messages
+    async def send(self, payload: bytes) -> None:
+        if not await self._sender.send(self, self._names, self._bus.sealed(payload)):
+            raise ChannelFull(
+                f"channel {self._channel!r} holds {self._capacity} messages, its capacity; start more readers, "
+                "raise `capacity` or `channel_capacity`, or use send_wait()"
+            )
+
+    def pack(self, messages: list[Message]) -> bytes:
         number = self._numbers.take()
-        data = pack_named(names, payload, self._node, number, self._flags)
-        topic, _, seen, _ = self.queue
-        return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, capacity, self._expiry, number)
+        data = pack(messages, self._bus.node, number, self._bus.flags)
+        expiry = _milliseconds(self._bus.options.expiry)
+        topic, _, seen, _ = self._queue
+        return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, self._capacity, expiry, number)
+
+
+class NameRoute:
+    """The route to a channel of another session, by the inbox that its channels share, or to a group."""
+
+    __slots__ = ("_bus", "_name", "_names", "_route", "topic")
+
+    def __init__(self, bus: RedisBus, name: str, topic: Topic, route: TopicRoute | None = None) -> None:
+        self.topic = topic
+        self._bus = bus
+        self._name = name
+        self._names = b""
+        self._route = route
+
+    def send(self, payload: bytes, excluded: tuple[str, ...] = ()) -> Awaitable[Any]:
+        names = pack_names(self._name, excluded) if excluded else self._names or self._pack_names()
+        # Made by the first send: many groups are joined and never sent to from here.
+        route = self._route or self._make_route()
+        # For a group the reply is its normal channels; nil, which is None here, stands for none.
+        return route.sender.send(route, names, self._bus.sealed(payload))
+
+    def _pack_names(self) -> bytes:
+        self._names = pack_names(self._name)
+        return self._names
+
+    def _make_route(self) -> TopicRoute:
+        self._route = self._bus.make_group_route(self._name)
+        return self._route
 
 
 class Shard:
@@ -216,9 +238,6 @@ class Shard:
     def _load_scripts(self, wire: WireProtocol) -> None:
         for script in self._bus.scripts:
             wire.call("SCRIPT", "LOAD", script.text)
-
-    async def run(self, script: Script, keys: tuple[bytes, ...], *arguments: bytes | str | int) -> Any:
-        return await self.call(b"EVALSHA", script.sha, len(keys), *keys, *arguments)
 
     def ask(self, *command: bytes | str | int) -> asyncio.Future[Any] | None:
         """Send a command without waiting; None if the line is down. The future fails with ConnectionError."""
@@ -568,12 +587,13 @@ class RedisBus(Bus):
         self._codec = codec
         self._decode = codec.decode
         # Without keys it gives back the very same bytes.
-        self._sealed: Callable[[bytes], bytes] = codec.encrypt if codec.encrypted else bytes
-        self._flags = ENCRYPTED if codec.encrypted else 0
-        self._node = bytes.fromhex(node)
+        self.sealed: Callable[[bytes], bytes] = codec.encrypt if codec.encrypted else bytes
+        self.flags = ENCRYPTED if codec.encrypted else 0
+        self.node = bytes.fromhex(node)
         self.loop = asyncio.get_running_loop()
-        self._outbox = Outbox()
-        self._pushes = Outbox()
+        # Of the sends by stream, and of the pushes by partition.
+        self._numbers: defaultdict[int, Numbers] = defaultdict(Numbers)
+        self._pushes: defaultdict[int, Numbers] = defaultdict(Numbers)
         recovery = options.recovery
         self.scripts: tuple[Script, ...] = SCRIPTS
         self._is_logged: Callable[[str], bool] = lambda group: False
@@ -583,9 +603,8 @@ class RedisBus(Bus):
             self.scripts += (send,)
             self._send_sha = send.sha
             self._is_logged = recovery.is_logged
-        self._group_route = lru_cache(_CACHED_ROUTES)(self._make_group_route)
-        self._topic_routes: dict[bytes, TopicRoute] = {}
-        self._push_route = lru_cache(_CACHED_ROUTES)(self._make_push_route)
+        # By node: the channels of a session share the route to its inbox, and so its commands, while any uses it.
+        self._inboxes: weakref.WeakValueDictionary[str, TopicRoute] = weakref.WeakValueDictionary()
         self._is_up = False
         self._is_closed = False
         connect_timeout = max(1.0, options.send_timeout)
@@ -634,9 +653,6 @@ class RedisBus(Bus):
     def confirmed(self, topic: Topic) -> Coroutine[Any, Any, None]:
         return self._shards[topic.shard].confirmed(topic)
 
-    async def check(self) -> None:
-        await asyncio.gather(*(shard.check() for shard in self._shards))
-
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
         return Health(tuple(await asyncio.gather(*(shard.health(timeout) for shard in self._shards))))
 
@@ -653,7 +669,7 @@ class RedisBus(Bus):
             if data.startswith(b"{"):
                 envelopes = [self._open_external(shard, topic, data)]
             else:
-                envelopes = unpack_all(data)
+                envelopes = unpack(data)
         except (BadEnvelope, BadPayload) as exc:
             self.receiver.on_unreadable(topic, str(exc))
             return []
@@ -677,17 +693,19 @@ class RedisBus(Bus):
         Raises:
             BadEnvelope, BadPayload: they are none, or of somebody without our keys.
         """
-        envelope = unpack(data)
+        envelope, *others = unpack(data)
+        if others:
+            raise BadEnvelope("several messages in one item of a normal channel")
         self._open(envelope)
         envelope.expires_at = monotonic() + self.options.expiry
         return envelope
 
     def _open(self, envelope: Envelope) -> None:
-        if envelope.flags & ENCRYPTED != self._flags:
-            if self._flags:
+        if envelope.flags & ENCRYPTED != self.flags:
+            if self.flags:
                 raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
             raise BadEnvelope("encrypted, and this process has no symmetric_encryption_keys")
-        if self._flags:
+        if self.flags:
             envelope.payload = self._codec.decrypt(envelope.payload)
         envelope.message = self._decode(envelope.payload)
 
@@ -711,73 +729,41 @@ class RedisBus(Bus):
         self.receiver.on_external()
         return Envelope(payload, self.topics.group_named(topic))
 
-    # Sends. What all of those to one topic have in common is made once.
+    # Sends. What all of those to one name have in common is made once.
 
-    def publish(self, topic: Topic, target: str, payload: bytes, flags: int = 0) -> Awaitable[int]:
-        route = self._make_topic_route(topic, flags) if flags else self._topic_route(topic)
-        return route.sender.send(route, pack_target(target), self._sealed(payload))
-
-    def way(self, topic: Topic, target: str) -> Callable[[bytes], Awaitable[int]]:
-        if self._codec.encrypted:
-            return super().way(topic, target)
-        route = self._topic_route(topic)
-        return partial(route.sender.send, route, pack_target(target))
+    def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> Awaitable[int]:
+        route = self._make_topic_route(topic, flags)
+        return route.sender.send(route, pack_names(target), self.sealed(payload))
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         route = self._make_post_route(topic, flags)
-        message = pack_target(target), self._sealed(payload)
-        route.sender.post(route, message)
+        route.sender.post(route, (pack_names(target), self.sealed(payload)))
 
-    def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
-        route = self._group_route(group)
-        names = pack_names(group, excluded) if excluded else pack_target(group)
-        # nil, which is None here, stands for no members.
-        return route.sender.send(route, names, self._sealed(payload))
+    def channel_route(self, channel: str) -> QueueRoute | NameRoute:
+        node = node_of(channel)
+        if node is None:
+            return QueueRoute(self, channel)
+        topic = self.topics.inbox(node)
+        inbox = self._inboxes.get(node)
+        if inbox is None:
+            inbox = self._inboxes[node] = self._make_topic_route(topic, 0)
+        return NameRoute(self, channel, topic, inbox)
 
-    def publish_unconfirmed(self, topic: Topic, target: str, payload: bytes) -> Awaitable[None]:
-        route = self._topic_route(topic)
-        message = pack_target(target), self._sealed(payload)
-        answer = Told(ignore, partial(self.receiver.on_unsent, topic.name, target))
-        return route.sender.write(route, message, answer)
+    def group_route(self, group: str) -> NameRoute:
+        return NameRoute(self, group, self.topics.group(group).topic)
 
-    def group_send_unconfirmed(
-        self, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> Awaitable[None]:
-        route = self._group_route(group)
-        message = pack_names(group, excluded), self._sealed(payload)
-        answer = Told(
-            partial(self._group_written, payload, excluded),
-            partial(self.receiver.on_unsent, route.topic, group),
-        )
-        return route.sender.write(route, message, answer)
+    def make_group_route(self, group: str) -> TopicRoute:
+        topic, members, log = self.topics.group(group)
+        if self._is_logged(group):
+            return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
+        return self._route(topic, False, 0, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
 
-    def group_send_at_once(
-        self, answer: Answer, group: str, payload: bytes, excluded: tuple[str, ...]
-    ) -> AnswerSource | None:
-        route = self._group_route(group)
-        message = pack_names(group, excluded), self._sealed(payload)
-        return route.sender.write_at_once(route, message, answer)
+    def sender_of(self, topic: Topic) -> Sender:
+        return self._shards[topic.shard].sender
 
-    def _group_written(self, payload: bytes, excluded: tuple[str, ...], members: list[bytes] | None) -> None:
-        if members:
-            self.receiver.on_members(members, payload, excluded)
-
-    async def answered(self) -> None:
-        # Answers come in the order of the commands.
-        for shard in self._shards:
-            if (pong := shard.ask("PING")) is not None:
-                # Its error is seen: what was not answered is told to those concerned.
-                pong.add_done_callback(lambda pong: pong.cancelled() or pong.exception())
-                await asyncio.wait([pong])
-
-    def _topic_route(self, topic: Topic) -> TopicRoute:
-        # Not a cache of functools: the hash of a tuple is not remembered.
-        route = self._topic_routes.get(topic.name)
-        if route is None:
-            if len(self._topic_routes) >= _CACHED_ROUTES:
-                self._topic_routes.clear()
-            route = self._topic_routes[topic.name] = self._make_topic_route(topic, 0)
-        return route
+    def push_numbers(self, partition: int) -> Numbers:
+        """Return what counts this session's pushes to the normal channels of a partition."""
+        return self._pushes[partition]
 
     def _make_topic_route(self, topic: Topic, flags: int) -> TopicRoute:
         if self.options.recovery is None:
@@ -785,24 +771,17 @@ class RedisBus(Bus):
         log = self.topics.log(topic.partition)
         return self._route(topic, True, flags, b"EVALSHA", self._send_sha, b"1", log, topic.name)
 
-    def _make_group_route(self, group: str) -> TopicRoute:
-        topic, members, log = self.topics.group(group)
-        if not self._is_logged(group):
-            return self._route(topic, False, 0, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
-        return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
-
     def _make_post_route(self, topic: Topic, flags: int) -> TopicRoute:
         return self._route(topic, False, flags, b"PUBLISH", topic.name)
 
     def _route(self, topic: Topic, is_logged: bool, flags: int, *command: bytes) -> TopicRoute:
-        numbers = self._outbox.numbers(stream_of(topic.partition, is_logged=is_logged))
+        numbers = self._numbers[stream_of(topic.partition, is_logged=is_logged)]
         return TopicRoute(
             self._shards[topic.shard].sender,
-            topic.name,
             numbers,
             command,
-            self._node,
-            flags | self._flags,
+            self.node,
+            flags | self.flags,
             is_logged=is_logged,
             is_alone=flags != 0,
         )
@@ -824,32 +803,6 @@ class RedisBus(Bus):
         await self._shards[topic.shard].call(b"ZREM", members_key, channel, is_repeatable=True)
 
     # Normal channels
-
-    async def push(self, channel: str, payload: bytes, capacity: int) -> None:
-        route = self._push_route(channel)
-        if not await route.sender.send(route, route.names, self._sealed(payload), capacity):
-            raise ChannelFull(
-                f"channel {channel!r} holds {capacity} messages, its capacity; start more readers, "
-                "raise `capacity` or `channel_capacity`, or use send_wait()"
-            )
-
-    def push_unconfirmed(self, channel: str, payload: bytes, capacity: int) -> Awaitable[None]:
-        route = self._push_route(channel)
-        message = route.names, self._sealed(payload), capacity
-        answer = Told(
-            partial(self._pushed, channel), partial(self.receiver.on_unsent, route.queue.topic.name, channel)
-        )
-        return route.sender.write(route, message, answer)
-
-    def _pushed(self, channel: str, has_room: int) -> None:
-        if not has_room:
-            self.receiver.on_full(channel)
-
-    def _make_push_route(self, channel: str) -> PushRoute:
-        queue = self.topics.queue(channel)
-        numbers = self._pushes.numbers(queue.partition)
-        sender = self._shards[queue.topic.shard].sender
-        return PushRoute(sender, channel, queue, numbers, self._node, self._flags, self.options.expiry)
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         topic, taken, _, _ = self.topics.queue(channel)

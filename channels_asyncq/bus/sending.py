@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
-from ..envelopes import ITEM_SIZE, JOINED_SIZE, MOST_JOINED, pack_all, pack_named
+from ..envelopes import BATCH_SIZE, ITEM_SIZE, MOST_JOINED, pack
 from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
-from .answers import Answer, Told, fail, ignore
 from .delivery import Numbers
 from .lines import Line, own
-from .wire import EARLY, NoAnswer, NotSent, WireProtocol
+from .pacing import EARLY
+from .wire import Answer, NoAnswer, NotSent, WireProtocol, fail
 
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
@@ -25,8 +25,8 @@ LARGEST_LOGGED = 16 * 1024
 _SMALL_ENTRY = 1024
 
 
-# Whom it is for, from `pack_names()`; the encoded message; and what else its route has to know.
-Message = tuple[bytes, bytes] | tuple[bytes, bytes, int]
+# Whom it is for, from `pack_names()`, and the encoded message.
+Message = tuple[bytes, bytes]
 
 
 class Route(Protocol):
@@ -37,7 +37,7 @@ class Route(Protocol):
     #: Bytes of several messages in one command, at most; 0 if each goes alone.
     most: int
 
-    def pack(self, messages: list[Any]) -> bytes:
+    def pack(self, messages: list[Message]) -> bytes:
         """Return the command for these messages."""
 
 
@@ -58,7 +58,7 @@ class Sending:
         self.route = route
         self.messages = [message]
         self.answers = [answer]
-        size = JOINED_SIZE + len(message[0]) + len(message[1]) + ITEM_SIZE
+        size = BATCH_SIZE + len(message[0]) + len(message[1]) + ITEM_SIZE
         #: Bytes of messages that may still join.
         self.room = route.most - size
         self.size, self.count = (route.most, EARLY) if self.room > 0 else (size, 1)
@@ -104,27 +104,13 @@ class TopicRoute:
     """
     Sends to one topic, and the command for them.
 
-    It is packed up to the `$` before the envelope's length. Of a logged one the last argument before that is the
-    length of the header if no more is logged, or else 0; and envelopes may follow, each for an entry of its own.
+    The command is packed up to the `$` before the batch's length. For a logged route the argument before that is
+    the length of the header if only this is logged, or else 0; more batches may follow, each for its own entry.
     """
-
-    __slots__ = (
-        "_arguments",
-        "_flags",
-        "_is_logged",
-        "_node",
-        "_numbers",
-        "_opened",
-        "most",
-        "open",
-        "sender",
-        "topic",
-    )
 
     def __init__(
         self,
         sender: Sender,
-        topic: bytes,
         numbers: Numbers,
         command: tuple[bytes, ...],
         node: bytes,
@@ -134,7 +120,6 @@ class TopicRoute:
         is_alone: bool,
     ) -> None:
         self.sender = sender
-        self.topic = topic
         self.most = 0 if is_alone else MOST_JOINED
         self.open: Sending | None = None
         self._numbers = numbers
@@ -146,42 +131,38 @@ class TopicRoute:
         self._node = node
         self._flags = flags
 
-    def pack(self, messages: list[tuple[bytes, bytes]]) -> bytes:
+    def pack(self, messages: list[Message]) -> bytes:
         first = self._numbers.take(len(messages))
-        if len(messages) > 1:
-            if self._is_logged:
-                return self._pack_entries(messages, first)
-            data = pack_all(messages, self._node, first, self._flags)
-        else:
-            names, payload = messages[0]
-            data = pack_named(names, payload, self._node, first, self._flags)
-            if self._is_logged and len(data) > LARGEST_LOGGED:
-                # Not by hiredis, which would copy all of it twice.
-                header = _argument(b"%d" % (len(data) - len(payload)))
-                return b"%b%b$%d\r\n%b\r\n" % (self._opened.removesuffix(_WHOLE), header, len(data), data)
+        if self._is_logged and len(messages) > 1:
+            return self._pack_entries(messages, first)
+        data = pack(messages, self._node, first, self._flags)
+        if self._is_logged and len(data) > LARGEST_LOGGED:
+            # Not by hiredis, which would copy all of it twice.
+            header = _argument(b"%d" % (len(data) - len(messages[0][1])))
+            return b"%b%b$%d\r\n%b\r\n" % (self._opened.removesuffix(_WHOLE), header, len(data), data)
         return b"%b%d\r\n%b\r\n" % (self._opened, len(data), data)
 
-    def _pack_entries(self, messages: list[tuple[bytes, bytes]], first: int) -> bytes:
+    def _pack_entries(self, messages: list[Message], first: int) -> bytes:
         """Return the command for several messages: in one entry of the log, or in several small ones."""
         entries = []
         for part in _parted(messages):
-            data = pack_all(part, self._node, first, self._flags)
+            data = pack(part, self._node, first, self._flags)
             entries.append(b"%d\r\n%b\r\n" % (len(data), data))
             first += len(part)
         _, rest = self._opened.split(b"\r\n", 1)
         return b"*%d\r\n%b%b" % (self._arguments - 1 + len(entries), rest, b"$".join(entries))
 
 
-def _parted(messages: list[tuple[bytes, bytes]]) -> list[list[tuple[bytes, bytes]]]:
+def _parted(messages: list[Message]) -> list[list[Message]]:
     """Return the messages in parts that make a small entry of the log each, or are one larger message."""
-    parts: list[list[tuple[bytes, bytes]]] = []
+    parts: list[list[Message]] = []
     room = 0  # below zero after a larger one, so that nothing joins it
     for message in messages:
         size = len(message[0]) + len(message[1]) + ITEM_SIZE
         room -= size
         if room < 0:
             parts.append([])
-            room = _SMALL_ENTRY - JOINED_SIZE - size
+            room = _SMALL_ENTRY - BATCH_SIZE - size
         parts[-1].append(message)
     return parts
 
@@ -212,6 +193,9 @@ class Sender:
         self._context = Context()
         # Messages that the server did not execute.
         self._again: set[asyncio.Task[None]] = set()
+        # A reply sink that is already done: its message is never resent.
+        self._nobody: asyncio.Future[Any] = self._loop.create_future()
+        self._nobody.cancel()
 
     def serves(self) -> None:
         """Note that the server did what it was told."""
@@ -246,12 +230,9 @@ class Sender:
 
     # Messages
 
-    def send(self, route: Route, *message: Any) -> Awaitable[Any]:
-        """
-        Send a message when the line is up and has room; the result is the server's reply.
-
-        Its parts are given one by one, so that `partial()` can hold those that stay the same.
-        """
+    def send(self, route: Route, names: bytes, payload: bytes) -> Awaitable[Any]:
+        """Send a message when the line is up and has room; the result is the server's reply."""
+        message = names, payload
         answer: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         wire = self._line.open_wire
         if wire is None or not wire.has_room:
@@ -259,29 +240,11 @@ class Sender:
         self._write(wire, route, message, answer)
         return answer
 
-    async def _send_later(self, route: Route, message: Any, answer: asyncio.Future[Any]) -> Any:
+    async def _send_later(self, route: Route, message: Message, answer: asyncio.Future[Any]) -> Any:
         self._write(await self._line.with_room(), route, message, answer)
         return await answer
 
-    async def write(self, route: Route, message: Message, answer: Answer) -> None:
-        """Write a message when the line is up and has room; `answer` is told later what came of it."""
-        if self.write_at_once(route, message, answer) is None:
-            self._write(await self._line.with_room(), route, message, answer)
-
-    def write_at_once(self, route: Route, message: Message, answer: Answer) -> WireProtocol | None:
-        """Do the same now and return where the answer comes from; None if the line is down or has no room."""
-        wire = self._line.open_wire
-        if wire is None or not wire.has_room:
-            return None
-        try:
-            self._write(wire, route, message, answer)
-        except BaseException as exc:
-            # Raised from outside, in a thread that does this for the loop: half of it may be done.
-            wire.abort(ConnectionAbortedError(f"interrupted by {exc!r}"))
-            raise
-        return wire
-
-    def _write(self, wire: WireProtocol, route: Route, message: Any, answer: Answer) -> None:
+    def _write(self, wire: WireProtocol, route: Route, message: Message, answer: Answer) -> None:
         sending = route.open
         if sending is not None and sending.wire is wire:
             room = sending.room - len(message[0]) - len(message[1]) - ITEM_SIZE
@@ -304,7 +267,7 @@ class Sender:
         """Write a message for which nobody waits; it is dropped if the link is lost."""
         wire = self._line.wire
         if wire is not None and not wire.is_lost:
-            self._write(wire, route, message, _NOBODY)
+            self._write(wire, route, message, self._nobody)
 
     def not_done(self, sending: Sending, error: Exception) -> None:
         """Deal with the error of a command that was written: send it again, or tell."""
@@ -380,7 +343,3 @@ def _fail_all(answers: Iterable[Answer], error: Exception) -> None:
     for answer in answers:
         if not answer.done():
             fail(answer, own(error))
-
-
-# It has given up from the start: nothing is sent again for it.
-_NOBODY = Told(ignore, ignore, lambda: True)

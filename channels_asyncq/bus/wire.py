@@ -10,8 +10,6 @@ most one timer.
 from __future__ import annotations
 
 import asyncio
-import os
-import select
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
@@ -21,26 +19,17 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from hiredis import Reader, ReplyError, pack_command
 
-from .answers import Answer, fail
+from .pacing import EARLY, Pace, pace_of
 
-__all__ = ["EARLY", "NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol"]
+__all__ = ["Answer", "NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol", "fail"]
 
 # What the reader answers when it needs more bytes. None and False are legitimate replies.
 _MORE = object()
 
-# A reply with nothing in it, whole.
-_NIL = b"$-1\r\n"
-_READ_SIZE = 2**16
 
 # Messages may be delivered for so many seconds before the loop gets a turn, looked at every so many messages.
 _READ_SECONDS = 0.005
 _READ_CHECK_MASK = 7
-
-
-# A turn's commands leave in one write, or in several: as soon as there are so many, or one that stands for so
-# many calls. The server works on the first while the next are packed. (32 senders: 172,000 sends a second
-# without, 240,000 with; one write more costs 3 us.)
-EARLY = 16
 
 
 class NotSent(ConnectionError):
@@ -49,6 +38,25 @@ class NotSent(ConnectionError):
 
 class NoAnswer(ConnectionError):
     """The command was written, and the connection ended before its reply: it may have been executed."""
+
+
+class Answer(Protocol):
+    """
+    What may stand in the FIFO in place of a future: it is told at once, not on the next turn.
+
+    It must not raise. Its methods are those of a future that the connection calls.
+    """
+
+    def done(self) -> bool: ...
+    def set_result(self, reply: Any, /) -> None: ...
+    def set_exception(self, error: Exception, /) -> None: ...
+    def exception(self) -> BaseException | None: ...
+
+
+def fail(answer: asyncio.Future[Any] | Answer, error: Exception) -> None:
+    """Give the answer an error, marked as seen: a caller who does not look is not told through the log."""
+    answer.set_exception(error)
+    answer.exception()
 
 
 class OpenCommand(Answer, Protocol):
@@ -124,58 +132,6 @@ class WireProtocol(asyncio.Protocol):
         max_bytes: bytes of unanswered commands beyond which `room()` waits.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_answered",
-        "_calls",
-        "_closing",
-        "_context",
-        "_continuation",
-        "_deadline",
-        "_descriptor",
-        "_error",
-        "_feed",
-        "_flush_scheduled",
-        "_gets",
-        "_gone",
-        "_grace_used",
-        "_held",
-        "_idle",
-        "_is_aborted",
-        "_is_disconnected",
-        "_is_finished",
-        "_is_stalled",
-        "_loop",
-        "_marks",
-        "_max_bytes",
-        "_max_pending",
-        "_on_lost",
-        "_on_message",
-        "_outgoing",
-        "_pending",
-        "_poll",
-        "_read_paused",
-        "_read_since",
-        "_timeout",
-        "_timer",
-        "_transport",
-        "_unanswered",
-        "_waiters",
-        "_wake_scheduled",
-        "_write_paused",
-        "_written",
-        "_written_before",
-        "commands",
-        "has_room",
-        "is_lost",
-        "keeps_unanswered",
-        "messages",
-        "replies",
-        "unanswered",
-        "unanswered_bytes",
-        "writes",
-    )
-
     def __init__(
         self,
         *,
@@ -230,10 +186,6 @@ class WireProtocol(asyncio.Protocol):
         self._continuation: asyncio.Handle | None = None
         self._read_since = 0.0
 
-        # Made by the first read_answer().
-        self._poll: select.poll | None = None
-        self._descriptor = -1
-
         # connection_lost() or abort() sets is_lost; connection_lost() alone sets _is_disconnected. A
         # connection that is disconnected and not aborted still delivers what it received; _finish() is the
         # end.
@@ -285,10 +237,7 @@ class WireProtocol(asyncio.Protocol):
         Raises:
             TypeError: an argument is of another type. Nothing was sent.
         """
-        return self.call_packed(pack_command(args))  # type: ignore[arg-type]  # its stub says: a tuple of one
-
-    def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
-        """Do the same for the bytes of one command."""
+        packed: bytes = pack_command(args)  # type: ignore[arg-type]  # its stub says: a tuple of one
         future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         if self.is_lost or self._closing:
             fail(future, self._not_sent())
@@ -307,7 +256,7 @@ class WireProtocol(asyncio.Protocol):
 
     def call_open(self, command: OpenCommand) -> None:
         """
-        Do the same for a command that may grow until it is packed and written.
+        Send a command that may grow until it is packed and written.
 
         It is told what comes of it, within this call if the connection has ended.
         """
@@ -321,28 +270,27 @@ class WireProtocol(asyncio.Protocol):
         self.unanswered_bytes += command.size
         if self._pending >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
             self.has_room = False
-        if self._calls >= EARLY or not self._flush_scheduled:
-            self._leave()
+        self._leave()
 
     def full(self, calls: int) -> None:
         """Note that an open command has grown to so many calls, and does not grow further."""
         self._calls += calls - 1
-        if self._calls >= EARLY:
-            self._leave()
+        self._leave()
 
     def _leave(self) -> None:
-        """Write what was called, now if that is much, or else on the next turn of the loop."""
-        if self._flush_scheduled:
+        """Write what was called, now or at the end of this turn of the loop."""
+        pace = pace_of(
+            self._calls,
+            len(self._unanswered),
+            self._answered,
+            is_scheduled=self._flush_scheduled,
+            is_paused=self._write_paused,
+        )
+        if pace is Pace.WRITE:
             self._write()
-        elif not self._write_paused:
-            if len(self._unanswered) == 1 and self._answered <= 1:
-                # As Nagle's algorithm: who is alone gains a turn of the loop, and who is not shares writes.
-                # Where several were answered at once, several may call now. (If that was long ago, and only one
-                # does, it is late by a turn; once.)
-                self._write()
-            else:
-                self._flush_scheduled = True
-                self._loop.call_soon(self._flush, context=self._context)
+        elif pace is Pace.SCHEDULE:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush, context=self._context)
 
     def adopt(self, unanswered: Iterable[Unanswered]) -> None:
         """
@@ -551,45 +499,6 @@ class WireProtocol(asyncio.Protocol):
             self._wake()
         if self._idle is not None and not unanswered and not self._idle.done():
             self._idle.set_result(None)
-
-    def read_answer(self, seconds: float, bell: int) -> bool:
-        """
-        Read what comes in the calling thread, which the loop is lent to: right after a command was written.
-
-        Nothing is waited for if that is not alone, or the connection is encrypted. What is told here is an answer
-        with nothing in it, and then True is returned; anything else is left to the loop's next turn. Milliseconds
-        are rounded up.
-        """
-        transport = self._transport
-        if len(self._unanswered) != 1 or not self._written or transport is None:
-            return False
-        if self._poll is None:
-            if transport.get_extra_info("ssl_object") is not None:
-                return False
-            self._descriptor = transport.get_extra_info("socket").fileno()
-            poll = select.poll()
-            poll.register(self._descriptor, select.POLLIN)
-            poll.register(bell, select.POLLIN)
-            self._poll = poll
-        if transport.get_write_buffer_size():
-            return False
-        try:
-            for ready, _ in self._poll.poll(seconds * 1000):
-                if ready != self._descriptor:
-                    continue
-                data = os.read(self._descriptor, _READ_SIZE)
-                if data == _NIL:
-                    self.data_received(data)
-                    return True
-                if data:
-                    self._loop.call_soon(self.data_received, data, context=self._context)
-        except BaseException as exc:
-            # What the system says the loop comes upon too, as upon the end of the stream.
-            if not isinstance(exc, OSError) or exc.errno is None:
-                # Raised from outside: what was read may be lost.
-                self.abort(ConnectionAbortedError(f"interrupted by {exc!r}"))
-                raise
-        return False
 
     def _refusal(self, reply: ReplyError) -> Exception:
         """Return the error of the command that was just answered."""
@@ -815,7 +724,7 @@ class WireProtocol(asyncio.Protocol):
         written = max(len(self._written), self._written_before - self.replies)
         self._pack()
         for number, (future, noted) in enumerate(zip_longest(self._unanswered, self._written)):
-            # One of them is missing if abort() was called where what calls or packs a command was interrupted.
+            # One of them is missing if a signal's handler raised while a command was called or packed.
             if future is None or future.done():
                 continue
             if self.keeps_unanswered and noted is not None:

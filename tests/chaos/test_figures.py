@@ -16,7 +16,7 @@ import pytest
 from channels_asyncq import AsyncQueueChannelLayer, journal
 from channels_asyncq.bus import redis as bus
 from channels_asyncq.bus.sending import LARGEST_LOGGED
-from channels_asyncq.envelopes import pack
+from channels_asyncq.envelopes import pack, pack_names
 from channels_asyncq.session import Session
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
@@ -201,7 +201,7 @@ def _message_of(session: Session, group: str, size: int) -> dict[str, str]:
     """A message whose envelope has this size."""
     # The header with the name of the group, and the message; a long pad has a prefix of three bytes.
     empty = len(session._codec.encode({"type": "m", "pad": "x" * 600})) - 600
-    return {"type": "m", "pad": "x" * (size - len(pack(group, b"")) - empty)}
+    return {"type": "m", "pad": "x" * (size - len(pack([(pack_names(group), b"")], bytes(8), 0)) - empty)}
 
 
 class TestStuckConsumer:

@@ -1,0 +1,67 @@
+"""The states of an event loop in a layer, and what the relay does for a loop that only sends."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from time import monotonic
+
+# A loop gets a session of its own after this many seconds or sends; until then the relay sends for it.
+_MOMENT_SECONDS = 1.0
+_MOMENT_SENDS = 100
+
+
+class LoopState(Enum):
+    """
+    Who sends for a loop. A session has the states from CHANGING on; without a session it is RELAYED or ENDING.
+
+    state    | who sends                                        | what comes next
+    ---------|--------------------------------------------------|----------------------------------------------
+    RELAYED  | the relay                                        | CHANGING, when the loop receives or is lasting
+    CHANGING | its session, when the relay's sends are answered | SETTLED, when they are; ENDING
+    SETTLED  | its session                                      | ENDING, when the loop or the layer ends
+    ENDING   | the relay: nobody would close another session    | ENDED, when its readers are closed
+    ENDED    | the relay                                        | the layer forgets the session
+    """
+
+    RELAYED = "relayed"
+    CHANGING = "changing"
+    SETTLED = "settled"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+class Caller:
+    """A loop for which the relay sends. `pending` are its relayed sends without an answer."""
+
+    __slots__ = ("__weakref__", "_idle", "pending", "sends", "since", "state")
+
+    def __init__(self) -> None:
+        self.state = LoopState.RELAYED
+        self.since = monotonic()
+        self.sends = 0
+        self.pending = 0
+        self._idle = asyncio.Event()
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it is to get a session of its own."""
+        return self.state is LoopState.RELAYED and (
+            self.sends >= _MOMENT_SENDS or monotonic() - self.since >= _MOMENT_SECONDS
+        )
+
+    def sent(self) -> None:
+        """Note that the relay sends something; `answered()` must follow."""
+        self.sends += 1
+        self.pending += 1
+        self._idle.clear()
+
+    def answered(self) -> None:
+        self.pending -= 1
+        if not self.pending:
+            self._idle.set()
+
+    async def all_answered(self) -> None:
+        """Return when the relay has nothing more under way for this loop. Cancelling is safe."""
+        while self.pending:
+            await self._idle.wait()
