@@ -50,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`, one more than there are cores: much of their time tests wait for servers and deadlines."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
     """Let the workers of pytest-xdist begin without the settings, as this process did; each sets them itself."""
     del os.environ["DJANGO_SETTINGS_MODULE"]
