@@ -84,7 +84,8 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Message]:
     folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     user: list[str | Path] = []
     if os.getuid() == 0:
-        user = ["runuser", "-u", "postgres", "--"]
+        # Not on the PATH of every root: that of `su` may be a user's.
+        user = [shutil.which("runuser") or "/usr/sbin/runuser", "-u", "postgres", "--"]
         shutil.chown(folder, "postgres")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
