@@ -35,8 +35,14 @@ SERVER_MODULES = {"tests.test_testing"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark with `server` what wants one: by its fixtures, its code, its module, or a parameter "redis"."""
+    """
+    Mark with `server` what wants one: by its fixtures, its code, its module, or a parameter "redis".
+
+    With `--dist loadgroup` one worker plays all faults: two at once would take each other's time.
+    """
     for item in items:
+        if item.get_closest_marker("chaos") is not None:
+            item.add_marker(pytest.mark.xdist_group("chaos"))
         if not isinstance(item, pytest.Function):
             continue
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
