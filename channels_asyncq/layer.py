@@ -583,21 +583,24 @@ def _hand_over(owner: Session, channel: str, payload: bytes) -> bool:
 
 
 # Held until they are done: a loop holds its tasks weakly.
-_closing: set[Future[None]] = set()
+_closing: set[asyncio.Task[None]] = set()
 
 
 def _close_session(session: Session) -> Future[None]:
     """Close a session on its own loop, from any thread."""
-    closing = session.close()
+    done: Future[None] = Future()
+
+    def begin() -> None:
+        # Made here: a loop that stops first never runs this, and would leave a coroutine that nobody awaits.
+        task = session.loop.create_task(session.close(), context=contextvars.Context())
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+        task.add_done_callback(lambda task: done.set_result(None))
+
     try:
-        # In an empty context, which is not that of whoever closes the layer.
-        done = contextvars.Context().run(asyncio.run_coroutine_threadsafe, closing, session.loop)
+        session.loop.call_soon_threadsafe(begin)
     except RuntimeError:  # the loop is closed
-        closing.close()
-        done = Future()
         done.set_result(None)
-    _closing.add(done)
-    done.add_done_callback(_closing.discard)
     return done
 
 

@@ -312,7 +312,8 @@ class Relay:
         """Let go of those who wait, and close the sessions; what takes too long is cut off."""
         loop.is_leaving = True
         # What was written may still be answered: its caller must not take it for unsent.
-        begun = [errand.task for errand in loop.errands if errand.task is not None]
+        # A copy: other threads still add to the set.
+        begun = [errand.task for errand in list(loop.errands) if errand.task is not None]
         if begun:
             await asyncio.wait(begun, timeout=_LEAVE_SECONDS / 4)
         this = asyncio.current_task()

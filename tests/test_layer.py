@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import channels_asyncq
 from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, Statistics, get_layer, session
+from channels_asyncq import layer as layer_module
 from channels_asyncq.session import Statistics as SessionStatistics
 from tests.contract import note, receive
 
@@ -191,3 +193,16 @@ async def test_statistics_add_up() -> None:
     assert both.queued == (("b", 5), ("a", 1)) and both.dropped == {"expired": 3, "overflow": 4}
     assert not both.connected and both.reconnects == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_closing_on_a_loop_that_stops_first(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a loop never gets to leaves nothing behind: no coroutine that nobody awaits, no entry for ever."""
+    one = layer(prefix=prefix)
+    await one.new_channel()
+    [session] = one._sessions.values()
+    with monkeypatch.context() as patch:
+        patch.setattr(session.loop, "call_soon_threadsafe", lambda *arguments, **more: None)
+        layer_module._close_session(session)
+        gc.collect()
+    assert not layer_module._closing
+    await one.close()
