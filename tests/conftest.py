@@ -4,13 +4,14 @@ import inspect
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import django
 import hypothesis
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
+from tests.resp_server import RespServer
 
 # Not in pyproject.toml: pytest-django would import the settings before pytest knows the folder they are in.
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
@@ -71,6 +72,13 @@ def pytest_xdist_setupnodes() -> None:
 def redis_server() -> Iterator[EmbeddedServer]:
     """A server that all tests of this run share; they keep apart by `prefix`."""
     with EmbeddedServer(external=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def server(redis_server: EmbeddedServer) -> AsyncIterator[RespServer]:
+    """The shared server behind a proxy whose answers the test chooses."""
+    async with RespServer(redis_server) as server:
         yield server
 
 

@@ -6,7 +6,12 @@ import pytest
 from channels.layers import InMemoryChannelLayer
 
 from tests.clock import Clock
-from tests.contract import LetTimePass, MakeSpecifiedLayer, channels, flush, groups, messages, names
+from tests.contract import LetTimePass, MakeSpecifiedLayer
+from tests.contract.channels import SpecifiedChannels as TestChannels
+from tests.contract.flush import SpecifiedFlush as TestFlush
+from tests.contract.groups import SpecifiedGroups as TestGroups
+from tests.contract.messages import SpecifiedMessages as TestMessages
+from tests.contract.names import SpecifiedNames as TestNames
 
 
 @pytest.fixture
@@ -28,18 +33,3 @@ def let_time_pass(monkeypatch: pytest.MonkeyPatch) -> LetTimePass:
         clock.turn(seconds)
 
     return let_time_pass
-
-
-class TestNames(names.SpecifiedNames): ...
-
-
-class TestMessages(messages.SpecifiedMessages): ...
-
-
-class TestChannels(channels.SpecifiedChannels): ...
-
-
-class TestGroups(groups.SpecifiedGroups): ...
-
-
-class TestFlush(flush.SpecifiedFlush): ...

@@ -6,18 +6,16 @@ import pytest
 
 from tests import contract
 from tests.clock import Clock
-from tests.contract import (
-    LetTimePass,
-    MakeLayer,
-    channels,
-    closing,
-    flush,
-    groups,
-    messages,
-    names,
-    statistics,
-    waiting,
-)
+from tests.contract import LetTimePass, MakeLayer
+from tests.contract.channels import Channels as TestChannels
+from tests.contract.closing import Closing as TestClosing
+from tests.contract.flush import Flush as TestFlush
+from tests.contract.groups import Groups as TestGroups
+from tests.contract.messages import Messages as TestMessages
+from tests.contract.names import Names as TestNames
+from tests.contract.statistics import Idle as TestIdle
+from tests.contract.statistics import Statistics as TestStatistics
+from tests.contract.waiting import Waiting as TestWaiting
 
 
 @pytest.fixture
@@ -35,30 +33,3 @@ def let_time_pass(monkeypatch: pytest.MonkeyPatch) -> LetTimePass:
         clock.turn(seconds)
 
     return let_time_pass
-
-
-class TestNames(names.Names): ...
-
-
-class TestMessages(messages.Messages): ...
-
-
-class TestChannels(channels.Channels): ...
-
-
-class TestGroups(groups.Groups): ...
-
-
-class TestFlush(flush.Flush): ...
-
-
-class TestClosing(closing.Closing): ...
-
-
-class TestWaiting(waiting.Waiting): ...
-
-
-class TestStatistics(statistics.Statistics): ...
-
-
-class TestIdle(statistics.Idle): ...

@@ -5,21 +5,19 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests import contract
-from tests.contract import (
-    LetTimePass,
-    MakeLayer,
-    channels,
-    closing,
-    encryption,
-    flush,
-    groups,
-    messages,
-    names,
-    shared_channels,
-    shared_groups,
-    statistics,
-    waiting,
-)
+from tests.contract import LetTimePass, MakeLayer
+from tests.contract.channels import Channels as TestChannels
+from tests.contract.closing import Closing as TestClosing
+from tests.contract.encryption import SharedEncryption as TestSharedEncryption
+from tests.contract.flush import Flush as TestFlush
+from tests.contract.groups import Groups as TestGroups
+from tests.contract.messages import Messages as TestMessages
+from tests.contract.names import Names as TestNames
+from tests.contract.shared_channels import SharedChannels as TestSharedChannels
+from tests.contract.shared_groups import SharedGroups as TestSharedGroups
+from tests.contract.statistics import Idle as TestIdle
+from tests.contract.statistics import Statistics as TestStatistics
+from tests.contract.waiting import Waiting as TestWaiting
 
 
 @pytest.fixture
@@ -32,39 +30,3 @@ async def make_layer(redis_url: str, prefix: str) -> AsyncIterator[MakeLayer]:
 def let_time_pass() -> LetTimePass:
     # What waits on the server expires by the server's clock.
     return contract.time_passes
-
-
-class TestNames(names.Names): ...
-
-
-class TestMessages(messages.Messages): ...
-
-
-class TestChannels(channels.Channels): ...
-
-
-class TestGroups(groups.Groups): ...
-
-
-class TestFlush(flush.Flush): ...
-
-
-class TestClosing(closing.Closing): ...
-
-
-class TestWaiting(waiting.Waiting): ...
-
-
-class TestStatistics(statistics.Statistics): ...
-
-
-class TestIdle(statistics.Idle): ...
-
-
-class TestSharedChannels(shared_channels.SharedChannels): ...
-
-
-class TestSharedGroups(shared_groups.SharedGroups): ...
-
-
-class TestSharedEncryption(encryption.SharedEncryption): ...

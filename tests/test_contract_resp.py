@@ -11,7 +11,11 @@ import pytest
 from channels_asyncq.bus import lines
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract, resp_server
-from tests.contract import LetTimePass, MakeLayer, channels, groups, shared_channels, shared_groups
+from tests.contract import LetTimePass, MakeLayer
+from tests.contract.channels import Channels as TestChannels
+from tests.contract.groups import Groups as TestGroups
+from tests.contract.shared_channels import SharedChannels as TestSharedChannels
+from tests.contract.shared_groups import SharedGroups as TestSharedGroups
 from tests.resp_server import Answer, RespServer, error
 
 pytestmark = pytest.mark.slow
@@ -102,15 +106,3 @@ async def make_layer(
 def let_time_pass() -> LetTimePass:
     # What waits on the server expires by the server's clock.
     return contract.time_passes
-
-
-class TestChannels(channels.Channels): ...
-
-
-class TestGroups(groups.Groups): ...
-
-
-class TestSharedChannels(shared_channels.SharedChannels): ...
-
-
-class TestSharedGroups(shared_groups.SharedGroups): ...

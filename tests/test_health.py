@@ -15,12 +15,6 @@ SEND_TIMEOUT = 1.0
 
 
 @pytest.fixture
-async def server(redis_server: EmbeddedServer) -> AsyncIterator[RespServer]:
-    async with RespServer(redis_server) as server:
-        yield server
-
-
-@pytest.fixture
 async def make_layer(server: RespServer, prefix: str) -> AsyncIterator[MakeLayer]:
     async with contract.layers(hosts=[server.url], prefix=prefix, send_timeout=SEND_TIMEOUT) as make_layer:
         yield make_layer

@@ -18,7 +18,6 @@ from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import CONTROL, Envelope, unpack
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from channels_asyncq.options import Options
-from channels_asyncq.testing import EmbeddedServer
 from channels_asyncq.topics import Topic, Topics, new_node
 from tests import resp_server
 from tests.contract import codes, ended, eventually, every, started
@@ -154,12 +153,6 @@ COMMAND_OF = {
 each_call = pytest.mark.parametrize("call", COMMAND_OF)
 
 MakeOwner = Callable[..., Awaitable[Owner]]
-
-
-@pytest.fixture
-async def server(redis_server: EmbeddedServer) -> AsyncIterator[RespServer]:
-    async with RespServer(redis_server) as server:
-        yield server
 
 
 @pytest.fixture

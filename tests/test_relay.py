@@ -68,8 +68,20 @@ def connections_made(server: EmbeddedServer) -> int:
 server_asks: list[None] = []
 
 
-def raise_permission_error(*arguments: Any) -> int:
-    raise PermissionError("not here")
+@pytest.fixture
+def bell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a relay made after this is woken: an eventfd, or without one, refused or unknown to the system."""
+
+    def refuse(*arguments: Any) -> int:
+        raise PermissionError("not here")
+
+    if request.param == "refused":
+        monkeypatch.setattr("os.eventfd", refuse, raising=False)
+    elif request.param == "none":
+        monkeypatch.delattr("os.eventfd", raising=False)
+    elif not hasattr(os, "eventfd"):
+        pytest.skip("this system has none")
+    return str(request.param)
 
 
 class TestRelay:
@@ -123,15 +135,9 @@ class TestRelay:
             await ended.wait()
         assert task.cancelled()
 
-    @pytest.mark.parametrize("bell", ["eventfd", "none"])
-    def test_errands_begin_in_the_order_in_which_they_were_posted(
-        self, bell: str, own_relay: Relay, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.parametrize("bell", ["eventfd", "none"], indirect=True)
+    def test_errands_begin_in_the_order_in_which_they_were_posted(self, bell: str, own_relay: Relay) -> None:
         """Those that wait for a busy relay are begun one after the other; one that fails holds up none."""
-        if bell == "none":
-            monkeypatch.delattr("os.eventfd", raising=False)
-        elif not hasattr(os, "eventfd"):
-            pytest.skip("this system has none")
         begun: list[int] = []
         go_on = threading.Event()
 
@@ -163,15 +169,9 @@ class TestRelay:
             else:
                 errand.outcome()
 
-    @pytest.mark.parametrize("bell", ["eventfd", "refused", "none"])
-    def test_errands_leave_the_loop_its_turns(
-        self, bell: str, own_relay: Relay, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.parametrize("bell", ["eventfd", "refused", "none"], indirect=True)
+    def test_errands_leave_the_loop_its_turns(self, bell: str, own_relay: Relay) -> None:
         """While errands are posted without a pause, the loop does its other work; none of them is forgotten."""
-        if bell == "refused":
-            monkeypatch.setattr("os.eventfd", raise_permission_error, raising=False)
-        elif bell == "none":
-            monkeypatch.delattr("os.eventfd", raising=False)
         count, had_a_turn, over = 0, False, threading.Event()
 
         def turn() -> None:
@@ -193,15 +193,11 @@ class TestRelay:
         assert over.wait(DEADLINE)
         assert had_a_turn and 1 < count < 10_000
 
-    @pytest.mark.parametrize("bell", ["eventfd", "none"])
+    @pytest.mark.parametrize("bell", ["eventfd", "none"], indirect=True)
     def test_interrupted_while_it_is_posted(
         self, bell: str, own_relay: Relay, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Ctrl-C while the relay is woken: the errand is never begun, and nothing of it stays."""
-        if bell == "none":
-            monkeypatch.delattr("os.eventfd", raising=False)
-        elif not hasattr(os, "eventfd"):
-            pytest.skip("this system has none")
         begun: list[str] = []
 
         async def note_it(name: str) -> None:

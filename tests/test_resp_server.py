@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,16 +13,9 @@ from channels_asyncq.bus.redis import PUSH
 from channels_asyncq.bus.wire import NoAnswer, WireProtocol
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.options import Options
-from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
 from tests.contract import eventually
 from tests.resp_server import RespServer
-
-
-@pytest.fixture
-async def server(redis_server: EmbeddedServer) -> AsyncIterator[RespServer]:
-    async with RespServer(redis_server) as server:
-        yield server
 
 
 async def connect(url: str, seen: list[tuple[bytes, bytes]] | None = None) -> WireProtocol:

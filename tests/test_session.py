@@ -54,12 +54,6 @@ async def make_redis(redis_url: str, prefix: str) -> AsyncIterator[MakeLayer]:
 
 
 @pytest.fixture
-async def server(redis_server: EmbeddedServer) -> AsyncIterator[RespServer]:
-    async with RespServer(redis_server) as server:
-        yield server
-
-
-@pytest.fixture
 async def make_scripted(server: RespServer, prefix: str) -> AsyncIterator[MakeLayer]:
     async with contract.layers(hosts=[server.url], prefix=prefix, send_timeout=SEND_TIMEOUT) as make_layer:
         yield make_layer

@@ -282,37 +282,24 @@ class Channels(SpecifiedChannels):
         assert await receive(layer, channel) == note(2)
 
     @both_kinds
-    async def test_receive_cancelled_at_every_step(self, make_layer: MakeLayer, kind: str) -> None:
-        """
-        Wherever receive() is cancelled while its message is on the way, it or the next receive() gets it,
-        once.
-        """
+    @pytest.mark.parametrize("has_waited", [False, True], ids=["new", "waiting"])
+    async def test_receive_cancelled_at_every_step(
+        self, make_layer: MakeLayer, kind: str, has_waited: bool
+    ) -> None:
+        """Cancelled anywhere while its message is on the way, it or the next receive() gets it, once."""
         layer = await make_layer()
         channel = await channel_of(layer, kind)
         for turns in range(60):
             reader = asyncio.create_task(layer.receive(channel))
+            if has_waited:
+                # A round trip: the server has answered what was asked before it.
+                await layer.group_send("nobody", MARKER)
             sender = asyncio.create_task(layer.send(channel, note(turns)))
+            if has_waited:
+                await sender
             await steps(turns)
             reader.cancel()
             await sender
-            arrived = await ended(reader)
-            if arrived is None:
-                arrived = await receive(layer, channel)
-            assert arrived == note(turns)
-        await assert_nothing_waits(layer, channel)
-
-    @both_kinds
-    async def test_waiting_receive_cancelled_at_every_step(self, make_layer: MakeLayer, kind: str) -> None:
-        """The same for a receive() that has waited for long when its message is sent."""
-        layer = await make_layer()
-        channel = await channel_of(layer, kind)
-        for turns in range(60):
-            reader = await started(layer.receive(channel))
-            # A round trip: the server has answered what was asked before it.
-            await layer.group_send("nobody", MARKER)
-            await layer.send(channel, note(turns))
-            await steps(turns)
-            reader.cancel()
             arrived = await ended(reader)
             if arrived is None:
                 arrived = await receive(layer, channel)
