@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
+from tests import contract
 from tests.resp_server import RespServer
 
 # Not in pyproject.toml: pytest-django would import the settings before pytest knows the folder they are in.
@@ -99,3 +100,10 @@ def redis_url(redis_server: EmbeddedServer) -> str:
 def prefix() -> str:
     """A prefix no other test has, here or in a process beside this one."""
     return f"t{os.getpid()}x{next(_numbers)}"
+
+
+@pytest.fixture
+async def make_layer(redis_url: str, prefix: str) -> AsyncIterator[contract.MakeLayer]:
+    """Make layers on the shared server, with `config` on top of it; they are closed when the test ends."""
+    async with contract.layers(hosts=[redis_url], prefix=prefix) as make_layer:
+        yield make_layer

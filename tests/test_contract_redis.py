@@ -21,12 +21,6 @@ from tests.contract.waiting import Waiting as TestWaiting
 
 
 @pytest.fixture
-async def make_layer(redis_url: str, prefix: str) -> AsyncIterator[MakeLayer]:
-    async with contract.layers(hosts=[redis_url], prefix=prefix) as make_layer:
-        yield make_layer
-
-
-@pytest.fixture
 def let_time_pass() -> LetTimePass:
     # What waits on the server expires by the server's clock.
     return contract.time_passes

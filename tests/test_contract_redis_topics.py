@@ -38,12 +38,6 @@ from tests.contract import (
 
 
 @pytest.fixture
-async def make_layer(redis_url: str, prefix: str) -> AsyncIterator[MakeLayer]:
-    async with contract.layers(hosts=[redis_url], prefix=prefix) as make_layer:
-        yield make_layer
-
-
-@pytest.fixture
 def publish(redis_server: EmbeddedServer, prefix: str) -> contract.Publish:
     """PUBLISH on a topic named without its `<prefix>:0:`, as any client of the server would."""
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -12,17 +11,10 @@ import pytest
 
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
-from tests.contract import MakeLayer, eventually, note, notes
+from tests.contract import eventually, note, notes
 from tests.processes.handles import Agent, AgentError, agents, run, said
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
-
-
-@pytest.fixture
-async def make_layer(redis_url: str, prefix: str) -> AsyncIterator[MakeLayer]:
-    """A layer in this process, beside the others."""
-    async with contract.layers(hosts=[redis_url], prefix=prefix) as make_layer:
-        yield make_layer
 
 
 @pytest.fixture
