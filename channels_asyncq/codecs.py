@@ -28,7 +28,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import ormsgpack
+from channels.exceptions import MessageTooLarge
 from django.utils.functional import Promise
+
+from .containers import MOST_CONTAINERS, TOO_MANY, are_too_many, are_too_many_in_json
 
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
@@ -66,7 +69,8 @@ class Codec:
         expiry: float = 60.0,
     ) -> None:
         as_json = serializer_format == "json"
-        #: Return a message as bytes. Raises TypeError: something in it cannot travel; the text says where.
+        #: Return a message as bytes. Raises TypeError: something in it cannot travel; the text says where; and
+        #: MessageTooLarge: it holds more than `MOST_CONTAINERS` lists, dicts and the like.
         self.encode: Callable[[dict[str, Any]], bytes] = _encode_json if as_json else _encode_msgpack
         #: Return a message of the caller's own. Raises BadPayload: the bytes are not exactly one message.
         self.decode: Callable[[bytes], dict[str, Any]] = decode_json if as_json else _unpack
@@ -140,16 +144,19 @@ def _encode_msgpack(message: Any) -> bytes:
         packed = None
     # ormsgpack packs up to 2**64 - 1, the specification ends at 2**63 - 1. Greek text looks the same, so it
     # is walked too.
-    if packed is not None and not (_UINT64 in packed and _BIG_UINT64.search(packed)):
-        return packed
-    plain = _plain(message, as_json=False)
-    if packed is not None:
-        return packed
-    return ormsgpack.packb(plain, None, _OPTIONS)
+    if packed is None or (_UINT64 in packed and _BIG_UINT64.search(packed)):
+        plain = _plain(message, as_json=False)
+        if packed is None:
+            packed = ormsgpack.packb(plain, None, _OPTIONS)
+    if len(packed) > MOST_CONTAINERS and are_too_many(packed, _NESTED):
+        raise MessageTooLarge(TOO_MANY)
+    return packed
 
 
 # Extension types: these numbers are on the wire and never change their meaning.
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _SET, _FROZENSET, _TUPLE = range(1, 10)
+# Those whose bytes are MessagePack.
+_NESTED = range(_SET, _TUPLE + 1)
 
 _TIMEDELTA_FIELDS = struct.Struct(">iii")
 
@@ -253,6 +260,8 @@ _END_PACKED = bytes([_UINT64]) + _END.to_bytes(8)
 
 
 def _unpack(data: bytes, expected: type = dict) -> Any:
+    if len(data) > MOST_CONTAINERS and are_too_many(data, _NESTED):
+        raise BadPayload(TOO_MANY)
     try:
         value, end = ormsgpack.unpackb(b"\x92" + data + _END_PACKED, ext_hook=_extension)
     except ValueError as exc:
@@ -310,7 +319,10 @@ def _encode_json(message: Any) -> bytes:
     _refuse_no_dict(message)
     # Walked always: json turns keys that are no str into str, and says nothing.
     plain = _plain(message, as_json=True)
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    data = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    if len(data) > MOST_CONTAINERS and are_too_many_in_json(data):
+        raise MessageTooLarge(TOO_MANY)
+    return data
 
 
 def decode_json(data: bytes) -> dict[str, Any]:
@@ -320,6 +332,8 @@ def decode_json(data: bytes) -> dict[str, Any]:
     Raises:
         BadPayload: not JSON, not an object, or something in it that no message may hold.
     """
+    if len(data) > MOST_CONTAINERS and are_too_many_in_json(data):
+        raise BadPayload(TOO_MANY)
     try:
         text = data.decode()
         message = _JSON.decode(text)

@@ -268,7 +268,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Raises:
             TypeError: the name is no channel name, or the message cannot travel.
-            MessageTooLarge: it is larger than `max_message_size` when encoded.
+            MessageTooLarge: it is larger than `max_message_size` when encoded, or holds too many containers.
             ChannelFull: a channel of this loop, or a normal channel, is at its capacity.
             ChannelClosed: the channel or the layer is closed.
             LayerUnavailable: the server cannot be reached.
