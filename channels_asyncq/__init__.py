@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         LayerUnavailable,
         StillFull,
     )
+    from .external import ExternalMessage
     from .layer import AsyncQueueChannelLayer
     from .session import Statistics
 
@@ -22,6 +23,7 @@ __all__ = [
     "ChannelClosed",
     "ChannelLayerError",
     "DeliveryUnknown",
+    "ExternalMessage",
     "Health",
     "LayerClosed",
     "LayerUnavailable",
@@ -34,7 +36,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 # Imported when they are asked for: every run of pytest imports this package for its plugin, whatever it tests.
-_HOMES = {"AsyncQueueChannelLayer": "layer", "Health": "bus.base", "Statistics": "session"}
+_HOMES = {
+    "AsyncQueueChannelLayer": "layer",
+    "ExternalMessage": "external",
+    "Health": "bus.base",
+    "Statistics": "session",
+}
 
 
 def __getattr__(name: str) -> Any:

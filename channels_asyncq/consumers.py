@@ -9,6 +9,7 @@ with every channel layer, and with none. `SyncConsumer` is the one of Channels.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,7 @@ from channels.layers import get_channel_layer
 
 from . import database
 from .exceptions import ChannelClosed
+from .external import ExternalMessage
 from .layer import AsyncQueueChannelLayer
 
 if TYPE_CHECKING:
@@ -364,11 +366,15 @@ class AsyncConsumer(consumer.AsyncConsumer):
         """
         Hand a message to the handler that its type names.
 
+        A message from outside for which there is none is counted and logged, and dropped.
+
         Raises:
             ValueError: there is none.
         """
         handler = getattr(self, get_handler_name(message), None)
         conversation = self._asyncq
+        if isinstance(message, ExternalMessage) and not inspect.iscoroutinefunction(handler):
+            handler = None  # an attribute, or a method that is not for messages
         if handler:
             if conversation is None:
                 await database.close_old_connections()
@@ -377,8 +383,16 @@ class AsyncConsumer(consumer.AsyncConsumer):
             await handler(message)
         elif conversation is not None and message["type"] == "websocket.send":
             await conversation.pass_on(message)
+        elif isinstance(message, ExternalMessage):
+            _drop(message, self.channel_layer, type(self).__name__)
         elif conversation is None or message["type"] not in conversation.notices:
             raise ValueError(f"No handler for message type {message['type']}")
+
+
+def _drop(message: ExternalMessage, layer: object, reader: str) -> None:
+    """Have a message that nobody handles counted, and go on."""
+    if isinstance(layer, AsyncQueueChannelLayer):
+        layer.drop_unhandled(message, reader)
 
 
 def _reads_as_we_do(layer: AsyncQueueChannelLayer) -> bool:

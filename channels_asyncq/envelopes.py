@@ -15,6 +15,8 @@ ENCRYPTED = 1
 CONTROL = 2
 # A word to the reader about a loss; never on the wire.
 NOTICE = 4
+# JSON of another program; never on the wire.
+EXTERNAL = 8
 _KNOWN_FLAGS = ENCRYPTED | CONTROL
 
 # version, flags, CRC-32 of the flags and of everything behind it

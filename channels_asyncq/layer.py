@@ -26,6 +26,7 @@ from .bus.redis import RedisBus
 from .callers import Caller, LoopState
 from .codecs import Codec
 from .exceptions import ChannelClosed, LayerClosed
+from .external import ExternalMessage
 from .options import Options
 from .session import BusFactory, Session, Statistics
 from .topics import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
@@ -107,7 +108,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self.group_expiry = options.group_expiry
         self.prefix = options.prefix
         #: Types of the messages that the layer itself sends to the channels it owns.
-        self.notices = frozenset(filter(None, (options.on_loss, options.on_disconnect, options.on_reconnect)))
+        self.notices = options.notices
         self._codec = Codec(options.serializer_format, options.symmetric_encryption_keys, options.expiry)
         self._max_message_size = options.max_message_size
         self._make_bus = _bus_factory(options, self)
@@ -301,7 +302,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         Return the next message of a channel, a dict of the caller's own; wait if there is none.
 
         `channel` is a full name, or for all channels of a session the part up to and including `!`. An outage
-        raises nothing here: messages come when the server is back. Cancelling loses no message.
+        raises nothing here: messages come when the server is back. Cancelling loses no message. What another
+        program has published is an `ExternalMessage`, a dict too.
 
         Raises:
             TypeError: no channel name.
@@ -567,6 +569,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         health = await self._do(lambda session: session.health(timeout))
         assert health is not None
         return health
+
+    def drop_unhandled(self, message: ExternalMessage, reader: str) -> None:
+        """Count and log a message from outside for which its reader, on the running loop, has no handler."""
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is not None:
+            session.on_unhandled(message, reader)
 
     def statistics(self) -> Statistics:
         """Return what this layer holds, delivered and dropped, over all loops of the process."""

@@ -21,6 +21,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .external import External
+
 __all__ = ["Host", "Options", "Overflow", "Recovery", "SerializerFormat"]
 
 Overflow = Literal["drop_newest", "drop_oldest", "close"]
@@ -92,6 +94,12 @@ class Options:
     on_loss: str | None = None
     recovery: Recovery | None = field(default_factory=lambda: Recovery())
     max_buffered_bytes: int | None = None
+    external: External | None = field(default_factory=lambda: External())
+
+    @property
+    def notices(self) -> frozenset[str]:
+        """Types of the messages that the layer itself sends to the channels it owns."""
+        return frozenset(filter(None, (self.on_loss, self.on_disconnect, self.on_reconnect)))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Options:
@@ -251,19 +259,40 @@ def _recovery(key: str, value: Any) -> Recovery | None:
         elif name == "messages":
             values[name] = _integer(at, part, least=100)
         elif name == "exclude":
-            if not isinstance(part, (list, tuple)):
-                _refuse(at, part, 'must be a list of patterns of groups such as ["typing.*"].')
-            for glob in part:
-                if not (isinstance(glob, re.Pattern) or (isinstance(glob, str) and glob)):
-                    _refuse(at, glob, "must be a glob or a compiled pattern.")
-            values[name] = tuple(
-                re.compile(fnmatch.translate(glob)) if isinstance(glob, str) else glob for glob in part
-            )
+            values[name] = _patterns(at, part, 'patterns of groups such as ["typing.*"]')
         else:
             _refuse(
                 at, part, f"there is no such key. {_suggestion(name, ['seconds', 'messages', 'exclude'])}"
             )
     return Recovery(**values)
+
+
+def _external(key: str, value: Any) -> External | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        _refuse(key, value, 'must be None or a dict such as {"types": ["news.*"], "groups": ["board.*"]}.')
+    examples = {
+        "types": 'patterns of types such as ["news.*"]',
+        "groups": 'patterns of groups such as ["board.*"]',
+    }
+    values: dict[str, tuple[re.Pattern[str], ...]] = {}
+    for name, part in value.items():
+        at = f"{key}[{name!r}]"
+        if name not in examples:
+            _refuse(at, part, f"there is no such key. {_suggestion(name, examples)}")
+        values[name] = _patterns(at, part, examples[name])
+    return External(**values)
+
+
+def _patterns(key: str, value: Any, what: str) -> tuple[re.Pattern[str], ...]:
+    if not isinstance(value, (list, tuple)):
+        _refuse(key, value, f"must be a list of {what}.")
+    for glob in value:
+        is_pattern = isinstance(glob, re.Pattern) and isinstance(glob.pattern, str)
+        if not (is_pattern or (isinstance(glob, str) and glob)):
+            _refuse(key, glob, "must be a glob or a compiled pattern of str.")
+    return tuple(re.compile(fnmatch.translate(glob)) if isinstance(glob, str) else glob for glob in value)
 
 
 def _channel_capacity(key: str, value: Any) -> tuple[tuple[re.Pattern[str], int], ...]:
@@ -658,4 +687,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "on_loss": _message_type,
     "recovery": _recovery,
     "max_buffered_bytes": _bytes_or_none,
+    "external": _external,
 }

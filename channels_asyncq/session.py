@@ -19,8 +19,9 @@ from channels.exceptions import ChannelFull
 from .bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
 from .callers import LoopState
 from .codecs import Codec
-from .envelopes import CONTROL, NOTICE, Envelope
+from .envelopes import CONTROL, EXTERNAL, NOTICE, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
+from .external import ExternalMessage
 from .hub import Hub, Member
 from .intake import Intake
 from .journal import LOSS, WIRE, record
@@ -80,9 +81,10 @@ class Statistics:
     A snapshot. Counts are since the start of the sessions they are from.
 
     `queued` holds (channel, waiting messages), largest first, of the channels in which any wait; `dropped`
-    counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", and "dead_owner" for changes of
-    membership that the owner of a channel never confirmed. `told` counts the channels that were told of a loss
-    (or would have been, if `on_loss` were set), by reason. `links` has an entry per session and host.
+    counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", "unhandled" for messages from
+    outside without a handler, and "dead_owner" for changes of membership that the owner of a channel never
+    confirmed. `told` counts the channels that were told of a loss (or would have been, if `on_loss` were set), by
+    reason. `links` has an entry per session and host.
     """
 
     channels: int = 0
@@ -232,6 +234,8 @@ class Session:
         message = envelope.message
         if message is None:
             message = self._codec.decode_own(envelope.payload)
+            if envelope.flags & EXTERNAL:
+                message = ExternalMessage(message)
         elif envelope.is_flat:
             return message.copy()
         if envelope.is_flat is None and "!" not in envelope.target:
@@ -662,6 +666,18 @@ class Session:
 
     def on_external(self) -> None:
         self.hub.tally.external += 1
+
+    def on_unhandled(self, message: ExternalMessage, reader: str) -> None:
+        """Note that a consumer has no handler for a message from outside, and drops it."""
+        self.hub.tally.dropped["unhandled"] += 1
+        self.hub.throttle.warn(
+            WIRE,
+            "wire.unhandled",
+            "%s has no handler for a message from outside of type %r; it is dropped: list the types that other "
+            "programs may send in CONFIG's `external`",
+            reader,
+            message["type"],
+        )
 
     def on_answerable(self) -> None:
         for reader in list(self._readers.values()):

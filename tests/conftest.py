@@ -107,3 +107,13 @@ async def make_layer(redis_url: str, prefix: str) -> AsyncIterator[contract.Make
     """Make layers on the shared server, with `config` on top of it; they are closed when the test ends."""
     async with contract.layers(hosts=[redis_url], prefix=prefix) as make_layer:
         yield make_layer
+
+
+@pytest.fixture
+def publish(redis_server: EmbeddedServer, prefix: str) -> contract.Publish:
+    """PUBLISH on a topic named without its `<prefix>:0:`, as any client of the server would."""
+
+    def publish(topic: str, payload: str | bytes) -> int:
+        return int(redis_server.command("PUBLISH", f"{prefix}:0:{topic}", payload))
+
+    return publish

@@ -102,7 +102,7 @@ def test_too_many_values_of_extension_types(value: object) -> None:
 
 def test_too_many_are_refused_by_the_receiver() -> None:
     """Bytes of somebody who did not ask are refused before they are decoded, with the same words."""
-    value = [[]] * MOST_CONTAINERS
+    value: list[list[int]] = [[]] * MOST_CONTAINERS
     with pytest.raises(BadPayload, match=f"{MOST_CONTAINERS} lists"):
         MSGPACK.decode(ormsgpack.packb({"type": "a.b", "value": value}))
     with pytest.raises(BadPayload, match=f"{MOST_CONTAINERS} lists"):
@@ -112,11 +112,12 @@ def test_too_many_are_refused_by_the_receiver() -> None:
 @pytest.mark.parametrize("codec", [MSGPACK, JSON], ids=["msgpack", "json"])
 def test_large_honest_messages_pass(codec: Codec) -> None:
     """Tens of thousands of rows, Cyrillic text, and long lists of numbers are no matter."""
-    for value in (
+    values: list[object] = [
         [{"id": number, "name": "Привет"} for number in range(MOST_CONTAINERS - 2)],
         "Привет, мир. [{ " * 50_000,
         ["Привет"] * 300_000,
         list(range(500_000)),
-    ):
+    ]
+    for value in values:
         message = {"type": "a.b", "value": value}
         assert codec.decode(codec.encode(message)) == message

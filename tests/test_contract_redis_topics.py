@@ -37,16 +37,6 @@ from tests.contract import (
 )
 
 
-@pytest.fixture
-def publish(redis_server: EmbeddedServer, prefix: str) -> contract.Publish:
-    """PUBLISH on a topic named without its `<prefix>:0:`, as any client of the server would."""
-
-    def publish(topic: str, payload: str | bytes) -> int:
-        return int(redis_server.command("PUBLISH", f"{prefix}:0:{topic}", payload))
-
-    return publish
-
-
 def inbox_of(channel: str) -> str:
     """The topic of the session that made `channel`: `<prefix>.<node>!<local>`."""
     return "inbox:" + channel.split("!")[0].rpartition(".")[2]

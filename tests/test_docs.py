@@ -255,6 +255,7 @@ def test_every_option_is_documented() -> None:
     }
     assert set(documented_options(README)) == fields - {
         "partitions",
+        "external",
         "max_buffered_bytes",
     }
 

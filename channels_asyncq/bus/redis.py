@@ -25,6 +25,7 @@ from hiredis import ReplyError, pack_command
 from ..codecs import BadPayload, Codec, decode_json
 from ..envelopes import (
     ENCRYPTED,
+    EXTERNAL,
     WIRE_VERSION,
     BadEnvelope,
     Envelope,
@@ -33,6 +34,7 @@ from ..envelopes import (
     unpack,
 )
 from ..exceptions import ChannelLayerError, LayerUnavailable
+from ..external import ExternalMessage
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
 from ..topics import NOT_LOGGED, Topic, Topics, node_of
@@ -667,9 +669,8 @@ class RedisBus(Bus):
         """
         try:
             if data.startswith(b"{"):
-                envelopes = [self._open_external(shard, topic, data)]
-            else:
-                envelopes = unpack(data)
+                return [self._open_external(shard, topic, data)]
+            envelopes = unpack(data)
         except (BadEnvelope, BadPayload) as exc:
             self.receiver.on_unreadable(topic, str(exc))
             return []
@@ -718,16 +719,20 @@ class RedisBus(Bus):
             raise BadEnvelope(
                 f"JSON of {len(data)} bytes; max_message_size is {self.options.max_message_size}"
             )
-        message = decode_json(data)
-        kind = message.get("type")
-        if not isinstance(kind, str) or not kind:
-            raise BadEnvelope("JSON without a `type`")
+        allowed = self.options.external
+        if allowed is None:
+            raise BadEnvelope("JSON from outside is refused: `external` is None")
+        message, group = ExternalMessage(decode_json(data)), self.topics.group_named(topic)
+        if (refusal := allowed.refusal(message, group, self.options.notices)) is not None:
+            raise BadEnvelope(refusal)
         try:
             payload = self._codec.encode(message)
         except TypeError as exc:
             raise BadEnvelope(f"JSON that cannot travel: {exc}") from None
         self.receiver.on_external()
-        return Envelope(payload, self.topics.group_named(topic))
+        envelope = Envelope(payload, group, flags=EXTERNAL, expires_at=monotonic() + self.options.expiry)
+        envelope.message = message
+        return envelope
 
     # Sends. What all of those to one name have in common is made once.
 
