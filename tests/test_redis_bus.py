@@ -886,6 +886,17 @@ async def test_a_bad_start(make: MakeOwner, server: RespServer, command: str, an
     await eventually(lambda: owner.arrived, "a message")
 
 
+async def test_back_before_the_server_knew(owner: Owner, server: RespServer) -> None:
+    """What is sent after the last member has left and before the next one joins reaches nobody."""
+    topic = await owner.join()
+    owner.bus.unsubscribe(topic)
+    server.real.command("PUBLISH", topic.name, '{"type": "sent.between"}')
+    await owner.join()
+    server.real.command("PUBLISH", topic.name, '{"type": "sent.after"}')
+    await eventually(lambda: owner.arrived, "the message")
+    assert [envelope.message for _, envelope in owner.arrived] == [{"type": "sent.after"}]
+
+
 async def test_a_replica(make: MakeOwner, server: RespServer) -> None:
     """Only masters are used: a replica is told as the reason, until it is promoted."""
     server.always("ROLE", resp_server.reply([b"slave", b"10.0.0.1", 6379, b"connected", 0]))

@@ -154,6 +154,8 @@ class Shard:
         self.connector = connector
         self.ledger = SubscriptionLedger()
         self._subscribing: WireProtocol | None = None
+        # By topic: the UNSUBSCRIBE that has no reply yet.
+        self._leaving: dict[bytes, asyncio.Future[Any]] = {}
         # What arrived last and was not taken: its bytes and, the first one last, those left of its envelopes.
         self._held: tuple[bytes, list[Envelope]] | None = None
         self.log = LogReader(
@@ -436,12 +438,18 @@ class Shard:
         entry = self.ledger.want(topic.name, topic.partition)
         wire = self._subscribing
         if not entry.is_sent and wire is not None and not wire.is_lost:
+            entry.follows = self._leaving.get(topic.name)
             self._send_subscribe(wire, entry)
 
     def unsubscribe(self, topic: bytes) -> None:
         wire = self._subscribing
         if self.ledger.give_up(topic) and wire is not None and not wire.is_lost:
-            wire.call(b"UNSUBSCRIBE", topic)
+            self._leaving[topic] = reply = wire.call(b"UNSUBSCRIBE", topic)
+            reply.add_done_callback(partial(self._left, topic))
+
+    def _left(self, topic: bytes, reply: asyncio.Future[Any]) -> None:
+        if self._leaving.get(topic) is reply:
+            del self._leaving[topic]
 
     async def confirmed(self, topic: Topic) -> None:
         if not self.commands.was_up:
@@ -480,6 +488,10 @@ class Shard:
         entry = self.ledger.get(topic)
         if entry is None:
             return True  # given up while this was under way
+        if entry.follows is not None:
+            if not entry.follows.done():
+                return True  # the same, and wanted again since: who joined after a message does not get it
+            entry.follows = None
         position = 0
         try:
             if topic == self._fence_topic.name:

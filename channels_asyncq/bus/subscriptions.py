@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 
 class Subscription:
@@ -17,7 +18,7 @@ class Subscription:
     confirmed  | True    | True         | the end of the connection: wanted again
     """
 
-    __slots__ = ("is_confirmed", "is_sent", "partition", "topic", "waiters")
+    __slots__ = ("follows", "is_confirmed", "is_sent", "partition", "topic", "waiters")
 
     def __init__(self, topic: bytes, partition: int) -> None:
         self.topic = topic
@@ -25,6 +26,8 @@ class Subscription:
         self.is_sent = False
         self.is_confirmed = False
         self.waiters: list[asyncio.Future[None]] = []
+        #: The UNSUBSCRIBE of an earlier entry: what arrives before its reply was sent before this one was wanted.
+        self.follows: asyncio.Future[Any] | None = None
 
     def finish(self, error: Exception | None) -> None:
         waiters, self.waiters = self.waiters, []
