@@ -9,6 +9,8 @@ from time import monotonic
 # A loop gets a session of its own after this many seconds or sends; until then the relay sends for it.
 _MOMENT_SECONDS = 1.0
 _MOMENT_SENDS = 100
+# As many names of closed channels are remembered here as by a session.
+_MOST_CLOSED_NAMES = 10_000
 
 
 class LoopState(Enum):
@@ -22,6 +24,8 @@ class LoopState(Enum):
     SETTLED  | its session                                      | ENDING, when the loop or the layer ends
     ENDING   | the relay: nobody would close another session    | ENDED, when its readers are closed
     ENDED    | the relay                                        | the layer forgets the session
+
+    A loop that is ENDING or ENDED receives nothing any more, for the same reason.
     """
 
     RELAYED = "relayed"
@@ -32,15 +36,19 @@ class LoopState(Enum):
 
 
 class Caller:
-    """A loop for which the relay sends. `pending` are its relayed sends without an answer."""
+    """
+    A loop for which the relay sends. `pending` are its relayed sends without an answer, `closed_names` the normal
+    channels that it closed before it had a session.
+    """
 
-    __slots__ = ("__weakref__", "_idle", "pending", "sends", "since", "state")
+    __slots__ = ("__weakref__", "_idle", "closed_names", "pending", "sends", "since", "state")
 
     def __init__(self) -> None:
         self.state = LoopState.RELAYED
         self.since = monotonic()
         self.sends = 0
         self.pending = 0
+        self.closed_names: dict[str, None] = {}
         self._idle = asyncio.Event()
 
     @property
@@ -49,6 +57,11 @@ class Caller:
         return self.state is LoopState.RELAYED and (
             self.sends >= _MOMENT_SENDS or monotonic() - self.since >= _MOMENT_SECONDS
         )
+
+    def close_channel(self, channel: str) -> None:
+        self.closed_names[channel] = None
+        if len(self.closed_names) > _MOST_CLOSED_NAMES:
+            del self.closed_names[next(iter(self.closed_names))]
 
     def sent(self) -> None:
         """Note that the relay sends something; `answered()` must follow."""

@@ -28,7 +28,7 @@ from .codecs import Codec
 from .exceptions import ChannelClosed, LayerClosed
 from .external import ExternalMessage
 from .options import Options
-from .session import BusFactory, Session, Statistics
+from .session import BusFactory, Session, Statistics, check_closable
 from .topics import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
 
 T = TypeVar("T")
@@ -120,7 +120,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self._lock = threading.Lock()
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         self._owners: dict[str | None, Session] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        # Sessions that are ending. Weakly: one that has ended, or whose loop has, is nobody's.
+        self._ending: weakref.WeakSet[Session] = weakref.WeakSet()
         self._callers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Caller] = (
             weakref.WeakKeyDictionary()
         )
@@ -167,25 +168,43 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         session = self._sessions.get(loop)
         if session is not None and not session.is_closed:
             return session
-        if self._is_closed:
-            raise LayerClosed()
+        # close(), on another loop, takes under the lock what has to end: it must see this session, or this it.
         with self._lock:
+            if self._is_closed:
+                raise LayerClosed()
+            if self._is_ending(loop):
+                raise LayerClosed(
+                    message="The event loop is ending, and its session of the channel layer was closed with its "
+                    "asynchronous generators: it can receive nothing any more. Use another event loop."
+                )
             self._forget_ended_sessions()
             session = Session(self.options, self._codec, self._make_bus)
-            if loop not in self._callers:
+            caller = self._callers.get(loop)
+            if caller is None:
                 session.state = LoopState.SETTLED
-            if (replaced := self._sessions.get(loop)) is not None:
-                self._owners.pop(replaced.node, None)
+            else:
+                for channel in caller.closed_names:
+                    session.hub.close_channel(channel)
+                caller.closed_names.clear()
             self._sessions[loop] = session
             self._owners[session.node] = session
         await session.start()
         return session
+
+    def _is_ending(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Tell whether the loop's session has ended before the layer: nobody would close another one."""
+        session = self._sessions.get(loop)
+        if session is not None:
+            return session.is_closed
+        caller = self._callers.get(loop)
+        return caller is not None and caller.state is LoopState.ENDING
 
     def _forget_ended_sessions(self) -> None:
         for loop, session in list(self._sessions.items()):
             if session.state is LoopState.ENDED or loop.is_closed():
                 if not loop.is_closed():
                     self._caller(loop).state = LoopState.ENDING
+                    self._ending.add(session)
                 del self._sessions[loop]
                 self._owners.pop(session.node, None)
 
@@ -293,6 +312,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             if owner is not None and owner is not session and _hand_over(owner, channel, payload):
                 return
         if session is None or session.state is not LoopState.SETTLED:
+            caller = self._callers.get(asyncio.get_running_loop())
+            if caller is not None and channel in caller.closed_names:
+                raise ChannelClosed(channel)
             await self._do(lambda session: session.send(channel, payload))
         elif (answer := session.send(channel, payload)) is not None:
             await answer
@@ -452,6 +474,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None or not (session.state is LoopState.SETTLED or session.is_own(channel)):
+            if self._is_ending(loop):
+                await self._do(lambda session: session.send_wait(channel, payload, timeout))
+                return
             session = await self._settled_session(loop)
         await session.send_wait(channel, payload, timeout)
 
@@ -479,7 +504,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         Close a channel of the running loop, at once; its receivers get what is left and then ChannelClosed.
 
         A normal channel is closed in this loop only: what was taken for its receivers goes back to the server,
-        and awaiting the result waits for that. Closing twice is fine.
+        and awaiting the result waits for that. Closing twice is fine, and opens no connections.
 
         Raises:
             TypeError: no channel name.
@@ -490,51 +515,50 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         session = self._sessions.get(loop)
         if session is not None and not session.is_closed:
             return session.close_channel(channel)
-        if self._is_closed:
-            done: asyncio.Future[None] = loop.create_future()
-            done.set_result(None)
-            return done
-        task = loop.create_task(self._close_channel(channel))
-        # Whoever does not await it does not keep it either.
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _close_channel(self, channel: str) -> None:
-        await (await self._session()).close_channel(channel)
+        if not self._is_closed and not self._is_ending(loop):
+            check_closable(channel, None)
+            # Nothing was taken for it; what this loop sends and receives later is told that it is closed.
+            self._caller(loop).close_channel(channel)
+        done: asyncio.Future[None] = loop.create_future()
+        done.set_result(None)
+        return done
 
     async def close(self) -> None:
         """
         Close the layer on every loop: receivers end with LayerClosed and nothing is accepted any more.
 
-        Answers that are due are waited for, for a bounded time. Closing twice is fine.
+        Answers that are due are waited for, for a bounded time. Closing twice is fine: whoever closes it once
+        more, on any loop, waits for the same end.
         """
         here = asyncio.get_running_loop()
         sessions = self._end()
-        own = sessions.pop(here, None)
-        # A loop that stands still closes its session in shutdown_asyncgens().
-        elsewhere = [
-            asyncio.wrap_future(_close_session(session))
-            for loop, session in sessions.items()
-            if loop.is_running()
-        ]
-        if own is not None:
-            await own.close()
+        elsewhere = []
+        for session in sessions:
+            if session.loop is not here:
+                closing = _close_session(session)
+                # One that stands still closes its session when it runs again.
+                if session.loop.is_running():
+                    elsewhere.append(asyncio.wrap_future(closing))
+        for session in sessions:
+            if session.loop is here:
+                await session.close()
         if elsewhere:
             # Bounded, because a loop may stop just now.
             await asyncio.wait(elsewhere, timeout=2 * self.options.send_timeout + 1)
 
-    def _end(self) -> dict[asyncio.AbstractEventLoop, Session]:
-        """Accept nothing any more; return the sessions that are to be closed."""
-        self._is_closed = True
+    def _end(self) -> list[Session]:
+        """Accept nothing any more; return the sessions that have to end, also those that are ending already."""
         with self._lock:
-            sessions, self._sessions, self._owners = self._sessions, {}, {}
+            self._is_closed = True
+            self._ending.update(self._sessions.values())
+            self._sessions, self._owners = {}, {}
+            sessions = list(self._ending)
         leave_broker(self.options.prefix, self.options.hosts[0].db, self)
         return sessions
 
     def close_from_thread(self) -> None:
         """
-        Close the layer from code that cannot await: as `close()`, on every loop that runs.
+        Close the layer from code that cannot await: as `close()`, on every loop.
 
         Waits, at most two seconds, for the relay's session only: nobody knows what the others wait for.
         """
@@ -543,11 +567,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
-        for loop, session in self._end().items():
-            if not loop.is_running():
-                continue
+        for session in self._end():
             closing = _close_session(session)
-            if loop is relays and loop is not here:
+            if session.loop is relays and session.loop is not here:
                 with contextlib.suppress(Exception):
                     closing.result(_CLOSE_SECONDS)
 
@@ -644,7 +666,7 @@ def _after_fork_in_child() -> None:
     _inherited.append(relay.after_fork_in_child())
     after_fork_in_child()
     for layer in list(_layers):
-        _inherited.append((layer._sessions, layer._owners, layer._callers))
+        _inherited.append((layer._sessions, layer._owners, layer._callers, list(layer._ending)))
         relay.let_go(
             descriptor
             for session in layer._sessions.values()

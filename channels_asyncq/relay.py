@@ -329,16 +329,20 @@ class Relay:
         await asyncio.sleep(0)
 
     def stop(self) -> None:
-        """End the thread: what was sent has left, connections are closed; bounded by two seconds."""
+        """
+        End the thread: what was sent has left, connections are closed; bounded by two seconds.
+
+        A second call waits for the same end.
+        """
         with self._lock:
             loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-        if loop is None or thread is None:
-            return
-        atexit.unregister(self.stop)
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(loop.stop)
-        thread.join(_STOP_SECONDS)
+            self._loop = None
+        if loop is not None:
+            atexit.unregister(self.stop)
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(loop.stop)
+        if thread is not None:
+            thread.join(_STOP_SECONDS)
 
     def let_go_in_child(self) -> None:
         """Let go of a forked child's copies of the relay's descriptors; no transport and no loop is told."""

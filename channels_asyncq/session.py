@@ -119,6 +119,17 @@ class Statistics:
         )
 
 
+def check_closable(channel: str, node: str | None) -> None:
+    """
+    Raises:
+        ChannelLayerError: the channel belongs to another session than that of `node`.
+    """
+    if node_of(channel) not in (None, node):
+        raise ChannelLayerError(
+            f"channel {channel!r} belongs to another event loop or process, which alone can close it"
+        )
+
+
 class Session:
     """
     The channels, groups and connections of one event loop. Everything here runs on that loop.
@@ -157,8 +168,10 @@ class Session:
         self._retry: asyncio.Handle | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._joining: set[asyncio.Task[None]] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        # By the closing of a normal channel: its name.
+        self._closing: dict[asyncio.Task[None], str] = {}
         self._life: AsyncGenerator[None] | None = None
+        self._ended = asyncio.Event()
         #: The layer says when it is settled.
         self.state = LoopState.CHANGING
         #: The only cache of names: the routes to them. There are routes to channels only while it is settled.
@@ -183,7 +196,8 @@ class Session:
         try:
             yield
         finally:
-            await self._close(LayerClosed)
+            self._life = None
+            await self.close()
 
     # Names
 
@@ -743,38 +757,47 @@ class Session:
 
     def close_channel(self, channel: str) -> asyncio.Future[None]:
         """Close a channel now; the future is done when the server has back what was taken for its receivers."""
-        node = node_of(channel)
-        done: asyncio.Future[None] = self.loop.create_future()
-        if node is not None and node != self.node:
-            raise ChannelLayerError(
-                f"channel {channel!r} belongs to another event loop or process, which alone can close it"
-            )
+        check_closable(channel, self.node)
         self.hub.close_channel(channel)
         self.channel_routes.pop(channel, None)
         topic = self._topics.queue(channel).topic
         reader = self._readers.pop(topic.name, None)
         if reader is None:
-            done.set_result(None)
-            return done
+            return self._channel_closed(channel)
         self._bus.unsubscribe(topic)
         task = self.loop.create_task(reader.close(ChannelClosed), name=f"channels_asyncq closing {channel}")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-        return task
+        self._closing[task] = channel
+        task.add_done_callback(self._closing.pop)
+        return asyncio.shield(task)
+
+    def _channel_closed(self, channel: str) -> asyncio.Future[None]:
+        """Return what is done when an earlier call has closed the channel."""
+        for task, name in self._closing.items():
+            if name == channel:
+                # Shielded, as for the first: whoever is cancelled ends the waiting of nobody else.
+                return asyncio.shield(task)
+        done: asyncio.Future[None] = self.loop.create_future()
+        done.set_result(None)
+        return done
 
     async def close(self) -> None:
         """
         End this session: receivers get LayerClosed, what was taken for them goes back, answers are waited for.
 
-        Safe to call twice.
+        A second call returns when the first has ended it. Cancelling the first ends the session at once.
         """
-        life, self._life = self._life, None
-        if life is not None and not self.is_closed:
-            await life.aclose()
+        if self.is_closed:
+            await self._ended.wait()
+            return
+        try:
+            await self._close(LayerClosed)
+        finally:
+            self._ended.set()
+            life, self._life = self._life, None
+            if life is not None:
+                await life.aclose()  # nothing is left for it to do
 
     async def _close(self, reason: type[ChannelClosed]) -> None:
-        if self.is_closed:
-            return
         self.state = LoopState.ENDING
         self.channel_routes.clear()
         self.group_routes.clear()
@@ -799,6 +822,7 @@ class Session:
     def let_go_in_child(self) -> list[int]:
         """Be closed without closing anything: in a forked child. Return the descriptors of the connections."""
         self.state = LoopState.ENDED
+        self._ended.set()
         sockets = [transport.get_extra_info("socket") for transport in self._bus.transports()]
         return [sock.fileno() for sock in sockets if sock is not None and sock.fileno() >= 0]
 

@@ -329,6 +329,29 @@ class TestRelay:
                     future.result(DEADLINE)
         assert own_relay.wait(answer) == 42
 
+    def test_second_stop_waits_for_the_first(self, own_relay: Relay) -> None:
+        """Whoever stops the relay while another thread does returns when the relay's thread has ended, too."""
+        began = threading.Event()
+
+        async def long() -> None:
+            # It is waited for when the relay stops, and then cancelled.
+            began.set()
+            await asyncio.Event().wait()
+
+        with ThreadPoolExecutor(2) as pool:
+            waiting = pool.submit(own_relay.wait, long)
+            assert began.wait(DEADLINE)
+            thread = own_relay._thread
+            assert thread is not None
+            stopping = pool.submit(own_relay.stop)
+            while own_relay.loop is not None:
+                pass
+            own_relay.stop()
+            assert not thread.is_alive()
+            stopping.result(DEADLINE)
+            with pytest.raises(LayerClosed):
+                waiting.result(DEADLINE)
+
     def test_stop_waits_for_what_has_begun(self, own_relay: Relay) -> None:
         """What was written when the relay stops may still be answered: its caller is not told otherwise."""
         began = threading.Event()
@@ -659,10 +682,10 @@ class TestSessions:
             assert await receive_many(there, member, 51) == notes(51)
             await layer.close()
 
-    async def test_a_session_that_takes_the_place_of_a_closing_one(
+    async def test_no_session_takes_the_place_of_one_that_ends_with_its_loop(
         self, redis_server: EmbeddedServer, prefix: str
     ) -> None:
-        """The layer keeps nothing of the one before."""
+        """Nobody would close it. The layer's close() waits for the ending one, also when it was forgotten."""
         async with RespServer(redis_server) as server:
             layer = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix)
             await layer.new_channel()
@@ -670,14 +693,17 @@ class TestSessions:
             answered = asyncio.Event()
             server.script("SEND", after(answered))
             sending = await started(layer.group_send("room", note(0)))
-            closing = await started(session.close())
-            await layer.new_channel()
-            assert not closing.done()
-            assert list(layer._owners.values()) == list(layer._sessions.values()) != [session]
+            ending = await started(session.close())
+            with pytest.raises(LayerClosed, match="event loop is ending"):
+                await layer.new_channel()
+            # Another loop's new session is where those that end are forgotten.
+            await asyncio.to_thread(lambda: asyncio.run(layer.new_channel()))
+            assert session not in layer._sessions.values() and session not in layer._owners.values()
+            closing = await started(layer.close())
+            assert not ending.done() and not closing.done()
             answered.set()
-            await asyncio.wait([closing, sending])
-            sending.result()
-            await layer.close()
+            async with asyncio.timeout(DEADLINE):
+                await asyncio.gather(ending, closing, sending)
 
     async def test_a_loop_that_ends_gets_no_new_session(self, make_layer: MakeLayer) -> None:
         """Nobody would close it; also when the relay sent for the loop before it had the one that has closed."""

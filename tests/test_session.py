@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import threading
 import weakref
 from collections.abc import AsyncIterator
 
@@ -14,9 +15,10 @@ from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.bus.redis import POP
 from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import CONTROL, pack, pack_names
-from channels_asyncq.exceptions import ChannelLayerError, LayerUnavailable, StillFull
+from channels_asyncq.exceptions import ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
 from channels_asyncq.session import Session
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract, resp_server
@@ -383,6 +385,170 @@ class TestClosing:
         await asyncio.wait([closing, sending, joining])
         for task in (sending, joining):
             task.exception()
+
+    async def test_second_close_waits_for_the_first(
+        self, make_scripted: MakeLayer, server: RespServer
+    ) -> None:
+        """Whoever closes the layer once more, on this loop or another, waits for the same end."""
+        layer = await make_scripted()
+        await layer.new_channel()
+        answering = asyncio.Event()
+        server.script("PUSH", after(answering))
+        sending = await started(layer.send("jobs", note(1)))
+        first = await started(layer.close())
+        second = await started(layer.close())
+        assert not first.done() and not second.done()
+        layer.close_from_thread()
+        loop, tried = asyncio.get_running_loop(), asyncio.Event()
+
+        async def close_elsewhere() -> bool:
+            closing = await started(layer.close())
+            was_waiting = not closing.done()
+            loop.call_soon_threadsafe(tried.set)
+            await closing
+            return was_waiting
+
+        third = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(close_elsewhere())))
+        async with asyncio.timeout(DEADLINE):
+            await tried.wait()
+            assert not first.done()
+            answering.set()
+            await asyncio.gather(first, second, sending)
+            assert await third
+        assert not server.connections
+
+    async def test_second_close_after_the_first_was_cancelled(
+        self, make_scripted: MakeLayer, server: RespServer
+    ) -> None:
+        """A close() that is cancelled ends the layer at once, also for those who wait for the same end."""
+        layer = await make_scripted(send_timeout=60)
+        await layer.new_channel()
+        server.script("PUSH", after(asyncio.Event()))
+        sending = await started(layer.send("jobs", note(1)))
+        first, second = await started(layer.close()), await started(layer.close())
+        third = await started(layer.close())
+        third.cancel()
+        await asyncio.wait([third])
+        assert third.cancelled() and not first.done() and not second.done()
+        first.cancel()
+        async with asyncio.timeout(DEADLINE):
+            await second
+            await asyncio.wait([first, sending])
+        sending.exception()
+        assert first.cancelled()
+        await eventually(lambda: not server.connections, "the end of the connections")
+
+    async def test_close_beside_a_first_use_on_another_loop(
+        self, make_redis: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A loop that makes its session while another one closes the layer is too late, and connects nothing."""
+        layer = await make_redis()
+        loop, arrived, closed = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+        here, lock = threading.current_thread(), threading.Lock()
+
+        class Turnstile:
+            """A lock before which all threads but the test's wait until the layer is closed."""
+
+            def __enter__(self) -> None:
+                if threading.current_thread() is not here:
+                    loop.call_soon_threadsafe(arrived.set)
+                    assert closed.wait(DEADLINE)
+                lock.acquire()
+
+            def __exit__(self, *error: object) -> None:
+                lock.release()
+
+        monkeypatch.setattr(layer, "_lock", Turnstile())
+        late = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(layer.new_channel())))
+        async with asyncio.timeout(DEADLINE):
+            await arrived.wait()
+            await layer.close()
+            closed.set()
+            with pytest.raises(LayerClosed):
+                await late
+        assert layer.statistics().links == ()
+
+    @pytest.mark.parametrize("from_thread", [False, True])
+    def test_close_while_a_loop_stands_still(self, redis_url: str, prefix: str, from_thread: bool) -> None:
+        """A loop that stands still closes its session when it goes on: receivers end with LayerClosed."""
+        layer = AsyncQueueChannelLayer(hosts=[redis_url], prefix=prefix)
+
+        async def begin() -> asyncio.Task[object]:
+            return await started(layer.receive(await layer.new_channel()))
+
+        async def end(receiving: asyncio.Task[object]) -> None:
+            with pytest.raises(LayerClosed):
+                async with asyncio.timeout(DEADLINE):
+                    await receiving
+
+        with asyncio.Runner() as runner:
+            receiving = runner.run(begin())
+            if from_thread:
+                layer.close_from_thread()
+            else:
+                asyncio.run(layer.close())
+            runner.run(end(receiving))
+
+    @pytest.mark.parametrize("hosts", ["memory", "redis"])
+    def test_a_loop_that_has_shut_down_its_generators(
+        self, request: pytest.FixtureRequest, prefix: str, hosts: str
+    ) -> None:
+        """
+        Nobody would close a session that such a loop made: what receives raises LayerClosed, what sends goes on,
+        and there is nothing left to close.
+        """
+        url = "memory://" if hosts == "memory" else request.getfixturevalue("redis_url")
+        layer = AsyncQueueChannelLayer(hosts=[url], prefix=prefix)
+
+        async def use_after_the_end(channel: str) -> None:
+            for call in contract.calls(
+                lambda: layer.new_channel(),
+                lambda: layer.open_channel(),
+                lambda: layer.receive(channel),
+                lambda: layer.receive("jobs"),
+            ):
+                with pytest.raises(LayerClosed, match="event loop is ending"):
+                    await call()
+            await layer.close_channel(channel)
+            await layer.close_channel("jobs")
+            await layer.send_wait("jobs", note(1))
+            await layer.send("jobs", note(2))
+            # The relay's.
+            assert len([link for link in layer.statistics().links if link.state != "closed"]) == 1
+
+        loop = asyncio.new_event_loop()
+        try:
+            channel = loop.run_until_complete(layer.new_channel())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(use_after_the_end(channel))
+            # Another loop's new session is where those that have ended are forgotten.
+            arrived = asyncio.run(contract.receive_many(layer, "jobs", 2))
+            assert arrived == [note(1), note(2)]
+            loop.run_until_complete(use_after_the_end(channel))
+        finally:
+            loop.close()
+        layer.close_from_thread()
+
+    async def test_close_channel_twice_waits_for_the_same_end(
+        self, make_scripted: MakeLayer, server: RespServer
+    ) -> None:
+        """What was taken has gone back when either returns; cancelling one ends the waiting of nobody else."""
+        layer, other = await make_scripted(send_timeout=60), await make_scripted()
+        await other.send("jobs", note(1))
+        answering = asyncio.Event()
+        server.script("POP", after(answering))
+        receiving = await started(layer.receive("jobs"))
+        await eventually(lambda: [c for c in server.received("EVALSHA") if c[0] == POP.sha], "the question")
+        closing = [asyncio.ensure_future(layer.close_channel("jobs")) for _ in range(3)]
+        await asyncio.wait([receiving])
+        receiving.exception()
+        await steps(5)
+        assert not any(each.done() for each in closing)
+        closing[0].cancel()
+        answering.set()
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(*closing[1:])
+        assert await receive(other, "jobs") == note(1)
 
     async def test_close_channel_after_close(self, make_memory: MakeLayer) -> None:
         """There is nothing to close any more, and that is fine."""

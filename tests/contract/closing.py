@@ -126,6 +126,32 @@ class Closing:
         await layer.group_send("room", note(1))
         assert layer.statistics().groups == 0
 
+    async def test_close_channel_before_anything_else(self, make_layer: MakeLayer) -> None:
+        """
+        On a loop that has used the layer for nothing yet, close_channel() opens no connection. A normal channel
+        is closed for what the loop does later; another session's channel is for its owner to close.
+        """
+        layer, other = await make_layer(), await make_layer()
+        await layer.close_channel("jobs")
+        await layer.close_channel("jobs")
+        with pytest.raises(ChannelLayerError, match="belongs to another"):
+            await layer.close_channel(await other.new_channel())
+        assert layer.statistics().links == ()
+        with pytest.raises(ChannelClosed):
+            await layer.send("jobs", note(1))
+        assert layer.statistics().links == ()
+        for call in calls(
+            lambda: layer.receive("jobs"),
+            lambda: layer.send("jobs", note(1)),
+            lambda: layer.send_wait("jobs", note(1)),
+        ):
+            with pytest.raises(ChannelClosed):
+                async with asyncio.timeout(DEADLINE):
+                    await call()
+        await layer.close_channel("jobs")
+        await other.send("jobs", note(2))
+        assert await receive(other, "jobs") == note(2)
+
     async def test_close_channel_that_is_invalid(self, make_layer: MakeLayer) -> None:
         """The name is checked like any other."""
         layer = await make_layer()
