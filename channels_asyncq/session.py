@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from channels.exceptions import ChannelFull
+from django.core.exceptions import ImproperlyConfigured
 
 from .bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
 from .callers import LoopState
@@ -33,6 +34,10 @@ BusFactory = Callable[[Options, Topics, Codec, str, Receiver], Bus]
 
 # A member in another process is asked for again this often, while its process may be reconnecting.
 _ASK_AGAIN = 0.5
+# The process is gone when so long nobody was there to hear it.
+_GONE_AFTER = 2.5
+# Of so many memberships that others asked for last it is known what was done.
+_MOST_ASKED = 10_000
 # Random digits for names are fetched from the system for so many at once.
 _NAMES_AT_ONCE = 64
 _MOST_ROUTES = 8192
@@ -73,6 +78,56 @@ class Request:
     def look(self) -> None:
         if self.expected is not None and self.confirmed >= self.expected and not self.done.done():
             self.done.set_result(None)
+
+
+@dataclass(slots=True)
+class Latest:
+    """The highest number of a request that was done, and of one that is under way."""
+
+    done: int = 0
+    under_way: int = 0
+
+
+class Asked:
+    """
+    What other sessions asked this one to do: a repeat that comes late must not be done after its opposite.
+
+    A session numbers its requests in the order of its calls. So of each session that asks, group and channel the
+    highest numbers are all that counts. The last 10,000 of these are remembered.
+
+    number               | what was or is done            | what becomes of the request
+    ---------------------|--------------------------------|------------------------------------------------
+    up to `done`         | this request, or a later one   | it is confirmed
+    up to `under_way`    | this request, or a later one   | nothing: it is asked again if that one fails
+    higher               | nothing                        | it is done
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[tuple[str, str, str], Latest] = {}
+
+    def was_done(self, what: tuple[str, str, str], number: int) -> bool:
+        latest = self._latest.get(what)
+        return latest is not None and number <= latest.done
+
+    def begin(self, what: tuple[str, str, str], number: int) -> bool:
+        """Note that a request is under way; False if it, or a later one, is already."""
+        latest = self._latest.pop(what, None) or Latest()
+        self._latest[what] = latest  # as the last
+        if len(self._latest) > _MOST_ASKED:
+            del self._latest[next(iter(self._latest))]
+        if number <= latest.under_way:
+            return False
+        latest.under_way = number
+        return True
+
+    def end(self, what: tuple[str, str, str], number: int, *, is_done: bool) -> None:
+        latest = self._latest.get(what)
+        if latest is None:
+            return
+        if number == latest.under_way:
+            latest.under_way = 0
+        if is_done:
+            latest.done = max(latest.done, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +211,7 @@ class Session:
         self._readers: dict[bytes, QueueReader] = {}
         self._requests: dict[int, Request] = {}
         self._last_request = 0
+        self._asked = Asked()
         self._mark = f"{self.node}!"
         self._dotted_mark = f".{self._mark}"
         self._locals = 0
@@ -497,23 +553,26 @@ class Session:
         """
         Have the session that owns a channel do something; return when it has confirmed.
 
-        A dead owner is waited for `send_timeout`, counted, and no error: its channel is gone, and so is
-        whatever was to be done with it.
+        An owner that is gone is counted, and no error: its channel is gone, and so is whatever was to be done
+        with it. It is gone when nobody has heard a question for 2.5 seconds (it may be connecting again), or when
+        it has not confirmed within `send_timeout`. Cancelling takes back nothing that was asked.
         """
         number, request = self._new_request(1)
         question = self._codec.encode({**body, "request": number, "reply": self.node})
         inbox = self._topics.inbox(node)
-        until = monotonic() + self._options.send_timeout
+        until, gone_at = monotonic() + self._options.send_timeout, math.inf
         try:
             # The confirmation comes to our inbox.
             await self._bus.confirmed(self._inbox)
             while not request.done.done():
-                left = until - monotonic()
-                if left <= 0:
+                if monotonic() >= min(until, gone_at):
                     self.hub.tally.dropped["dead_owner"] += 1
                     return
-                await self._bus.publish(inbox, body["channel"], question, CONTROL)
-                # Asking again is harmless: adding and discarding can be repeated.
+                # Asking again is harmless: the owner knows by the number what it has done.
+                listeners = await self._bus.publish(inbox, body["channel"], question, CONTROL)
+                now = monotonic()
+                gone_at = math.inf if listeners else min(gone_at, now + _GONE_AFTER)
+                left = max(0.0, min(until, gone_at) - now)
                 await asyncio.wait([request.done], timeout=min(left, _ASK_AGAIN))
         finally:
             del self._requests[number]
@@ -541,9 +600,15 @@ class Session:
     def _do_for_other(self, action: str, group: str, channel: str, number: int, reply: str) -> None:
         if not self.is_own(channel):
             return
+        what = reply, group, channel
+        if self._asked.was_done(what, number):
+            self._confirm(number, reply)
+            return
+        if not self._asked.begin(what, number):
+            return
         work = self.group_add if action == "add" else self.group_discard
         task = self.loop.create_task(
-            self._do_and_confirm(partial(work, group, channel), number, reply),
+            self._do_and_confirm(partial(work, group, channel), what, number),
             name=f"channels_asyncq group_{action} for {reply}",
             context=contextvars.Context(),
         )
@@ -551,16 +616,21 @@ class Session:
         task.add_done_callback(self._joining.discard)
 
     async def _do_and_confirm(
-        self, work: Callable[[], Awaitable[None] | None], number: int, reply: str
+        self, work: Callable[[], Awaitable[None] | None], what: tuple[str, str, str], number: int
     ) -> None:
+        is_done = False
         try:
             if (answer := work()) is not None:
                 await answer
+            is_done = True
         except ChannelClosed:
-            pass  # its groups are gone too, and there is nothing to wait for
-        except ChannelLayerError:
-            return  # no link: the other side asks again, or gives up
-        self._confirm(number, reply)
+            is_done = True  # its groups are gone too, and there is nothing to wait for
+        except (ChannelLayerError, ImproperlyConfigured):
+            pass  # no link: the other side asks again, or gives up
+        finally:
+            self._asked.end(what, number, is_done=is_done)
+        if is_done:
+            self._confirm(number, what[0])
 
     def _confirm(self, number: int, reply: str) -> None:
         if reply == self.node:

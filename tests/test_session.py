@@ -9,19 +9,24 @@ import json
 import threading
 import weakref
 from collections.abc import AsyncIterator
+from typing import Any, Self
 
 import pytest
+import redis
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq import session as session_module
 from channels_asyncq.bus.redis import POP
 from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import CONTROL, pack, pack_names
+from channels_asyncq.envelopes import CONTROL, pack, pack_names, unpack
 from channels_asyncq.exceptions import ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
-from channels_asyncq.session import Session
+from channels_asyncq.session import Asked, Session
 from channels_asyncq.testing import EmbeddedServer
+from channels_asyncq.topics import node_of
 from tests import contract, resp_server
+from tests.clock import Clock
 from tests.contract import (
     DEADLINE,
     MakeLayer,
@@ -34,7 +39,7 @@ from tests.contract import (
     steps,
     time_passes,
 )
-from tests.resp_server import RespServer, after, error
+from tests.resp_server import Answer, RespServer, after, encode, error
 
 SEND_TIMEOUT = 1.0
 
@@ -568,6 +573,250 @@ class TestOwners:
         async with asyncio.timeout(2):
             await layer.group_add("room", channel)
         assert "dead_owner" not in layer.statistics().dropped
+
+    @pytest.mark.parametrize("asked", ["add", "discard"])
+    async def test_late_repeats(
+        self,
+        make_redis: MakeLayer,
+        make_scripted: MakeLayer,
+        server: RespServer,
+        monkeypatch: pytest.MonkeyPatch,
+        asked: str,
+    ) -> None:
+        """What is asked again because its confirmation is late is not done again after its opposite."""
+        monkeypatch.setattr(session_module, "_ASK_AGAIN", 0.01)
+        owner, asker = await make_redis(), await make_scripted(send_timeout=60)
+        channel, own = await owner.new_channel(), await asker.new_channel()
+        if asked == "add":
+            ask, oppose, groups = asker.group_add, owner.group_discard, 1
+        else:
+            await owner.group_add("room", channel)
+            ask, oppose, groups = asker.group_discard, owner.group_add, 0
+        # What the asker is told waits behind the reply to a subscription.
+        arriving = asyncio.Event()
+        server.script("SUBSCRIBE", after(arriving))
+        joining = await started(asker.group_add("another", own))
+        asking = await started(ask("room", channel))
+        await eventually(lambda: owner.statistics().groups == groups, "what was asked")
+        await oppose("room", channel)
+        count = len(asks(server))
+        await eventually(lambda: len(asks(server)) >= count + 3, "late repeats")
+        arriving.set()
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(asking, joining)
+        # Behind the repeats.
+        await asker.send(channel, note(1))
+        assert await receive(owner, channel) == note(1)
+        (witness,) = await members_of(owner, "room", 1)
+        await asker.group_send("room", note(2))
+        assert await receive(owner, witness) == note(2)
+        if asked == "discard":
+            assert await receive(owner, channel) == note(2)
+        await assert_nothing_waits(owner, channel)
+
+    @pytest.mark.parametrize(
+        ("requests", "is_member"),
+        [
+            (["a add 1", "a discard 2", "a add 1"], False),
+            (["a discard 1", "a add 2", "a discard 1"], True),
+            (["a add 1", "a discard 2", "a add 1", "a add 3"], True),
+            (["a add 1", "b discard 1", "a add 1"], False),
+            (["a add 1", "b discard 1", "a add 1", "a add 2"], True),
+            (["a add 1", "b add 1", "b discard 2", "a add 1", "b add 1"], False),
+            (["a discard 2", "a add 1"], False),
+            (["a add 1", "a add 1", "a add 1"], True),
+        ],
+        ids=str,
+    )
+    async def test_requests_that_are_repeated(
+        self,
+        make_redis: MakeLayer,
+        redis_server: EmbeddedServer,
+        prefix: str,
+        requests: list[str],
+        is_member: bool,
+    ) -> None:
+        """
+        Every request is confirmed each time that it is made, and done once, and not after a later one of the same
+        session for the same group and channel. Sessions do not concern each other.
+        """
+        layer = await make_redis()
+        channel = await layer.new_channel()
+        askers = {name: Asker(redis_server, prefix, name * 16) for name in ("a", "b")}
+        with contextlib.ExitStack() as stack:
+            for asker in askers.values():
+                stack.enter_context(asker)
+            for name, action, number in map(str.split, requests):
+                askers[name].ask(action, "room", channel, int(number))
+                assert await askers[name].confirmed() == int(number)
+        (witness,) = await members_of(layer, "room", 1)
+        await layer.group_send("room", note(1))
+        assert await receive(layer, witness) == note(1)
+        if is_member:
+            assert await receive(layer, channel) == note(1)
+        await assert_nothing_waits(layer, channel)
+
+    async def test_requests_that_are_under_way(
+        self, make_scripted: MakeLayer, server: RespServer, prefix: str
+    ) -> None:
+        """A request that is repeated before it is done is done once, and confirmed when it is."""
+        layer = await make_scripted(send_timeout=60)
+        channel = await layer.new_channel()
+        server.script("SUBSCRIBE", Answer(data=b""))
+        with Asker(server.real, prefix, "a" * 16) as asker:
+            for number in (1, 1, 2, 1, 2):
+                asker.ask("add", "room", channel, number)
+            asker.ask("add", "", channel, 3)
+            await eventually(lambda: layer.statistics().dropped.get("unreadable") == 1, "the last request")
+            server.cut()
+            assert sorted([await asker.confirmed(), await asker.confirmed()]) == [1, 2]
+            asker.ask("discard", "room", channel, 4)
+            assert await asker.confirmed() == 4
+        assert layer.statistics().groups == 0
+
+    async def test_request_that_fails_is_done_when_it_is_repeated(
+        self, make_redis: MakeLayer, make_scripted: MakeLayer, server: RespServer
+    ) -> None:
+        """What the owner could not do is not taken for done."""
+        owner, asker = await make_scripted(), await make_redis()
+        channel = await owner.new_channel()
+        server.script("SUBSCRIBE", error("NOPERM No permissions to access a channel"))
+        async with asyncio.timeout(DEADLINE):
+            await asker.group_add("room", channel)
+        await asker.group_send("room", note(1))
+        assert await receive(owner, channel) == note(1)
+
+    def test_what_is_remembered_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of the memberships that were asked for last it is known what was done; of earlier ones nothing."""
+        monkeypatch.setattr(session_module, "_MOST_ASKED", 3)
+        asked = Asked()
+        for group, number in (("one", 5), ("two", 5), ("three", 5), ("one", 6), ("four", 5)):
+            what = "a" * 16, group, "channel"
+            assert asked.begin(what, number)
+            asked.end(what, number, is_done=True)
+            assert asked.was_done(what, number)
+        groups = ("one", "two", "three", "four")
+        done = {group: asked.was_done(("a" * 16, group, "channel"), 5) for group in groups}
+        assert done == {"one": True, "two": False, "three": True, "four": True}
+        asked.end(("a" * 16, "two", "channel"), 5, is_done=True)  # forgotten while it was under way
+
+    @pytest.mark.parametrize("hosts", ["memory", "redis"])
+    async def test_owner_that_is_gone(
+        self,
+        make_memory: MakeLayer,
+        request: pytest.FixtureRequest,
+        monkeypatch: pytest.MonkeyPatch,
+        hosts: str,
+    ) -> None:
+        """Nobody hears what it is asked: that is no error, is counted, and takes no `send_timeout`."""
+        assert session_module._GONE_AFTER == 2.5
+        monkeypatch.setattr(session_module, "_ASK_AGAIN", 0.01)
+        monkeypatch.setattr(session_module, "_GONE_AFTER", 0.05)
+        config = {} if hosts == "memory" else {"hosts": [request.getfixturevalue("redis_url")]}
+        gone, layer = await make_memory(**config), await make_memory(send_timeout=3600, **config)
+        channel = await gone.new_channel()
+        await gone.close()
+        async with asyncio.timeout(DEADLINE):
+            await layer.group_add("room", channel)
+            await layer.group_discard("room", channel)
+        assert layer.statistics().dropped == {"dead_owner": 2}
+
+    async def test_owner_that_is_gone_and_was_heard(
+        self,
+        make_redis: MakeLayer,
+        make_scripted: MakeLayer,
+        server: RespServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The 2.5 s begin anew when somebody has heard a question."""
+        gone, layer = await make_redis(), await make_scripted(send_timeout=3600)
+        channel = await gone.new_channel()
+        await gone.close()
+        await layer.new_channel()
+        clock = Clock()
+        monkeypatch.setattr(session_module, "monotonic", clock)
+        monkeypatch.setattr(session_module, "_ASK_AGAIN", 0.0)
+        listeners = [0, 1, 0, 0, 0]
+        answered = [asyncio.Event() for _ in listeners]
+        answers = [
+            Answer(executes=False, data=encode(count), waits_for=event)
+            for count, event in zip(listeners, answered, strict=True)
+        ]
+        server.script("SEND", *answers)
+        adding = asyncio.create_task(layer.group_add("room", channel))
+        for n, (seconds, event) in enumerate(zip([0, 2.4, 0, 2.4, 0.2], answered, strict=True), 1):
+            await eventually(lambda n=n: len(asks(server)) == n, f"question {n}")  # type: ignore[misc]
+            assert not adding.done()
+            clock.turn(seconds)
+            event.set()
+        async with asyncio.timeout(DEADLINE):
+            await adding
+        assert len(asks(server)) == len(listeners)
+        assert layer.statistics().dropped == {"dead_owner": 1}
+
+    async def test_owner_that_is_only_reconnecting(
+        self, make_redis: MakeLayer, make_scripted: MakeLayer, server: RespServer, prefix: str
+    ) -> None:
+        """Nobody hears the first questions; when the owner is back it joins, and the join is true."""
+        async with RespServer(server.real) as way_to_owner:
+            owner = await make_redis(hosts=[way_to_owner.url])
+            asker = await make_scripted(send_timeout=60)
+            channel = await owner.new_channel()
+            await asker.new_channel()
+            await way_to_owner.stop()
+            inbox = f"{prefix}:0:inbox:{node_of(channel)}"
+            await eventually(
+                lambda: server.real.command("PUBSUB", "NUMSUB", inbox) == [inbox.encode(), 0], "the loss"
+            )
+            adding = await started(asker.group_add("room", channel))
+            await eventually(lambda: asks(server), "the first question")
+            await way_to_owner.start()
+            async with asyncio.timeout(DEADLINE):
+                await adding
+                await asker.group_send("room", note(1))
+            assert await receive(owner, channel) == note(1)
+            assert "dead_owner" not in asker.statistics().dropped
+            await owner.close()
+
+
+def asks(server: RespServer) -> list[tuple[Any, ...]]:
+    """The commands that have gone to the inbox of another session by this server."""
+    return [
+        (name, *arguments)
+        for name, *arguments in server.commands
+        if name == "EVALSHA" and server.kind_of(name, arguments) == "SEND" and b":inbox:" in arguments[3]
+    ]
+
+
+class Asker:
+    """A session played by the test: it makes requests of its own numbers, and hears the confirmations."""
+
+    def __init__(self, server: EmbeddedServer, prefix: str, node: str) -> None:
+        self._server, self._prefix, self._node = server, prefix, node
+
+    def __enter__(self) -> Self:
+        self._client = redis.Redis(host=self._server.host, port=self._server.port)
+        self._inbox: Any = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        self._inbox.subscribe(f"{self._prefix}:0:inbox:{self._node}")
+        self._inbox.get_message(timeout=DEADLINE)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._inbox.close()
+        self._client.close()
+
+    def ask(self, action: str, group: str, channel: str, number: int) -> None:
+        body = {"do": action, "group": group, "channel": channel, "request": number, "reply": self._node}
+        data = pack([(pack_names(channel), Codec().encode(body))], bytes(8), 0, CONTROL)
+        self._client.publish(f"{self._prefix}:0:inbox:{node_of(channel)}", data)
+
+    async def confirmed(self) -> int:
+        """The number of the next request that is confirmed."""
+        message = await asyncio.to_thread(self._inbox.get_message, timeout=DEADLINE)
+        body = Codec().decode(unpack(message["data"])[0].payload)
+        assert body["do"] == "confirm"
+        number: int = body["request"]
+        return number
 
 
 def test_json_is_what_we_think() -> None:
