@@ -32,6 +32,9 @@ Transport = Literal["tcp", "tls", "unix"]
 DEFAULT_URL = "redis://localhost:6379"
 DEFAULT_PORT = 6379
 MAX_PARTITIONS = 4096
+# Of seconds, of bytes of a message and of entries of a log. The scripts write a time as 13 digits of ms, and no
+# log begins before 1970. The header has 32 bits for the length of a message, and encryption adds a third to it.
+MOST = 10**9
 
 _URL_HELP = "use redis://, rediss:// (TLS), unix:// or memory://"
 _TRANSPORTS: dict[str, Transport] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
@@ -205,13 +208,17 @@ def _positive_integer(key: str, value: Any) -> int:
     return _integer(key, value, least=1)
 
 
+def _message_size(key: str, value: Any) -> int:
+    return _integer(key, value, least=1, most=MOST)
+
+
 def _partitions(key: str, value: Any) -> int:
     return _integer(key, value, least=1, most=MAX_PARTITIONS)
 
 
 def _seconds(key: str, value: Any) -> float:
-    if not _is_seconds(value):
-        _refuse(key, value, "must be a number of seconds greater than 0.")
+    if not _is_seconds(value) or value > MOST:
+        _refuse(key, value, f"must be a number of seconds greater than 0, {MOST} at most.")
     return float(value)
 
 
@@ -257,7 +264,7 @@ def _recovery(key: str, value: Any) -> Recovery | None:
         if name == "seconds":
             values[name] = _seconds(at, part)
         elif name == "messages":
-            values[name] = _integer(at, part, least=100)
+            values[name] = _integer(at, part, least=100, most=MOST)
         elif name == "exclude":
             values[name] = _patterns(at, part, 'patterns of groups such as ["typing.*"]')
         else:
@@ -682,7 +689,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "on_reconnect": _message_type,
     "overflow": _overflow,
     "send_timeout": _seconds,
-    "max_message_size": _positive_integer,
+    "max_message_size": _message_size,
     "partitions": _partitions,
     "on_loss": _message_type,
     "recovery": _recovery,

@@ -17,6 +17,8 @@ _HEX_DIGITS = "0123456789abcdef"
 MAX_NAME_LENGTH = 100
 _CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
 _GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+")
+# No name has a colon in it.
+_STORED = re.compile(rb"(queue|members|taken:[0-9a-f]{16}):[^:]+")
 
 
 def check_channel_name(name: object, receive: bool = False) -> None:
@@ -194,5 +196,14 @@ class Topics:
         return name.startswith(self._roots[shard] + b"group:")
 
     def stored(self, shard: int) -> list[bytes]:
-        """Return the glob patterns of every key that holds messages or members; `flush()` deletes them."""
+        """Return the glob patterns of what holds messages or members; `is_stored()` has the last word."""
         return [self._roots[shard] + kind + b":*" for kind in (b"queue", b"taken", b"members")]
+
+    def is_stored(self, shard: int, key: bytes) -> bool:
+        """
+        Tell whether a key of this host holds messages or members of this namespace; `flush()` deletes them.
+
+        All keys of the prefix `<prefix>:<database>:queue` begin as this one's queues do.
+        """
+        root = self._roots[shard]
+        return key.startswith(root) and _STORED.fullmatch(key, len(root)) is not None

@@ -79,6 +79,25 @@ def test_namespaces_never_meet(name: str) -> None:
     assert len(set(every)) == len(every)
 
 
+@given(name=names, group=names)
+@pytest.mark.parametrize(
+    "kind",
+    ["group", "members", "inbox", "queue", "taken", f"taken:{NODE}", "seen", "seen:1", "log", "fence", "all"],
+)
+def test_a_namespace_within_another(kind: str, name: str, group: str) -> None:
+    """A prefix that begins with another one and with what follows that in its keys shares no name with it."""
+    outer, inner = Topics("asgi", 16, [0], NODE), Topics(f"asgi:0:{kind}", 16, [0], NODE)
+    every, stored = [], []
+    for space in (outer, inner):
+        queue, members = space.queue(name), space.group(group)
+        stored.append([queue.topic.name, queue.taken, members.members])
+        every += [*stored[-1], queue.seen, members.topic.name, members.log, space.layout_key(0)]
+        every += [space.inbox(NODE).name, space.everybody.name, space.fence(0).name]
+    assert len(set(every)) == len(every)
+    for space, own in zip((outer, inner), stored, strict=True):
+        assert [key for key in every if space.is_stored(0, key)] == own
+
+
 @given(name=names, partitions=st.integers(1, 64), hosts=st.integers(1, 5))
 def test_a_name_has_one_partition_and_one_host(name: str, partitions: int, hosts: int) -> None:
     """The slice is below `partitions`; it decides the host, for everything of that name, in every process."""

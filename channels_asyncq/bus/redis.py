@@ -856,8 +856,9 @@ class RedisBus(Bus):
                     cursor, keys = await shard.call(
                         b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _SCAN_PAGE, is_repeatable=True
                     )
-                    if keys:
-                        await shard.call(b"UNLINK", *keys, is_repeatable=True)
+                    stored = [key for key in keys if self.topics.is_stored(shard.index, key)]
+                    if stored:
+                        await shard.call(b"UNLINK", *stored, is_repeatable=True)
                     if cursor == b"0":
                         break
 

@@ -88,6 +88,25 @@ class SharedGroups:
         await assert_nothing_waits(layers[0], "jobs")
         assert sorted(arrived) == list(range(30))
 
+    @pytest.mark.parametrize("kind", ["queue", "members", "taken", f"taken:{'0' * 16}"])
+    async def test_flush_of_a_prefix_that_another_begins_with(self, make_layer: MakeLayer, kind: str) -> None:
+        """flush() deletes nothing of a prefix that is its own and what follows that in its keys."""
+        ours = await make_layer()
+        theirs = await make_layer(prefix=f"{ours.prefix}:0:{kind}")
+        (foreign,) = await members_of(theirs, "room", 1)
+        for layer in (theirs, ours):
+            await layer.group_add("room", "mail")
+            await layer.send("jobs", note(1))
+        await ours.flush()
+        assert await receive(theirs, "jobs") == note(1)
+        await theirs.group_send("room", note(2))
+        assert await receive(theirs, "mail") == note(2)
+        assert await receive(theirs, foreign) == note(2)
+        await ours.group_send("room", note(3))
+        for channel in ("jobs", "mail"):
+            await assert_nothing_waits(ours, channel)
+            await assert_nothing_waits(theirs, channel)
+
     async def test_normal_member_discarded_by_another_process(self, make_layer: MakeLayer) -> None:
         """Membership of a normal channel is everybody's."""
         first, second = await make_layer(), await make_layer()
