@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
@@ -32,6 +33,8 @@ class Transport(asyncio.Transport):
         self._protocol = protocol
         self._is_closing = False
         self.written: list[bytes] = []
+        #: Bytes that were written and have not left.
+        self.unsent = 0
         self._reader = Reader()
 
     def is_closing(self) -> bool:
@@ -52,6 +55,9 @@ class Transport(asyncio.Transport):
             self._is_closing = True
             asyncio.get_running_loop().call_soon(self._protocol.connection_lost, exc)
 
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
     def pause_reading(self) -> None:
         pass
 
@@ -71,6 +77,8 @@ class Hosts:
         self.error: Exception | None = None
         self.is_open = asyncio.Event()
         self.is_open.set()
+        #: New connections take nothing before they end.
+        self.takes_nothing = False
         self.wires: list[WireProtocol] = []
         self.transports: list[Transport] = []
 
@@ -87,6 +95,8 @@ class Hosts:
         wire = make_protocol()
         transport = Transport(wire)
         wire.connection_made(transport)
+        if self.takes_nothing:
+            wire.pause_writing()
         self.wires.append(wire)
         self.transports.append(transport)
         return wire
@@ -473,6 +483,186 @@ class TestOverdue:
         async with asyncio.timeout(20 * BRIEF):
             with pytest.raises(NoAnswer):
                 await future
+
+
+class TestTrial:
+    """An outage ends with an answer, and not with a connection."""
+
+    @pytest.mark.parametrize("is_written", [True, False], ids=["written", "unwritten"])
+    async def test_connections_that_answer_nothing(
+        self, hosts: Hosts, make: Callable[..., Recorded], is_written: bool
+    ) -> None:
+        """However often the connection is made again: what has no answer send_timeout after the loss ends."""
+        recorded = make(BRIEF)
+        wire = await recorded.up()
+        if not is_written:
+            hosts.takes_nothing = True
+            wire.pause_writing()
+        future = wire.call("PUBLISH", "x")
+        await turns()
+        async with asyncio.timeout(DEADLINE):
+            while not future.done():
+                await recorded.down()
+                with contextlib.suppress(LayerUnavailable):
+                    await recorded.up()
+        with pytest.raises(NoAnswer if is_written else NotSent):
+            await future
+
+    async def test_connection_that_is_silent(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """A connection that takes everything and answers nothing is given up, with what was sent over it."""
+        recorded = make(BRIEF)
+        wire = await recorded.up()
+        future = wire.call("PUBLISH", "x")
+        await turns()
+        await recorded.down()
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(NoAnswer):
+                await future
+        assert all(transport.is_closing() for transport in hosts.transports[:2])
+
+    async def test_callers_who_come_meanwhile(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """Who waited for the connection, and who came when it was there, are told like those before."""
+        recorded = make(1.0)
+        wire = await recorded.up()
+        hosts.is_open.clear()
+        futures = [wire.call("PUBLISH", "before")]
+        await turns()
+        await recorded.down()
+
+        async def send() -> Any:
+            return await (await recorded.line.with_room()).call("PUBLISH", "x")
+
+        waits = asyncio.create_task(send())
+        await turns()
+        hosts.is_open.set()
+        await recorded.up()
+        async with asyncio.timeout(DEADLINE):
+            results = await asyncio.gather(*futures, waits, send(), return_exceptions=True)
+        assert [type(result) for result in results] == [NoAnswer] * 3
+        [error] = recorded.overdue
+        assert isinstance(error, LayerUnavailable)
+
+    async def test_answer_ends_it(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """After an answer the next loss is a new outage, with all of send_timeout; also of a cancelled call."""
+        recorded = make(1.0)
+        for cancel in (False, True):
+            wire = await recorded.up()
+            future = wire.call("PUBLISH", "x")
+            await turns()
+            await recorded.down()
+            second = await recorded.up()
+            if cancel:
+                future.cancel()
+            second.data_received(b":1\r\n")
+            await eventually(future.done)
+        later = second.call("PUBLISH", "y")
+        await turns()
+        await recorded.down()
+        third = await recorded.up()
+        third.data_received(b":2\r\n")
+        assert await later == 2
+        assert recorded.overdue == []
+
+    async def test_idle_line(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """Where nobody waits for an answer a connection ends the outage, also one that is overdue by then."""
+        recorded = make(BRIEF)
+        await recorded.up()
+        hosts.is_open.clear()
+        await recorded.down()
+        await eventually(lambda: recorded.overdue)
+        hosts.is_open.set()
+        await eventually(lambda: recorded.line.wire is not None)
+        hosts.is_open.clear()
+        await recorded.down()
+        waits = asyncio.create_task(recorded.line.up())
+        await turns()
+        assert not waits.done()
+        waits.cancel()
+
+    async def test_trial_without_a_question(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """Who waited for the connection and sends nothing over it does not end it."""
+        recorded = make(BRIEF)
+        await recorded.up()
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(2 * BRIEF, ended.set_result, None)
+        await ended
+        assert recorded.overdue == [] and recorded.line.wire is hosts.wires[0]
+
+    async def test_large_message_on_its_way(
+        self, hosts: Hosts, make: Callable[..., Recorded], delays: list[float]
+    ) -> None:
+        """While bytes leave, a connection is not given up, and the senders wait; once none do, all ends."""
+        recorded = make(4 * BRIEF)
+        wire = await recorded.up()
+        future = wire.call("PUBLISH", "x" * 1000)
+        await turns()
+        await recorded.down()
+        second, transport = await recorded.up(), hosts.transports[-1]
+        transport.unsent = 1000
+        loop = asyncio.get_running_loop()
+        until = loop.time() + 12 * BRIEF
+        moving: asyncio.Future[None] = loop.create_future()
+
+        def move() -> None:
+            transport.unsent -= 1
+            if loop.time() < until:
+                loop.call_later(BRIEF / 20, move)
+            else:
+                moving.set_result(None)
+
+        move()
+        await moving
+        assert not second.is_lost and not future.done()
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(NoAnswer):
+                await future
+        assert second.is_lost
+
+    async def test_cut_while_it_was_on_its_way(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """A message that is cut on its way on each connection is not sent again for ever."""
+        recorded = make(BRIEF)
+        wire = await recorded.up()
+        future = wire.call("PUBLISH", "x" * 1000)
+        await turns()
+        loop = asyncio.get_running_loop()
+
+        def move() -> None:
+            hosts.transports[-1].unsent -= 1
+            if not future.done():
+                loop.call_later(BRIEF / 20, move)
+
+        move()
+        async with asyncio.timeout(DEADLINE):
+            while not future.done():
+                await recorded.down()
+                with contextlib.suppress(LayerUnavailable):
+                    await recorded.up()
+                    hosts.transports[-1].unsent = 1000
+                    cut = loop.create_future()
+                    loop.call_later(2 * BRIEF, cut.set_result, None)
+                    await asyncio.wait([cut, future], return_when="FIRST_COMPLETED")
+            with pytest.raises(NoAnswer):
+                await future
+
+    async def test_connections_that_end_at_once(
+        self, hosts: Hosts, make: Callable[..., Recorded], delays: list[float]
+    ) -> None:
+        """A server that accepts each connection and ends it is asked ever less often; one that serves is not."""
+        recorded = make()
+        await recorded.up()
+        delays.clear()
+        for _ in range(8):
+            await recorded.down()
+            wire = await recorded.up()
+        assert delays == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+        future = wire.call("PING")
+        await turns()
+        wire.data_received(b"+PONG\r\n")
+        await future
+        delays.clear()
+        await recorded.down()
+        await recorded.up()
+        assert delays == [0.05]
 
 
 async def test_newcomers_wait_behind_those_who_waited(hosts: Hosts, make: Callable[..., Recorded]) -> None:

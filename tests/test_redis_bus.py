@@ -18,8 +18,10 @@ from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import CONTROL, Envelope, unpack
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from channels_asyncq.options import Options
+from channels_asyncq.testing import EmbeddedServer
 from channels_asyncq.topics import Topic, Topics, new_node
 from tests import resp_server
+from tests.chaos.proxy import proxied
 from tests.contract import codes, ended, eventually, every, started
 from tests.resp_server import Answer, RespServer, error
 
@@ -487,6 +489,49 @@ async def test_shared_and_never_answered(make: MakeOwner, server: RespServer) ->
         [DeliveryUnknown] * 2,
         [LayerUnavailable] * 2,
     ]
+
+
+@pytest.mark.parametrize("kind", ["send", "repeatable", "ask"])
+@pytest.mark.parametrize("answer", [resp_server.silence(), resp_server.close()], ids=["silence", "closed"])
+async def test_server_that_serves_and_never_answers(
+    make: MakeOwner, server: RespServer, answer: Answer, kind: str
+) -> None:
+    """A server that lets everybody in and answers no command: each call ends, and so does each later one."""
+    owner = await make(server.url)
+    await owner.up()
+    server.always("EVALSHA", answer)
+    for _ in range(2):
+        if kind == "ask":
+            asked = None
+            while asked is None:
+                await eventually(lambda: owner.events.count("up") > owner.events.count("down"))
+                asked = owner.bus.pop("jobs", 1)
+            with pytest.raises(ConnectionError):
+                await every([asked])
+        elif kind == "send":
+            with pytest.raises((DeliveryUnknown, LayerUnavailable)):
+                await every([owner.group_send("room", PAYLOAD, ())])
+        else:
+            with pytest.raises(LayerUnavailable):
+                await every([owner.bus.add_member("lobby", "jobs")])
+    server.restore()
+    await eventually(lambda: owner.events.count("up") > owner.events.count("down"))
+    assert await every([owner.group_send("room", PAYLOAD, ())]) == [None]
+
+
+async def test_message_larger_than_the_link_carries(make: MakeOwner, redis_server: EmbeddedServer) -> None:
+    """A message that needs longer than send_timeout to leave is sent once, and what is behind it follows."""
+    async with proxied(redis_server.port) as proxy:
+        proxy.narrow()
+        owner = await make(proxy.url)
+        await owner.join()
+        proxy.delays["up"] = lambda: SEND_TIMEOUT / 20
+        large = Codec("msgpack", (), 60.0).encode({"type": "test.note", "text": "x" * 4_000_000})
+        await every([owner.group_send("room", large, ()), owner.group_send("room", PAYLOAD, ())])
+        proxy.delays["up"] = None
+        await eventually(lambda: len(owner.arrived) == 2, "both messages")
+        assert [envelope.payload for _, envelope in owner.arrived] == [large, PAYLOAD]
+        assert owner.events == ["up"]
 
 
 async def test_closed_with_unwritten_sends(make: MakeOwner, server: RespServer) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -32,11 +34,16 @@ class Pipe(asyncio.Transport):
         self.aborted = False
         self.ended = False
         self.deaf = False
+        #: Bytes that were written and have not left.
+        self.unsent = 0
         protocol.connection_made(self)
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         assert not self.closing
         self.writes.append(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def pause_reading(self) -> None:
         assert self.reading
@@ -1207,6 +1214,140 @@ async def test_deadline_does_not_count_a_hold(monkeypatch: pytest.MonkeyPatch) -
     assert not session.wire.is_lost
     clock.advance(5.2)
     assert session.wire.is_lost
+
+
+async def test_deadline_moves_while_bytes_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command larger than the link carries in the timeout is not cut; when nothing leaves any more, it is."""
+    clock = Clock(monkeypatch)
+    session = Session(timeout=5)
+    session.wire.call("GET", "x" * 1000)
+    for unsent in range(1000, 980, -1):
+        session.pipe.unsent = unsent
+        clock.advance(2)
+    assert not session.wire.is_lost
+    clock.advance(6.3)
+    assert session.wire.is_lost
+
+
+async def test_deadline_of_the_answer_to_a_large_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once all of it has left, its answer is due within the timeout."""
+    clock = Clock(monkeypatch)
+    session = Session(timeout=5)
+    session.wire.call("GET", "x" * 1000)
+    session.pipe.unsent = 1000
+    clock.advance(4)
+    session.pipe.unsent = 500
+    clock.advance(4)
+    session.pipe.unsent = 0
+    clock.advance(4.9)
+    assert not session.wire.is_lost
+    clock.advance(1.4)
+    assert session.wire.is_lost
+
+
+async def test_deadline_is_not_moved_by_younger_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that reads and answers nothing is noticed, however much is sent to it meanwhile."""
+    clock = Clock(monkeypatch)
+    session = Session(timeout=5)
+    session.wire.call("GET", 1)
+    for unsent in (0, 600, 400, 200, 0):
+        session.wire.call("GET", "x" * 1000)
+        await turns(1)
+        session.pipe.unsent = unsent
+        clock.advance(0.95)
+    assert not session.wire.is_lost
+    clock.advance(0.3)
+    assert session.wire.is_lost
+
+
+async def test_deadline_of_a_command_that_is_stuck_from_the_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What left before a command was written is not taken for its own bytes."""
+    clock = Clock(monkeypatch)
+    session = Session(timeout=5)
+    for number in range(3):
+        session.wire.call("GET", number)
+        session.feed(b":1\r\n")
+        clock.advance(60)
+    session.wire.call("GET", "x" * 1000)
+    session.pipe.unsent = len(session.pipe.writes[-1])
+    clock.advance(5.1)
+    assert session.wire.is_lost
+
+
+async def test_deadline_moves_while_a_reply_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply larger than the link carries in the timeout is not cut while parts of it arrive."""
+    clock = Clock(monkeypatch)
+    session = Session(timeout=5)
+    future = session.wire.call("GET", 1)
+    session.feed(b"$1000\r\n")
+    for _ in range(10):
+        session.feed(b"x" * 90)
+        clock.advance(4)
+    assert not session.wire.is_lost
+    session.feed(b"x" * 100 + b"\r\n")
+    assert await future == b"x" * 1000
+    session.wire.call("GET", 2)
+    session.feed(b"$1000\r\n")
+    clock.advance(6.3)
+    assert session.wire.is_lost
+
+
+async def test_deadline_moves_while_messages_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscriber's reply comes after the messages before it: while these arrive, it is on its way."""
+    clock = Clock(monkeypatch)
+    session = Session(subscriber=True, timeout=5)
+    session.wire.call("SUBSCRIBE", "topic")
+    for number in range(10):
+        session.feed(message(number))
+        clock.advance(4)
+    assert not session.wire.is_lost
+    clock.advance(6.3)
+    assert session.wire.is_lost
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["tcp", "tls"])
+async def test_deadline_on_a_slow_link(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, encrypted: bool
+) -> None:
+    """What waits in the buffers of the kernel and of TLS has not left: while it does, the connection stays."""
+    client = server = None
+    if encrypted:
+        path, key = request.getfixturevalue("certificate")
+        client = ssl.create_default_context(cafile=path)
+        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        server.load_cert_chain(path, key)
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[Exception | None] = loop.create_future()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+
+        def accept() -> socket.socket:
+            peer = listener.accept()[0]
+            return server.wrap_socket(peer, server_side=True) if server else peer
+
+        (_, protocol), peer = await asyncio.gather(
+            loop.create_connection(
+                lambda: WireProtocol(on_lost=ended.set_result, timeout=5), *listener.getsockname(), ssl=client
+            ),
+            asyncio.to_thread(accept),
+        )
+    with peer:
+        clock = Clock(monkeypatch)
+        size = 8_000_000
+        future = protocol.call("SET", "k", b"x" * size)
+        while size > 0:
+            # The peer takes a little, and what that made room for is sent; then much time passes.
+            for _ in range(20):
+                if size > 0:
+                    size -= len(await asyncio.to_thread(peer.recv, 1 << 16))
+            clock.advance(4)
+            assert not protocol.is_lost
+        peer.sendall(b"+OK\r\n")
+        assert await future == b"OK"
+        protocol.abort(ConnectionAbortedError())
+        await ended
 
 
 async def test_deadline_after_a_blocked_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,25 @@ class Line:
     One connection that is made again whenever it is lost.
 
     `wire` is there while it is up: connected, and `set_up(wire)` done. There is a task only while connecting.
-    Who waits for the line waits until `send_timeout` after its loss; after that, waiting fails at once.
+
+    An outage begins with a loss. It ends with an answer to something that was sent, not with a connection: a
+    server may accept each connection and never answer. Where nothing waits for an answer, the replies to
+    `set_up(wire)` must do. A line that does not resend has asked all it wants in `set_up(wire)`.
+
+    state   | wire | timer | overdue | a send       | what comes next
+    --------|------|-------|---------|--------------|---------------------------------------------------------
+    up      | yes  | no    | no      | is written   | loss: waiting
+    waiting | no   | runs  | no      | waits        | connection: trial, or up if nothing waits for an answer;
+            |      |       |         |              | timer: overdue
+    trial   | yes  | runs  | no      | is written   | answer: up; loss: waiting, and the timer runs on; timer:
+            |      |       |         |              | overdue, and the connection is given up. The timer runs
+            |      |       |         |              | longer while bytes move; then a loss is overdue at once
+    overdue | no   | no    | yes     | fails        | connection: up, or refused if the last one was given up
+            |      |       |         |              | for what the server answered
+    refused | yes  | no    | yes     | is written   | `serves()`: up; loss: overdue
+
+    Overdue, everything that waits or is unanswered fails, and so does what a connection leaves unanswered. The
+    timer is set at the loss, to `send_timeout`. While the server refuses, only `serves()` is an answer.
     """
 
     def __init__(
@@ -69,6 +87,10 @@ class Line:
         self._waiters: dict[asyncio.Future[WireProtocol], None] = {}
         self._delay = _FIRST_DELAY
         self._overdue: Exception | None = None
+        # The timer ran out while bytes moved.
+        self._is_late = False
+        # Replies of the present connection to what was called before it was up.
+        self._replies_to_set_up = 0
         self._is_closed = False
         self._context = contextvars.Context()
         self.wire: WireProtocol | None = None
@@ -88,8 +110,8 @@ class Line:
         if self._is_closed or self.wire is not None or (self._task is not None and not self._task.done()):
             return
         if self._timer is None and self._overdue is None:
-            patience = self._send_timeout * (1 - _NOTICE if self._was_silent else 1)
-            self._timer = self._loop.call_later(patience, self._is_overdue, context=contextvars.Context())
+            self._is_late = False
+            self._set_timer(self._send_timeout * (1 - _NOTICE if self._was_silent else 1))
         self._task = self._loop.create_task(
             self._connect(),
             name=f"channels_asyncq connecting {self._name} to {self._connector.address}",
@@ -98,6 +120,9 @@ class Line:
 
     async def _connect(self) -> None:
         delay = self._delay if self.was_up else 0.0
+        if self.was_up:
+            # For a connection that ends before it carried anything.
+            self._delay = min(_LONGEST_DELAY, 2 * self._delay)
         while True:
             await asyncio.sleep(delay * _jitter.uniform(0.5, 1.0))
             try:
@@ -146,13 +171,17 @@ class Line:
         )
 
     def _came_up(self, wire: WireProtocol) -> None:
+        self._replies_to_set_up = wire.replies
         if self._resends:
             wire.keeps_unanswered = True
             unanswered, self._unanswered = self._unanswered, []
             wire.adopt(unanswered)
         self.wire = wire
         if not self.is_refusing:
-            self.serves()
+            self.reason = ""
+            is_asked = self._resends and (wire.pending > 0 or bool(self._waiters))
+            if self._overdue is not None or not is_asked:
+                self._end_outage()
         if self.was_up:
             self.reconnects += 1
             record(
@@ -184,17 +213,26 @@ class Line:
         """Note that the outage is over: the connection is there, and the server does what it is told."""
         self.is_refusing = False
         self._delay = _FIRST_DELAY
+        self.reason = ""
+        self._end_outage()
+
+    def _end_outage(self) -> None:
         self._stop_timer()
         self._overdue = None
-        self.reason = ""
+
+    def _has_answered(self, wire: WireProtocol) -> bool:
+        """Tell whether the connection has answered anything since it is up. (Nobody tells: answers are many.)"""
+        return wire.replies > self._replies_to_set_up and not self.is_refusing
 
     def give_up(self, wire: WireProtocol, reason: str) -> None:
         """End a connection whose server cannot serve. The outage lasts until `serves()`."""
-        if not wire.is_lost:
-            self._delay = min(_LONGEST_DELAY, 2 * self._delay)
+        self._delay = max(2 * _FIRST_DELAY, self._delay)
         self.is_refusing = True
         self.reason = reason
         wire.abort(ConnectionAbortedError(reason))
+
+    def _set_timer(self, seconds: float) -> None:
+        self._timer = self._loop.call_later(seconds, self._is_overdue, context=contextvars.Context())
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -210,12 +248,16 @@ class Line:
         if self._on_lost is not None:
             self._on_lost()
         if self._is_closed:
-            self._fail_unanswered("the layer is closed")
+            self._fail_unanswered(LayerClosed())
             return
+        if self._has_answered(wire):
+            self.serves()
         self.reason = str(error) or type(error).__name__
+        if self._timer is not None:
+            self._end_trial(wire)
         if self._overdue is not None:
             # The connection came and went within the outage: nobody waits for its end any more.
-            self._fail_unanswered(str(self._overdue))
+            self._fail_unanswered(self._overdue)
         self.start()
         self._on_change()
         # Last: the application's handlers of logs may raise.
@@ -228,18 +270,42 @@ class Line:
             self.reason,
         )
 
+    def _end_trial(self, wire: WireProtocol) -> None:
+        """Judge a connection that ended before the outage did."""
+        if not (wire.unanswered or self._waiters or self.is_refusing):
+            self._stop_timer()  # nothing was asked any more: it was as good as up
+        elif self._is_late:
+            self._stop_timer()
+            self._give_up_waiting(self.unavailable())
+
     def _is_overdue(self) -> None:
         self._timer = None
+        wire = self.wire
+        is_asked = False
+        if wire is not None:
+            is_asked = wire.pending > 0
+            if self._has_answered(wire) or not (is_asked or self.is_refusing):
+                self._end_outage()
+                return
+            patience = wire.patience()
+            if patience > 0:
+                self._is_late = True
+                self._set_timer(patience)
+                return
+        if is_asked and not self.is_refusing:
+            self.reason = f"connected again, but nothing was answered within {self._send_timeout:g} s"
         self._give_up_waiting(self.unavailable())
+        if wire is not None and is_asked:
+            wire.abort(TimeoutError(self.reason))
 
-    def _fail_unanswered(self, reason: str) -> None:
+    def _fail_unanswered(self, error: Exception) -> None:
         unanswered, self._unanswered = self._unanswered, []
         for command in unanswered:
-            command.fail(reason)
+            command.fail(error)
 
     def _give_up_waiting(self, error: Exception) -> None:
         self._overdue = error
-        self._fail_unanswered(str(error))
+        self._fail_unanswered(error)
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
@@ -256,7 +322,7 @@ class Line:
         """Raise what sends fail with by now, if waiting is over."""
         if self._is_closed:
             raise LayerClosed()
-        if self.wire is None and self._overdue is not None:
+        if self._overdue is not None and (self.wire is None or self.wire.is_lost):
             if isinstance(self._overdue, LayerUnavailable):
                 raise self.unavailable()
             raise own(self._overdue)

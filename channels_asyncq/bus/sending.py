@@ -218,12 +218,10 @@ class Sender:
                 reply = await wire.call(*command)
                 self.serves()
                 return reply
-            except NotSent:
-                continue
-            except NoAnswer as exc:
-                if is_repeatable:
-                    continue
-                raise self._unknown(exc) from exc
+            except (NotSent, NoAnswer) as exc:
+                if isinstance(exc, NoAnswer) and not is_repeatable:
+                    raise self._unknown(exc) from exc
+                _raise_if_given_up(exc)
             except ReplyError as exc:
                 if not self.may_go_on(wire, exc):
                     raise self.refused(exc) from exc
@@ -337,6 +335,12 @@ class Sender:
             prefix = self._prefix
             text += f" (the user needs the patterns ~{prefix}:* and &{prefix}:*, and the commands of scripts)"
         return ChannelLayerError(f"{self._address} refused: {text}")
+
+
+def _raise_if_given_up(exc: NotSent | NoAnswer) -> None:
+    """Raise what the line gave a command up for: it may be up again, and give up what is repeated, for ever."""
+    if isinstance(exc.__cause__, (ChannelLayerError, ImproperlyConfigured)):
+        raise own(exc.__cause__) from exc
 
 
 def _fail_all(answers: Iterable[Answer], error: Exception) -> None:

@@ -10,6 +10,7 @@ most one timer.
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
@@ -21,6 +22,12 @@ from hiredis import Reader, ReplyError, pack_command
 
 from .pacing import EARLY, Pace, pace_of
 
+try:
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+except ImportError:  # not on Windows
+    ioctl = None  # type: ignore[assignment]
+
 __all__ = ["Answer", "NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol", "fail"]
 
 # What the reader answers when it needs more bytes. None and False are legitimate replies.
@@ -30,6 +37,8 @@ _MORE = object()
 # Messages may be delivered for so many seconds before the loop gets a turn, looked at every so many messages.
 _READ_SECONDS = 0.005
 _READ_CHECK_MASK = 7
+# While something is unanswered, this share of the timeout passes between two looks at whether bytes move.
+_LOOK = 0.25
 
 
 class NotSent(ConnectionError):
@@ -86,10 +95,11 @@ class Unanswered(NamedTuple):
     is_written: bool
     calls: int = 1
 
-    def fail(self, reason: str) -> None:
-        """Give up: nobody will send it again."""
+    def fail(self, cause: Exception) -> None:
+        """Give up, because of `cause`: nobody will send it again."""
         if not self.future.done():
-            error = NoAnswer(reason) if self.is_written else NotSent(reason)
+            error = NoAnswer(str(cause)) if self.is_written else NotSent(str(cause))
+            error.__cause__ = cause
             fail(self.future, error)
 
 
@@ -127,7 +137,8 @@ class WireProtocol(asyncio.Protocol):
     Args:
         timeout: seconds after which the oldest written command must be answered; else the connection is given
         up.
-            Time in which reading was stopped by our own side does not count.
+            Time in which reading was stopped by our own side does not count, nor time in which bytes of the
+            command still leave or bytes of its reply arrive: they may be many, and the link slow.
         max_pending: unanswered commands beyond which `room()` waits.
         max_bytes: bytes of unanswered commands beyond which `room()` waits.
     """
@@ -149,6 +160,7 @@ class WireProtocol(asyncio.Protocol):
         reader = Reader(notEnoughData=_MORE)
         self._feed = reader.feed
         self._gets = reader.gets
+        self._reader = reader
         self._on_lost = on_lost
         self._on_message = on_message
         self._timeout = timeout
@@ -172,8 +184,16 @@ class WireProtocol(asyncio.Protocol):
         self._waiters: deque[_Waiter] = deque()
         self._wake_scheduled = False
 
-        # One mark for each write: the number of the last command in it, and when it was written.
-        self._marks: deque[tuple[int, float]] = deque()
+        # One mark for each write: the number of the last command in it, when it was written, and how many bytes
+        # were written before it.
+        self._marks: deque[tuple[int, float, int]] = deque()
+        self._bytes_written = 0
+        # What the last look at the oldest mark found: how many bytes had left, the number of the mark if some of
+        # its bytes had not, and what had arrived. And when bytes were last seen to move.
+        self._bytes_left = 0
+        self._leaving = 0
+        self._arrived = (0, 0)
+        self._moved_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
         self._grace_used = False
@@ -398,9 +418,10 @@ class WireProtocol(asyncio.Protocol):
         marks = self._marks
         while marks and marks[0][0] <= self.replies:
             marks.popleft()
-        marks.append((self.commands, monotonic()))
+        marks.append((self.commands, monotonic(), self._bytes_written))
+        self._bytes_written += len(data)
         if self._timer is None:
-            self._set_timer(self._timeout)
+            self._set_timer(self._timeout * _LOOK)
         # It may call pause_writing().
         self._transport.write(data)
         if not self.has_room:
@@ -435,9 +456,7 @@ class WireProtocol(asyncio.Protocol):
 
     def _check_deadline(self) -> None:
         self._timer = None
-        marks = self._marks
-        while marks and marks[0][0] <= self.replies:
-            marks.popleft()
+        marks = self._unanswered_marks()
         if not marks:
             self._grace_used = False
             return
@@ -446,17 +465,71 @@ class WireProtocol(asyncio.Protocol):
             # We are not reading, so the server's silence means nothing.
             self._set_timer(self._timeout)
             return
-        due = max(marks[0][1], self._read_since) + self._timeout
+        self._look(now)
+        due = max(marks[0][1], self._read_since, self._moved_at) + self._timeout
         grace = self._timeout / 10
         if due > now:
             self._grace_used = False
-            self._set_timer(due - now)
+            self._set_timer(min(due - now, self._timeout * _LOOK))
         elif now - self._deadline > grace and not self._grace_used:
             # This loop was blocked, or the machine asleep: the reply may be there, unread.
             self._grace_used = True
             self._set_timer(grace)
         else:
             self.abort(TimeoutError(f"no reply within {self._timeout:g} s"))
+
+    def _unanswered_marks(self) -> deque[tuple[int, float, int]]:
+        marks = self._marks
+        while marks and marks[0][0] <= self.replies:
+            marks.popleft()
+        return marks
+
+    def _look(self, now: float) -> None:
+        """
+        Note whether bytes of the oldest unanswered write have left, or of its reply arrived, since the last look.
+
+        Bytes of younger writes do not count: a server that reads and answers nothing must be noticed.
+        """
+        marks = self._marks
+        number, _, start = marks[0]
+        end = marks[1][2] if len(marks) > 1 else self._bytes_written
+        left = self._bytes_written - self._unsent()
+        is_leaving = left < end
+        # What was written before it is answered, and has left.
+        if left > max(self._bytes_left, start) and (is_leaving or self._leaving == number):
+            self._moved_at = now
+        self._bytes_left = max(self._bytes_left, left)
+        self._leaving = number if is_leaving else 0
+        # A part of a reply, or messages: the reply comes after them. Whole replies were to older commands.
+        messages, part = self.messages, self._reader.len() if self._reader.has_data() else 0
+        if messages != self._arrived[0] or part not in (0, self._arrived[1]):
+            self._moved_at = now
+        self._arrived = messages, part
+
+    def _unsent(self) -> int:
+        """Return how many written bytes have not left this machine, as far as can be seen."""
+        transport: Any = self._transport
+        size: int = transport.get_write_buffer_size()
+        # Under TLS, asyncio's transport does not count what waits in the transport below it.
+        below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+        if below is not None:
+            size += below.get_write_buffer_size()
+        sock = transport.get_extra_info("socket")
+        if sock is not None and ioctl is not None:
+            try:
+                size += struct.unpack("i", ioctl(sock.fileno(), TIOCOUTQ, bytes(4)))[0]
+            except (OSError, ValueError):
+                pass  # a system that does not tell, or a socket that is closed
+        return size
+
+    def patience(self) -> float:
+        """Return for how many seconds more the oldest unanswered command may wait because bytes of it move."""
+        marks = self._unanswered_marks()
+        if not marks or self.is_lost:
+            return 0.0
+        now = monotonic()
+        self._look(now)
+        return max(0.0, self._moved_at + self._timeout - now) if self._moved_at > marks[0][1] else 0.0
 
     # In
 

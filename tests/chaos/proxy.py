@@ -231,6 +231,10 @@ class Proxy:
 
     # Faults
 
+    def narrow(self) -> None:
+        """Keep little of what connections from now on send and what is not passed on yet."""
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+
     def of(self, kind: Kind | None = None) -> list[Tunnel]:
         """The tunnels of a kind; all without one."""
         return [tunnel for tunnel in self.tunnels if kind is None or tunnel.kind == kind]
