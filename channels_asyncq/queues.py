@@ -15,8 +15,9 @@ from .exceptions import ChannelClosed
 
 # The buffer holds the one message that is taken from the server and not yet handed on.
 _CAPACITY = 1
-# After so many seconds a question is repeated that the server refused.
+# After so many seconds a question is repeated that the server refused; twice as many each time, up to a bound.
 _PAUSE_AFTER_REFUSAL = 1.0
+_MOST_DOUBLINGS = 3
 # Of all readers: a later one for the same channel must not ask for what an earlier one has had.
 _numbers = itertools.count(1)
 
@@ -54,6 +55,7 @@ class QueueReader:
         self._must_repeat = False  # what was asked or given has no answer: the same number again
         self._is_woken = False  # something may have been pushed while we were asking
         self._retry: asyncio.TimerHandle | None = None
+        self._refusals = 0  # in a row
         self._answer_came: asyncio.Future[None] | None = None
 
     async def get(self) -> Envelope:
@@ -158,6 +160,7 @@ class QueueReader:
             self._on_unreadable(self.topic, str(exc))
             self._ask()
             return
+        self._refusals = 0
         if envelope is None:
             if self._is_woken:
                 self._ask()
@@ -181,6 +184,7 @@ class QueueReader:
             self._repeat_later()
         else:
             self._is_giving = False
+            self._refusals = 0
             self._ask()
         self._tell_close()
 
@@ -188,10 +192,10 @@ class QueueReader:
         self._must_repeat = True
         # If the link was lost, reconnected() is called when it is back; if the server refused, nobody calls.
         if self.buffer.closed is None and self._retry is None:
+            pause = _PAUSE_AFTER_REFUSAL * 2 ** min(self._refusals, _MOST_DOUBLINGS)
+            self._refusals += 1
             loop = asyncio.get_running_loop()
-            self._retry = loop.call_later(
-                _PAUSE_AFTER_REFUSAL, self.reconnected, context=contextvars.Context()
-            )
+            self._retry = loop.call_later(pause, self.reconnected, context=contextvars.Context())
 
     def _tell_close(self) -> None:
         if self._answer_came is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import pytest
 
@@ -227,6 +228,33 @@ async def test_refused_and_asked_again(stage: Stage, monkeypatch: pytest.MonkeyP
     await eventually(lambda: stage.bus.said == ["pop 1", "pop 1"], "another attempt")
     await stage.bus.answer("a")
     assert await text(receiver) == "a"
+
+
+async def test_refused_again_and_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that goes on refusing is asked ever less often, up to a bound; an answer ends that."""
+    loop = asyncio.get_running_loop()
+    call_later, pauses = loop.call_later, list[float]()
+
+    def note(delay: float, callback: Any, *arguments: Any, **options: Any) -> asyncio.TimerHandle:
+        if callback == stage.reader.reconnected:
+            pauses.append(delay)
+            delay = 0.0
+        return call_later(delay, callback, *arguments, **options)
+
+    monkeypatch.setattr(loop, "call_later", note)
+    receiver = await stage.receiver()
+    for count in range(1, 7):
+        await stage.bus.refuse(ConnectionAbortedError("OOM"))
+        await eventually(partial(lambda count: len(stage.bus.said) == count + 1, count), "another attempt")
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    await stage.bus.answer("a")
+    assert await text(receiver) == "a"
+    receiver = await stage.receiver()
+    await stage.bus.refuse(ConnectionAbortedError("OOM"))
+    assert pauses[6:] == [1.0]
+    await eventually(lambda: stage.bus.said[-2] == stage.bus.said[-1], "another attempt")
+    await stage.bus.answer("b")
+    assert await text(receiver) == "b"
 
 
 async def test_repeated_in_vain(stage: Stage) -> None:

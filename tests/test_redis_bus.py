@@ -13,7 +13,7 @@ from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq.bus.base import ChannelRoute, GroupRoute
-from channels_asyncq.bus.redis import POP, RedisBus
+from channels_asyncq.bus.redis import POP, SCRIPTS, RedisBus
 from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import CONTROL, Envelope, unpack
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
@@ -467,6 +467,83 @@ async def test_shared_and_refused(
     [[first, second, third]] = await every([asyncio.gather(*answers, return_exceptions=True)])
     assert first is None and type(second) is type(third) is kind
     assert second is not third and isinstance(second.__cause__, Exception)
+
+
+@pytest.mark.parametrize("call", ["group_send", "push", "add_member", "pop", "give_back"])
+async def test_scripts_may_not_be_loaded_any_more(make: MakeOwner, prefix: str, call: str) -> None:
+    """Without the right to load scripts, and without scripts, each call ends and says what right is missing."""
+    user = f"site on >pw ~{prefix}:* &{prefix}:* +@all"
+    with EmbeddedServer(external=False, user=["default on nopass ~* &* +@all", user]) as server:
+        owner = await make(f"redis://site:pw@127.0.0.1:{server.port}/0", send_timeout=2.0)
+        await owner.up()
+        server.command("ACL", "SETUSER", "site", "-script|load")
+        server.command("SCRIPT", "FLUSH")
+        server.command("CONFIG", "RESETSTAT")
+        asked: dict[str, Callable[[], Awaitable[object]]] = {
+            "pop": lambda: required(owner.bus.pop("jobs", 1)),
+            "give_back": lambda: required(owner.bus.give_back("jobs", 1)),
+        }
+        make_call = (owner.calls() | asked)[call]
+        with pytest.raises((ChannelLayerError, ConnectionError), match=r"NOSCRIPT.*script\|load") as raised:
+            await every([make_call()])
+        assert not isinstance(raised.value, LayerUnavailable)
+        for _ in range(10):
+            with pytest.raises((ChannelLayerError, ConnectionError), match=r"script\|load"):
+                await every([make_call()])
+        assert calls_of(server, "evalsha") < 40
+        assert calls_of(server, "script|load", "rejected_calls") < 40
+        assert owner.events == ["up"]
+        server.command("ACL", "SETUSER", "site", "+script|load")
+
+        async def is_served() -> bool:
+            try:
+                await make_call()
+            except (ChannelLayerError, ConnectionError):
+                return False
+            return True
+
+        while not await every([is_served()]) == [True]:
+            pass
+
+
+def required(answer: asyncio.Future[Any] | None) -> asyncio.Future[Any]:
+    assert answer is not None
+    return answer
+
+
+def calls_of(server: EmbeddedServer, command: str, kind: str = "calls") -> int:
+    """How often the server was given a command, of the kinds of INFO."""
+    for line in server.command("INFO", "commandstats").decode().splitlines():
+        name, _, figures = line.partition(":")
+        if name == f"cmdstat_{command}":
+            return int(dict(figure.split("=") for figure in figures.split(","))[kind])
+    return 0
+
+
+@pytest.mark.parametrize("call", ["group_send", "push", "add_member", "pop", "give_back"])
+async def test_scripts_are_missing_however_often_they_are_loaded(
+    owner: Owner, server: RespServer, call: str
+) -> None:
+    """A script that is missing again after each loading is an error, and no endless repeating."""
+    server.always("EVALSHA", error("NOSCRIPT No matching script."))
+    before = len(server.commands)
+    asked: dict[str, Callable[[], Awaitable[object]]] = {
+        "pop": lambda: required(owner.bus.pop("jobs", 1)),
+        "give_back": lambda: required(owner.bus.give_back("jobs", 1)),
+    }
+    with pytest.raises((ChannelLayerError, ConnectionError), match=r"NOSCRIPT.*SCRIPT FLUSH"):
+        await every([(owner.calls() | asked)[call]()])
+    assert len(server.commands) - before < 50
+    server.restore()
+    await every([(owner.calls() | asked)[call]()])
+
+
+async def test_many_commands_miss_their_script(owner: Owner, server: RespServer) -> None:
+    """The scripts are loaded once for all of them."""
+    before = len(server.received("SCRIPT"))
+    server.real.command("SCRIPT", "FLUSH")
+    await every([asyncio.gather(*(owner.push(f"jobs.{number}", PAYLOAD) for number in range(50)))])
+    assert len(server.received("SCRIPT")) - before == len(SCRIPTS)
 
 
 async def test_shared_and_never_answered(make: MakeOwner, server: RespServer) -> None:

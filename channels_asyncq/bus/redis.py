@@ -43,7 +43,7 @@ from .connections import Connector
 from .delivery import Numbers, parse_position, stream_of
 from .lines import Line, own
 from .recovery import LogReader
-from .sending import Message, Sender, Sending, TopicRoute
+from .sending import Message, Sender, Sending, TopicRoute, is_script_missing
 from .subscriptions import Subscription, SubscriptionLedger
 from .wire import WireProtocol
 
@@ -210,7 +210,7 @@ class Shard:
 
     async def _set_up_commands(self, wire: WireProtocol) -> None:
         role = wire.call("ROLE")
-        scripts = [wire.call("SCRIPT", "LOAD", script.text) for script in self._bus.scripts]
+        scripts = self._load_scripts(wire)
         layout_key = self._bus.topics.layout_key(self.index)
         written = wire.call("SET", layout_key, self._bus.layout, "NX")
         layout = wire.call("GET", layout_key)
@@ -239,9 +239,8 @@ class Shard:
                 f"delete the key {layout_key.decode()!r}."
             )
 
-    def _load_scripts(self, wire: WireProtocol) -> None:
-        for script in self._bus.scripts:
-            wire.call("SCRIPT", "LOAD", script.text)
+    def _load_scripts(self, wire: WireProtocol) -> list[asyncio.Future[Any]]:
+        return [wire.call("SCRIPT", "LOAD", script.text) for script in self._bus.scripts]
 
     def ask(self, *command: bytes | str | int) -> asyncio.Future[Any] | None:
         """Send a command without waiting; None if the line is down. The future fails with ConnectionError."""
@@ -249,7 +248,7 @@ class Shard:
         if wire is None or wire.is_lost:
             return None
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        wire.call(*command).add_done_callback(partial(self._asked, wire, command, answer))
+        wire.call(*command).add_done_callback(partial(self._asked, wire, command, answer, 0))
         return answer
 
     def _asked(
@@ -257,6 +256,7 @@ class Shard:
         wire: WireProtocol,
         command: tuple[bytes | str | int, ...],
         answer: asyncio.Future[Any],
+        loads: int,
         reply: asyncio.Future[Any],
     ) -> None:
         if answer.done():
@@ -266,13 +266,13 @@ class Shard:
             self.sender.serves()
             answer.set_result(reply.result())
         elif isinstance(error, ReplyError):
-            if self.sender.may_go_on(wire, error) and not wire.is_lost:
-                wire.call(*command).add_done_callback(partial(self._asked, wire, command, answer))
+            if self.sender.may_go_on(wire, error, loads) and not wire.is_lost:
+                loads += is_script_missing(error)
+                wire.call(*command).add_done_callback(partial(self._asked, wire, command, answer, loads))
             else:
-                self._throttle.warn(
-                    WIRE, "command.refused", "%s refused a command: %s", self.connector.address, error
-                )
-                answer.set_exception(ConnectionAbortedError(str(error)))
+                refused = str(self.sender.refused(error))
+                self._throttle.warn(WIRE, "command.refused", "%s", refused)
+                answer.set_exception(ConnectionAbortedError(refused))
         else:
             answer.set_exception(error)
 

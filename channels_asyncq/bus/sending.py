@@ -19,6 +19,10 @@ from .wire import Answer, NoAnswer, NotSent, WireProtocol, fail
 
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
+# A command whose script is missing is sent again so often, each time after loading the scripts.
+_MOST_LOADS = 3
+# After so many seconds it is tried again to load scripts that the server did not take.
+_PAUSE_AFTER_REFUSAL = 1.0
 # An envelope of more bytes is logged as header only.
 LARGEST_LOGGED = 16 * 1024
 # A log that is full of entries of up to 1 KiB keeps as many as `recovery` says; a larger one trims it to fewer.
@@ -48,7 +52,7 @@ class Sending:
     What is numbered first must be written first: receivers drop what comes after a higher number.
     """
 
-    __slots__ = ("_sender", "answers", "count", "messages", "room", "route", "size", "wire")
+    __slots__ = ("_sender", "answers", "count", "loads", "messages", "room", "route", "size", "wire")
 
     def __init__(
         self, sender: Sender, wire: WireProtocol, route: Route, message: Message, answer: Answer
@@ -58,6 +62,8 @@ class Sending:
         self.route = route
         self.messages = [message]
         self.answers = [answer]
+        #: How often the scripts were loaded for it.
+        self.loads = 0
         size = BATCH_SIZE + len(message[0]) + len(message[1]) + ITEM_SIZE
         #: Bytes of messages that may still join.
         self.room = route.most - size
@@ -183,13 +189,21 @@ class Sender:
     """
 
     def __init__(
-        self, line: Line, address: str, prefix: str, load_scripts: Callable[[WireProtocol], None]
+        self,
+        line: Line,
+        address: str,
+        prefix: str,
+        load_scripts: Callable[[WireProtocol], list[asyncio.Future[Any]]],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._line = line
         self._address = address
         self._prefix = prefix
         self._load_scripts = load_scripts
+        # Replies to SCRIPT LOAD that are due; then, until a time of the loop, why it is no use.
+        self._loading = 0
+        self._load_refusal: BaseException | None = None
+        self._load_again_at = 0.0
         self._context = Context()
         # Messages that the server did not execute.
         self._again: set[asyncio.Task[None]] = set()
@@ -210,6 +224,7 @@ class Sender:
 
         A repeatable command is sent again when the connection ended without an answer.
         """
+        loads = 0
         while True:
             wire = self._line.open_wire
             if wire is None or not wire.has_room:
@@ -223,8 +238,9 @@ class Sender:
                     raise self._unknown(exc) from exc
                 _raise_if_given_up(exc)
             except ReplyError as exc:
-                if not self.may_go_on(wire, exc):
+                if not self.may_go_on(wire, exc, loads):
                     raise self.refused(exc) from exc
+                loads += is_script_missing(exc)
 
     # Messages
 
@@ -271,7 +287,8 @@ class Sender:
         """Deal with the error of a command that was written: send it again, or tell."""
         is_executed = not isinstance(error, NotSent)
         if is_executed and isinstance(error, ReplyError):
-            is_executed = not self.may_go_on(sending.wire, error)
+            is_executed = not self.may_go_on(sending.wire, error, sending.loads)
+            sending.loads += is_script_missing(error)
         if not is_executed:
             self._begin_again(sending)
             return
@@ -316,25 +333,61 @@ class Sender:
         reason = exc if isinstance(exc.__cause__, ReplyError) else exc.__cause__ or exc
         return DeliveryUnknown(f"{self._address} was sent the message and did not answer: {reason}")
 
-    def may_go_on(self, wire: WireProtocol, exc: ReplyError) -> bool:
-        """Deal with an error that says that a command was not executed; True if it should be sent again."""
+    def may_go_on(self, wire: WireProtocol, exc: ReplyError, loads: int = 0) -> bool:
+        """
+        Deal with an error that says that a command was not executed; True if it should be sent again.
+
+        `loads` is how often the command was sent again because its script was missing.
+        """
+        if is_script_missing(exc):
+            return loads < _MOST_LOADS and self._load(wire)
         text = str(exc)
-        if text.startswith("NOSCRIPT"):
-            self._load_scripts(wire)
-            return True
         if text.startswith(_UNSERVING):
             self._line.give_up(wire, text)
             return True
         return False
 
+    def _load(self, wire: WireProtocol) -> bool:
+        """Load the scripts, unless that is under way; False if the server has just refused to."""
+        if self._loading:
+            return True
+        if self._load_refusal is not None and self._loop.time() < self._load_again_at:
+            return False
+        self._load_refusal = None
+        replies = self._load_scripts(wire)
+        self._loading = len(replies)
+        for reply in replies:
+            reply.add_done_callback(self._loaded)
+        return True
+
+    def _loaded(self, reply: asyncio.Future[Any]) -> None:
+        self._loading -= 1
+        if isinstance(reply.exception(), ReplyError):
+            self._load_refusal = reply.exception()
+            self._load_again_at = self._loop.time() + _PAUSE_AFTER_REFUSAL
+
     def refused(self, exc: BaseException) -> ChannelLayerError:
         text = str(exc)
+        if is_script_missing(exc):
+            if self._load_refusal is not None:
+                text += (
+                    f"; it cannot be loaded: {self._load_refusal} (the user needs the command script|load)"
+                )
+            else:
+                text += (
+                    f"; it was missing again after {_MOST_LOADS} times of loading it (does something run SCRIPT "
+                    "FLUSH all the time, or does a proxy lead to several servers?)"
+                )
         if text.startswith(("OOM", "MISCONF", "BUSY")):
             return LayerUnavailable(self._address, text)
         if text.startswith("NOPERM"):
             prefix = self._prefix
             text += f" (the user needs the patterns ~{prefix}:* and &{prefix}:*, and the commands of scripts)"
         return ChannelLayerError(f"{self._address} refused: {text}")
+
+
+def is_script_missing(exc: BaseException) -> bool:
+    return str(exc).startswith("NOSCRIPT")
 
 
 def _raise_if_given_up(exc: NotSent | NoAnswer) -> None:
