@@ -21,6 +21,7 @@ from django.dispatch import receiver
 from . import relay
 from .buffers import ChannelBuffer
 from .bus.base import Health
+from .bus.lines import Outages
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
 from .bus.redis import RedisBus
 from .callers import Caller, LoopState
@@ -638,7 +639,8 @@ def _bus_factory(options: Options, layer: AsyncQueueChannelLayer) -> BusFactory:
     # The result must not refer to the layer: a memory namespace ends with its last layer.
     if options.hosts[0].kind == "memory":
         return partial(MemoryBus, broker_for(options.prefix, options.hosts[0].db, layer))
-    return RedisBus
+    # Made anew after a fork, as this is.
+    return partial(RedisBus, outages=Outages())
 
 
 # The layers that Channels has made. When the setting changes it takes another dict and forgets this one.

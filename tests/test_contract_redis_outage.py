@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -270,16 +271,68 @@ async def assert_nothing_waits_but(layer: AsyncQueueChannelLayer, channel: str, 
     assert await receive_many(layer, channel, len(rest) + 1) == [*rest, MARKER]
 
 
+class TestNewLoops:
+    """Event loops that come in the middle of an outage."""
+
+    @pytest.fixture
+    async def layer(self, make_layer: MakeLayer, server: EmbeddedServer) -> AsyncQueueChannelLayer:
+        """A layer that has waited for a server that is gone; who had to wait once more would do so for long."""
+        layer = await make_layer(send_timeout=SEND_TIMEOUT)
+        await members_of(layer, "room", 1)
+        await in_thread(server.kill)
+        with pytest.raises(LayerUnavailable):
+            async with asyncio.timeout(DEADLINE):
+                await layer.group_send("room", note(1))
+        layer.options = replace(layer.options, send_timeout=10 * DEADLINE)
+        return layer
+
+    async def test_fails_at_once(self, layer: AsyncQueueChannelLayer, server: EmbeddedServer) -> None:
+        """A loop that makes its session now does not wait; and it is served when the server is back."""
+
+        async def use() -> None:
+            async with asyncio.timeout(DEADLINE):
+                channel = await layer.new_channel()
+                for send in (
+                    layer.group_send("room", note(2)),
+                    layer.send("jobs", note(2)),
+                    layer.group_add("room", channel),
+                ):
+                    with pytest.raises(LayerUnavailable, match=str(server.port)):
+                        await send
+                jobs = await started(layer.receive("jobs"))
+                await asyncio.to_thread(server.restart)
+                await eventually(lambda: layer.statistics().connected, "the link's return")
+                await layer.group_add("room", channel)
+                await layer.group_send("room", note(3))
+                assert await layer.receive(channel) == note(3)
+                await layer.send("jobs", note(4))
+                assert await jobs == note(4)
+
+        await in_thread(asyncio.run, use())
+
+    async def test_after_the_relay(
+        self, layer: AsyncQueueChannelLayer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A loop for which the relay has sent, and that gets a session of its own, does not wait again."""
+        monkeypatch.setattr(callers, "_MOMENT_SENDS", 3)
+
+        async def use() -> None:
+            async with asyncio.timeout(DEADLINE):
+                for number in range(6):
+                    with pytest.raises(LayerUnavailable):
+                        await layer.group_send("room", note(number))
+
+        await in_thread(asyncio.run, use())
+
+
 class TestServerAbsent:
     """Redis is not there at the start."""
 
-    async def test_a_send_raises_with_the_address(self, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_send_raises_with_the_address(self, prefix: str) -> None:
         """
         It waits `send_timeout`, then LayerUnavailable names where the server should be; no credentials in
         it.
         """
-        # All by the relay: a session would wait anew.
-        monkeypatch.setattr(callers, "_MOMENT_SECONDS", 3600.0)
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             port = unused.getsockname()[1]

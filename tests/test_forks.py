@@ -82,3 +82,9 @@ async def test_fork_with_a_memory_layer(prefix: str) -> None:
     assert (code, complaints) == (0, [])
     heard = {line["who"]: line["heard"] for line in map(json.loads, output.splitlines())}
     assert heard == {"child": ["child"] * 5, "parent": ["parent"] * 5}
+
+
+async def test_outage_that_the_parent_knows_of() -> None:
+    """A child finds out by itself whether a server is there: what its parent knows may be over."""
+    code, output, errors = await run("knowing")
+    assert (code, json.loads(output)) == (0, ["LayerUnavailable", 0]), errors

@@ -14,7 +14,7 @@ from hiredis import Reader
 
 from channels_asyncq.bus import lines
 from channels_asyncq.bus.connections import Connector
-from channels_asyncq.bus.lines import Line
+from channels_asyncq.bus.lines import Line, Outage
 from channels_asyncq.bus.wire import NoAnswer, NotSent, WireProtocol
 from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
 from channels_asyncq.options import Options
@@ -105,7 +105,9 @@ class Hosts:
 class Recorded:
     """One line, and everything it said to its owner."""
 
-    def __init__(self, hosts: Hosts, send_timeout: float, *, resends: bool) -> None:
+    def __init__(
+        self, hosts: Hosts, send_timeout: float, *, resends: bool, outage: Outage | None = None
+    ) -> None:
         self.hosts = hosts
         self.changes: list[bool] = []
         self.losses = 0
@@ -120,6 +122,7 @@ class Recorded:
             on_lost=self._lost,
             on_overdue=self.overdue.append,
             resends=resends,
+            outage=outage,
         )
 
     async def _set_up(self, wire: WireProtocol) -> None:
@@ -150,8 +153,8 @@ def hosts() -> Hosts:
 async def make(hosts: Hosts) -> AsyncIterator[Callable[..., Recorded]]:
     made: list[Recorded] = []
 
-    def make(send_timeout: float = LONG, *, resends: bool = True) -> Recorded:
-        made.append(Recorded(hosts, send_timeout, resends=resends))
+    def make(send_timeout: float = LONG, *, resends: bool = True, outage: Outage | None = None) -> Recorded:
+        made.append(Recorded(hosts, send_timeout, resends=resends, outage=outage))
         return made[-1]
 
     yield make
@@ -663,6 +666,77 @@ class TestTrial:
         await recorded.down()
         await recorded.up()
         assert delays == [0.05]
+
+
+class TestOutage:
+    """What one line of a process knows of its host, all know."""
+
+    async def known(self, hosts: Hosts, make: Callable[..., Recorded]) -> Outage:
+        """An outage that a line has waited for in vain."""
+        outage = Outage()
+        hosts.error = LayerUnavailable(hosts.address, "refused")
+        recorded = make(BRIEF, outage=outage)
+        recorded.line.start()
+        await eventually(lambda: recorded.overdue)
+        return outage
+
+    async def test_new_line(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """A line that is made in an outage fails at once, with the reason, and goes on connecting."""
+        outage = await self.known(hosts, make)
+        recorded = make(LONG, outage=outage)
+        for wait in (recorded.line.with_room, recorded.line.up):
+            with pytest.raises(LayerUnavailable, match="refused"):
+                await asyncio.wait_for(wait(), DEADLINE)
+        first = asyncio.create_task(recorded.line.first_up())
+        await turns()
+        assert not first.done()
+        hosts.error = None
+        await asyncio.wait_for(first, DEADLINE)
+        assert await recorded.line.with_room() in hosts.wires
+
+    async def test_it_ends_for_all(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """It is over when one line has a connection: a new one waits for its own."""
+        outage = await self.known(hosts, make)
+        hosts.error = None
+        await make(LONG, outage=outage).line.first_up()
+        hosts.is_open.clear()
+        waits = asyncio.create_task(make(LONG, outage=outage).line.up())
+        await turns()
+        assert not waits.done()
+        hosts.is_open.set()
+        await asyncio.wait_for(waits, DEADLINE)
+
+    async def test_line_that_was_up(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """A line that loses its connection meanwhile waits all of send_timeout from then on, as ever."""
+        outage = Outage()
+        recorded = make(LONG, outage=outage)
+        await recorded.up()
+        outage.failed("refused", asyncio.get_running_loop().time(), LONG)
+        hosts.is_open.clear()
+        await recorded.down()
+        waits = asyncio.create_task(recorded.line.up())
+        await turns()
+        assert not waits.done()
+        waits.cancel()
+
+    def test_late_word(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What failed before a line had its connection says nothing; and what nobody repeats does not last."""
+        now = 100.0
+        monkeypatch.setattr(lines, "monotonic", lambda: now)
+        outage = Outage()
+        assert outage.reason is None
+        outage.failed("refused", 99.0, 5.0)
+        assert outage.reason == "refused"
+        now = 103.0
+        outage.served()
+        assert outage.reason is None
+        outage.failed("late", 102.0, 5.0)
+        assert outage.reason is None
+        now = 104.0
+        outage.failed("again", 103.5, 5.0)
+        assert outage.reason == "again"
+        now = 109.1
+        assert outage.reason is None
 
 
 async def test_newcomers_wait_behind_those_who_waited(hosts: Hosts, make: Callable[..., Recorded]) -> None:

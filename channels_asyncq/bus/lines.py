@@ -8,7 +8,10 @@ import contextvars
 import copy
 import logging
 import random
+import threading
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -29,6 +32,49 @@ _NOTICE = 0.6
 def own(error: Exception) -> Exception:
     """Return an error of the caller's own: one object raised in many tasks would mix their tracebacks."""
     return copy.copy(error)
+
+
+class Outage:
+    """
+    What the lines of a process to one host tell each other: whether it is out. From any thread.
+
+    A line that is overdue says so with each attempt that fails. What it says holds until a line of the process
+    has a connection, or nobody has said it again for longer than an attempt takes: its loop may have ended.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reason = ""
+        self._until = self._served_at = 0.0
+
+    def failed(self, reason: str, since: float, seconds: float) -> None:
+        """Note for so many seconds that what began at `since` failed, unless a line has served since then."""
+        with self._lock:
+            if since > self._served_at:
+                self._reason, self._until = reason, monotonic() + seconds
+
+    def served(self) -> None:
+        with self._lock:
+            self._until, self._served_at = 0.0, monotonic()
+
+    @property
+    def reason(self) -> str | None:
+        """Why the host is out, None if it is not, as far as is known."""
+        with self._lock:
+            return self._reason if monotonic() < self._until else None
+
+
+class Outages:
+    """What a process knows of the hosts of a layer, for all its sessions: a new one need not find out itself."""
+
+    def __init__(self) -> None:
+        self._outages: defaultdict[tuple[int, str], Outage] = defaultdict(Outage)
+        self._lock = threading.Lock()
+
+    def of(self, host: int, name: str) -> Outage:
+        """Return what is known of a host, given by its place in `hosts`, by the lines of this name."""
+        with self._lock:
+            return self._outages[host, name]
 
 
 class Line:
@@ -55,6 +101,7 @@ class Line:
 
     Overdue, everything that waits or is unanswered fails, and so does what a connection leaves unanswered. The
     timer is set at the loss, to `send_timeout`. While the server refuses, only `serves()` is an answer.
+    A line begins as waiting, or as overdue if the process knows that the host is out.
     """
 
     def __init__(
@@ -68,6 +115,7 @@ class Line:
         on_overdue: Callable[[Exception], None] | None = None,
         on_message: Callable[[bytes, bytes], bool] | None = None,
         resends: bool = False,
+        outage: Outage | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = connector
@@ -79,6 +127,10 @@ class Line:
         self._on_overdue = on_overdue
         self._on_message = on_message
         self._resends = resends
+        self._outage = outage or Outage()
+        self._down_since = 0.0
+        # An attempt takes no longer, with the pause before it.
+        self._attempt_seconds = _LONGEST_DELAY + 2 * max(1.0, options.send_timeout)
         self._was_silent = False
         self._throttle = Throttle()
         self._task: asyncio.Task[None] | None = None
@@ -109,8 +161,12 @@ class Line:
         """Begin connecting, unless that is under way, done, or the line is closed."""
         if self._is_closed or self.wire is not None or (self._task is not None and not self._task.done()):
             return
+        if not self.was_up and self._overdue is None and (known := self._outage.reason) is not None:
+            self.reason = known
+            self._give_up_waiting(self.unavailable())
         if self._timer is None and self._overdue is None:
             self._is_late = False
+            self._down_since = monotonic()
             self._set_timer(self._send_timeout * (1 - _NOTICE if self._was_silent else 1))
         self._task = self._loop.create_task(
             self._connect(),
@@ -125,6 +181,7 @@ class Line:
             self._delay = min(_LONGEST_DELAY, 2 * self._delay)
         while True:
             await asyncio.sleep(delay * _jitter.uniform(0.5, 1.0))
+            began = monotonic()
             try:
                 wire = await self._connector.connect(self._make_wire)
                 try:
@@ -141,6 +198,7 @@ class Line:
             except Exception as exc:
                 # Whatever it is, a server that answers nonsense included: the next attempt may succeed.
                 self._note_failure(exc)
+                self._tell_outage(began)
             else:
                 # An end of the connection that came in between has set is_lost; on_lost() found no `wire`.
                 if not wire.is_lost:
@@ -158,6 +216,11 @@ class Line:
             timeout=self._send_timeout * _NOTICE,
         )
         return wire
+
+    def _tell_outage(self, since: float) -> None:
+        """Tell the process what this line knows, if it is overdue because it has no connection."""
+        if isinstance(self._overdue, LayerUnavailable):
+            self._outage.failed(self.reason, since, self._attempt_seconds)
 
     def _note_failure(self, exc: Exception) -> None:
         self.reason = exc.reason if isinstance(exc, LayerUnavailable) else str(exc) or type(exc).__name__
@@ -179,6 +242,7 @@ class Line:
         self.wire = wire
         if not self.is_refusing:
             self.reason = ""
+            self._outage.served()
             is_asked = self._resends and (wire.pending > 0 or bool(self._waiters))
             if self._overdue is not None or not is_asked:
                 self._end_outage()
@@ -214,6 +278,7 @@ class Line:
         self.is_refusing = False
         self._delay = _FIRST_DELAY
         self.reason = ""
+        self._outage.served()
         self._end_outage()
 
     def _end_outage(self) -> None:
@@ -258,6 +323,7 @@ class Line:
         if self._overdue is not None:
             # The connection came and went within the outage: nobody waits for its end any more.
             self._fail_unanswered(self._overdue)
+            self._tell_outage(monotonic())
         self.start()
         self._on_change()
         # Last: the application's handlers of logs may raise.
@@ -295,6 +361,7 @@ class Line:
         if is_asked and not self.is_refusing:
             self.reason = f"connected again, but nothing was answered within {self._send_timeout:g} s"
         self._give_up_waiting(self.unavailable())
+        self._tell_outage(self._down_since)
         if wire is not None and is_asked:
             wire.abort(TimeoutError(self.reason))
 
@@ -352,6 +419,7 @@ class Line:
         return wire
 
     async def _change(self) -> WireProtocol:
+        self.start()  # the process may know of an outage
         self.raise_if_overdue()
         return await self._next_wire()
 

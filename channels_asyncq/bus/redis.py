@@ -41,7 +41,7 @@ from ..topics import NOT_LOGGED, Topic, Topics, node_of
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
 from .delivery import Numbers, parse_position, stream_of
-from .lines import Line, own
+from .lines import Line, Outages, own
 from .recovery import LogReader
 from .sending import Message, Sender, Sending, TopicRoute, is_script_missing
 from .subscriptions import Subscription, SubscriptionLedger
@@ -174,7 +174,13 @@ class Shard:
         self._throttle = Throttle()
         options = bus.options
         self.commands = Line(
-            connector, "commands", options, self._set_up_commands, self._commands_changed, resends=True
+            connector,
+            "commands",
+            options,
+            self._set_up_commands,
+            self._commands_changed,
+            resends=True,
+            outage=bus.outages.of(index, "commands"),
         )
         self.pushes = Line(
             connector,
@@ -185,6 +191,7 @@ class Shard:
             on_lost=self._pushes_lost,
             on_overdue=self.ledger.fail_waiters,
             on_message=self._on_message,
+            outage=bus.outages.of(index, "pushes"),
         )
         self.sender = Sender(self.commands, connector.address, options.prefix, self._load_scripts)
         self.call = self.sender.call
@@ -586,8 +593,10 @@ class RedisBus(Bus):
         codec: Codec,
         node: str,
         receiver: Receiver,
+        outages: Outages | None = None,
     ) -> None:
         self.options = options
+        self.outages = outages or Outages()
         self.topics = topics
         self.receiver = receiver
         self.layout = json.dumps(
