@@ -1,5 +1,5 @@
 """
-Messages to bytes and back, and encryption.
+Messages to bytes and back.
 
 What arrives equals what was sent, type by type, on every path, or the sender gets a `TypeError` that names
 the place: `message["user"]["id"]`. The differences are few and the same everywhere: tuples arrive as lists,
@@ -12,11 +12,9 @@ the message walked in Python, to find and name the culprit or to bring it into a
 
 from __future__ import annotations
 
-import base64
 import datetime
 import decimal
 import enum
-import hashlib
 import json
 import math
 import re
@@ -24,8 +22,8 @@ import secrets
 import struct
 import uuid
 import zoneinfo
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NoReturn
 
 import ormsgpack
 from channels.exceptions import MessageTooLarge
@@ -33,21 +31,16 @@ from django.utils.functional import Promise
 
 from .containers import MOST_CONTAINERS, TOO_MANY, are_too_many, are_too_many_in_json
 
-if TYPE_CHECKING:
-    from cryptography.fernet import MultiFernet
-
 __all__ = ["BadPayload", "Codec", "decode_json"]
 
 #: Containers in containers; ormsgpack's own limit for packing.
 MAX_DEPTH = 255
 #: Tuples and frozensets within a set: each level is a call within a call, at both ends.
 MAX_SET_DEPTH = 32
-#: Seconds by which the clocks of two machines may differ before an encrypted message counts as too old.
-CLOCK_ALLOWANCE = 10
 
 
 class BadPayload(ValueError):
-    """Bytes that are not a message: garbage, cut off, of another format, or encrypted with another key."""
+    """Bytes that are not a message: garbage, cut off, or of another format."""
 
 
 class Codec:
@@ -56,18 +49,11 @@ class Codec:
 
     Args:
         serializer_format: `"msgpack"`, or `"json"` for JSON's types only.
-        keys: the first encrypts, all decrypt; none means no encryption.
-        expiry: seconds after which an encrypted message is refused, plus `CLOCK_ALLOWANCE`.
     """
 
-    __slots__ = ("_fernet", "_max_age", "decode", "decode_own", "encode", "encrypted")
+    __slots__ = ("decode", "decode_own", "encode")
 
-    def __init__(
-        self,
-        serializer_format: Literal["msgpack", "json"] = "msgpack",
-        keys: Sequence[bytes] = (),
-        expiry: float = 60.0,
-    ) -> None:
+    def __init__(self, serializer_format: Literal["msgpack", "json"] = "msgpack") -> None:
         as_json = serializer_format == "json"
         #: Return a message as bytes. Raises TypeError: something in it cannot travel; the text says where; and
         #: MessageTooLarge: it holds more than `MOST_CONTAINERS` lists, dicts and the like.
@@ -77,38 +63,6 @@ class Codec:
         #: Like `decode`, for bytes that `encode` made or `decode` has accepted: it looks for no mistakes, and
         #: takes 0.3 us less.
         self.decode_own: Callable[[bytes], dict[str, Any]] = json.loads if as_json else _unpack_own
-        self._fernet = _fernet(keys) if keys else None
-        # Fernet counts whole seconds.
-        self._max_age = math.ceil(expiry) + CLOCK_ALLOWANCE
-        self.encrypted = self._fernet is not None
-
-    def encrypt(self, data: bytes) -> bytes:
-        """Return `data` encrypted with the first key; as it is, if there are no keys."""
-        return data if self._fernet is None else self._fernet.encrypt(data)
-
-    def decrypt(self, data: bytes) -> bytes:
-        """
-        Return what was encrypted; `data` as it is, if there are no keys.
-
-        Raises:
-            BadPayload: no key fits, or it was encrypted too long ago.
-        """
-        if self._fernet is None:
-            return data
-        from cryptography.fernet import InvalidToken
-
-        try:
-            return self._fernet.decrypt(data, ttl=self._max_age)
-        except InvalidToken as exc:
-            raise BadPayload(f"No key fits, or the message is older than {self._max_age} s.") from exc
-
-
-def _fernet(keys: Iterable[bytes]) -> MultiFernet:
-    # Imported here because the package is an extra.
-    from cryptography.fernet import Fernet, MultiFernet
-
-    # As channels_redis derives them, so that the same setting is as strong here.
-    return MultiFernet([Fernet(base64.urlsafe_b64encode(hashlib.sha256(key).digest())) for key in keys])
 
 
 # MessagePack, out.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from .sealing import SEAL_SIZE, BadSeal, Seal
 from .topics import NODE_BYTES
 
 WIRE_VERSION = 1
@@ -17,9 +18,11 @@ CONTROL = 2
 NOTICE = 4
 # JSON of another program; never on the wire.
 EXTERNAL = 8
-_KNOWN_FLAGS = ENCRYPTED | CONTROL
+# Stands in a log for a message that is too large for it.
+HEADER_ONLY = 16
+_KNOWN_FLAGS = ENCRYPTED | CONTROL | HEADER_ONLY
 
-# version, flags, CRC-32 of the flags and of everything behind it
+# version, flags, CRC-32 of the flags and of everything behind it; of a sealed batch the id of the key
 _START = struct.Struct(">BBI")
 # node, number of the first message, how many there are
 _SENDER = struct.Struct(f">{NODE_BYTES}sQH")
@@ -29,7 +32,7 @@ _HEADER = struct.Struct(f">BBI{NODE_BYTES}sQHII")
 _ONE = struct.Struct(f">{NODE_BYTES}sQHII")
 _CHECKED = _START.size  # what the checksum covers begins there
 _LARGE = 4096
-#: Bytes of a batch beside the names and bodies in it: of the batch, and of each message.
+#: Bytes of a batch beside the names and bodies in it: of the batch, but for a seal, and of each message.
 BATCH_SIZE = _START.size + _SENDER.size
 ITEM_SIZE = 8
 #: Bytes of a batch of several messages, at most.
@@ -100,18 +103,30 @@ def pack_names(target: str, excluded: tuple[str, ...] = ()) -> bytes:
     return names + ",".join(excluded).encode() if excluded else names
 
 
+def batch_size(seal: Seal | None) -> int:
+    """Return how many bytes of a batch are not of the messages in it."""
+    return BATCH_SIZE if seal is None else BATCH_SIZE + SEAL_SIZE
+
+
 @lru_cache(_MOST_ITEMS)
 def _table(count: int) -> struct.Struct:
     """Of each message: the length of its names, 0 for those of the message before it; the length of its body."""
     return struct.Struct(f">{2 * count}I")
 
 
-def pack(messages: Sequence[tuple[bytes, bytes]], node: bytes, first: int, flags: int = 0) -> bytes:
+def pack(
+    messages: Sequence[tuple[bytes, bytes]],
+    node: bytes,
+    first: int,
+    flags: int = 0,
+    seal: Seal | None = None,
+    place: bytes = b"",
+) -> bytes:
     """
     Return the bytes of a batch: one message or more of one sender and for one topic, in this order.
 
-    Each message is what `pack_names()` returned, and the body as it should travel; if the bodies are encrypted,
-    the flag has to say so. `first` is the number of the first message. A batch has `BATCH_SIZE` bytes, and
+    Each message is what `pack_names()` returned, and the encoded body. `first` is the number of the first.
+    If there is a `seal`, the batch is sealed with it, for this `place`. It has `batch_size()` bytes, and
     `ITEM_SIZE`, names and body for each message; of several messages `MOST_JOINED` at most. Names that are those
     of the message before are left out if the first two are alike.
     """
@@ -130,74 +145,91 @@ def pack(messages: Sequence[tuple[bytes, bytes]], node: bytes, first: int, flags
                     parts[at] = b""
         table = _table(count).pack(*map(len, parts))
         rest = b"".join((_SENDER.pack(node, first, count), table, *parts))
+    if seal is not None:
+        end = _SENDER.size + ITEM_SIZE * count
+        header = _START.pack(WIRE_VERSION, flags | ENCRYPTED, seal.key_id) + rest[:end]
+        return seal.seal(header, rest[end:], place)
     return _START.pack(WIRE_VERSION, flags, zlib.crc32(rest, flags)) + rest
 
 
-def unpack(data: bytes, *, is_whole: bool = True) -> list[Envelope]:
+def unpack(
+    data: bytes, seal: Seal | None = None, place: bytes = b"", *, is_late: bool = False
+) -> list[Envelope]:
     """
-    Return the envelopes in the bytes of one batch, or of several in a row; encrypted ones still are.
+    Return the envelopes in the bytes of one batch, or of several in a row, which arrived at this place.
 
-    With `is_whole=False` the body of the only message was cut off on purpose, and only the header counts.
+    With a `seal` they must be sealed, and without one they must not. With `is_late=True` they may be of any age.
 
     Raises:
-        BadEnvelope: truncated or changed, of a version or with flags that this release does not know, or names
-            that are not text.
+        BadEnvelope: truncated or changed, of a version or with flags that this release does not know, names
+            that are not text, or a seal that does not fit.
     """
     envelopes: list[Envelope] = []
-    end = _unpack_batch(data, 0, envelopes, is_whole)
+    end = _unpack_batch(data, 0, envelopes, seal, place, is_late)
     if end < len(data) and len(data) > _MOST_IN_A_ROW:
         raise BadEnvelope(f"{len(data)} bytes in several batches; there are {_MOST_IN_A_ROW} at most")
     while end < len(data):
-        end = _unpack_batch(data, end, envelopes, is_whole)
+        end = _unpack_batch(data, end, envelopes, seal, place, is_late)
     return envelopes
 
 
-def _unpack_batch(data: bytes, start: int, envelopes: list[Envelope], is_whole: bool) -> int:
+def _unpack_batch(
+    data: bytes, start: int, envelopes: list[Envelope], seal: Seal | None, place: bytes, is_late: bool
+) -> int:
     """Add the messages of the batch that begins there to `envelopes`; return where it ends."""
     size = len(data) - start
     if size < _HEADER.size:
         raise BadEnvelope(f"{size} bytes are too few for a header")
-    version, flags, checksum, node, seq, count, names_length, body_length = _HEADER.unpack_from(data, start)
+    version, flags, check, node, seq, count, names_length, body_length = _HEADER.unpack_from(data, start)
     if version != WIRE_VERSION:
         raise BadEnvelope(f"wire version {version}; this release reads {WIRE_VERSION}")
     if flags & ~_KNOWN_FLAGS:
         raise BadEnvelope(f"unknown flags {flags:#04x}")
+    if not flags & ENCRYPTED:
+        if seal is not None:
+            raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
+    elif seal is None:
+        raise BadEnvelope("encrypted, and this process has no symmetric_encryption_keys")
+    extra = 0 if seal is None else SEAL_SIZE
     if count == 1:
         at = start + _HEADER.size
         lengths: Sequence[int] = (names_length, body_length)
-        end: int = at + names_length + body_length
+        end: int = at + names_length + body_length + extra
     else:
         at = start + BATCH_SIZE + ITEM_SIZE * count
         if not 0 < count <= _MOST_ITEMS or at > len(data):
             raise BadEnvelope(f"{size} bytes cannot be a batch of {count} messages")
         lengths = _table(count).unpack_from(data, start + BATCH_SIZE)
-        end = at + sum(lengths)
+        end = at + sum(lengths) + extra
         if end - start > MOST_JOINED:
             raise BadEnvelope(f"a batch of {end - start} bytes; there are {MOST_JOINED} at most")
     if not names_length:
         raise BadEnvelope("the first message has no names")
-    if not is_whole:
-        if count != 1 or at + names_length > len(data):
-            raise BadEnvelope(f"truncated: {size} bytes, and the names end at {at + names_length - start}")
-        end = len(data)
-    elif end > len(data):
+    if end > len(data):
         raise BadEnvelope(f"truncated: {size} bytes, and the header announces {end - start}")
-    else:
+    if seal is None:
         # Of a small one a copy is cheaper than a view.
         checked = data if end - start < _LARGE else memoryview(data)
-        if zlib.crc32(checked[start + _CHECKED : end], flags) != checksum:
+        if zlib.crc32(checked[start + _CHECKED : end], flags) != check:
             raise BadEnvelope(_CHANGED)
+        content = data
+    else:
+        try:
+            content = seal.open(check, node, data[start:end], at - start, place, is_late=is_late)
+        except BadSeal as exc:
+            raise BadEnvelope(str(exc)) from None
+        at = 0
     if envelopes and (envelopes[-1].node, envelopes[-1].seq + 1) != (node, seq):
         raise BadEnvelope("batches in a row have one sender, and numbers in a row")
     target: str = ""
     excluded: tuple[str, ...] = ()
-    for place in range(0, 2 * count, 2):
-        body = at + lengths[place]
+    for index in range(0, 2 * count, 2):
+        body = at + lengths[index]
         if body > at:
             # Names that are left out are those of the message before.
-            target, excluded = _unpack_names(data[at:body])
-        at = body + lengths[place + 1]
-        envelopes.append(Envelope(data[body:at], target, node, seq, flags, excluded))
+            target, excluded = _unpack_names(content[at:body])
+        at = body + lengths[index + 1]
+        envelopes.append(Envelope(content[body:at], target, node, seq, flags, excluded))
         seq += 1
     return end
 

@@ -110,7 +110,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self.prefix = options.prefix
         #: Types of the messages that the layer itself sends to the channels it owns.
         self.notices = options.notices
-        self._codec = Codec(options.serializer_format, options.symmetric_encryption_keys, options.expiry)
+        self._codec = Codec(options.serializer_format)
         self._max_message_size = options.max_message_size
         self._make_bus = _bus_factory(options, self)
         self._start_afresh()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import collections
 import dataclasses
 import datetime as dt
@@ -18,7 +17,6 @@ from typing import Any
 
 import ormsgpack
 import pytest
-from cryptography.fernet import Fernet
 from django.db.models import IntegerChoices, TextChoices
 from django.http import QueryDict
 from django.utils.functional import lazy
@@ -26,14 +24,12 @@ from django.utils.safestring import mark_safe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels_asyncq.codecs import CLOCK_ALLOWANCE, MAX_DEPTH, MAX_SET_DEPTH, BadPayload, Codec, decode_json
+from channels_asyncq.codecs import MAX_DEPTH, MAX_SET_DEPTH, BadPayload, Codec, decode_json
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 CODECS = {
     "msgpack": Codec("msgpack"),
     "json": Codec("json"),
-    "msgpack encrypted": Codec("msgpack", keys=[b"one"]),
-    "json encrypted": Codec("json", keys=[b"one"]),
 }
 
 
@@ -101,8 +97,7 @@ class Record:
 
 def travel(value: Any, codec: Codec = CODECS["msgpack"]) -> Any:
     """Return `value` as it arrives."""
-    data = codec.encrypt(codec.encode({"value": value}))
-    return codec.decode(codec.decrypt(data))["value"]
+    return codec.decode(codec.encode({"value": value}))["value"]
 
 
 def same(left: Any, right: Any) -> bool:
@@ -162,22 +157,20 @@ def messages(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]
     return st.dictionaries(text, nested, max_size=4)
 
 
-@pytest.mark.parametrize("name", ["msgpack", "msgpack encrypted"])
 @settings(deadline=None)
 @given(message=messages(scalars | st.sets(hashables, max_size=3) | st.frozensets(hashables, max_size=3)))
-def test_msgpack_round_trip(name: str, message: dict[str, Any]) -> None:
-    """Whatever may be in a message arrives equal and of the same type, encrypted or not."""
-    codec = CODECS[name]
-    assert same(codec.decode(codec.decrypt(codec.encrypt(codec.encode(message)))), message)
+def test_msgpack_round_trip(message: dict[str, Any]) -> None:
+    """Whatever may be in a message arrives equal and of the same type."""
+    codec = CODECS["msgpack"]
+    assert same(codec.decode(codec.encode(message)), message)
 
 
-@pytest.mark.parametrize("name", ["json", "json encrypted"])
 @settings(deadline=None)
 @given(message=messages(json_scalars))
-def test_json_round_trip(name: str, message: dict[str, Any]) -> None:
-    """JSON's types arrive equal and of the same type through JSON, encrypted or not."""
-    codec = CODECS[name]
-    assert same(codec.decode(codec.decrypt(codec.encrypt(codec.encode(message)))), message)
+def test_json_round_trip(message: dict[str, Any]) -> None:
+    """JSON's types arrive equal and of the same type through JSON."""
+    codec = CODECS["json"]
+    assert same(codec.decode(codec.encode(message)), message)
 
 
 @settings(deadline=None)
@@ -573,7 +566,7 @@ def test_any_bytes_are_a_message_or_bad(data: bytes) -> None:
     """Whatever bytes arrive: a dict with str keys, or BadPayload."""
     for codec in CODECS.values():
         try:
-            message = codec.decode(codec.decrypt(data))
+            message = codec.decode(data)
         except BadPayload:
             continue
         assert type(message) is dict
@@ -593,78 +586,3 @@ def test_decode_json_takes_what_others_write() -> None:
     """JSON of other clients, spaced and escaped, is read: half surrogates only where they are a pair."""
     data = json.dumps({"type": "a", "text": "\U0001f600 é", "n": [-1.5e3, 2**63 - 1]}, indent=1).encode()
     assert decode_json(data) == {"type": "a", "text": "\U0001f600 é", "n": [-1500.0, 2**63 - 1]}
-
-
-# Encryption.
-
-
-def test_keys_are_derived_as_channels_redis_does() -> None:
-    """A token made with channels_redis' derivation of the same key is readable."""
-    registry = pytest.importorskip("channels_redis.serializers").registry
-
-    theirs = registry.get_serializer("msgpack", symmetric_encryption_keys=["secret"], expiry=60)
-    token = theirs.crypter.encrypt(b"payload")
-    assert Codec(keys=[b"secret"]).decrypt(token) == b"payload"
-
-
-def test_first_key_encrypts_and_all_decrypt() -> None:
-    """Keys rotate: what the old first key encrypted is read by a new list that still holds it."""
-    old, new, both = Codec(keys=[b"old"]), Codec(keys=[b"new"]), Codec(keys=[b"new", b"old"])
-    assert both.decrypt(old.encrypt(b"x")) == b"x"
-    assert new.decrypt(both.encrypt(b"x")) == b"x"
-    with pytest.raises(BadPayload, match="No key fits"):
-        old.decrypt(both.encrypt(b"x"))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"garbage",
-        Codec().encode({"type": "a"}),
-        pytest.param(Fernet(Fernet.generate_key()).encrypt(b"x"), id="another key's"),
-    ],
-)
-def test_unreadable_token(data: bytes) -> None:
-    """Bytes that no key opens, plain messages among them, raise BadPayload."""
-    with pytest.raises(BadPayload):
-        Codec(keys=[b"k"]).decrypt(data)
-
-
-def test_changed_token() -> None:
-    """A token changed on its way is refused."""
-    codec = Codec(keys=[b"k"])
-    token = bytearray(codec.encrypt(b"payload"))
-    token[20] ^= 1
-    with pytest.raises(BadPayload):
-        codec.decrypt(bytes(token))
-
-
-@pytest.mark.parametrize(
-    ("age", "readable"), [(0, True), (30 + CLOCK_ALLOWANCE, True), (31 + CLOCK_ALLOWANCE, False)]
-)
-def test_age_of_token_is_limited(age: int, readable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token is good for expiry and the clock allowance, and not for longer: replays end there."""
-    codec = Codec(keys=[b"k"], expiry=29.5)
-    token = codec.encrypt(b"payload")
-    # A token begins with a version byte and its time.
-    made = int.from_bytes(base64.urlsafe_b64decode(token)[1:9])
-    monkeypatch.setattr("cryptography.fernet.time.time", lambda: made + age)
-    if readable:
-        assert codec.decrypt(token) == b"payload"
-    else:
-        with pytest.raises(BadPayload, match="older than 40 s"):
-            codec.decrypt(token)
-
-
-def test_without_keys_bytes_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No keys, no encryption, and the cryptography package is not needed."""
-    monkeypatch.setitem(sys.modules, "cryptography", None)
-    monkeypatch.setitem(sys.modules, "cryptography.fernet", None)
-    codec = Codec()
-    data = b"payload"
-    assert not codec.encrypted
-    assert codec.encrypt(data) is data
-    assert codec.decrypt(data) is data
-    with pytest.raises(ImportError):
-        Codec(keys=[b"k"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from channels_asyncq.envelopes import (
     BATCH_SIZE,
     CONTROL,
-    ENCRYPTED,
+    HEADER_ONLY,
     ITEM_SIZE,
     WIRE_VERSION,
     BadEnvelope,
@@ -53,7 +53,7 @@ def fields(envelope: Envelope) -> tuple[object, ...]:
     body=st.binary(max_size=300),
     node=st.binary(min_size=8, max_size=8),
     seq=st.integers(0, 2**64 - 1),
-    flags=st.sampled_from([0, ENCRYPTED, CONTROL, ENCRYPTED | CONTROL]),
+    flags=st.sampled_from([0, CONTROL, HEADER_ONLY, CONTROL | HEADER_ONLY]),
     excluded=st.lists(names, max_size=5).map(tuple),
 )
 def test_there_and_back(
@@ -76,17 +76,11 @@ def test_the_layout_of_version_1() -> None:
 
 
 def test_every_truncation() -> None:
-    """Bytes that end early are refused; without their payload they are a header, for those who know."""
+    """Bytes that end early are refused."""
     data = one(pack_names("chat", ("a!1", "b!2")), b"payload")
     for length in range(len(data)):
         with pytest.raises(BadEnvelope, match=r"too few|truncated"):
             unpack(data[:length])
-    size = len(data) - len(b"payload")
-    for length in range(size):
-        with pytest.raises(BadEnvelope, match=r"too few|truncated"):
-            unpack(data[:length], is_whole=False)
-    [header] = unpack(data[:size], is_whole=False)
-    assert (header.payload, header.target, header.node, header.seq) == (b"", "chat", NODE, 5)
 
 
 CHAT = pack_names("chat")
@@ -101,7 +95,9 @@ CHAT = pack_names("chat")
         pytest.param(b"\x00" + one(CHAT, b"x")[1:], "wire version 0", id="older"),
         pytest.param(b'{"type": "chat.message"} and more of it', "wire version 123", id="json"),
         pytest.param(one(CHAT, b"x", 4), "unknown flags 0x04", id="flag"),
-        pytest.param(one(CHAT, b"x", 0x81), "unknown flags 0x81", id="flags"),
+        pytest.param(one(CHAT, b"x", 8), "unknown flags 0x08", id="another flag"),
+        pytest.param(one(CHAT, b"x", 0x82), "unknown flags 0x82", id="flags"),
+        pytest.param(one(CHAT, b"x", 1), "no symmetric_encryption_keys", id="encrypted"),
         pytest.param(batch(struct.pack(">HII", 1, 6, 0) + CHAT), "announces 38", id="longer names"),
         pytest.param(batch(struct.pack(">HII", 1, 5, 2**32 - 1) + CHAT), "truncated", id="longer body"),
         pytest.param(batch(struct.pack(">HII", 1, 5, 0) + b"\x05chat"), "name ends at 6", id="longer target"),
@@ -162,7 +158,7 @@ messages = st.lists(
     messages=messages,
     node=st.binary(min_size=8, max_size=8),
     first=st.integers(0, 2**63),
-    flags=st.sampled_from([0, ENCRYPTED, CONTROL]),
+    flags=st.sampled_from([0, CONTROL]),
 )
 def test_several_there_and_back(
     messages: list[tuple[bytes, bytes]], node: bytes, first: int, flags: int
@@ -181,10 +177,10 @@ def test_several_there_and_back(
 def test_the_layout_of_several() -> None:
     """The bytes are those that other processes of this version read."""
     room = pack_names("room")
-    data = pack([(CHAT, b"a"), (CHAT, b"bc"), (room, b"")], NODE, 7, ENCRYPTED)
+    data = pack([(CHAT, b"a"), (CHAT, b"bc"), (room, b"")], NODE, 7, CONTROL)
     lengths = struct.pack(">6I", 5, 1, 0, 2, 5, 0)
     rest = NODE + (7).to_bytes(8) + b"\0\x03" + lengths + CHAT + b"a" + b"bc" + room
-    assert data == bytes([1, 1]) + zlib.crc32(rest, 1).to_bytes(4) + rest
+    assert data == bytes([1, 2]) + zlib.crc32(rest, 2).to_bytes(4) + rest
 
 
 TWO = pack([(CHAT, b"x")] * 2, NODE, 1)
@@ -238,22 +234,14 @@ def test_bytes_that_are_not_several(data: bytes, problem: str) -> None:
         unpack(data)
 
 
-@given(data=st.binary(max_size=80), is_checked=st.booleans(), is_whole=st.booleans())
-def test_any_bytes_of_several(data: bytes, is_checked: bool, is_whole: bool) -> None:
+@given(data=st.binary(max_size=80), is_checked=st.booleans())
+def test_any_bytes_of_several(data: bytes, is_checked: bool) -> None:
     """Whatever arrives gives envelopes or BadEnvelope, and no more of them than the bytes can hold."""
     try:
-        found = unpack(batch(data) if is_checked else data, is_whole=is_whole)
+        found = unpack(batch(data) if is_checked else data)
     except BadEnvelope:
         return
     assert ITEM_SIZE * len(found) <= len(data)
-    assert is_whole or len(found) == 1
-
-
-def test_several_are_never_without_their_bodies() -> None:
-    """A log holds the header of one large message; several without their bodies are damaged."""
-    for size in range(len(TWO)):
-        with pytest.raises(BadEnvelope):
-            unpack(TWO[:size], is_whole=False)
 
 
 @given(messages=messages, flip=st.integers(0, 10**6))

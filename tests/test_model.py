@@ -31,7 +31,7 @@ from channels_asyncq.bus import recovery
 from channels_asyncq.bus.delivery import Numbers, format_position, parse_position
 from channels_asyncq.bus.recovery import LogReader
 from channels_asyncq.bus.subscriptions import SubscriptionLedger
-from channels_asyncq.envelopes import Envelope, pack, pack_names, unpack
+from channels_asyncq.envelopes import HEADER_ONLY, Envelope, pack, pack_names, unpack
 from channels_asyncq.options import Options
 from channels_asyncq.topics import NOT_LOGGED
 from tests.test_recovery import Recorder
@@ -128,7 +128,9 @@ class Receiver:
             self.ledger.want(topic, partition)
         self.ledger.want(FENCE, NOT_LOGGED)
         options = Options.from_config({"expiry": EXPIRY})
-        self.log = LogReader(options, self.receiver, self.ledger, self.read_page, self.open)
+        self.log = LogReader(
+            options, self.receiver, self.ledger, self.read_page, self.open, self.unpack_headers
+        )
         self.subscribed: set[bytes] = set()
         self.pushed: deque[tuple[bytes, bytes]] = deque()
         self.is_connected = False
@@ -145,6 +147,9 @@ class Receiver:
         for envelope in envelopes:
             envelope.expires_at = float("inf")  # its number stays
         return envelopes
+
+    def unpack_headers(self, topic: bytes, data: bytes, is_late: bool) -> list[Envelope]:
+        return unpack(data)
 
     async def read_page(self, partition: int, start: bytes, count: int) -> list[Any]:
         await step()
@@ -314,9 +319,10 @@ class Delivery(RuleBasedStateMachine):
             self.reasons.add("too_large")
         name = b""
         for data in command.envelopes:
-            kind, kept = (
-                (b"h", data[: len(pack([(pack_names("g"), b"")], bytes(8), 0))]) if large else (b"e", data)
-            )
+            kind, kept = b"e", data
+            if large:
+                first = command.messages[0]
+                kind, kept = b"h", pack([(pack_names("g"), b"")], first.sender, first.seq, HEADER_ONLY)
             name = self.server.add(TOPICS.get(command.topic, 1), b"t", command.topic, kind, kept)
         if command.topic in self.receiver.subscribed:
             self.receiver.pushed.append((command.topic, name + b" " + b"".join(command.envelopes)))

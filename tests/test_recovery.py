@@ -13,6 +13,7 @@ from channels_asyncq.bus.delivery import parse_position
 from channels_asyncq.bus.recovery import LogReader
 from channels_asyncq.bus.subscriptions import SubscriptionLedger
 from channels_asyncq.envelopes import (
+    HEADER_ONLY,
     BadEnvelope,
     Envelope,
     pack,
@@ -50,9 +51,9 @@ class Log:
     def add(
         self, milliseconds: int, topic: bytes, seq: int, node: bytes = A, *, is_large: bool = False
     ) -> None:
-        data = pack([(pack_names("g"), b"%d" % seq)], node, seq)
-        kind, kept = (b"h", data[: -len(b"%d" % seq)]) if is_large else (b"e", data)
-        self._add(at(milliseconds), [b"t", topic, kind, kept])
+        body, flags, kind = (b"", HEADER_ONLY, b"h") if is_large else (b"%d" % seq, 0, b"e")
+        data = pack([(pack_names("g"), body)], node, seq, flags)
+        self._add(at(milliseconds), [b"t", topic, kind, data])
 
     def add_raw(self, milliseconds: int, topic: bytes, data: bytes) -> None:
         self._add(at(milliseconds), [b"t", topic, b"e", data])
@@ -133,6 +134,8 @@ def opener(receiver: Recorder) -> Callable[[bytes, bytes], list[Envelope]]:
     def open_envelopes(topic: bytes, data: bytes) -> list[Envelope]:
         try:
             envelopes = unpack(data)
+            if envelopes[0].flags & HEADER_ONLY:
+                raise BadEnvelope("a header")
         except BadEnvelope as exc:
             receiver.on_unreadable(topic, str(exc))
             return []
@@ -142,6 +145,11 @@ def opener(receiver: Recorder) -> Callable[[bytes, bytes], list[Envelope]]:
         return [envelope for envelope in envelopes if envelope.payload != b"666"]
 
     return open_envelopes
+
+
+def unpack_headers(topic: bytes, data: bytes, is_late: bool) -> list[Envelope]:
+    """What the bus does for entries of which only the headers count."""
+    return unpack(data, is_late=is_late)
 
 
 @dataclass
@@ -168,7 +176,12 @@ async def world() -> AsyncIterator[World]:
     for topic, partition in ((b"x", 0), (b"y", 0), (b"z", 1), (b"queue", NOT_LOGGED)):
         ledger.want(topic, partition)
     reader = LogReader(
-        Options.from_config({"expiry": 60}), receiver, ledger, server.read_page, opener(receiver)
+        Options.from_config({"expiry": 60}),
+        receiver,
+        ledger,
+        server.read_page,
+        opener(receiver),
+        unpack_headers,
     )
     for partition in (0, 1):
         server.log(partition).begin()
@@ -381,6 +394,24 @@ class TestEntriesThatCannotBeDelivered:
         assert world.receiver.delivered == [(b"x", 2)]
         assert world.receiver.losses == [("expired", {b"x"})]
 
+    async def test_expired_and_sealed(self, world: World) -> None:
+        """What is too old to be opened is told nevertheless."""
+        world.server.log(0).add(1, b"x", 666)
+        world.server.now = NOW + 80_000
+        await world.reader.catch_up(has_changed=False)
+        assert (world.receiver.delivered, world.receiver.losses) == ([], [("expired", {b"x"})])
+
+    @pytest.mark.parametrize("is_large", [True, False])
+    async def test_header_in_the_place_of_a_message(self, world: World, is_large: bool) -> None:
+        """An entry whose kind is changed is unreadable: it neither tells of a loss nor is a message."""
+        log = world.server.log(0)
+        log.add(1, b"x", 1, is_large=is_large)
+        fields = log.entries[-1][1]
+        fields[2] = b"e" if is_large else b"h"
+        await world.reader.catch_up(has_changed=False)
+        assert (world.receiver.delivered, world.receiver.losses) == ([], [])
+        assert world.receiver.unreadable == [b"x"]
+
     async def test_exactly_at_expiry(self, world: World) -> None:
         """An entry that is as old as `expiry` is delivered."""
         world.server.log(0).add(0, b"x", 1)
@@ -547,7 +578,9 @@ class TestPositions:
     def test_only_a_fence_gives_the_first_position(self) -> None:
         """A push before the first fence makes no position: some partitions would have one, and others not."""
         ledger, receiver = SubscriptionLedger(), Recorder()
-        reader = LogReader(Options.from_config({}), receiver, ledger, Server().read_page, opener(receiver))
+        reader = LogReader(
+            Options.from_config({}), receiver, ledger, Server().read_page, opener(receiver), unpack_headers
+        )
         assert reader.deliver(ledger.want(b"x", 0), [Envelope(b"", "g", A, 1)], is_logged=True)
         reader.passed(0, position(1))
         assert receiver.delivered == [(b"x", 1)]

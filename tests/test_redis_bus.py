@@ -15,9 +15,10 @@ from django.core.exceptions import ImproperlyConfigured
 from channels_asyncq.bus.base import ChannelRoute, GroupRoute
 from channels_asyncq.bus.redis import POP, SCRIPTS, RedisBus
 from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import CONTROL, Envelope, unpack
+from channels_asyncq.envelopes import CONTROL, HEADER_ONLY, Envelope, unpack
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from channels_asyncq.options import Options
+from channels_asyncq.sealing import TOPIC, Seal, place
 from channels_asyncq.testing import EmbeddedServer
 from channels_asyncq.topics import Topic, Topics, new_node
 from tests import resp_server
@@ -26,7 +27,7 @@ from tests.contract import codes, ended, eventually, every, started
 from tests.resp_server import Answer, RespServer, error
 
 SEND_TIMEOUT = 0.3
-PAYLOAD = Codec("msgpack", (), 60.0).encode({"type": "test.note"})
+PAYLOAD = Codec().encode({"type": "test.note"})
 
 LOADING = error("LOADING Redis is loading the dataset in memory")
 READONLY = error("READONLY You can't write against a read only replica.")
@@ -49,9 +50,7 @@ class Owner:
         self.topics = Topics(
             prefix, self.options.partitions, [host.db for host in self.options.hosts], self.node
         )
-        codec = Codec(
-            self.options.serializer_format, self.options.symmetric_encryption_keys, self.options.expiry
-        )
+        codec = Codec(self.options.serializer_format)
         self.bus = RedisBus(self.options, self.topics, codec, self.node, self)
         self.takes = True
         self.places: int | None = None
@@ -307,9 +306,10 @@ def entries_in(command: tuple[Any, ...]) -> list[bytes]:
     return list(itertools.dropwhile(lambda argument: not argument.startswith(b"\x01"), command))
 
 
-def envelopes_in(command: tuple[Any, ...]) -> list[Envelope]:
-    """The messages in a command that sends."""
-    return [envelope for entry in entries_in(command) for envelope in unpack(entry)]
+def envelopes_in(command: tuple[Any, ...], seal: Seal | None = None, place: bytes = b"") -> list[Envelope]:
+    """The messages in a command that sends, but for the header that is logged in place of a large one."""
+    envelopes = [envelope for entry in entries_in(command) for envelope in unpack(entry, seal, place)]
+    return [envelope for envelope in envelopes if not envelope.flags & HEADER_ONLY]
 
 
 def bodies(commands: list[tuple[Any, ...]]) -> list[list[bytes]]:
@@ -404,8 +404,10 @@ async def test_a_way_to_a_channel(make: MakeOwner, server: RespServer) -> None:
         before = len(server.received("PUBLISH"))
         await every([ways[number % 2].send(PAYLOAD) for number in range(9)])
         commands = server.received("PUBLISH")[before:]
-        assert [len(envelopes_in(command)) for command in commands] == [1, 8]
-        targets = [envelope.target[-1] for command in commands for envelope in envelopes_in(command)]
+        where = place(TOPIC, owner.topics.inbox("00" * 8).name)
+        sent = [envelopes_in(command, owner.bus.seal, where) for command in commands]
+        assert list(map(len, sent)) == [1, 8]
+        targets = [envelope.target[-1] for envelopes in sent for envelope in envelopes]
         assert targets == list("010101010")
         assert all((PAYLOAD in command[-1]) is not bool(keys) for command in commands)
 
@@ -634,7 +636,7 @@ async def test_order_after_a_server_that_could_not_serve(owner: Owner, server: R
     """What was refused is sent again in its order, and what is sent meanwhile comes behind it."""
     await owner.join()
     server.always("EVALSHA", READONLY)
-    payloads = [Codec("msgpack", (), 60.0).encode({"type": "test.note", "n": number}) for number in range(12)]
+    payloads = [Codec().encode({"type": "test.note", "n": number}) for number in range(12)]
     sends = send_some(owner, "room", *payloads[:8])
     await eventually(lambda: "down" in owner.events, "the end of the connection")
     sends += [await started(_wait(send)) for send in send_some(owner, "room", *payloads[8:])]
@@ -1259,7 +1261,7 @@ async def test_a_normal_channel_on_a_real_server(make: MakeOwner, redis_url: str
     topic = owner.topics.queue("jobs").topic
     owner.bus.subscribe(topic)
     await owner.bus.confirmed(topic)
-    payloads = [Codec("msgpack", (), 60.0).encode({"type": "t", "n": n}) for n in range(3)]
+    payloads = [Codec().encode({"type": "t", "n": n}) for n in range(3)]
     for payload in payloads[:2]:
         await other.push("jobs", payload)
     with pytest.raises(ChannelFull, match="'jobs' holds 2 messages"):

@@ -162,10 +162,10 @@ def test_a_header_in_the_log_is_small(redis_server: EmbeddedServer, prefix: str)
         redis_server.command("EVAL", script.text, 1, log, f"{prefix}:0:group:room", *arguments)
 
     for _ in range(500):
-        send(0, "x" * 100)
-    send(50, "x" * 50_000)
+        send("", "x" * 100)
+    send("x" * 50, "x" * 50_000)
     assert redis_server.command("XLEN", log) == 501
     # Whole, it takes as much of MOST_BYTES as it has.
-    send(0, "x" * 50_000)
+    send("", "x" * 50_000)
     found = redis_server.command("XLEN", log)
     assert isinstance(found, int) and found < 300

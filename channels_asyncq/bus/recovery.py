@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
-from ..envelopes import BadEnvelope, Envelope, unpack
+from ..envelopes import HEADER_ONLY, BadEnvelope, Envelope
 from ..options import Options
 from ..topics import NOT_LOGGED
 from .base import Receiver
@@ -18,7 +18,10 @@ from .subscriptions import Subscription, SubscriptionLedger
 _PAGE = 500
 _READ_SECONDS = 0.005
 
+# Topic and bytes of an entry.
 OpenEnvelopes = Callable[[bytes, bytes], list[Envelope]]
+# The same, and whether it has expired; raises BadEnvelope.
+UnpackHeaders = Callable[[bytes, bytes, bool], list[Envelope]]
 ReadPage = Callable[[int, bytes, int], Awaitable[Any]]
 
 
@@ -40,12 +43,14 @@ class LogReader:
         ledger: SubscriptionLedger,
         read_page: ReadPage,
         open_envelopes: OpenEnvelopes,
+        unpack_headers: UnpackHeaders,
     ) -> None:
         self._expiry = options.expiry
         self._receiver = receiver
         self._ledger = ledger
         self._read_page = read_page
         self._open = open_envelopes
+        self._unpack_headers = unpack_headers
         self._seen = SeenNumbers()
         self._resumed: asyncio.Future[None] | None = None
         # What a catch_up() that failed half way found lost, by reason: the positions are past it already.
@@ -165,20 +170,31 @@ class LogReader:
         if entry is None:
             return
         is_expired = now - milliseconds_of(at) > 1000 * self._expiry
-        if kind == b"e":
-            envelopes = self._open(topic, data)
-        else:
-            try:
-                envelopes = unpack(data, is_whole=False)
-            except BadEnvelope as exc:
-                self._receiver.on_unreadable(topic, str(exc))
-                return
         if kind != b"e" or is_expired:
-            for envelope in envelopes:
-                if envelope.seq > self._seen.highest(envelope.node, entry.partition):
-                    lost["expired" if is_expired else "too_large"].add(topic)
+            self._tell_of(topic, entry.partition, data, is_expired, lost)
             return
+        envelopes = self._open(topic, data)
         envelopes.reverse()
         while not self.deliver(entry, envelopes, is_logged=True):
             self._resumed = asyncio.get_running_loop().create_future()
             await self._resumed
+
+    def _tell_of(
+        self,
+        topic: bytes,
+        partition: int,
+        data: bytes,
+        is_expired: bool,
+        lost: defaultdict[str, set[bytes]],
+    ) -> None:
+        """Note that the messages of an entry are lost, but for those that arrived live."""
+        try:
+            envelopes = self._unpack_headers(topic, data, is_expired)
+            if not is_expired and not envelopes[0].flags & HEADER_ONLY:
+                raise BadEnvelope("a whole message where a header was announced")
+        except BadEnvelope as exc:
+            self._receiver.on_unreadable(topic, str(exc))
+            return
+        for envelope in envelopes:
+            if envelope.seq > self._seen.highest(envelope.node, partition):
+                lost["expired" if is_expired else "too_large"].add(topic)

@@ -24,11 +24,12 @@ from hiredis import ReplyError, pack_command
 
 from ..codecs import BadPayload, Codec, decode_json
 from ..envelopes import (
-    ENCRYPTED,
     EXTERNAL,
+    HEADER_ONLY,
     WIRE_VERSION,
     BadEnvelope,
     Envelope,
+    batch_size,
     pack,
     pack_names,
     unpack,
@@ -37,6 +38,7 @@ from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..external import ExternalMessage
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
+from ..sealing import LOG, QUEUE, TOPIC, Seal, place
 from ..topics import NOT_LOGGED, Topic, Topics, node_of
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
@@ -100,10 +102,12 @@ class QueueRoute:
         self._queue = queue = bus.topics.queue(channel)
         self._sender = bus.sender_of(queue.topic)
         self._numbers = bus.push_numbers(queue.partition)
+        self._place = place(QUEUE, queue.topic.name)
+        self.batch_size = batch_size(bus.seal)
         self._capacity = bus.options.capacity_of(channel)
 
     async def send(self, payload: bytes) -> None:
-        if not await self._sender.send(self, self._names, self._bus.sealed(payload)):
+        if not await self._sender.send(self, self._names, payload):
             raise ChannelFull(
                 f"channel {self._channel!r} holds {self._capacity} messages, its capacity; start more readers, "
                 "raise `capacity` or `channel_capacity`, or use send_wait()"
@@ -111,7 +115,7 @@ class QueueRoute:
 
     def pack(self, messages: list[Message]) -> bytes:
         number = self._numbers.take()
-        data = pack(messages, self._bus.node, number, self._bus.flags)
+        data = pack(messages, self._bus.node, number, 0, self._bus.seal, self._place)
         expiry = _milliseconds(self._bus.options.expiry)
         topic, _, seen, _ = self._queue
         return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, self._capacity, expiry, number)
@@ -134,7 +138,7 @@ class NameRoute:
         # Made by the first send: many groups are joined and never sent to from here.
         route = self._route or self._make_route()
         # For a group the reply is its normal channels; nil, which is None here, stands for none.
-        return route.sender.send(route, names, self._bus.sealed(payload))
+        return route.sender.send(route, names, payload)
 
     def _pack_names(self) -> bytes:
         self._names = pack_names(self._name)
@@ -159,7 +163,12 @@ class Shard:
         # What arrived last and was not taken: its bytes and, the first one last, those left of its envelopes.
         self._held: tuple[bytes, list[Envelope]] | None = None
         self.log = LogReader(
-            bus.options, bus.receiver, self.ledger, self._read_log, partial(bus.open_all, index)
+            bus.options,
+            bus.receiver,
+            self.ledger,
+            self._read_log,
+            partial(bus.open_all, index, is_logged=True),
+            bus.unpack_headers,
         )
         # The servers that the lines reached when they connected: a server's run_id is another after a restart.
         self._commands_run_id = self._pushes_run_id = b""
@@ -521,7 +530,9 @@ class Shard:
         if held is not None and held[0] is data:
             envelopes = held[1]
         else:
-            envelopes = self._bus.open_all(self.index, topic, data[end + 1 :] if position else data)
+            envelopes = self._bus.open_all(
+                self.index, topic, data[end + 1 :] if position else data, is_logged=position > 0
+            )
             if not envelopes:
                 return True  # unreadable, and so may be its position; a log is read there once more
             envelopes.reverse()
@@ -609,10 +620,9 @@ class RedisBus(Bus):
         ).encode()
         self._codec = codec
         self._decode = codec.decode
-        # Without keys it gives back the very same bytes.
-        self.sealed: Callable[[bytes], bytes] = codec.encrypt if codec.encrypted else bytes
-        self.flags = ENCRYPTED if codec.encrypted else 0
         self.node = bytes.fromhex(node)
+        keys = options.symmetric_encryption_keys
+        self.seal = Seal(keys, options.expiry, self.node) if keys else None
         self.loop = asyncio.get_running_loop()
         # Of the sends by stream, and of the pushes by partition.
         self._numbers: defaultdict[int, Numbers] = defaultdict(Numbers)
@@ -682,16 +692,17 @@ class RedisBus(Bus):
     async def checked(self, topic: Topic) -> None:
         await self._shards[topic.shard].commands.first_up()
 
-    def open_all(self, shard: int, topic: bytes, data: bytes) -> list[Envelope]:
+    def open_all(self, shard: int, topic: bytes, data: bytes, *, is_logged: bool) -> list[Envelope]:
         """
-        Return the envelopes in the bytes that arrived on a topic, decrypted and decoded.
+        Return the envelopes in the bytes that arrived on a topic, or are in its log, decrypted and decoded.
 
         What is none, or of somebody without our keys, is left out and told to the receiver.
         """
         try:
             if data.startswith(b"{"):
                 return [self._open_external(shard, topic, data)]
-            envelopes = unpack(data)
+            sealed_for = b"" if self.seal is None else place(LOG if is_logged else TOPIC, topic)
+            envelopes = unpack(data, self.seal, sealed_for)
         except (BadEnvelope, BadPayload) as exc:
             self.receiver.on_unreadable(topic, str(exc))
             return []
@@ -708,14 +719,23 @@ class RedisBus(Bus):
                 readable.append(envelope)
         return readable
 
-    def open(self, data: bytes) -> Envelope:
+    def unpack_headers(self, topic: bytes, data: bytes, is_late: bool) -> list[Envelope]:
         """
-        Return the one envelope in these bytes.
+        Return the envelopes in an entry of a log, of which only sender and numbers count.
+
+        Raises:
+            BadEnvelope: there are none, or they are of somebody without our keys.
+        """
+        return unpack(data, self.seal, place(LOG, topic), is_late=is_late)
+
+    def open(self, queue: bytes, data: bytes) -> Envelope:
+        """
+        Return the one envelope in the bytes of an item of this list.
 
         Raises:
             BadEnvelope, BadPayload: they are none, or of somebody without our keys.
         """
-        envelope, *others = unpack(data)
+        envelope, *others = unpack(data, self.seal, place(QUEUE, queue))
         if others:
             raise BadEnvelope("several messages in one item of a normal channel")
         self._open(envelope)
@@ -723,18 +743,14 @@ class RedisBus(Bus):
         return envelope
 
     def _open(self, envelope: Envelope) -> None:
-        if envelope.flags & ENCRYPTED != self.flags:
-            if self.flags:
-                raise BadEnvelope("not encrypted, and symmetric_encryption_keys are set")
-            raise BadEnvelope("encrypted, and this process has no symmetric_encryption_keys")
-        if self.flags:
-            envelope.payload = self._codec.decrypt(envelope.payload)
+        if envelope.flags & HEADER_ONLY:
+            raise BadEnvelope("the header of a message whose body no log holds")
         envelope.message = self._decode(envelope.payload)
 
     def _open_external(self, shard: int, topic: bytes, data: bytes) -> Envelope:
         if not self.topics.is_group(shard, topic):
             raise BadEnvelope("JSON from outside is read on the topics of groups only")
-        if self._codec.encrypted:
+        if self.seal is not None:
             raise BadEnvelope("JSON from outside is refused: symmetric_encryption_keys are set")
         if len(data) > self.options.max_message_size:
             raise BadEnvelope(
@@ -759,11 +775,11 @@ class RedisBus(Bus):
 
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> Awaitable[int]:
         route = self._make_topic_route(topic, flags)
-        return route.sender.send(route, pack_names(target), self.sealed(payload))
+        return route.sender.send(route, pack_names(target), payload)
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         route = self._make_post_route(topic, flags)
-        route.sender.post(route, (pack_names(target), self.sealed(payload)))
+        route.sender.post(route, (pack_names(target), payload))
 
     def channel_route(self, channel: str) -> QueueRoute | NameRoute:
         node = node_of(channel)
@@ -807,7 +823,9 @@ class RedisBus(Bus):
             numbers,
             command,
             self.node,
-            flags | self.flags,
+            flags,
+            self.seal,
+            place(LOG if is_logged else TOPIC, topic.name),
             is_logged=is_logged,
             is_alone=flags != 0,
         )
@@ -846,7 +864,7 @@ class RedisBus(Bus):
     ) -> None:
         try:
             data = item.result()
-            opened = None if data is None else self.open(data[_ITEM_EXPIRY_DIGITS:])
+            opened = None if data is None else self.open(topic.name, data[_ITEM_EXPIRY_DIGITS:])
         except (OSError, ValueError) as exc:
             answer.set_exception(exc)
         else:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
-from ..envelopes import BATCH_SIZE, ITEM_SIZE, MOST_JOINED, pack
+from ..envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size, pack
 from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
+from ..sealing import Seal
 from .delivery import Numbers
 from .lines import Line, own
 from .pacing import EARLY
@@ -40,6 +41,8 @@ class Route(Protocol):
     open: Sending | None
     #: Bytes of several messages in one command, at most; 0 if each goes alone.
     most: int
+    #: Bytes of a batch beside the messages in it.
+    batch_size: int
 
     def pack(self, messages: list[Message]) -> bytes:
         """Return the command for these messages."""
@@ -64,7 +67,7 @@ class Sending:
         self.answers = [answer]
         #: How often the scripts were loaded for it.
         self.loads = 0
-        size = BATCH_SIZE + len(message[0]) + len(message[1]) + ITEM_SIZE
+        size = route.batch_size + len(message[0]) + len(message[1]) + ITEM_SIZE
         #: Bytes of messages that may still join.
         self.room = route.most - size
         self.size, self.count = (route.most, EARLY) if self.room > 0 else (size, 1)
@@ -111,7 +114,8 @@ class TopicRoute:
     Sends to one topic, and the command for them.
 
     The command is packed up to the `$` before the batch's length. For a logged route the argument before that is
-    the length of the header if only this is logged, or else 0; more batches may follow, each for its own entry.
+    what is logged in place of a batch that is too large, or else empty; more batches may follow, each for its own
+    entry. With a `seal`, batches are sealed for `place`, as their numbers are known when the command is packed.
     """
 
     def __init__(
@@ -121,45 +125,53 @@ class TopicRoute:
         command: tuple[bytes, ...],
         node: bytes,
         flags: int,
+        seal: Seal | None,
+        place: bytes,
         *,
         is_logged: bool,
         is_alone: bool,
     ) -> None:
         self.sender = sender
         self.most = 0 if is_alone else MOST_JOINED
+        self.batch_size = batch_size(seal)
         self.open: Sending | None = None
         self._numbers = numbers
         self._is_logged = is_logged
-        command = (*command, b"0", b"") if is_logged else (*command, b"")
+        command = (*command, b"", b"") if is_logged else (*command, b"")
         self._arguments = len(command)
         packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
         self._opened = packed.removesuffix(b"0\r\n\r\n")
         self._node = node
         self._flags = flags
+        self._seal = seal
+        self._place = place
 
     def pack(self, messages: list[Message]) -> bytes:
         first = self._numbers.take(len(messages))
         if self._is_logged and len(messages) > 1:
             return self._pack_entries(messages, first)
-        data = pack(messages, self._node, first, self._flags)
+        data = pack(messages, self._node, first, self._flags, self._seal, self._place)
         if self._is_logged and len(data) > LARGEST_LOGGED:
+            flags = self._flags | HEADER_ONLY
+            header = _argument(
+                pack([(messages[0][0], b"")], self._node, first, flags, self._seal, self._place)
+            )
             # Not by hiredis, which would copy all of it twice.
-            header = _argument(b"%d" % (len(data) - len(messages[0][1])))
             return b"%b%b$%d\r\n%b\r\n" % (self._opened.removesuffix(_WHOLE), header, len(data), data)
         return b"%b%d\r\n%b\r\n" % (self._opened, len(data), data)
 
     def _pack_entries(self, messages: list[Message], first: int) -> bytes:
         """Return the command for several messages: in one entry of the log, or in several small ones."""
         entries = []
-        for part in _parted(messages):
-            data = pack(part, self._node, first, self._flags)
+        for part in _parted(messages, self.batch_size):
+            data = pack(part, self._node, first, self._flags, self._seal, self._place)
             entries.append(b"%d\r\n%b\r\n" % (len(data), data))
             first += len(part)
         _, rest = self._opened.split(b"\r\n", 1)
         return b"*%d\r\n%b%b" % (self._arguments - 1 + len(entries), rest, b"$".join(entries))
 
 
-def _parted(messages: list[Message]) -> list[list[Message]]:
+def _parted(messages: list[Message], around: int) -> list[list[Message]]:
     """Return the messages in parts that make a small entry of the log each, or are one larger message."""
     parts: list[list[Message]] = []
     room = 0  # below zero after a larger one, so that nothing joins it
@@ -168,7 +180,7 @@ def _parted(messages: list[Message]) -> list[list[Message]]:
         room -= size
         if room < 0:
             parts.append([])
-            room = _SMALL_ENTRY - BATCH_SIZE - size
+            room = _SMALL_ENTRY - around - size
         parts[-1].append(message)
     return parts
 
@@ -177,8 +189,8 @@ def _argument(argument: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(argument), argument)
 
 
-# The length of the header of what is logged whole, and the `$` of the envelope behind it.
-_WHOLE = _argument(b"0") + b"$"
+# What stands before an envelope that is logged itself, and the `$` of the envelope.
+_WHOLE = _argument(b"") + b"$"
 
 
 class Sender:

@@ -1,13 +1,13 @@
 -- Log and publish envelopes, each in an entry of its own; for a group, return the normal channels that are members.
--- KEYS: the partition's log, and for a group its members. ARGV: topic; 0, or the length of its header if the one
--- envelope is too large to be logged whole; envelopes. MOST_ENTRIES and MOST_BYTES are put in when this is loaded.
+-- KEYS: the partition's log, and for a group its members. ARGV: topic; empty, or the header that is logged in place
+-- of the one envelope, which is too large; envelopes. MOST_ENTRIES and MOST_BYTES are put in when this is loaded.
 -- Subscribers get the first envelope's version byte, #, the last entry's id, a space and the envelopes.
 local topic, header = ARGV[1], ARGV[2]
 local id
 for number = 3, #ARGV do
   local entry, kind, most = ARGV[number], 'e', 'MOST_ENTRIES'
-  if header ~= '0' then
-    entry, kind = string.sub(entry, 1, header), 'h'
+  if header ~= '' then
+    entry, kind = header, 'h'
   end
   if #entry > 1024 then
     most = string.format('%d', math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #entry)))

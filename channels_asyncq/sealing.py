@@ -1,0 +1,139 @@
+"""
+Batches that only a holder of a key can read or make, each for one place and for a limited time.
+
+docs/design.md ("Sealed batches") says what is bound to what, and why keys and nonces are made as they are.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import os
+import struct
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+#: Seconds by which the clocks of two machines may differ before a sealed batch counts as too old.
+CLOCK_ALLOWANCE = 10
+#: Seconds by which a sender's clock may be ahead.
+FUTURE_ALLOWANCE = 60
+
+# The kinds of places. The same name may be a topic and a list, and a topic may have a log.
+TOPIC = b"topic"
+LOG = b"log"
+QUEUE = b"queue"
+
+# What a key of the setting is used for, here and nowhere else: channels_redis makes its keys of the same setting.
+_PURPOSE = b"channels_asyncq AES-256-GCM 1"
+_KEY_ID = struct.Struct(">I")
+# When it was sealed, in ms since 1970
+_TIME = struct.Struct(">Q")
+_NONCE_SIZE = 12
+_TAG_SIZE = 16
+#: Bytes that a sealed batch has more than another.
+SEAL_SIZE = _TIME.size + _NONCE_SIZE + _TAG_SIZE
+# Of other sessions, to be made again when there are more.
+_MOST_CIPHERS = 4096
+
+
+class BadSeal(ValueError):
+    """Bytes that were not sealed with one of our keys for this place, or not at this time."""
+
+
+def place(kind: bytes, name: bytes) -> bytes:
+    """Return what a batch is sealed for: a topic, its entries in a log, or a list, by its name on the server."""
+    # Names have neither spaces nor zeros, so that no two places and headers read the same in a row.
+    return b"%b %b\0" % (kind, name)
+
+
+class Seal:
+    """
+    What one session seals and opens batches with.
+
+    A sealed batch is its header (in the clear, and authenticated), the time (likewise), a nonce, the encrypted
+    content and a tag.
+
+    Args:
+        keys: the first seals, all open.
+        expiry: seconds after which a batch is refused, plus `CLOCK_ALLOWANCE`.
+        node: the identity of this session, which stands in the header of what it seals.
+    """
+
+    __slots__ = ("_ciphers", "_invalid", "_max_age", "_own", "_roots", "key_id")
+
+    def __init__(self, keys: Sequence[bytes], expiry: float, node: bytes) -> None:
+        # Imported here because the package is an extra.
+        from cryptography.exceptions import InvalidTag
+
+        self._invalid = InvalidTag
+        # By id. Of two keys with the same id the first counts.
+        self._roots: dict[int, bytes] = {}
+        for key in keys:
+            root = hmac.digest(key, _PURPOSE, "sha256")
+            self._roots.setdefault(_key_id(root), root)
+        #: Stands in the header of what this session seals.
+        self.key_id = next(iter(self._roots))
+        self._max_age = 1000 * (math.ceil(expiry) + CLOCK_ALLOWANCE)
+        self._own = self._make_cipher(self.key_id, node)
+        # By the id of the key and the node, only of those that opened something.
+        self._ciphers: dict[tuple[int, bytes], AESGCM] = {}
+
+    def seal(self, header: bytes, content: bytes, place: bytes) -> bytes:
+        """Return header and content, sealed for this place. The header has our node and `key_id` in it."""
+        header += _TIME.pack(time.time_ns() // 1_000_000)
+        nonce = os.urandom(_NONCE_SIZE)
+        return b"%b%b%b" % (header, nonce, self._own.encrypt(nonce, content, place + header))
+
+    def open(
+        self, key_id: int, node: bytes, data: bytes, header_size: int, place: bytes, *, is_late: bool = False
+    ) -> bytes:
+        """
+        Return the content of a sealed batch that arrived at this place.
+
+        With `is_late=True` it may be of any age: only that it was lost counts.
+
+        Raises:
+            BadSeal: another key's, changed, of another sender, for another place, too old, or of the future.
+        """
+        cipher = self._ciphers.get((key_id, node)) or self._make_cipher(key_id, node)
+        nonce_at = header_size + _TIME.size
+        sealed_at = nonce_at + _NONCE_SIZE
+        try:
+            content = cipher.decrypt(data[nonce_at:sealed_at], data[sealed_at:], place + data[:nonce_at])
+        except self._invalid:
+            raise BadSeal("forged, changed, or sealed for another topic: its tag does not fit") from None
+        if (key_id, node) not in self._ciphers:
+            if len(self._ciphers) >= _MOST_CIPHERS:
+                self._ciphers.clear()
+            self._ciphers[key_id, node] = cipher
+        age = time.time_ns() // 1_000_000 - _TIME.unpack_from(data, header_size)[0]
+        if age > self._max_age and not is_late:
+            raise BadSeal(
+                f"sealed {age / 1000:.0f} s ago; the limit is {self._max_age / 1000:.0f} s, of which "
+                f"{CLOCK_ALLOWANCE} s are for clocks that differ"
+            )
+        if age < -1000 * FUTURE_ALLOWANCE:
+            raise BadSeal(f"sealed {-age / 1000:.0f} s from now: set the clocks of both machines")
+        return content
+
+    def _make_cipher(self, key_id: int, node: bytes) -> AESGCM:
+        """Return what a session with this node seals with under one of our keys."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        root = self._roots.get(key_id)
+        if root is None:
+            raise BadSeal(
+                "sealed with a key that this process does not have: all processes need the sender's first key in "
+                "their symmetric_encryption_keys"
+            )
+        return AESGCM(hmac.digest(root, b"session" + node, "sha256"))
+
+
+def _key_id(root: bytes) -> int:
+    """Return a number by which processes with the same key know it, and which tells nothing about it."""
+    number: int = _KEY_ID.unpack_from(hmac.digest(root, b"id", "sha256"))[0]
+    return number
