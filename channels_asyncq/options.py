@@ -33,8 +33,10 @@ DEFAULT_URL = "redis://localhost:6379"
 DEFAULT_PORT = 6379
 MAX_PARTITIONS = 4096
 # Of seconds, of bytes of a message and of entries of a log. The scripts write a time as 13 digits of ms, and no
-# log begins before 1970. The header has 32 bits for the length of a message, and encryption adds a third to it.
+# log begins before 1970. The header has 32 bits for the length of a message.
 MOST = 10**9
+#: Bytes of a message that a log can be told to keep, at most: there is room for seven of them.
+MOST_LOGGED = 2**20
 
 _URL_HELP = "use redis://, rediss:// (TLS), unix:// or memory://"
 _TRANSPORTS: dict[str, Transport] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
@@ -66,10 +68,11 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What each partition's log keeps, by age in seconds and by count, and which groups are not logged."""
+    """What each partition's log keeps: for how long, how many, how large; and which groups are not logged."""
 
     seconds: float = 60.0
     messages: int = 10000
+    message_bytes: int = 64 * 1024
     exclude: tuple[re.Pattern[str], ...] = ()
 
     def is_logged(self, group: str) -> bool:
@@ -265,12 +268,20 @@ def _recovery(key: str, value: Any) -> Recovery | None:
             values[name] = _seconds(at, part)
         elif name == "messages":
             values[name] = _integer(at, part, least=100, most=MOST)
+        elif name == "message_bytes":
+            if not _is_int(part) or not 1024 <= part <= MOST_LOGGED:
+                _refuse(
+                    at,
+                    part,
+                    f"must be an int, 1024 to {MOST_LOGGED}: a log has room for few that are larger. "
+                    "Store those, and send a key to them.",
+                )
+            values[name] = int(part)
         elif name == "exclude":
             values[name] = _patterns(at, part, 'patterns of groups such as ["typing.*"]')
         else:
-            _refuse(
-                at, part, f"there is no such key. {_suggestion(name, ['seconds', 'messages', 'exclude'])}"
-            )
+            known = ["seconds", "messages", "message_bytes", "exclude"]
+            _refuse(at, part, f"there is no such key. {_suggestion(name, known)}")
     return Recovery(**values)
 
 

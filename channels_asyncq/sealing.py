@@ -113,8 +113,8 @@ class Seal:
         age = time.time_ns() // 1_000_000 - _TIME.unpack_from(data, header_size)[0]
         if age > self._max_age and not is_late:
             raise BadSeal(
-                f"sealed {age / 1000:.0f} s ago; the limit is {self._max_age / 1000:.0f} s, of which "
-                f"{CLOCK_ALLOWANCE} s are for clocks that differ"
+                f"sealed {age / 1000:.0f} s ago by its sender's clock, and the limit is "
+                f"{self._max_age / 1000:.0f} s: set the clocks of both machines, or raise `expiry`"
             )
         if age < -1000 * FUTURE_ALLOWANCE:
             raise BadSeal(f"sealed {-age / 1000:.0f} s from now: set the clocks of both machines")

@@ -59,7 +59,7 @@ _REASONS = {
         "the log does not reach back to it; raise recovery's `seconds` or `messages`",
     ),
     "expired": ("loss.expired", "it lasted longer than `expiry`"),
-    "too_large": ("loss.too_large", "messages over 16 KiB are not kept"),
+    "too_large": ("loss.too_large", "what is larger than recovery's `message_bytes` is not kept"),
     "server_changed": (
         "loss.server_changed",
         "the server was restarted or replaced, and the end of its log cannot be vouched for",

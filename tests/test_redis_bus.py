@@ -17,7 +17,7 @@ from channels_asyncq.bus.redis import POP, SCRIPTS, RedisBus
 from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import CONTROL, HEADER_ONLY, Envelope, unpack
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
-from channels_asyncq.options import Options
+from channels_asyncq.options import Options, Recovery
 from channels_asyncq.sealing import TOPIC, Seal, place
 from channels_asyncq.testing import EmbeddedServer
 from channels_asyncq.topics import Topic, Topics, new_node
@@ -335,7 +335,7 @@ async def test_sends_of_one_turn(owner: Owner, server: RespServer) -> None:
     assert [envelope.target for envelope in envelopes_in(commands[1])] == ["room"] * 2
 
 
-@pytest.mark.parametrize("recovery", [None, {"seconds": 10}])
+@pytest.mark.parametrize("recovery", [None, {"seconds": 10, "message_bytes": 16_384}])
 async def test_numbers_go_by_the_writes(
     make: MakeOwner, server: RespServer, recovery: dict[str, int] | None
 ) -> None:
@@ -605,7 +605,7 @@ async def test_message_larger_than_the_link_carries(make: MakeOwner, redis_serve
         owner = await make(proxy.url)
         await owner.join()
         proxy.delays["up"] = lambda: SEND_TIMEOUT / 20
-        large = Codec("msgpack", (), 60.0).encode({"type": "test.note", "text": "x" * 4_000_000})
+        large = Codec().encode({"type": "test.note", "text": "x" * 4_000_000})
         await every([owner.group_send("room", large, ()), owner.group_send("room", PAYLOAD, ())])
         proxy.delays["up"] = None
         await eventually(lambda: len(owner.arrived) == 2, "both messages")
@@ -717,6 +717,56 @@ async def test_held_in_the_middle(owner: Owner, server: RespServer) -> None:
     assert [(name, envelope.seq) for name, envelope in owner.arrived] == [
         (topic.name, n) for n in range(1, 7)
     ]
+
+
+@pytest.mark.parametrize("keys", [[], ["key"]], ids=["open", "sealed"])
+@pytest.mark.parametrize("most", [1024, 5000, Recovery().message_bytes])
+async def test_message_bytes(make: MakeOwner, server: RespServer, keys: list[str], most: int) -> None:
+    """
+    A message that is as large as `message_bytes`, when encoded, is recovered, whatever shares a command with it.
+    Of one that is larger by a byte the log has the header only, and the loss is told.
+    """
+    config = {
+        "recovery": {"message_bytes": most},
+        "symmetric_encryption_keys": keys,
+        "partitions": 1,
+        "send_timeout": 30,  # the confirmation is waited for, however slow this machine is
+    }
+    receiver, sender = await make(server.url, **config), await make(server.real.url, **config)
+    await receiver.up()
+    await sender.up()
+    topic = await receiver.join()
+    sizes = (20, most, most, 20) if most < 2000 else (20, most, 20)
+    for extra, losses in ((0, []), (1, [("too_large", {topic.name})])):
+        confirms = asyncio.Event()
+        server.script("SUBSCRIBE", resp_server.after(confirms))
+        [shard] = receiver.bus._shards
+        assert shard.pushes.wire is not None
+        subscribed = len(server.received("SUBSCRIBE"))
+        shard.pushes.wire.abort(ConnectionResetError("what is sent now is missed"))
+        await eventually(lambda: len(server.received("SUBSCRIBE")) > subscribed, "the new connection")  # noqa: B023
+        payloads = [_payload_of(size + extra) for size in sizes]
+        await every(send_some(sender, "room", *payloads))
+        log = server.real.command("XRANGE", sender.topics.log(0), "-", "+")
+        assert (b"h" in [fields[2] for _, fields in log if fields[0] == b"t"]) is bool(extra)
+        receiver.arrived.clear()
+        confirms.set()
+        whole = [payload for payload in payloads if len(payload) <= most]
+        await eventually(lambda: len(receiver.arrived) == len(whole), "what is in the log")  # noqa: B023
+        await eventually(lambda: shard.pushes.wire is not None, "the end of the recovery")  # noqa: B023
+        assert [envelope.payload for _, envelope in receiver.arrived] == whole
+        assert receiver.losses == losses
+        assert receiver.unreadable == []
+
+
+def _payload_of(size: int) -> bytes:
+    """An encoded message of this size."""
+    codec = Codec()
+    pad = size - len(codec.encode({"type": "m", "pad": b""}))
+    while len(payload := codec.encode({"type": "m", "pad": bytes(pad)})) > size:
+        pad -= 1
+    assert len(payload) == size
+    return payload
 
 
 async def test_held_between_entries_of_the_log(make: MakeOwner, server: RespServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import sys
+from collections.abc import Callable
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -41,8 +42,15 @@ def one(seal: Seal = MINE, where: bytes = ROOM, first: int = 5, flags: int = 0) 
     return pack([(CHAT, TEXT)], NODE, first, flags, seal, where)
 
 
-TWO = pack([(CHAT, b"x")] * 2, NODE, 1, 0, MINE, ROOM)
-ROW = TWO + pack([(CHAT, b"y")], NODE, 3, 0, MINE, ROOM)
+# Made in each test: a batch that is made when the module is imported is too old in a long run.
+
+
+def two() -> bytes:
+    return pack([(CHAT, b"x")] * 2, NODE, 1, 0, MINE, ROOM)
+
+
+def row() -> bytes:
+    return two() + pack([(CHAT, b"y")], NODE, 3, 0, MINE, ROOM)
 
 
 @given(
@@ -120,7 +128,7 @@ def test_another_key_of_the_same_id(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_another_place(where: bytes) -> None:
     """What was sealed for one place is refused in another, by whomever."""
-    for data in (one(), TWO, ROW):
+    for data in (one(), two(), row()):
         for seal in (MINE, THEIRS):
             with pytest.raises(BadEnvelope, match="sealed for another topic"):
                 unpack(data, seal, where)
@@ -129,7 +137,7 @@ def test_another_place(where: bytes) -> None:
 def test_unsealed_and_sealed() -> None:
     """A process with keys reads nothing unsealed, one without keys nothing sealed, wherever in a row."""
     plain = pack([(CHAT, b"x")], NODE, 3)
-    for data in (plain, TWO + plain):
+    for data in (plain, two() + plain):
         with pytest.raises(BadEnvelope, match="not encrypted, and symmetric_encryption_keys are set"):
             unpack(data, MINE, ROOM)
     for data in (one(), pack([(CHAT, b"x")], NODE, 4) + one()):
@@ -138,10 +146,11 @@ def test_unsealed_and_sealed() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [one(), TWO, ROW, one(flags=HEADER_ONLY)], ids=["one", "two", "row", "header"]
+    "make", [one, two, row, lambda: one(flags=HEADER_ONLY)], ids=["one", "two", "row", "header"]
 )
-def test_every_flipped_bit_and_every_truncation(data: bytes) -> None:
+def test_every_flipped_bit_and_every_truncation(make: Callable[[], bytes]) -> None:
     """Bytes that are changed or cut off anywhere are refused, all of them, and with no other error."""
+    data = make()
     seal = seal_of(node=OTHER)
     for at in range(8 * len(data)):
         changed = bytearray(data)
@@ -149,7 +158,7 @@ def test_every_flipped_bit_and_every_truncation(data: bytes) -> None:
         with pytest.raises(BadEnvelope):
             unpack(bytes(changed), seal, ROOM)
     for length in range(len(data)):
-        if data is not ROW or length != len(TWO):
+        if make is not row or length != len(two()):
             with pytest.raises(BadEnvelope):
                 unpack(data[:length], seal, ROOM)
     assert unpack(data, seal, ROOM)
@@ -169,7 +178,7 @@ def test_any_bytes(data: bytes, is_announced: bool) -> None:
     [
         (0, None),
         (30 + CLOCK_ALLOWANCE, None),
-        (30.002 + CLOCK_ALLOWANCE, "sealed 40 s ago; the limit is 40 s"),
+        (30.002 + CLOCK_ALLOWANCE, "sealed 40 s ago.*limit is 40 s: set the clocks.*or raise `expiry`"),
         (10**6, "sealed 1000000 s ago"),
         (-FUTURE_ALLOWANCE, None),
         (-FUTURE_ALLOWANCE - 0.002, "sealed 60 s from now: set the clocks"),

@@ -58,8 +58,7 @@ _jitter = random.Random()
 # A listener is deaf when a fence does not arrive; looked at every so many seconds, and at each connection.
 _FENCE_EVERY = 5.0
 _LONGEST_FENCE = 3.0
-# A log holds envelopes of up to 16 KiB whole. One of s > 1024 bytes trims it to LOG_BYTES / s entries, so that a
-# log takes at most LOG_BYTES for those and `messages` times 1 KiB for the others.
+# An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries; a message has `message_bytes` at most.
 LOG_BYTES = 8 * 2**20
 _UNUSED_LOG_EXPIRES = 900
 
@@ -817,6 +816,7 @@ class RedisBus(Bus):
         return self._route(topic, False, flags, b"PUBLISH", topic.name)
 
     def _route(self, topic: Topic, is_logged: bool, flags: int, *command: bytes) -> TopicRoute:
+        recovery = self.options.recovery
         numbers = self._numbers[stream_of(topic.partition, is_logged=is_logged)]
         return TopicRoute(
             self._shards[topic.shard].sender,
@@ -826,7 +826,7 @@ class RedisBus(Bus):
             flags,
             self.seal,
             place(LOG if is_logged else TOPIC, topic.name),
-            is_logged=is_logged,
+            logged_bytes=recovery.message_bytes if recovery is not None and is_logged else 0,
             is_alone=flags != 0,
         )
 

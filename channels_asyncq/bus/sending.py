@@ -24,8 +24,6 @@ _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRO
 _MOST_LOADS = 3
 # After so many seconds it is tried again to load scripts that the server did not take.
 _PAUSE_AFTER_REFUSAL = 1.0
-# An envelope of more bytes is logged as header only.
-LARGEST_LOGGED = 16 * 1024
 # A log that is full of entries of up to 1 KiB keeps as many as `recovery` says; a larger one trims it to fewer.
 _SMALL_ENTRY = 1024
 
@@ -113,9 +111,12 @@ class TopicRoute:
     """
     Sends to one topic, and the command for them.
 
+    A route is logged if `logged_bytes`, the size of the largest message that is logged whole, is not 0. With a
+    `seal`, batches are sealed for `place`, as their numbers are known when the command is packed.
+
     The command is packed up to the `$` before the batch's length. For a logged route the argument before that is
     what is logged in place of a batch that is too large, or else empty; more batches may follow, each for its own
-    entry. With a `seal`, batches are sealed for `place`, as their numbers are known when the command is packed.
+    entry.
     """
 
     def __init__(
@@ -128,15 +129,18 @@ class TopicRoute:
         seal: Seal | None,
         place: bytes,
         *,
-        is_logged: bool,
+        logged_bytes: int,
         is_alone: bool,
     ) -> None:
         self.sender = sender
-        self.most = 0 if is_alone else MOST_JOINED
+        is_logged = logged_bytes > 0
+        # What shares a command is logged whole.
+        self.most = 0 if is_alone else min(MOST_JOINED, logged_bytes or MOST_JOINED)
         self.batch_size = batch_size(seal)
         self.open: Sending | None = None
         self._numbers = numbers
         self._is_logged = is_logged
+        self._logged_bytes = logged_bytes
         command = (*command, b"", b"") if is_logged else (*command, b"")
         self._arguments = len(command)
         packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
@@ -151,7 +155,7 @@ class TopicRoute:
         if self._is_logged and len(messages) > 1:
             return self._pack_entries(messages, first)
         data = pack(messages, self._node, first, self._flags, self._seal, self._place)
-        if self._is_logged and len(data) > LARGEST_LOGGED:
+        if self._is_logged and len(messages[0][1]) > self._logged_bytes:
             flags = self._flags | HEADER_ONLY
             header = _argument(
                 pack([(messages[0][0], b"")], self._node, first, flags, self._seal, self._place)

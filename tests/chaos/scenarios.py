@@ -215,10 +215,12 @@ SCENARIOS = {
             config={"partitions": 2, "recovery": {"seconds": 60, "exclude": ["group.[89]"]}},
             unlogged=frozenset({"group.8", "group.9"}),
         ),
+        Scenario("large", kill_pubsub, (0.2, 0.5), pause=0.1, size=20_000),
         Scenario(
             "too_large",
             kill_pubsub,
             (0.2, 0.5),
+            config={"recovery": {"message_bytes": 16 * 1024}},
             may_tell=frozenset({"too_large"}),
             pause=0.1,
             size=20_000,

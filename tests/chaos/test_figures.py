@@ -15,8 +15,8 @@ import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer, journal
 from channels_asyncq.bus import redis as bus
-from channels_asyncq.bus.sending import LARGEST_LOGGED
 from channels_asyncq.envelopes import pack, pack_names
+from channels_asyncq.options import Recovery
 from channels_asyncq.session import Session
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
@@ -154,11 +154,11 @@ OVERHEAD = 1.3
         ),
     ],
 )
-@pytest.mark.parametrize("largest", [1024, LARGEST_LOGGED], ids=["small", "worst"])
+@pytest.mark.parametrize("largest", [1024, Recovery().message_bytes], ids=["small", "worst"])
 async def test_memory_of_full_logs(prefix: str, messages: int, largest: int) -> None:
     """
     All 16 logs, full, take what the README says: with envelopes of 1 KiB; and with the worst there is, envelopes
-    of 16 KiB and ever smaller ones behind them, each as large as it may be without trimming those before it.
+    of 64 KiB and ever smaller ones behind them, each as large as it may be without trimming those before it.
     """
     sizes = [max(1024, min(largest, bus.LOG_BYTES // n)) for n in range(1, messages + 1)]
     bound = sum(sizes) / MEBIBYTE
