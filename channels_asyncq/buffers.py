@@ -14,11 +14,6 @@ from channels.exceptions import ChannelFull
 from .envelopes import NOTICE, Envelope
 from .exceptions import ChannelClosed
 
-# What a full buffer may cost its neighbours, in milliseconds of a reader that waits for it (see Hub.must_wait).
-PATIENCE = 50.0
-_PATIENCE_PER_RECEIVE = 5.0
-
-
 # Of buffers that have had none: nobody can put anything in.
 _NOTHING = cast("deque[Envelope]", ())
 _NO_LOSSES: Mapping[str, Loss] = MappingProxyType({})
@@ -105,7 +100,6 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     losses: Mapping[str, Loss] = _NO_LOSSES  # by reason; until the reader has caught up
     closed: type[ChannelClosed] | None = None
-    patience = PATIENCE
     is_reported_full = False
     is_kept = False  # somebody holds it to read from it: not swept, however long that takes
     # Those who wait for a place, and the places that are held for some of them.
@@ -277,7 +271,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
                 self._release(envelope)
             if envelope.flags & NOTICE:
                 self._notice_read(envelope)
-            if self.is_reported_full or self._senders or self.patience < PATIENCE or self.losses:
+            if self.is_reported_full or self._senders or self.losses:
                 self._made_room()
             now = monotonic()
             if envelope.expires_at > now:
@@ -335,13 +329,10 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
     def _made_room(self) -> None:
         if self.is_reported_full:
             self.is_reported_full = False
-            self.patience = min(PATIENCE, self.patience + _PATIENCE_PER_RECEIVE)
             if self._on_room is not None:
                 self._on_room(self)
-        if 2 * len(self._envelopes) <= self.capacity:
-            self.patience = PATIENCE
-            if self.losses:
-                self._caught_up()
+        if self.losses and 2 * len(self._envelopes) <= self.capacity:
+            self._caught_up()
         if self._senders:
             self.last_used = monotonic()  # until it has run, nothing else says that the sender is here
             self._hand_out()

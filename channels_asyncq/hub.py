@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from time import monotonic
 
 from channels.exceptions import ChannelFull
@@ -11,6 +11,7 @@ from channels.exceptions import ChannelFull
 from .buffers import ChannelBuffer, Tally
 from .envelopes import Envelope
 from .exceptions import ChannelClosed
+from .flow import MOST, WaitBudget
 from .journal import LOSS, Throttle
 from .options import Options
 
@@ -70,8 +71,16 @@ class Hub:
         self.channels: dict[str, ChannelBuffer] = {}
         self.groups: dict[bytes, Group] = {}
         self.closed_names: dict[str, float] = {}
-        self._full: set[ChannelBuffer] = set()
-        self._awaited: set[ChannelBuffer] = set()
+        self.budget = WaitBudget()
+        #: Whether a turn of the loop may be enough for those that are waited for.
+        self.awaits_a_turn = False
+        # By topic of a group: its full members, but those that were waited for in vain since they read last.
+        self._full: dict[bytes, set[ChannelBuffer]] = {}
+        # Became full since the last wait; and those that deliver_to() waited for in vain.
+        self._fresh: set[ChannelBuffer] = set()
+        self._hopeless: set[ChannelBuffer] = set()
+        # What must wait is for these groups and channels.
+        self._awaited: set[bytes | ChannelBuffer] = set()
         self._watchers: list[asyncio.Future[None]] = []
         # By every buffer; made once.
         self._told = self._has_room, self._has_expired, self._missed_more
@@ -132,6 +141,8 @@ class Hub:
         self.channels.clear()
         self.groups.clear()
         self._full.clear()
+        self._fresh.clear()
+        self._hopeless.clear()
         self._awaited.clear()
         self._wake_watchers()
 
@@ -188,6 +199,8 @@ class Hub:
         if member is None:
             member = group.members[channel] = Member(buffer)
             buffer.groups.add(topic)
+            if buffer.is_reported_full:
+                self._full.setdefault(topic, set()).add(buffer)
         else:
             member.added = monotonic()
         lapses_at = member.added + self._options.group_expiry
@@ -216,6 +229,8 @@ class Hub:
         if member is None:
             return False
         member.buffer.groups.discard(topic)
+        if member.buffer.is_reported_full:
+            self._is_not_full(topic, member.buffer)
         if group.members:
             return False
         del self.groups[topic]
@@ -242,8 +257,8 @@ class Hub:
         """
         Put the envelope into the buffer of every member of the group; False if it must wait.
 
-        It must wait when it is for a full channel whose reader still has time (see `must_wait`); nothing was
-        delivered then, and the same envelope has to be offered again.
+        It must wait when a member is full and there is time left to wait for its reader (see `WaitBudget`);
+        nothing was delivered then, and the same envelope has to be offered again.
         """
         group = self.groups.get(topic)
         if group is None:
@@ -252,10 +267,11 @@ class Hub:
             self._drop_lapsed(group, monotonic())
         members = group.members
         excluded = envelope.excluded
-        if self._full and self._must_wait(
-            buffer for buffer in self._full if buffer.channel in members and buffer.channel not in excluded
-        ):
+        if self._full and self._must_wait_for_members(topic, excluded):
             return False
+        budget = self.budget
+        if budget.left < MOST:
+            budget.earn()
         put = self._put
         if excluded:
             for channel, member in list(members.items()):
@@ -275,8 +291,11 @@ class Hub:
                 self.tally.dropped["closed"] += 1
                 return True
             buffer = self.open(channel)
-        if buffer.is_reported_full and self._must_wait((buffer,)):
+        if buffer.is_reported_full and self._must_wait_for_channel(buffer):
             return False
+        budget = self.budget
+        if budget.left < MOST:
+            budget.earn()
         self._put(buffer, envelope)
         return True
 
@@ -323,7 +342,9 @@ class Hub:
         self.tally.delivered += 1
         if not buffer.is_reported_full and buffer.full():
             buffer.is_reported_full = True
-            self._full.add(buffer)
+            self._fresh.add(buffer)
+            for topic in buffer.groups:
+                self._full.setdefault(topic, set()).add(buffer)
         if self._watchers:
             self._wake_watchers()
 
@@ -413,36 +434,72 @@ class Hub:
         self.tally.told[reason] += 1
         buffer.tell(reason, groups, self._make_notice(reason), at_head=at_head)
 
-    # Flow: a full buffer stops the reader of the wire for a while, before anything is dropped
+    # Flow: a full buffer stops the reader of the wire for a while, before anything is dropped (see WaitBudget)
 
-    def _must_wait(self, buffers: Iterable[ChannelBuffer]) -> bool:
-        """
-        Tell whether one of these full buffers still has patience left, and note for whom the wire waits.
+    def _must_wait_for_members(self, topic: bytes, excluded: Container[str]) -> bool:
+        """Tell whether a full member is worth waiting for, and note that the group is waited for."""
+        full = self._full.get(topic)
+        budget = self.budget
+        if full is None or not budget.allows_a_turn:
+            return False
+        has_fresh = not full.isdisjoint(self._fresh)
+        if not has_fresh and not budget.allows_a_pause:
+            return False
+        # A copy, because one that drops what expired is not full any more. As a rule the first decides.
+        for buffer in list(full):
+            if buffer.channel not in excluded and self._is_worth_waiting_for(buffer):
+                self.awaits_a_turn = self.awaits_a_turn or has_fresh
+                self._awaited.add(topic)
+                return True
+        return False
 
-        A buffer has 50 ms of patience. It is spent while the wire waits for its reader, comes back a little with
-        each message that the reader takes, and wholly when the buffer is half empty: a reader that keeps up is
-        waited for, one that is stuck costs its neighbours 50 ms once.
-        """
-        # Found first, looked at then: one that drops what expired leaves the set of the full ones.
-        waiting = {
-            buffer
-            for buffer in list(buffers)
-            if buffer.patience > 0.0 and buffer.full() and not buffer.drop_expired()
-        }
-        # The wire and other loops wait independently of each other.
-        self._awaited |= waiting
-        return bool(waiting)
+    def _must_wait_for_channel(self, buffer: ChannelBuffer) -> bool:
+        """Tell whether a full channel is worth waiting for, and note that it is waited for."""
+        if buffer in self._hopeless or not self._is_worth_waiting_for(buffer):
+            return False
+        self.awaits_a_turn = self.awaits_a_turn or buffer in self._fresh
+        self._awaited.add(buffer)
+        return True
+
+    def _is_worth_waiting_for(self, buffer: ChannelBuffer) -> bool:
+        budget = self.budget
+        has_time = budget.allows_a_pause or (budget.allows_a_turn and buffer in self._fresh)
+        return has_time and buffer.full() and not buffer.drop_expired()
 
     def spend(self, milliseconds: float) -> None:
-        """Take the time that was waited from the patience of the buffers that were waited for."""
-        for buffer in self._awaited:
-            buffer.patience -= milliseconds
-        self._awaited.clear()  # whatever is still held is offered next
+        """Count the time for which what must wait has waited; whatever is still held is offered next."""
+        self.budget.spend(milliseconds)
+        self._fresh.clear()  # their readers have had a turn
+        self.awaits_a_turn = False
+        if not self.budget.allows_a_pause:
+            # They were waited for in vain, and are not waited for again before their readers take something.
+            for awaited in self._awaited:
+                if isinstance(awaited, bytes):
+                    self._full.pop(awaited, None)
+                else:
+                    self._hopeless.add(awaited)
+        self._awaited.clear()
 
     def _has_room(self, buffer: ChannelBuffer) -> None:
-        self._full.discard(buffer)
-        if buffer in self._awaited:
-            self._awaited.discard(buffer)
+        self._fresh.discard(buffer)
+        self._hopeless.discard(buffer)
+        for topic in buffer.groups:
+            self._is_not_full(topic, buffer)
+        self._await_no_more(buffer)
+
+    def _is_not_full(self, topic: bytes, buffer: ChannelBuffer) -> None:
+        """Note that a member has a place, or is none any more."""
+        full = self._full.get(topic)
+        if full is None:
+            return
+        full.discard(buffer)
+        if not full:
+            del self._full[topic]
+            self._await_no_more(topic)
+
+    def _await_no_more(self, awaited: bytes | ChannelBuffer) -> None:
+        if awaited in self._awaited:
+            self._awaited.discard(awaited)
             if not self._awaited:
                 self._on_room()
 

@@ -44,13 +44,9 @@ _MOST_ROUTES = 8192
 # Everybody else has this long to confirm a flush; one who is disconnected cannot.
 _FLUSH_WAIT = 1.0
 _MOST_SECONDS_BETWEEN_SWEEPS = 30.0
-# A turn of the loop this short had nothing else to do: waiting then is real time for the neighbours.
-_IDLE_TURN = 0.0002
+# Between two looks whether a reader that has had its turn makes room.
 _PAUSE = 0.001
 _UNCHANGEABLE = frozenset({str, bytes, int, float, bool, type(None)})
-# What one turn costs a reader at most, in milliseconds: in a busy loop it cannot run more often either.
-_MOST_SPENT = 2.0
-
 
 # By reason: the event code, and what it means.
 _REASONS = {
@@ -220,7 +216,7 @@ class Session:
         self.is_announced = False
         self._was_up = False
         self._held_since = 0.0
-        self._is_idle = False
+        self._is_pausing = False
         self._retry: asyncio.Handle | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._joining: set[asyncio.Task[None]] = set()
@@ -779,29 +775,28 @@ class Session:
     def _tell_everybody(self, kind: str) -> None:
         self.hub.broadcast(self._own(self._codec.encode({"type": kind}), ""))
 
-    # Flow: a full channel stops the intake of messages while its reader has patience left (see Hub)
+    # Flow: a full channel stops the intake of messages while there is time to wait for its reader (see Hub)
 
     def _hold(self) -> None:
         if self._retry is not None:
             return
         self._held_since = monotonic()
-        if self._is_idle:
+        self._is_pausing = not self.hub.awaits_a_turn
+        if self._is_pausing:
             self._retry = self.loop.call_later(_PAUSE, self._offer_again, context=self._context)
         else:
             self._retry = self.loop.call_soon(self._offer_again, context=self._context)
 
     def _offer_again(self) -> None:
         self._retry = None
-        waited = monotonic() - self._held_since
-        # A turn in which nobody else ran: from now on wait by the clock, not by turning the loop.
-        self._is_idle = waited < (2 * _PAUSE if self._is_idle else _IDLE_TURN)
-        self.hub.spend(min(1000.0 * waited, _MOST_SPENT))
+        self.hub.spend(1000.0 * (monotonic() - self._held_since))
         self._bus.resume()
         self.intake.drain()
 
     def _has_room(self) -> None:
-        """A channel that messages are held for has a place again."""
-        if self._retry is not None:
+        """All channels that messages are held for have a place again."""
+        if self._retry is not None and self._is_pausing:
+            self._is_pausing = False
             self._retry.cancel()
             self._retry = self.loop.call_soon(self._offer_again, context=self._context)
 

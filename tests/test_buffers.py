@@ -14,7 +14,7 @@ from channels.exceptions import ChannelFull
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from channels_asyncq.buffers import PATIENCE, ChannelBuffer, Tally
+from channels_asyncq.buffers import ChannelBuffer, Tally
 from channels_asyncq.envelopes import NOTICE, Envelope
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
 from tests.clock import Clock
@@ -259,27 +259,6 @@ def test_room_is_told_once() -> None:
     assert told == [buffer] and not buffer.is_reported_full
     buffer.take()
     assert told == [buffer]
-
-
-def test_patience_comes_back() -> None:
-    """Each message taken out of a full buffer gives some patience back, a half empty buffer all of it."""
-    buffer = make(4)
-
-    def fill() -> None:
-        while buffer.offer(envelope()) > 0:
-            pass
-        buffer.is_reported_full = True
-
-    fill()
-    buffer.patience = 0.0
-    buffer.take()
-    assert 0.0 < buffer.patience < PATIENCE
-    before = buffer.patience
-    fill()
-    buffer.take()
-    assert before < buffer.patience < PATIENCE
-    buffer.take()
-    assert buffer.patience == PATIENCE
 
 
 # Waiting for a message

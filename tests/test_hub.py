@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from channels_asyncq import buffers
-from channels_asyncq.buffers import PATIENCE
+from channels_asyncq.buffers import ChannelBuffer
 from channels_asyncq.envelopes import NOTICE, Envelope
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
+from channels_asyncq.flow import MOST, PER_ENVELOPE, WaitBudget
 from channels_asyncq.hub import CLOSED_NAMES_KEPT, MOST_CLOSED_NAMES, Hub
 from channels_asyncq.options import Host, Options
 from tests.clock import Clock
@@ -67,10 +69,10 @@ class Recorder:
         buffer = self.hub.channels.get(channel)
         return [] if buffer is None else [text(one) for one in iter(buffer.take, None)]
 
-    def flood(self, channel: str, *numbers: int) -> None:
-        """Send these to the room, whose member is too slow to be waited for."""
-        self.hub.open(channel).patience = 0.0
+    def flood(self, *numbers: int) -> None:
+        """Send these to the room, whose members nobody has time to wait for."""
         for number in numbers:
+            self.hub.budget.left = 0.0
             assert self.hub.deliver(ROOM, envelope(str(number)))
 
 
@@ -329,7 +331,7 @@ def test_overflow(overflow: str, left: list[str], caplog: pytest.LogCaptureFixtu
     second = envelope("2")
     assert not here.hub.deliver(ROOM, second)
     assert here.hub.open("wide").queued == 1
-    here.hub.spend(PATIENCE)
+    here.hub.budget.left = 0.0
     assert here.hub.deliver(ROOM, second)
     assert here.hub.tally.dropped == {"overflow": 1}
     assert codes(caplog) == ["loss.overflow"]
@@ -344,9 +346,7 @@ def test_overflow_of_the_only_member_closes_the_group() -> None:
     """A channel that closes on overflow takes its group with it, in the middle of a delivery."""
     here = Recorder(capacity=1, overflow="close")
     here.hub.join(ROOM, "a")
-    here.hub.deliver(ROOM, envelope("1"))
-    here.hub.open("a").patience = 0.0
-    assert here.hub.deliver(ROOM, envelope("2"))
+    here.flood(1, 2)
     assert here.empty == [ROOM] and not here.hub.groups
     assert here.texts("a") == ["1"]
 
@@ -404,24 +404,125 @@ def test_room_by_expiry(clock: Clock) -> None:
     assert here.hub.tally.dropped == {"expired": 1} and here.texts("a") == ["2"]
 
 
-def test_patience_is_spent_by_those_who_are_waited_for() -> None:
-    """A stuck reader costs its neighbours 50 ms once; after that it loses, and they do not wait."""
+class Waits:
+    """Offers envelopes until they are taken, and counts for how long that is, in milliseconds."""
+
+    def __init__(self, here: Recorder) -> None:
+        self.hub = here.hub
+        self.waited = 0.0
+        self.delivered = 0
+
+    def until(self, offer: Callable[[], bool], each: float = 1.0) -> None:
+        while not offer():
+            self.hub.spend(each)
+            self.waited += each
+        self.delivered += 1
+        assert self.waited <= MOST + PER_ENVELOPE * self.delivered
+
+
+def test_a_stuck_reader_is_waited_for_once() -> None:
+    """A reader that is stuck costs its neighbours 50 ms once; after that it loses, until it reads again."""
     here = Recorder(capacity=1)
     for name in ("stuck", "quick"):
         here.hub.join(ROOM, name)
     here.hub.deliver(ROOM, envelope("0"))
     here.texts("quick")
-    spent = 0.0
-    for number in range(1, 20):
+    waits = Waits(here)
+    for number in range(1, 1001):
         one = envelope(str(number))
-        while not here.hub.deliver(ROOM, one):
-            here.hub.spend(10.0)
-            spent += 10.0
+        waits.until(lambda one=one: here.hub.deliver(ROOM, one))  # type: ignore[misc]
         assert here.texts("quick") == [str(number)]
-    assert spent == PATIENCE
-    assert here.hub.tally.dropped == {"overflow": 19} and here.texts("stuck") == ["0"]
+    assert 0 < waits.waited <= MOST
+    assert here.hub.tally.dropped == {"overflow": 1000} and here.texts("stuck") == ["0"]
     here.hub.deliver(ROOM, envelope("20"))
     assert not here.hub.deliver(ROOM, envelope("21")), "who reads again is waited for again"
+
+
+@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest"])
+@pytest.mark.parametrize("each", [0.05, 1.0, 1.7])
+def test_all_waiting_is_bounded_together(overflow: str, each: float) -> None:
+    """However many readers are slow, and in however many groups, the loop waits 50 ms and 0.2 ms a message."""
+    here = Recorder(capacity=3, overflow=overflow)
+    slow = [f"slow{number}" for number in range(30)]
+    topics = [ROOM, b"lobby", b"hall"]
+    for number, name in enumerate(slow):
+        here.hub.join(topics[number % 3], name)
+    waits = Waits(here)
+    for number in range(3000):
+        one = envelope(str(number))
+        waits.until(lambda one=one, topic=topics[number % 3]: here.hub.deliver(topic, one), each)  # type: ignore[misc]
+        waits.until(lambda one=one, name=slow[number % 30]: here.hub.deliver_to(name, one), each)  # type: ignore[misc]
+        # Each takes one message of those that it gets while the others send ten.
+        here.hub.open(slow[number * 7 % 30]).take()
+    assert waits.waited > MOST, "they are waited for"
+
+
+def test_a_reader_that_keeps_up_has_its_turn_beside_slow_ones() -> None:
+    """Slow readers cannot use up the time that a reader needs which empties its channel in each turn."""
+    here = Recorder(capacity=2)
+    for name in ("slow", "quick"):
+        here.hub.join(ROOM, name)
+    quick, slow = here.hub.open("quick"), here.hub.open("slow")
+    got: list[str] = []
+    waits = Waits(here)
+
+    def offer(one: Envelope) -> bool:
+        if here.hub.deliver(ROOM, one):
+            return True
+        # A turn of the loop.
+        got.extend(here.texts("quick"))
+        if int(one.payload) % 20 == 0:
+            slow.take()
+        return False
+
+    for number in range(2000):
+        one = envelope(str(number))
+        waits.until(lambda one=one: offer(one), 0.1)  # type: ignore[misc]
+    got.extend(here.texts("quick"))
+    assert got == [str(number) for number in range(2000)] and quick.empty()
+    assert here.hub.tally.dropped["overflow"] > 1000, "the slow one loses"
+
+
+def test_full_channels_of_other_groups_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a message costs does not grow with the full channels of other groups, nor with stuck members."""
+    here = Recorder(capacity=1)
+    for number in range(100):
+        here.hub.join(b"others", f"full{number}")
+    for name in ("stuck", "quick"):
+        here.hub.join(ROOM, name)
+    here.hub.deliver(b"others", envelope())
+    here.hub.deliver(ROOM, envelope())
+    looked: list[str] = []
+    full = ChannelBuffer.full
+
+    def look(buffer: ChannelBuffer) -> bool:
+        looked.append(buffer.channel)
+        return full(buffer)
+
+    monkeypatch.setattr(ChannelBuffer, "full", look)
+    here.texts("quick")
+    one = envelope()
+    while not here.hub.deliver(ROOM, one):
+        here.hub.spend(1.0)
+    assert set(looked) <= {"stuck", "quick"}
+    looked.clear()
+    here.hub.budget = WaitBudget()
+    here.texts("quick")
+    assert here.hub.deliver(ROOM, envelope())
+    assert "stuck" not in looked, "it was waited for in vain"
+
+
+def test_who_leaves_is_waited_for_no_more() -> None:
+    """A full member that leaves, and one that was full when it joined."""
+    here = Recorder(capacity=1)
+    here.hub.put_own("a", envelope("0"))
+    for name in "ab":
+        here.hub.join(ROOM, name)
+    assert not here.hub.deliver(ROOM, envelope("1"))
+    here.hub.leave(ROOM, "a")
+    assert here.rooms == 1
+    assert here.hub.deliver(ROOM, envelope("1"))
+    assert here.texts("b") == ["1"] and here.texts("a") == ["0"]
 
 
 def test_broadcast() -> None:
@@ -460,7 +561,7 @@ def test_overflow_is_told() -> None:
     here = Recorder(tells=True)
     here.hub.join(ROOM, "a")
     for _ in range(2):
-        here.flood("a", 1, 2, 3, 4)
+        here.flood(1, 2, 3, 4)
         assert here.texts("a") == ["1", "2", "lost overflow room"]
     assert here.hub.tally.dropped == {"overflow": 4} and here.hub.tally.told == {"overflow": 2}
 
@@ -469,10 +570,10 @@ def test_the_oldest_are_dropped_and_told() -> None:
     """The word about what was dropped is not dropped itself, and takes nobody's place: the newest are kept."""
     here = Recorder(tells=True, overflow="drop_oldest")
     here.hub.join(ROOM, "a")
-    here.flood("a", 1, 2, 3, 4, 5)
+    here.flood(1, 2, 3, 4, 5)
     assert here.texts("a") == ["lost overflow room", "4", "5"]
     assert here.hub.tally.dropped == {"overflow": 3} and here.hub.tally.told == {"overflow": 1}
-    here.flood("a", 6, 7)
+    here.flood(6, 7)
     assert here.texts("a") == ["6", "7"]
 
 
@@ -481,14 +582,14 @@ def test_what_is_missed_after_the_word_was_read(overflow: str) -> None:
     """A reader that was told and loses more before it has caught up is told once more, when it has."""
     here = Recorder(tells=True, overflow=overflow, capacity=4)
     here.hub.join(ROOM, "a")
-    here.flood("a", *range(9))
+    here.flood(*range(9))
     buffer = here.hub.open("a")
     while not text(buffer.take()).startswith("lost"):
-        here.flood("a", 9)  # its place is taken again
-    here.flood("a", *range(10, 20))
+        here.flood(9)  # its place is taken again
+    here.flood(*range(10, 20))
     assert "lost overflow room" in here.texts("a")
     assert here.hub.tally.told == {"overflow": 2}
-    here.flood("a", 20)
+    here.flood(20)
     assert here.texts("a") == ["20"]
 
 
@@ -496,7 +597,7 @@ def test_the_groups_of_what_is_missed_until_it_is_read() -> None:
     """A word about a loss names every group that lost something before the reader took it."""
     here = Recorder(tells=True)
     here.hub.join(ROOM, "a")
-    here.flood("a", 1, 2, 3)
+    here.flood(1, 2, 3)
     here.hub.deliver_to("a", envelope("direct"))
     lobby = Envelope(b"4", "lobby", expires_at=float("inf"))
     here.hub.join(b"lobby", "a")
@@ -508,11 +609,11 @@ def test_a_word_about_a_loss_outlives_what_was_lost(clock: Clock) -> None:
     """It does not expire, keeps no message from expiring and leaves with the channel that nobody reads."""
     here = Recorder(tells=True, overflow="drop_oldest")
     here.hub.join(ROOM, "a")
-    here.flood("a", 1, 2, 3)
+    here.flood(1, 2, 3)
     clock.turn(EXPIRY)
-    here.flood("a", 4, 5)
+    here.flood(4, 5)
     assert here.texts("a") == ["lost expired room", "lost overflow room", "4", "5"]
-    here.flood("a", 6, 7, 8)
+    here.flood(6, 7, 8)
     for _ in range(4):
         clock.turn(EXPIRY)
         here.hub.sweep()
@@ -991,8 +1092,12 @@ class HubMachine(RuleBasedStateMachine):
     def only_what_is_here_and_full_is_waited_for(self) -> None:
         open_ones = {buffer for buffer in self.hub.channels.values() if buffer.closed is None}
         full = {buffer for buffer in open_ones if buffer.full()}
-        assert self.hub._full == {buffer for buffer in open_ones if buffer.is_reported_full} == full
-        assert self.hub._awaited <= full
+        assert {buffer for buffer in open_ones if buffer.is_reported_full} == full
+        for topic, members in self.hub._full.items():
+            assert members
+            assert members <= full & {member.buffer for member in self.hub.groups[topic].members.values()}
+        assert self.hub._fresh | self.hub._hopeless <= full
+        assert self.hub._awaited <= full | set(self.hub._full)
 
 
 TestHubMachine = HubMachine.TestCase
