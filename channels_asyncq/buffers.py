@@ -22,7 +22,7 @@ _NO_LOSSES: Mapping[str, Loss] = MappingProxyType({})
 class Tally:
     """What a session delivered to its channels, and what it dropped, by reason."""
 
-    __slots__ = ("delivered", "dropped", "external", "held_bytes", "most_bytes", "told")
+    __slots__ = ("delivered", "dropped", "external", "held_bytes", "most_bytes", "told", "woken")
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self.delivered = 0
@@ -34,6 +34,8 @@ class Tally:
         #: there is a limit.
         self.held_bytes = 0
         self.most_bytes = most_bytes
+        #: How often an envelope woke a receiver.
+        self.woken = 0
 
 
 class Loss:
@@ -152,6 +154,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             self._hold(envelope)
         if self._receivers:
             _wake_first(self._receivers)
+            self._tally.woken += 1
         return left
 
     def tell(self, reason: str, groups: list[str], notice: Envelope | None, *, at_head: bool) -> None:

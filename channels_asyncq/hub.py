@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from time import monotonic
+from typing import TypeVar
 
 from channels.exceptions import ChannelFull
 
@@ -14,6 +15,9 @@ from .exceptions import ChannelClosed
 from .flow import MOST, WaitBudget
 from .journal import LOSS, Throttle
 from .options import Options
+from .slices import Slices
+
+T = TypeVar("T")
 
 # A closed channel's name is remembered this long, so that late senders and receivers are told.
 CLOSED_NAMES_KEPT = 300.0
@@ -22,6 +26,10 @@ MOST_CLOSED_NAMES = 10_000
 # A reader may be this many expiries late before its expired messages cost it its groups.
 _ABANDONED_AFTER = 2.0
 _NEVER = float("inf")
+# So many channels are served between two looks at the clock.
+_MANY = 256
+# When so many receivers were woken, they get their turn before others are woken.
+_MOST_WOKEN = 1024
 
 
 class Member:
@@ -52,7 +60,8 @@ class Hub:
     The channels that one session reads, and their groups by topic.
 
     `on_empty(topic)` is called when a group lost its last member in another way than by `leave()`, and
-    `on_room()` when a channel that `deliver` had to wait for has a place again.
+    `on_room()` when the channels that `deliver` had to wait for have a place again. What goes to many channels
+    goes in slices. While `slices` is busy nothing may be delivered: it would overtake what is unfinished.
     """
 
     def __init__(
@@ -61,8 +70,10 @@ class Hub:
         on_empty: Callable[[bytes], None],
         on_room: Callable[[], None],
         make_notice: Callable[[str], Envelope | None],
+        slices: Slices,
     ) -> None:
         self._options = options
+        self._slices = slices
         self._on_empty = on_empty
         self._on_room = on_room
         self._make_notice = make_notice
@@ -81,6 +92,7 @@ class Hub:
         self._hopeless: set[ChannelBuffer] = set()
         # What must wait is for these groups and channels.
         self._awaited: set[bytes | ChannelBuffer] = set()
+        self._departures = 0  # how often a member left a group
         self._watchers: list[asyncio.Future[None]] = []
         # By every buffer; made once.
         self._told = self._has_room, self._has_expired, self._missed_more
@@ -139,6 +151,7 @@ class Hub:
             self.tally.dropped["closed"] += buffer.clear()
             buffer.close(reason)
         self.channels.clear()
+        self._departures += 1
         self.groups.clear()
         self._full.clear()
         self._fresh.clear()
@@ -154,6 +167,7 @@ class Hub:
             if buffer.closed is not None:
                 del self.channels[channel]
         topics = list(self.groups)
+        self._departures += 1
         self.groups.clear()
         self.closed_names.clear()
         return topics
@@ -164,7 +178,8 @@ class Hub:
         expiry = self._options.expiry
         for group in list(self.groups.values()):
             if now >= group.lapses_at:
-                self._drop_lapsed(group, now)
+                for _ in self._drop_lapsed(group, now):
+                    pass
         for channel, buffer in list(self.channels.items()):
             buffer.drop_expired()
             if buffer.is_awaited or now - buffer.last_used <= expiry:
@@ -228,6 +243,7 @@ class Hub:
         member = group.members.pop(channel, None)
         if member is None:
             return False
+        self._departures += 1
         member.buffer.groups.discard(topic)
         if member.buffer.is_reported_full:
             self._is_not_full(topic, member.buffer)
@@ -241,15 +257,21 @@ class Hub:
             if self.leave(topic, buffer.channel):
                 self._on_empty(topic)
 
-    def _drop_lapsed(self, group: Group, now: float) -> None:
+    def _drop_lapsed(self, group: Group, now: float) -> Iterator[bool]:
         group_expiry = self._options.group_expiry
         group.lapses_at = _NEVER
-        for channel, member in list(group.members.items()):
-            lapses_at = max(member.added, member.buffer.last_received) + group_expiry
-            if lapses_at > now:
-                group.lapses_at = min(group.lapses_at, lapses_at)
-            elif self.leave(group.topic, channel):
-                self._on_empty(group.topic)
+        for some in _chunks(list(group.members.values())):
+            for member in some:
+                lapses_at = max(member.added, member.buffer.last_received) + group_expiry
+                if lapses_at > now:
+                    group.lapses_at = min(group.lapses_at, lapses_at)
+                elif self._is_there(group, member) and self.leave(group.topic, member.buffer.channel):
+                    self._on_empty(group.topic)
+            yield False
+
+    def _is_there(self, group: Group, member: Member) -> bool:
+        """Tell whether a membership has not ended since."""
+        return self.groups.get(group.topic) is group and group.members.get(member.buffer.channel) is member
 
     # Delivery
 
@@ -263,25 +285,52 @@ class Hub:
         group = self.groups.get(topic)
         if group is None:
             return True
-        if monotonic() >= group.lapses_at:
-            self._drop_lapsed(group, monotonic())
-        members = group.members
-        excluded = envelope.excluded
+        excluded = frozenset(envelope.excluded) if envelope.excluded else ()
+        is_large = len(group.members) > _MANY
+        if not is_large and monotonic() >= group.lapses_at:
+            for _ in self._drop_lapsed(group, monotonic()):
+                pass
         if self._full and self._must_wait_for_members(topic, excluded):
             return False
         budget = self.budget
         if budget.left < MOST:
             budget.earn()
+        if is_large:
+            self._slices.run(self._deliver_to_many(group, envelope, excluded))
+            return True
         put = self._put
         if excluded:
-            for channel, member in list(members.items()):
+            for channel, member in list(group.members.items()):
                 if channel not in excluded:
                     put(member.buffer, envelope)
         else:
             # A list, because a member whose channel closes on overflow leaves the group.
-            for member in list(members.values()):
+            for member in list(group.members.values()):
                 put(member.buffer, envelope)
         return True
+
+    def _deliver_to_many(self, group: Group, envelope: Envelope, excluded: Container[str]) -> Iterator[bool]:
+        """Put the envelope into the buffers of those who are members now, and still are when it is their turn."""
+        members = list(group.members.values())
+        departures = self._departures
+        now = monotonic()
+        if now >= group.lapses_at:
+            yield from self._drop_lapsed(group, now)
+        put, tally = self._put, self.tally
+        most_woken = tally.woken + _MOST_WOKEN
+        for some in _chunks(members):
+            if excluded or self._departures != departures:
+                some = [
+                    member
+                    for member in some
+                    if member.buffer.channel not in excluded and self._is_there(group, member)
+                ]
+            for member in some:
+                put(member.buffer, envelope)
+            must_end = tally.woken >= most_woken
+            if must_end:
+                most_woken = tally.woken + _MOST_WOKEN
+            yield must_end
 
     def deliver_to(self, channel: str, envelope: Envelope) -> bool:
         """Put an envelope from elsewhere into one channel of this session; False if it must wait."""
@@ -318,8 +367,18 @@ class Hub:
 
     def broadcast(self, envelope: Envelope) -> None:
         """Put an envelope into every channel of this session."""
-        for buffer in list(self.channels.values()):
-            self._put(buffer, envelope)
+        self._slices.run(self._put_into_all(list(self.channels.values()), envelope))
+
+    def _put_into_all(self, buffers: list[ChannelBuffer], envelope: Envelope) -> Iterator[bool]:
+        most_woken = self.tally.woken + _MOST_WOKEN
+        for some in _chunks(buffers):
+            for buffer in some:
+                if self.channels.get(buffer.channel) is buffer:
+                    self._put(buffer, envelope)
+            must_end = self.tally.woken >= most_woken
+            if must_end:
+                most_woken = self.tally.woken + _MOST_WOKEN
+            yield must_end
 
     def _put(self, buffer: ChannelBuffer, envelope: Envelope) -> None:
         tally = self.tally
@@ -539,3 +598,8 @@ class Hub:
         for watcher in watchers:
             if not watcher.done():
                 watcher.set_result(None)
+
+
+def _chunks(items: list[T]) -> Iterator[list[T]]:
+    for at in range(0, len(items), _MANY):
+        yield items[at : at + _MANY]

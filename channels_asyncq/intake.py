@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 from .envelopes import Envelope
+from .slices import SLICE
 
 # Envelopes that may wait for one loop; senders of other loops cannot be made to wait, so more are dropped.
 LIMIT = 10_000
@@ -22,10 +25,13 @@ class Intake:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, offer: Callable[[bytes, Envelope], bool]) -> None:
         self._loop = loop
+        # What drains later belongs to nobody who drained earlier.
+        self._context = contextvars.Context()
         self._offer = offer
         self._pending: deque[tuple[bytes, Envelope]] = deque()
         self._drained: list[asyncio.Future[None]] = []
         self._is_scheduled = False
+        self._is_resting = False
 
     def put(self, topic: bytes, envelope: Envelope) -> bool:
         """Append an envelope, from any thread; False if too many wait already. `drain()` must follow."""
@@ -51,13 +57,27 @@ class Intake:
         self.drain()
 
     def drain(self) -> None:
-        """Offer everything that waits, until one is not taken."""
+        """Offer everything that waits, until one is not taken; what there is no time for, on the next turn."""
+        if self._is_resting:
+            return
         pending = self._pending
+        ends = monotonic() + SLICE
         while pending:
             topic, envelope = pending[0]
             if not self._offer(topic, envelope):
                 return
             pending.popleft()
+            if monotonic() >= ends:
+                self._is_resting = True
+                self._loop.call_soon(self._drain_rested, context=self._context)
+                return
+        self._tell_drained()
+
+    def _drain_rested(self) -> None:
+        self._is_resting = False
+        self.drain()
+
+    def _tell_drained(self) -> None:
         drained, self._drained = self._drained, []
         for waiter in drained:
             if not waiter.done():
@@ -78,5 +98,5 @@ class Intake:
         """Drop what waits and let go of whoever waits for it; return how many envelopes that were."""
         count = len(self._pending)
         self._pending.clear()
-        self.drain()
+        self._tell_drained()
         return count

@@ -8,7 +8,7 @@ import contextvars
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -28,6 +28,7 @@ from .intake import Intake
 from .journal import LOSS, WIRE, record
 from .options import Options
 from .queues import QueueReader
+from .slices import Slice, Slices
 from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
 
 BusFactory = Callable[[Options, Topics, Codec, str, Receiver], Bus]
@@ -199,7 +200,8 @@ class Session:
         self._topics = Topics(
             options.prefix, options.partitions, [host.db for host in options.hosts], self.node
         )
-        self.hub = Hub(options, self._group_is_empty, self._has_room, self._make_notice)
+        self._slices = Slices(partial(self.loop.call_soon, context=self._context), self._go_on)
+        self.hub = Hub(options, self._group_is_empty, self._has_room, self._make_notice, self._slices)
         self._bus = make_bus(options, self._topics, codec, self.node, self)
         self.intake = Intake(self.loop, self.on_envelope)
         self._inbox = self._topics.inbox(self.node)
@@ -457,8 +459,12 @@ class Session:
         if members:
             await self.push_copies(members, payload, excluded)
 
-    async def push_copies(self, members: list[bytes], payload: bytes, excluded: tuple[str, ...]) -> None:
+    async def push_copies(self, members: list[bytes], payload: bytes, excluded: Collection[str]) -> None:
+        excluded = frozenset(excluded)
+        # A bus inside the process answers without giving the loop a turn.
+        turn = Slice()
         for member in members:
+            await turn.rest()
             channel = member.decode()
             if channel in excluded:
                 continue
@@ -670,6 +676,8 @@ class Session:
     # What the bus calls
 
     def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
+        if self._slices.is_busy:
+            return False
         hub = self.hub
         if topic in hub.groups:
             taken = hub.deliver(topic, envelope)
@@ -692,6 +700,11 @@ class Session:
         if not taken:
             self._hold()
         return taken
+
+    def _go_on(self) -> None:
+        """Take in what arrived while earlier envelopes were delivered."""
+        self._bus.resume()
+        self.intake.drain()
 
     def _may_open(self, channel: str) -> bool:
         """Tell whether a name from elsewhere is that of a channel of ours."""
@@ -790,8 +803,7 @@ class Session:
     def _offer_again(self) -> None:
         self._retry = None
         self.hub.spend(1000.0 * (monotonic() - self._held_since))
-        self._bus.resume()
-        self.intake.drain()
+        self._go_on()
 
     def _has_room(self) -> None:
         """All channels that messages are held for have a place again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from channels_asyncq.exceptions import ChannelClosed, LayerClosed
 from channels_asyncq.flow import MOST, PER_ENVELOPE, WaitBudget
 from channels_asyncq.hub import CLOSED_NAMES_KEPT, MOST_CLOSED_NAMES, Hub
 from channels_asyncq.options import Host, Options
+from channels_asyncq.slices import SLICE, Slices
 from tests.clock import Clock
 from tests.contract import codes, eventually, every, started
 
@@ -32,7 +34,7 @@ ROOM = b"asgi:0:group:room"
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    clock.put_into(monkeypatch, ["buffers", "hub"])
+    clock.put_into(monkeypatch, ["buffers", "hub", "slices"])
     return clock
 
 
@@ -43,6 +45,9 @@ class Recorder:
         defaults: dict[str, Any] = {"expiry": EXPIRY, "group_expiry": GROUP_EXPIRY, "capacity": 2}
         self.empty: list[bytes] = []
         self.rooms = 0
+        #: What is to be called on the next turn of the loop.
+        self.next_turn: list[Callable[[], None]] = []
+        self.slices = Slices(self.next_turn.append, lambda: None)
         self._tells = tells
         if tells:
             defaults["on_loss"] = "loss"
@@ -51,6 +56,7 @@ class Recorder:
             self.empty.append,
             self._has_room,
             self._notice,
+            self.slices,
         )
 
     def _notice(self, reason: str) -> Envelope | None:
@@ -63,6 +69,13 @@ class Recorder:
 
     def _has_room(self) -> None:
         self.rooms += 1
+
+    def turn(self) -> bool:
+        """Turn the loop once; return whether there was anything to do."""
+        due, self.next_turn[:] = list(self.next_turn), []
+        for each in due:
+            each()
+        return bool(due)
 
     def texts(self, channel: str) -> list[str]:
         """Everything that can be taken out of a channel now."""
@@ -525,6 +538,201 @@ def test_who_leaves_is_waited_for_no_more() -> None:
     assert here.texts("b") == ["1"] and here.texts("a") == ["0"]
 
 
+# Delivery to many
+
+
+class Crowd(Recorder):
+    """A hub with a large group, on a machine that takes 0.05 ms to put one envelope into one channel."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, clock: Clock, size: int = 1000, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.names = [f"member{number}" for number in range(size)]
+        for name in self.names:
+            self.hub.join(ROOM, name)
+        offer = ChannelBuffer.offer
+        #: The channel and the text of each envelope that was put, in order.
+        self.put: list[tuple[str, str]] = []
+
+        def slow(buffer: ChannelBuffer, one: Envelope) -> int:
+            clock.turn(0.00005)
+            self.put.append((buffer.channel, one.payload.decode()))
+            return offer(buffer, one)
+
+        monkeypatch.setattr(ChannelBuffer, "offer", slow)
+
+    def turns_until_idle(self) -> list[int]:
+        """Turn the loop until nothing is unfinished; return how much was put in each turn."""
+        counts = []
+        while self.slices.is_busy:
+            before = len(self.put)
+            self.turn()
+            counts.append(len(self.put) - before)
+        return counts
+
+
+# A slice of that machine, and what is put between two looks at the clock.
+MOST_IN_A_TURN = int(SLICE / 0.00005) + 256
+
+
+def test_a_delivery_to_many_comes_in_slices(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """One turn of the loop delivers for 5 ms; every member gets the envelope once, in their order."""
+    here = Crowd(monkeypatch, clock, 2000)
+    assert here.hub.deliver(ROOM, envelope("1"))
+    assert 0 < len(here.put) <= MOST_IN_A_TURN and here.slices.is_busy
+    counts = here.turns_until_idle()
+    assert len(counts) > 4 and max(counts) <= MOST_IN_A_TURN
+    assert here.put == [(name, "1") for name in here.names]
+
+
+def test_the_time_of_a_turn_is_for_all_deliveries_together(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """Many envelopes that arrive together share the time of one turn, also if each needs less."""
+    here = Crowd(monkeypatch, clock, 300)
+    taken = 0
+    while not here.slices.is_busy:
+        assert here.hub.deliver(ROOM, envelope(str(taken)))
+        taken += 1
+    assert len(here.put) <= MOST_IN_A_TURN
+    here.turns_until_idle()
+    assert here.put == [(name, str(number)) for number in range(taken) for name in here.names]
+
+
+def test_who_comes_and_goes_during_a_delivery(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """Who leaves gets nothing more, who joins gets nothing of it, and who leaves and joins is a new member."""
+    here = Crowd(monkeypatch, clock)
+    assert here.hub.deliver(ROOM, envelope("1"))
+    had = len(here.put)
+    assert had < 900
+    here.hub.leave(ROOM, "member0")
+    here.hub.leave(ROOM, "member999")
+    here.hub.close_channel("member998")
+    here.hub.leave(ROOM, "member997")
+    here.hub.join(ROOM, "member997")
+    here.hub.join(ROOM, "new")
+    here.turns_until_idle()
+    assert here.put == [(name, "1") for name in here.names[:997]]
+    assert not here.hub.tally.dropped
+    assert here.hub.deliver(ROOM, envelope("2"))
+    here.turns_until_idle()
+    assert [name for name, number in here.put if number == "2"] == [*here.names[1:997], "member997", "new"]
+
+
+@pytest.mark.parametrize("end", ["flush", "close"])
+def test_what_ends_all_groups_ends_a_delivery(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, end: str
+) -> None:
+    """After flush() or close() nobody gets the rest of an earlier envelope."""
+    here = Crowd(monkeypatch, clock)
+    here.hub.deliver(ROOM, envelope("1"))
+    had = len(here.put)
+    if end == "flush":
+        here.hub.flush()
+        here.hub.join(ROOM, "member999")
+    else:
+        here.hub.close(LayerClosed)
+    here.turns_until_idle()
+    assert len(here.put) == had
+    if end == "flush":
+        assert here.hub.tally.dropped == {"flushed": had}
+
+
+def test_a_delivery_to_many_that_must_wait(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A full member is waited for before anybody gets the envelope; an excluded one is not."""
+    here = Crowd(monkeypatch, clock, capacity=1)
+    here.hub.put_own("member500", envelope("0"))
+    here.put.clear()
+    assert not here.hub.deliver(ROOM, envelope("1")) and not here.put
+    assert here.hub.deliver(ROOM, envelope("2", excluded=("member500", "member0")))
+    here.turns_until_idle()
+    assert len(here.put) == 998
+    assert not {"member0", "member500"} & {name for name, _ in here.put}
+
+
+def test_overflow_during_a_delivery_to_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A channel that closes on overflow leaves the group in the middle of a delivery; the others get theirs."""
+    here = Crowd(monkeypatch, clock, capacity=1, overflow="close")
+    for name in ("member3", "member700"):
+        here.hub.put_own(name, envelope("0"))
+    here.put.clear()
+    here.hub.budget.left = 0.0
+    assert here.hub.deliver(ROOM, envelope("1"))
+    here.turns_until_idle()
+    assert len(here.hub.groups[ROOM].members) == 998
+    assert [here.hub.open(name).queued for name in here.names if name in here.hub.groups[ROOM].members] == [
+        1
+    ] * 998
+
+
+def test_lapsed_members_of_a_large_group(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """Memberships that lapsed are ended before the envelope is delivered."""
+    here = Crowd(monkeypatch, clock)
+    clock.turn(GROUP_EXPIRY / 2)
+    for name in here.names[::2]:
+        here.hub.join(ROOM, name)
+    clock.turn(GROUP_EXPIRY / 2)
+    assert here.hub.deliver(ROOM, envelope("1"))
+    here.turns_until_idle()
+    assert here.put == [(name, "1") for name in here.names[::2]]
+    clock.turn(GROUP_EXPIRY)
+    assert here.hub.deliver(ROOM, envelope("2"))
+    here.turns_until_idle()
+    assert here.empty == [ROOM] and len(here.put) == 500
+
+
+async def test_who_is_woken_has_a_turn(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """However fast the machine is, so many receivers are woken in a turn and no more: they need time as well."""
+    here = Recorder()
+    waiting = []
+    for number in range(3000):
+        here.hub.join(ROOM, str(number))
+        waiting.append(asyncio.ensure_future(here.hub.open(str(number)).get()))
+    await asyncio.sleep(0)
+    assert here.hub.deliver(ROOM, envelope("1"))
+    woken = [here.hub.tally.woken]
+    while here.slices.is_busy:
+        await asyncio.sleep(0)
+        assert sum(each.done() for each in waiting) == woken[-1]
+        here.turn()
+        woken.append(here.hub.tally.woken)
+    assert len(woken) > 2 and woken[-1] == 3000
+    await every(waiting)
+
+
+def test_exclude_is_looked_up_once(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A delivery with many exclusions compares no member with each of them."""
+    compared = 0
+
+    class Name(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other) is True
+
+        __hash__ = str.__hash__
+
+    here = Recorder()
+    for number in range(400):
+        here.hub.join(ROOM, str(number))
+    assert here.hub.deliver(ROOM, envelope("1", excluded=tuple(Name(number) for number in range(100))))
+    assert here.hub.tally.delivered == 300
+    assert compared <= 1000
+
+
+def test_broadcast_to_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A broadcast comes in slices, before what comes later; a channel that has gone meanwhile gets nothing."""
+    here = Crowd(monkeypatch, clock)
+    here.hub.broadcast(envelope("down"))
+    here.hub.broadcast(envelope("up"))
+    assert len(here.put) <= MOST_IN_A_TURN
+    here.hub.close_channel("member999")
+    assert max(here.turns_until_idle()) <= MOST_IN_A_TURN
+    gone = here.names[:999]
+    assert here.put == [(name, kind) for kind in ("down", "up") for name in gone]
+
+
 def test_broadcast() -> None:
     """Every channel gets it, the ones of no group too; a full one loses it by its setting."""
     here = Recorder(capacity=1)
@@ -806,7 +1014,7 @@ class HubMachine(RuleBasedStateMachine):
     def begin(self, overflow: str) -> None:
         self.patch = pytest.MonkeyPatch()
         self.clock = Clock()
-        self.clock.put_into(self.patch, ["buffers", "hub"])
+        self.clock.put_into(self.patch, ["buffers", "hub", "slices"])
         # Thousands of examples would each be worth a line.
         self.patch.setattr("channels_asyncq.journal.LOSS.disabled", True)
         self.overflow = overflow
@@ -818,7 +1026,8 @@ class HubMachine(RuleBasedStateMachine):
             group_expiry=GROUP_EXPIRY,
             capacity=CAPACITY,
         )
-        self.hub = Hub(options, self.subscribed.remove, lambda: None, lambda reason: None)
+        slices = Slices(lambda call: None, lambda: None)
+        self.hub = Hub(options, self.subscribed.remove, lambda: None, lambda reason: None, slices)
         self.model: dict[str, Channel] = {}
         self.closed: dict[str, float] = {}
         self.counts: Counter[str] = Counter()

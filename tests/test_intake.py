@@ -10,6 +10,7 @@ import pytest
 from channels_asyncq import intake as intake_module
 from channels_asyncq.envelopes import Envelope
 from channels_asyncq.intake import Intake
+from tests.clock import Clock
 from tests.contract import ended, eventually, every, started, steps
 
 
@@ -175,6 +176,50 @@ async def test_put_while_draining(session: Session) -> None:
     put(intake, "a")
     intake.drain()
     assert session.taken == ["a", "b"] and intake.is_empty
+
+
+async def test_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 5 ms of offering the loop gets a turn, whoever drains; the rest follows in order, without a pause."""
+    clock = Clock()
+    clock.put_into(monkeypatch, ["intake"])
+    most = 0
+
+    def offer(topic: bytes, envelope: Envelope) -> bool:
+        clock.turn(0.0011)
+        return session.offer(topic, envelope)
+
+    intake = Intake(asyncio.get_running_loop(), offer)
+    texts = [f"{number:02}" for number in range(50)]
+    put(intake, *texts)
+    while not intake.is_empty:
+        before = len(session.taken)
+        intake.drain()
+        intake.drain()
+        most = max(most, len(session.taken) - before)
+        await steps(1)
+    assert session.taken == texts and most == 5
+    await intake.drained()
+
+
+async def test_close_while_it_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left for the next turn is dropped and counted by close(), and nobody waits for it."""
+    clock = Clock()
+    clock.put_into(monkeypatch, ["intake"])
+
+    def offer(topic: bytes, envelope: Envelope) -> bool:
+        clock.turn(1.0)
+        return session.offer(topic, envelope)
+
+    intake = Intake(asyncio.get_running_loop(), offer)
+    put(intake, "a", "b")
+    intake.drain()
+    waiting = await started(intake.drained())
+    put(intake, "c")
+    assert session.taken[:1] == ["a"]
+    count = intake.close()
+    await every([waiting])
+    await steps(3)
+    assert len(session.taken) + count == 3 and intake.is_empty
 
 
 async def test_close(intake: Intake, session: Session) -> None:

@@ -18,10 +18,12 @@ from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq import session as session_module
+from channels_asyncq.buffers import ChannelBuffer
 from channels_asyncq.bus.redis import POP
 from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import CONTROL, pack, pack_names, unpack
+from channels_asyncq.envelopes import CONTROL, Envelope, pack, pack_names, unpack
 from channels_asyncq.exceptions import ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
+from channels_asyncq.flow import MOST
 from channels_asyncq.session import Asked, Session
 from channels_asyncq.testing import EmbeddedServer
 from channels_asyncq.topics import node_of
@@ -164,6 +166,93 @@ class TestSendWait:
         with pytest.raises(ChannelFull):
             await layer.send_wait(channel, note(2), timeout=0.03)
         assert 0.02 <= loop.time() - began < DEADLINE / 2
+
+
+class Busy:
+    """A loop on whose machine it takes 0.05 ms to put one envelope into one channel."""
+
+    def __init__(self, layer: AsyncQueueChannelLayer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.layer = layer
+        clock = Clock()
+        clock.put_into(monkeypatch, ["slices"])
+        offer = ChannelBuffer.offer
+        self._count = 0
+        #: How much was put in each turn of the loop.
+        self.puts: list[int] = []
+
+        def slow(buffer: ChannelBuffer, envelope: Envelope) -> int:
+            clock.turn(0.00005)
+            self._count += 1
+            return offer(buffer, envelope)
+
+        monkeypatch.setattr(ChannelBuffer, "offer", slow)
+        self._turn()
+
+    def _turn(self) -> None:
+        self.puts.append(self._count)
+        self._count = 0
+        asyncio.get_running_loop().call_soon(self._turn)
+
+
+class TestWorkInOneTurn:
+    @pytest.mark.parametrize("bus", ["memory", "redis"])
+    async def test_messages_to_many(
+        self, make_memory: MakeLayer, make_redis: MakeLayer, bus: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """
+        Messages that arrive together for a large group come in slices of 5 ms, a turn of the loop after each.
+
+        Every member gets each message once and in order, and so does a channel that somebody sent to in between.
+        None of it counts as waiting for readers.
+        """
+        make_layer = make_memory if bus == "memory" else make_redis
+        layer, other = await make_layer(), await make_layer()
+        members = await members_of(layer, "room", 1000)
+        await other.new_channel()
+        busy = Busy(layer, monkeypatch)
+        await asyncio.gather(*(other.group_send("room", note(n)) for n in range(5)))
+        await other.send(members[0], note(5))
+        await other.group_send("room", note(6))
+        for member in members:
+            expected = [0, 1, 2, 3, 4, 5, 6] if member == members[0] else [0, 1, 2, 3, 4, 6]
+            assert [(await receive(layer, member))["n"] for _ in expected] == expected
+        assert sum(busy.puts) == 6001
+        # A slice is 100 of them; it is looked at every 256.
+        assert max(busy.puts) <= 100 + 256
+        assert session_of(layer).hub.budget.left == MOST
+        assert not layer.statistics().dropped
+
+    async def test_a_lost_connection_in_the_middle(
+        self, make_redis: MakeLayer, redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A connection that ends in the middle of a delivery changes nothing: everybody gets it, and once."""
+        layer, other = await make_redis(), await make_redis()
+        members = await members_of(layer, "room", 1000)
+        await other.new_channel()
+        Busy(layer, monkeypatch)
+        await other.group_send("room", note(0))
+        await eventually(lambda: layer.statistics().delivered, "the beginning")
+        wire = session_of(layer)._bus._shards[0].pushes.wire  # type: ignore[attr-defined]
+        wire.abort(ConnectionResetError("cable"))
+        await other.group_send("room", note(1))
+        for member in members:
+            assert [(await receive(layer, member))["n"] for _ in range(2)] == [0, 1]
+        await eventually(lambda: layer.statistics().reconnects == 1, "the reconnect")
+        assert layer.statistics().delivered == 2000
+
+    async def test_many_normal_channels_in_a_group(
+        self, make_memory: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The copies to normal channels leave the loop its turns, though nothing has to be waited for."""
+        layer = await make_memory()
+        for number in range(500):
+            await layer.group_add("room", f"jobs{number}")
+        busy = Busy(layer, monkeypatch)
+        await layer.group_send("room", note(1), exclude=["jobs7"])
+        await steps(1)
+        assert sum(busy.puts) == 499 and max(busy.puts) <= 101
+        await assert_nothing_waits(layer, "jobs7")
+        assert await receive(layer, "jobs8") == note(1)
 
 
 class TestBadInput:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from hiredis import Reader, ReplyError, pack_command
 
+from ..slices import SLICE
 from .pacing import EARLY, Pace, pace_of
 
 try:
@@ -34,9 +35,8 @@ __all__ = ["Answer", "NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WirePr
 _MORE = object()
 
 
-# Messages may be delivered for so many seconds before the loop gets a turn, looked at every so many messages.
-_READ_SECONDS = 0.005
-_READ_CHECK_MASK = 7
+# Messages and replies are handed on for so many seconds before the loop gets a turn.
+_READ_SECONDS = SLICE
 # While something is unanswered, this share of the timeout passes between two looks at whether bytes move.
 _LOOK = 0.25
 
@@ -602,12 +602,12 @@ class WireProtocol(asyncio.Protocol):
                     count += 1
                     if self._is_aborted:
                         break
-                    if not count & _READ_CHECK_MASK and monotonic() > stop_at:
-                        self._stall()
-                        self._continuation = self._loop.call_soon(self._continue, context=self._context)
-                        break
                 elif not self._answer(reply):
                     self._abort_unexpected(reply)
+                    break
+                if monotonic() > stop_at:
+                    self._stall()
+                    self._continuation = self._loop.call_soon(self._continue, context=self._context)
                     break
         except Exception as exc:
             self.abort(exc)
