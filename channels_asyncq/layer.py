@@ -357,6 +357,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         if session is None or session.state is not LoopState.SETTLED:
             check_group_name(group)
             check_channel_name(channel)
+            if session is not None and session.is_closed and session.is_own(channel):
+                raise LayerClosed(channel)
             await self._do(lambda session: session.group_add(group, channel))
         elif (answer := session.group_add(group, channel)) is not None:
             await answer
@@ -373,6 +375,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         if session is None or session.state is not LoopState.SETTLED:
             check_group_name(group)
             check_channel_name(channel)
+            if session is not None and session.is_closed and session.is_own(channel):
+                return  # its memberships ended with the session: the relay would ask an owner that is gone
             await self._do(lambda session: session.group_discard(group, channel))
         elif (answer := session.group_discard(group, channel)) is not None:
             await answer

@@ -623,6 +623,44 @@ class TestClosing:
             loop.close()
         layer.close_from_thread()
 
+    def test_memberships_of_a_session_that_has_ended(
+        self, redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """
+        They have ended with it: to leave is no question to an owner that is gone, also in the generator of a
+        stream, which is closed beside the session.
+        """
+        monkeypatch.setattr(session_module, "_GONE_AFTER", 3600.0)
+        layer = AsyncQueueChannelLayer(hosts=[redis_url], prefix=prefix, send_timeout=3600)
+        streams: list[AsyncIterator[str]] = []
+        left: list[str] = []
+
+        async def stream() -> AsyncIterator[str]:
+            channel = await layer.new_channel()
+            await layer.group_add("room", channel)
+            try:
+                yield channel
+            finally:
+                await steps(5)  # the session's own generator has its turn
+                await layer.group_discard("room", channel)
+                left.append(channel)
+                with pytest.raises(LayerClosed):
+                    await layer.group_add("room", channel)
+                left.append(channel)
+
+        async def main() -> str:
+            streams.append(stream())
+            return await anext(streams[0])
+
+        loop = asyncio.new_event_loop()
+        try:
+            channel = loop.run_until_complete(main())
+            loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), DEADLINE))
+        finally:
+            loop.close()
+        assert left == [channel] * 2
+        layer.close_from_thread()
+
     async def test_close_channel_twice_waits_for_the_same_end(
         self, make_scripted: MakeLayer, server: RespServer
     ) -> None:
