@@ -59,7 +59,8 @@ _REASONS = {
     "too_large": ("loss.too_large", "what is larger than recovery's `message_bytes` is not kept"),
     "server_changed": (
         "loss.server_changed",
-        "the server was restarted or replaced, and the end of its log cannot be vouched for",
+        "the server was restarted or replaced, or may not be asked which it is (INFO), and the end of its log "
+        "cannot be vouched for",
     ),
 }
 

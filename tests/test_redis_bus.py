@@ -548,6 +548,38 @@ async def test_many_commands_miss_their_script(owner: Owner, server: RespServer)
     assert len(server.received("SCRIPT")) - before == len(SCRIPTS)
 
 
+UNKNOWN = [
+    error("NOPERM User site has no permissions to run the 'info|server' command"),
+    resp_server.reply(b"# Server\r\nserver_name:valkey\r\n"),
+]
+
+
+@pytest.mark.parametrize("answer", UNKNOWN, ids=["forbidden", "incomplete"])
+@pytest.mark.parametrize("known", ["never", "before", "after"])
+async def test_server_that_does_not_say_which_it_is(
+    make: MakeOwner, server: RespServer, answer: Answer, known: str
+) -> None:
+    """It is used all the same; at a reconnect it may be another one, whose log lacks the end: that is told."""
+    if known != "before":
+        server.always("INFO", answer)
+    owner = await make(server.url, recovery={})
+    topic = await owner.join()
+    await every([owner.group_send("room", PAYLOAD)])
+    assert owner.losses == []
+    server.restore()
+    if known != "after":
+        server.always("INFO", answer)
+    for count in range(1, 3):
+        for connection in server.connections:
+            if connection.is_subscriber:
+                connection.abort()
+        await owner.up(1 + count)
+        expected = 1 if known == "after" else count
+        assert owner.losses == [("server_changed", {topic.name})] * expected
+    await every([owner.group_send("room", PAYLOAD)])
+    await eventually(lambda: len(owner.arrived) == 2, "both messages")
+
+
 async def test_shared_and_never_answered(make: MakeOwner, server: RespServer) -> None:
     """Each sender is told DeliveryUnknown, or LayerUnavailable if its message was not written."""
     owner = await make(server.url)

@@ -169,7 +169,8 @@ class Shard:
             partial(bus.open_all, index, is_logged=True),
             bus.unpack_headers,
         )
-        # The servers that the lines reached when they connected: a server's run_id is another after a restart.
+        # The servers that the lines reached when they connected, empty if they did not say: a server's run_id is
+        # another after a restart.
         self._commands_run_id = self._pushes_run_id = b""
         self._fence_topic = bus.topics.fence(index)
         partitions = bus.topics.partitions_of(index) if bus.options.recovery is not None else ()
@@ -317,12 +318,13 @@ class Shard:
                 reply.result()
         run_id, last_run_id = _run_id(info), self._pushes_run_id
         await self.commands.up()
-        if run_id != self._commands_run_id:
+        if run_id and self._commands_run_id and run_id != self._commands_run_id:
             raise LayerUnavailable(self.connector.address, "commands and pushes reached two servers")
         if log.has_positions:
             log.is_reading = True
             try:
-                await log.catch_up(has_changed=run_id != last_run_id)
+                # A server that does not say which it is may be another one.
+                await log.catch_up(has_changed=not run_id or run_id != last_run_id)
             finally:
                 log.is_reading = log.discards = False
                 wire.resume()
