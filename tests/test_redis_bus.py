@@ -634,15 +634,31 @@ async def test_message_larger_than_the_link_carries(make: MakeOwner, redis_serve
     """A message that needs longer than send_timeout to leave is sent once, and what is behind it follows."""
     async with proxied(redis_server.port) as proxy:
         proxy.narrow()
-        owner = await make(proxy.url)
+        owner = await make(proxy.url, send_timeout=1.0)
         await owner.join()
-        proxy.delays["up"] = lambda: SEND_TIMEOUT / 20
+        proxy.delays["up"] = lambda: 0.03
         large = Codec().encode({"type": "test.note", "text": "x" * 4_000_000})
         await every([owner.group_send("room", large, ()), owner.group_send("room", PAYLOAD, ())])
         proxy.delays["up"] = None
         await eventually(lambda: len(owner.arrived) == 2, "both messages")
         assert [envelope.payload for _, envelope in owner.arrived] == [large, PAYLOAD]
         assert owner.events == ["up"]
+
+
+async def test_fence_behind_a_message_that_takes_long(
+    make: MakeOwner, redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener is not deaf while a message arrives over a slow link: it may be in no log."""
+    monkeypatch.setattr("channels_asyncq.bus.redis._FENCE_EVERY", 0.05)
+    monkeypatch.setattr("channels_asyncq.bus.redis._LONGEST_FENCE", 0.3)
+    async with proxied(redis_server.port) as proxy:
+        owner = await make(proxy.url, recovery={}, send_timeout=5.0)
+        await owner.join()
+        proxy.delays["down"] = lambda: 0.02
+        large = Codec().encode({"type": "test.note", "text": "x" * 4_000_000})
+        await every([owner.group_send("room", large)])
+        await eventually(lambda: owner.arrived, "the message")
+        assert owner.events == ["up"] and owner.losses == []
 
 
 async def test_closed_with_unwritten_sends(make: MakeOwner, server: RespServer) -> None:

@@ -58,6 +58,9 @@ _jitter = random.Random()
 # A listener is deaf when a fence does not arrive; looked at every so many seconds, and at each connection.
 _FENCE_EVERY = 5.0
 _LONGEST_FENCE = 3.0
+# A fence may be late behind large messages on a slow link, for so many times as long. (A server drops a
+# subscriber that is 8 MB behind for 60 s.)
+_MOST_FENCE_LOOKS = 20
 # An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries; a message has `message_bytes` at most.
 LOG_BYTES = 8 * 2**20
 _UNUSED_LOG_EXPIRES = 900
@@ -400,20 +403,36 @@ class Shard:
         if failed or arrived.done():
             self._fence_in(_FENCE_EVERY)
             return
-        loop = asyncio.get_running_loop()
-        self._fence_timer = loop.call_later(
-            _LONGEST_FENCE, self._is_deaf, wire, arrived, True, context=self._context
-        )
+        self._look_for(arrived, wire, _MOST_FENCE_LOOKS, _LONGEST_FENCE)
 
-    def _is_deaf(self, wire: WireProtocol, arrived: asyncio.Future[None], is_patient: bool) -> None:
-        if arrived.done():
+    def _look_for(
+        self,
+        fence: asyncio.Future[None],
+        wire: WireProtocol,
+        looks: int,
+        seconds: float,
+        is_last: bool = False,
+    ) -> None:
+        """Look for a fence after so many seconds."""
+        look = partial(self._is_deaf, fence, wire, looks, wire.arrived, is_last)
+        self._fence_timer = asyncio.get_running_loop().call_later(seconds, look, context=self._context)
+
+    def _is_deaf(
+        self,
+        fence: asyncio.Future[None],
+        wire: WireProtocol,
+        looks: int,
+        before: tuple[int, int],
+        is_last: bool,
+    ) -> None:
+        if fence.done():
             self._fence_in(_FENCE_EVERY)
-        elif is_patient:
+        elif looks > 0 and wire.arrived != before and (wire.arrived[1] or before[1]):
+            # A large message is arriving, which no log keeps: the fence comes after it.
+            self._look_for(fence, wire, looks - 1, _LONGEST_FENCE)
+        elif not is_last:
             # This loop may have been blocked, and the fence be there unread: one turn more.
-            loop = asyncio.get_running_loop()
-            self._fence_timer = loop.call_later(
-                _LONGEST_FENCE / 10, self._is_deaf, wire, arrived, False, context=self._context
-            )
+            self._look_for(fence, wire, looks, _LONGEST_FENCE / 10, is_last=True)
         else:
             wire.abort(TimeoutError("what is published does not arrive"))
 

@@ -240,6 +240,11 @@ class WireProtocol(asyncio.Protocol):
         return self._transport
 
     @property
+    def arrived(self) -> tuple[int, int]:
+        """How many messages were taken, and the bytes of the one that has not arrived whole."""
+        return self.messages, self._reader.len() if self._reader.has_data() else 0
+
+    @property
     def pending(self) -> int:
         """Commands that are not answered, written or not."""
         return len(self._unanswered)
@@ -501,10 +506,10 @@ class WireProtocol(asyncio.Protocol):
         self._bytes_left = max(self._bytes_left, left)
         self._leaving = number if is_leaving else 0
         # A part of a reply, or messages: the reply comes after them. Whole replies were to older commands.
-        messages, part = self.messages, self._reader.len() if self._reader.has_data() else 0
+        messages, part = arrived = self.arrived
         if messages != self._arrived[0] or part not in (0, self._arrived[1]):
             self._moved_at = now
-        self._arrived = messages, part
+        self._arrived = arrived
 
     def _unsent(self) -> int:
         """Return how many written bytes have not left this machine, as far as can be seen."""
@@ -523,13 +528,19 @@ class WireProtocol(asyncio.Protocol):
         return size
 
     def patience(self) -> float:
-        """Return for how many seconds more the oldest unanswered command may wait because bytes of it move."""
+        """
+        Return for how many seconds to wait for the oldest unanswered command because bytes of it moved; else 0.
+
+        By then the connection has judged by itself whether they still do.
+        """
         marks = self._unanswered_marks()
         if not marks or self.is_lost:
             return 0.0
         now = monotonic()
         self._look(now)
-        return max(0.0, self._moved_at + self._timeout - now) if self._moved_at > marks[0][1] else 0.0
+        if self._moved_at <= marks[0][1]:
+            return 0.0
+        return max(self._timeout / 10, self._moved_at + self._timeout - now)
 
     # In
 
