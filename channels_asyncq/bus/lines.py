@@ -94,7 +94,8 @@ class Line:
             |      |       |         |              | timer: overdue
     trial   | yes  | runs  | no      | is written   | answer: up; loss: waiting, and the timer runs on; timer:
             |      |       |         |              | overdue, and the connection is given up. The timer runs
-            |      |       |         |              | longer while bytes move; then a loss is overdue at once
+            |      |       |         |              | longer while bytes move, or once if the loop was blocked;
+            |      |       |         |              | then a loss is overdue at once
     overdue | no   | no    | yes     | fails        | connection: up, or refused if the last one was given up
             |      |       |         |              | for what the server answered
     refused | yes  | no    | yes     | is written   | `serves()`: up; loss: overdue
@@ -139,7 +140,8 @@ class Line:
         self._waiters: dict[asyncio.Future[WireProtocol], None] = {}
         self._delay = _FIRST_DELAY
         self._overdue: Exception | None = None
-        # The timer ran out while bytes moved.
+        self._due = 0.0
+        # The timer ran out while bytes moved, or on a loop that was blocked.
         self._is_late = False
         # Replies of the present connection to what was called before it was up.
         self._replies_to_set_up = 0
@@ -297,6 +299,7 @@ class Line:
         wire.abort(ConnectionAbortedError(reason))
 
     def _set_timer(self, seconds: float) -> None:
+        self._due = self._loop.time() + seconds
         self._timer = self._loop.call_later(seconds, self._is_overdue, context=contextvars.Context())
 
     def _stop_timer(self) -> None:
@@ -316,7 +319,8 @@ class Line:
             self._fail_unanswered(LayerClosed())
             return
         if self._has_answered(wire):
-            self.serves()
+            self._delay = _FIRST_DELAY
+            self._end_outage()
         self.reason = str(error) or type(error).__name__
         if self._timer is not None:
             self._end_trial(wire)
@@ -354,12 +358,15 @@ class Line:
                 self._end_outage()
                 return
             patience = wire.patience()
+            if not self._is_late and self._loop.time() - self._due > self._send_timeout / 10:
+                # This loop was blocked: the answer may be there, unread.
+                patience = max(patience, self._send_timeout / 10)
             if patience > 0:
                 self._is_late = True
                 self._set_timer(patience)
                 return
         if is_asked and not self.is_refusing:
-            self.reason = f"connected again, but nothing was answered within {self._send_timeout:g} s"
+            self.reason = f"it accepted connections, and answered nothing within {self._send_timeout:g} s"
         self._give_up_waiting(self.unavailable())
         self._tell_outage(self._down_since)
         if wire is not None and is_asked:
