@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from time import monotonic
 from typing import TypeVar
 
@@ -28,18 +28,25 @@ _ABANDONED_AFTER = 2.0
 _NEVER = float("inf")
 # So many channels are served between two looks at the clock.
 _MANY = 256
+# Or so many, where each costs ten times as much.
+_SOME = 64
 # When so many receivers were woken, they get their turn before others are woken.
 _MOST_WOKEN = 1024
 
 
 class Member:
-    """One channel's place in one group. `joiners` are the calls of group_add() that still wait for it."""
+    """
+    One channel's place in one group.
 
-    __slots__ = ("added", "buffer", "is_confirmed", "joiners")
+    It `joined` once; `added` is the time of the latest group_add(). `joiners` are the calls that
+    still wait for it.
+    """
+
+    __slots__ = ("added", "buffer", "is_confirmed", "joined", "joiners")
 
     def __init__(self, buffer: ChannelBuffer) -> None:
         self.buffer = buffer
-        self.added = monotonic()
+        self.joined = self.added = monotonic()
         self.is_confirmed = False
         self.joiners = 0
 
@@ -61,7 +68,8 @@ class Hub:
 
     `on_empty(topic)` is called when a group lost its last member in another way than by `leave()`, and
     `on_room()` when the channels that `deliver` had to wait for have a place again. What goes to many channels
-    goes in slices. While `slices` is busy nothing may be delivered: it would overtake what is unfinished.
+    goes in slices. While `slices` is busy nothing may be delivered: it would overtake what is unfinished. What
+    `chores` does is done beside it.
     """
 
     def __init__(
@@ -71,9 +79,11 @@ class Hub:
         on_room: Callable[[], None],
         make_notice: Callable[[str], Envelope | None],
         slices: Slices,
+        chores: Slices,
     ) -> None:
         self._options = options
         self._slices = slices
+        self._chores = chores
         self._on_empty = on_empty
         self._on_room = on_room
         self._make_notice = make_notice
@@ -146,18 +156,46 @@ class Hub:
         self.close_channel(buffer.channel)
 
     def close(self, reason: type[ChannelClosed]) -> None:
-        """Close every channel at once; what still waited in them is counted as dropped."""
-        for buffer in self.channels.values():
-            self.tally.dropped["closed"] += buffer.clear()
-            buffer.close(reason)
-        self.channels.clear()
+        """
+        Forget every channel and group at once, and close the channels in slices.
+
+        What still waited in them is counted as dropped. What is unfinished is dropped.
+        """
+        buffers, self.channels = list(self.channels.values()), {}
+        groups, self.groups = list(self.groups.values()), {}
         self._departures += 1
-        self.groups.clear()
         self._full.clear()
         self._fresh.clear()
         self._hopeless.clear()
         self._awaited.clear()
+        self._chores.clear()
+        self._slices.clear()
+        self._slices.run(self._close_all(buffers, groups, reason))
         self._wake_watchers()
+
+    def _close_all(
+        self, buffers: list[ChannelBuffer], groups: list[Group], reason: type[ChannelClosed]
+    ) -> Iterator[bool]:
+        # Emptied on the way: to free all of them at the end would be a long turn of its own.
+        buffers.reverse()
+        woken = 0
+        while buffers:
+            for _ in range(min(_SOME, len(buffers))):
+                buffer = buffers.pop()
+                woken += buffer.waiting
+                self.tally.dropped["closed"] += buffer.clear()
+                buffer.close(reason)
+            must_end = woken >= _MOST_WOKEN // 2  # they get an exception, which takes longer
+            if must_end:
+                woken = 0
+            yield must_end
+        while groups:
+            members = groups.pop().members
+            while members:
+                for _ in range(min(_MANY, len(members))):
+                    members.popitem()
+                yield False
+            yield False
 
     def flush(self) -> list[bytes]:
         """Drop every message and membership; return the topics that have no member any more."""
@@ -173,27 +211,42 @@ class Hub:
         return topics
 
     def sweep(self) -> None:
-        """Drop what expired, memberships that lapsed, and the buffers that nobody uses any more."""
+        """
+        Drop what expired, memberships that lapsed, and the buffers that nobody uses any more.
+
+        In slices beside the deliveries: what changes meanwhile is seen when its turn comes, or by the next sweep.
+        """
+        if not self._chores.is_busy:
+            self._chores.run(self._sweep())
+
+    def _sweep(self) -> Iterator[bool]:
         now = monotonic()
-        expiry = self._options.expiry
-        for group in list(self.groups.values()):
-            if now >= group.lapses_at:
-                for _ in self._drop_lapsed(group, now):
-                    pass
-        for channel, buffer in list(self.channels.items()):
-            buffer.drop_expired()
-            if buffer.is_awaited or now - buffer.last_used <= expiry:
-                continue
-            is_abandoned = buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry
-            if is_abandoned:
-                self._leave_groups(buffer)
-            is_empty = not (buffer.has_messages if is_abandoned else buffer.queued)
-            if is_empty and not buffer.groups and not buffer.is_kept:
-                self._settle(buffer)
-                del self.channels[channel]
+        for groups in _chunks(list(self.groups.values())):
+            for group in groups:
+                if now >= group.lapses_at:
+                    yield from self._drop_lapsed(group, now)
+            yield False
+        for buffers in _chunks(list(self.channels.values()), _SOME):
+            for buffer in buffers:
+                if self.channels.get(buffer.channel) is buffer:
+                    self._sweep_channel(buffer, now)
+            yield False
         for channel, since in list(self.closed_names.items()):
             if now - since > CLOSED_NAMES_KEPT and channel not in self.channels:
                 del self.closed_names[channel]
+
+    def _sweep_channel(self, buffer: ChannelBuffer, now: float) -> None:
+        expiry = self._options.expiry
+        buffer.drop_expired()
+        if buffer.is_awaited or now - buffer.last_used <= expiry:
+            return
+        is_abandoned = buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry
+        if is_abandoned:
+            self._leave_groups(buffer)
+        is_empty = not (buffer.has_messages if is_abandoned else buffer.queued)
+        if is_empty and not buffer.groups and not buffer.is_kept:
+            self._settle(buffer)
+            del self.channels[buffer.channel]
 
     # Groups
 
@@ -458,22 +511,52 @@ class Hub:
 
     # Losses that the channels concerned are told, once per reason until their readers have caught up
 
-    def tell(self, reason: str, groups: dict[bytes, str], *, everybody: bool) -> int:
+    def tell(
+        self,
+        reason: str,
+        groups: Iterable[tuple[bytes, str]],
+        told: Callable[[int, int], None],
+        *,
+        everybody: bool,
+    ) -> None:
         """
-        Tell the members of these groups, by topic, that they missed something; or everybody, if it may have been
-        sent to a channel. Returns how many channels that are.
+        Tell the members of these groups, topic and name, that they missed something, before what comes later.
+
+        Or everybody, if it may have been sent to a channel. Those who join or open a channel from now on missed
+        nothing. It goes in slices; then `told` is called with the number of channels and of groups.
         """
+        buffers = list(self.channels.values()) if everybody else []
+        self._slices.run(self._tell_all(reason, groups, buffers, monotonic(), told))
+
+    def _tell_all(
+        self,
+        reason: str,
+        groups: Iterable[tuple[bytes, str]],
+        buffers: list[ChannelBuffer],
+        since: float,
+        told: Callable[[int, int], None],
+    ) -> Iterator[bool]:
         concerned: dict[ChannelBuffer, list[str]] = {}
-        for topic, name in groups.items():
+        count = 0
+        for topic, name in groups:
             group = self.groups.get(topic)
-            for member in group.members.values() if group is not None else ():
-                concerned.setdefault(member.buffer, []).append(name)
-        if everybody:
-            for buffer in self.channels.values():
+            for members in _chunks(list(group.members.values()) if group is not None else []):
+                for member in members:
+                    if member.joined <= since:
+                        concerned.setdefault(member.buffer, []).append(name)
+                yield False
+            count += 1
+            yield False
+        for some in _chunks(buffers):
+            for buffer in some:
                 concerned.setdefault(buffer, [])
-        for buffer, names in concerned.items():
-            self._tell(buffer, reason, names, at_head=False)
-        return len(concerned)
+            yield False
+        for some in _chunks(list(concerned), _SOME):
+            for buffer in some:
+                if self.channels.get(buffer.channel) is buffer:
+                    self._tell(buffer, reason, concerned[buffer], at_head=False)
+            yield False
+        told(len(concerned), count)
 
     def _has_expired(self, buffer: ChannelBuffer, targets: set[str]) -> None:
         self._tell(buffer, "expired", sorted(targets), at_head=True)
@@ -600,6 +683,6 @@ class Hub:
                 watcher.set_result(None)
 
 
-def _chunks(items: list[T]) -> Iterator[list[T]]:
-    for at in range(0, len(items), _MANY):
-        yield items[at : at + _MANY]
+def _chunks(items: list[T], size: int = _MANY) -> Iterator[list[T]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]

@@ -8,7 +8,7 @@ import contextvars
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -28,7 +28,7 @@ from .intake import Intake
 from .journal import LOSS, WIRE, record
 from .options import Options
 from .queues import QueueReader
-from .slices import Slice, Slices
+from .slices import SHORT, Slice, Slices
 from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
 
 BusFactory = Callable[[Options, Topics, Codec, str, Receiver], Bus]
@@ -201,8 +201,12 @@ class Session:
         self._topics = Topics(
             options.prefix, options.partitions, [host.db for host in options.hosts], self.node
         )
-        self._slices = Slices(partial(self.loop.call_soon, context=self._context), self._go_on)
-        self.hub = Hub(options, self._group_is_empty, self._has_room, self._make_notice, self._slices)
+        call_soon = partial(self.loop.call_soon, context=self._context)
+        self._slices = Slices(call_soon, self._go_on)
+        self._chores = Slices(call_soon, lambda: None, SHORT)
+        self.hub = Hub(
+            options, self._group_is_empty, self._has_room, self._make_notice, self._slices, self._chores
+        )
         self._bus = make_bus(options, self._topics, codec, self.node, self)
         self.intake = Intake(self.loop, self.on_envelope)
         self._inbox = self._topics.inbox(self.node)
@@ -669,10 +673,15 @@ class Session:
             del self._requests[number]
 
     def _flush_own(self) -> None:
-        for topic in self.hub.flush():
-            self._group_is_empty(topic)
+        self._chores.run(self._unsubscribe_from(self.hub.flush()))
         for reader in self._readers.values():
             self.hub.tally.dropped["flushed"] += reader.flush()
+
+    def _unsubscribe_from(self, topics: list[bytes]) -> Iterator[bool]:
+        for topic in topics:
+            if topic not in self.hub.groups:  # else somebody has joined meanwhile
+                self._group_is_empty(topic)
+            yield False
 
     # What the bus calls
 
@@ -732,19 +741,26 @@ class Session:
         )
 
     def on_loss(self, reason: str, topics: set[bytes]) -> None:
-        groups = {topic: self._topics.group_named(topic) for topic in topics if topic in self.hub.groups}
+        named, groups = self._topics.group_named, self.hub.groups
         # What was sent to a channel of ours came to the inbox; nobody knows to which one.
-        count = self.hub.tell(reason, groups, everybody=self._inbox.name in topics)
-        if count:
+        self.hub.tell(
+            reason,
+            ((topic, named(topic)) for topic in topics if topic in groups),
+            partial(self._told, reason),
+            everybody=self._inbox.name in topics,
+        )
+
+    def _told(self, reason: str, channels: int, groups: int) -> None:
+        if channels:
             code, meaning = _REASONS[reason]
             record(
                 LOSS,
                 logging.WARNING,
                 code,
                 "%d channels may have missed messages while the connection was lost: %s (%d groups)",
-                count,
+                channels,
                 meaning,
-                len(groups),
+                groups,
             )
 
     def _make_notice(self, reason: str) -> Envelope | None:
@@ -888,8 +904,9 @@ class Session:
         readers = list(self._readers.values())
         self.hub.close(reason)
         try:
+            closing = asyncio.gather(*(reader.close(reason) for reader in readers))
+            await self._slices.idle()
             if readers:
-                closing = asyncio.gather(*(reader.close(reason) for reader in readers))
                 await asyncio.wait([closing], timeout=self._options.send_timeout)
                 closing.cancel()
         finally:

@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-# Seconds that work may take in one turn of the loop.
+# Seconds that deliveries may take in one turn of the loop.
 SLICE = 0.005
+# What is done beside them takes less, so that both together leave the others enough.
+SHORT = SLICE / 2
 
 
 class Slices:
@@ -22,13 +24,18 @@ class Slices:
     Args:
         call_soon: has the loop call something on its next turn.
         on_idle: is called when `is_busy` has ended on a later turn.
+        seconds: how long a slice is.
     """
 
     def __init__(
-        self, call_soon: Callable[[Callable[[], None]], object], on_idle: Callable[[], None]
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        on_idle: Callable[[], None],
+        seconds: float = SLICE,
     ) -> None:
         self._call_soon = call_soon
         self._on_idle = on_idle
+        self._seconds = seconds
         self._jobs: deque[Iterator[bool]] = deque()
         self._ends = 0.0
         #: Whether a job is unfinished, or the time of this turn of the loop is used up.
@@ -43,7 +50,7 @@ class Slices:
             return
         now = monotonic()
         if now >= self._ends:
-            self._ends = now + SLICE
+            self._ends = now + self._seconds
         self._work()
 
     def clear(self) -> None:
@@ -75,7 +82,7 @@ class Slices:
                 self._call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        self._ends = monotonic() + SLICE
+        self._ends = monotonic() + self._seconds
         try:
             self._work()
         finally:
@@ -85,15 +92,15 @@ class Slices:
 
 
 class Slice:
-    """The time that a coroutine may take in one turn of the loop."""
+    """The time that a coroutine may take in one turn of the loop, beside deliveries."""
 
     __slots__ = ("_ends",)
 
     def __init__(self) -> None:
-        self._ends = monotonic() + SLICE
+        self._ends = monotonic() + SHORT
 
     async def rest(self) -> None:
         """Give the loop a turn if the slice is over, and begin another one. Cancelling is safe."""
         if monotonic() >= self._ends:
             await asyncio.sleep(0)
-            self._ends = monotonic() + SLICE
+            self._ends = monotonic() + SHORT

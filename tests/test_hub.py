@@ -48,6 +48,7 @@ class Recorder:
         #: What is to be called on the next turn of the loop.
         self.next_turn: list[Callable[[], None]] = []
         self.slices = Slices(self.next_turn.append, lambda: None)
+        self.chores = Slices(self.next_turn.append, lambda: None)
         self._tells = tells
         if tells:
             defaults["on_loss"] = "loss"
@@ -57,6 +58,7 @@ class Recorder:
             self._has_room,
             self._notice,
             self.slices,
+            self.chores,
         )
 
     def _notice(self, reason: str) -> Envelope | None:
@@ -81,6 +83,14 @@ class Recorder:
         """Everything that can be taken out of a channel now."""
         buffer = self.hub.channels.get(channel)
         return [] if buffer is None else [text(one) for one in iter(buffer.take, None)]
+
+    def tell(self, reason: str, groups: dict[bytes, str], *, everybody: bool) -> tuple[int, int]:
+        """Tell of a loss; return how many channels and groups that were."""
+        told: list[tuple[int, int]] = []
+        self.hub.tell(reason, groups.items(), lambda *counts: told.append(counts), everybody=everybody)
+        while self.slices.is_busy:
+            self.turn()
+        return told[0]
 
     def flood(self, *numbers: int) -> None:
         """Send these to the room, whose members nobody has time to wait for."""
@@ -847,10 +857,10 @@ def test_tell() -> None:
     for name in "cd":
         here.hub.open(name)
     here.hub.put_own("d", envelope("0"))
-    assert here.hub.tell("trimmed", {ROOM: "room", b"nobody": "nobody"}, everybody=False) == 2
-    assert here.hub.tell("trimmed", {ROOM: "room"}, everybody=False) == 2
+    assert here.tell("trimmed", {ROOM: "room", b"nobody": "nobody"}, everybody=False) == (2, 2)
+    assert here.tell("trimmed", {ROOM: "room"}, everybody=False) == (2, 1)
     here.hub.close_channel("d")
-    assert here.hub.tell("server_changed", {ROOM: "room", b"lobby": "lobby"}, everybody=True) == 4
+    assert here.tell("server_changed", {ROOM: "room", b"lobby": "lobby"}, everybody=True) == (4, 2)
     assert [here.texts(name) for name in "abcd"] == [
         ["lost trimmed room", "lost server_changed room lobby"],
         ["lost server_changed lobby"],
@@ -858,6 +868,109 @@ def test_tell() -> None:
         ["0", "lost trimmed room"],
     ]
     assert here.hub.tally.told == {"trimmed": 2, "server_changed": 3}
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, clock: Clock, method: str) -> list[str]:
+    """Have a method of the buffers take 0.05 ms; return the list of the channels it was called for."""
+    called: list[str] = []
+    original = getattr(ChannelBuffer, method)
+
+    def slower(buffer: ChannelBuffer, *arguments: Any, **names: Any) -> Any:
+        clock.turn(0.00005)
+        called.append(buffer.channel)
+        return original(buffer, *arguments, **names)
+
+    monkeypatch.setattr(ChannelBuffer, method, slower)
+    return called
+
+
+def until_idle(here: Recorder, work: Slices, called: list[str]) -> int:
+    """Turn the loop until the work is done; return how many channels were served in one turn at most."""
+    most = before = len(called)
+    while work.is_busy:
+        here.turn()
+        most = max(most, len(called) - before)
+        before = len(called)
+    return most
+
+
+# What is done in a slice of that machine where it is looked at every 64 channels.
+SOME_IN_A_TURN = int(SLICE / 0.00005) + 64
+
+
+def test_many_are_told_in_slices(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """All concerned are told before anything else is delivered, but not who has left or joined meanwhile."""
+    here = Recorder(tells=True)
+    names = [f"member{number}" for number in range(1000)]
+    for name in names:
+        here.hub.join(ROOM, name)
+    told = slow(monkeypatch, clock, "tell")
+    counts: list[tuple[int, int]] = []
+    here.hub.tell("trimmed", [(ROOM, "room")], lambda *numbers: counts.append(numbers), everybody=True)
+    assert 0 < len(told) <= SOME_IN_A_TURN and here.slices.is_busy and not counts
+    here.hub.close_channel("member999")
+    here.hub.join(ROOM, "new")
+    assert until_idle(here, here.slices, told) <= SOME_IN_A_TURN
+    assert told == names[:999] and counts == [(1000, 1)]
+    assert here.hub.deliver(ROOM, envelope("1"))
+    assert here.texts("new") == ["1"] and here.texts("member998") == ["lost trimmed room", "1"]
+
+
+def test_who_joins_while_the_members_are_collected(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A notice that waits for its turn is for the members of the moment of the loss."""
+    here = Recorder(tells=True)
+    for name in "abc":
+        here.hub.join(ROOM, name)
+    clock.turn(1)
+    here.slices.run(iter([True]))  # something else is unfinished
+    counts: list[tuple[int, int]] = []
+    here.hub.tell("trimmed", [(ROOM, "room")], lambda *numbers: counts.append(numbers), everybody=False)
+    clock.turn(1)
+    here.hub.join(ROOM, "new")
+    here.hub.join(ROOM, "a")  # again
+    for name in "bc":
+        here.hub.leave(ROOM, name)
+    here.hub.join(ROOM, "c")
+    while here.slices.is_busy:
+        here.turn()
+    assert counts == [(1, 1)]
+    assert [here.texts(name) for name in ("a", "b", "c", "new")] == [["lost trimmed room"], [], [], []]
+
+
+def test_close_of_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """Everything is forgotten at once, and closed in slices, in the order in which it was opened."""
+    here = Recorder()
+    names = [f"member{number}" for number in range(1000)]
+    for name in names:
+        here.hub.join(ROOM, name)
+    here.hub.deliver(ROOM, envelope("1"))
+    buffers = [here.hub.open(name) for name in names]
+    closed = slow(monkeypatch, clock, "close")
+    here.hub.close(LayerClosed)
+    assert not here.hub.channels and not here.hub.groups
+    assert 0 < len(closed) <= SOME_IN_A_TURN
+    assert until_idle(here, here.slices, closed) <= SOME_IN_A_TURN
+    assert closed == names and all(buffer.closed is LayerClosed for buffer in buffers)
+    assert here.hub.tally.dropped == {"closed": 1000} and not here.empty
+
+
+def test_sweep_of_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A sweep goes in slices and holds up no delivery; what is used, joined or closed meanwhile is left alone."""
+    here = Recorder()
+    names = [f"channel{number}" for number in range(1000)]
+    for name in names:
+        here.hub.open(name)
+    clock.turn(EXPIRY + 1)
+    swept = slow(monkeypatch, clock, "drop_expired")
+    here.hub.sweep()
+    assert 0 < len(swept) <= SOME_IN_A_TURN and here.chores.is_busy and not here.slices.is_busy
+    here.hub.put_own("channel999", envelope("1"))
+    here.hub.join(ROOM, "channel998")
+    here.hub.close_channel("channel997")
+    here.hub.sweep()  # the other one is not finished
+    assert until_idle(here, here.chores, swept) <= SOME_IN_A_TURN
+    assert swept == [name for name in names if name != "channel997"]
+    assert set(here.hub.channels) == {"channel998", "channel999"}
 
 
 def test_bytes_are_bounded() -> None:
@@ -1026,8 +1139,8 @@ class HubMachine(RuleBasedStateMachine):
             group_expiry=GROUP_EXPIRY,
             capacity=CAPACITY,
         )
-        slices = Slices(lambda call: None, lambda: None)
-        self.hub = Hub(options, self.subscribed.remove, lambda: None, lambda reason: None, slices)
+        slices, chores = (Slices(lambda call: None, lambda: None) for _ in range(2))
+        self.hub = Hub(options, self.subscribed.remove, lambda: None, lambda reason: None, slices, chores)
         self.model: dict[str, Channel] = {}
         self.closed: dict[str, float] = {}
         self.counts: Counter[str] = Counter()

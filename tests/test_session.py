@@ -20,9 +20,16 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq import session as session_module
 from channels_asyncq.buffers import ChannelBuffer
 from channels_asyncq.bus.redis import POP
+from channels_asyncq.bus.wire import WireProtocol
 from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import CONTROL, Envelope, pack, pack_names, unpack
-from channels_asyncq.exceptions import ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
+from channels_asyncq.exceptions import (
+    ChannelClosed,
+    ChannelLayerError,
+    LayerClosed,
+    LayerUnavailable,
+    StillFull,
+)
 from channels_asyncq.flow import MOST
 from channels_asyncq.session import Asked, Session
 from channels_asyncq.testing import EmbeddedServer
@@ -253,6 +260,59 @@ class TestWorkInOneTurn:
         assert sum(busy.puts) == 499 and max(busy.puts) <= 101
         await assert_nothing_waits(layer, "jobs7")
         assert await receive(layer, "jobs8") == note(1)
+
+    async def test_topics_after_a_reconnect(
+        self, make_redis: MakeLayer, redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """
+        Thousands of topics are subscribed to in slices; who joins or leaves meanwhile has the last word.
+
+        What is sent to any of the groups meanwhile arrives.
+        """
+        layer, other = await make_redis(), await make_redis()
+        channel = await layer.new_channel()
+        await asyncio.gather(*(layer.group_add(f"room{number}", channel) for number in range(1000)))
+        await other.new_channel()
+        clock = Clock()
+        clock.put_into(monkeypatch, ["slices"])
+        call = WireProtocol.call
+        calls: list[list[bytes]] = [[]]
+        tasks: list[asyncio.Future[object]] = []
+
+        def slow(wire: WireProtocol, *command: bytes | str | int) -> asyncio.Future[object]:
+            if command[0] == b"SUBSCRIBE":
+                clock.turn(0.00005)
+                calls[-1].append(bytes(str(command[1]), "ascii"))
+                if sum(map(len, calls)) == 300:
+                    loop.call_soon(meanwhile)
+            return call(wire, *command)
+
+        def turn() -> None:
+            calls.append([])
+            loop.call_soon(turn)
+
+        def meanwhile() -> None:
+            for doing in (
+                layer.group_discard("room999", channel),
+                layer.group_discard("room0", channel),
+                layer.group_add("new", channel),
+                *(other.group_send(group, note(n)) for n, group in enumerate(["room1", "room998"])),
+            ):
+                tasks.append(loop.create_task(doing))
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(WireProtocol, "call", slow)
+        turn()
+        redis_server.command("CLIENT", "KILL", "TYPE", "pubsub")
+        await eventually(lambda: tasks and all(task.done() for task in tasks), "what was done meanwhile")
+        await asyncio.gather(*tasks)
+        await other.group_send("new", note(2))
+        assert max(map(len, calls)) <= 101 + 50  # what is subscribed to for other layers comes on top
+        assert [(await receive(layer, channel))["n"] for _ in range(3)] == [0, 1, 2]
+        for group in ("room0", "room999"):
+            await other.group_send(group, note(3))
+        await assert_nothing_waits(layer, channel)
+        assert layer.statistics().told == {}
 
 
 class TestBadInput:
@@ -689,6 +749,57 @@ class TestClosing:
         await layer.close()
         await layer.close_channel(channel)
         await layer.close_channel("jobs")
+
+
+class TestClosingMany:
+    @pytest.mark.parametrize("is_cancelled", [False, True])
+    async def test_everybody_is_told(
+        self, make_memory: MakeLayer, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+    ) -> None:
+        """
+        A layer that closes accepts nothing from the first moment, and its receivers are told in slices.
+
+        All of them are told, also if close() is cancelled.
+        """
+        clock = Clock()
+        clock.put_into(monkeypatch, ["slices"])
+        close = ChannelBuffer.close
+        count = 0
+
+        def slow(buffer: ChannelBuffer, *reason: type[ChannelClosed]) -> None:
+            nonlocal count
+            clock.turn(0.00005)
+            count += 1
+            close(buffer, *reason)
+
+        layer = await make_memory()
+        members = await members_of(layer, "room", 1000)
+        receiving = [asyncio.create_task(layer.receive(member)) for member in members]
+        await steps(1)
+        monkeypatch.setattr(ChannelBuffer, "close", slow)
+        closing = asyncio.create_task(layer.close())
+        most = 0
+        while count < 1000:
+            before = count
+            await steps(1)
+            most = max(most, count - before)
+            if 0 < count < 1000:
+                for call in contract.calls(
+                    lambda: layer.send(members[-1], note(1)),
+                    lambda: layer.receive(members[-1]),
+                    lambda: layer.group_add("room", members[-1]),
+                    lambda: layer.group_send("room", note(1)),
+                    layer.new_channel,
+                ):
+                    with pytest.raises(LayerClosed):
+                        await call()
+                if is_cancelled:
+                    closing.cancel()
+        assert most <= 100 + 64
+        results = await asyncio.gather(*receiving, return_exceptions=True)
+        assert {type(result) for result in results} == {LayerClosed}
+        await asyncio.wait([closing])
+        assert closing.cancelled() is is_cancelled
 
 
 class TestOwners:

@@ -849,6 +849,21 @@ async def test_reader_yields_between_replies(monkeypatch: pytest.MonkeyPatch) ->
     assert session.pipe.reading
 
 
+async def test_those_answered_have_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast confirmations are read, some thousand of them are handed on before the next are read."""
+    session = Session(subscriber=True)
+    futures = [session.wire.call(b"SUBSCRIBE", b"x") for _ in range(3000)]
+    await turns(1)
+    monkeypatch.setattr(wire, "monotonic", lambda: 100.0)
+    session.feed(encode([b"subscribe", b"x", 1]) * 3000)
+    answered = [sum(future.done() for future in futures)]
+    while answered[-1] < 3000:
+        await turns(1)
+        answered.append(sum(future.done() for future in futures))
+        assert answered[-1] - answered[-2] <= 1024
+    assert answered[0] <= 1024
+
+
 async def test_lost_while_the_reader_yields(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that ends while messages wait for their turn delivers them, then tells its end."""
     now = 100.0

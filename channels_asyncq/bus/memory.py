@@ -16,6 +16,7 @@ from ..codecs import Codec
 from ..envelopes import Envelope
 from ..intake import Intake
 from ..options import Options
+from ..slices import Slice
 from ..topics import Topic, Topics, node_of
 from .base import Bus, Health, HostHealth, Link, Receiver
 
@@ -237,8 +238,14 @@ class MemoryBus(Bus):
 
     async def close(self) -> None:
         self._is_closed = True
-        self._broker.forget(self, self._node)
-        self._intake.close()
+        turn = Slice()
+        try:
+            while self._wanted:
+                self._broker.listen_no_more(self._wanted.pop(), self)
+                await turn.rest()
+        finally:
+            self._broker.forget(self, self._node)
+            self._intake.close()
 
     def subscribe(self, topic: Topic) -> None:
         self._wanted.add(topic.name)

@@ -118,10 +118,7 @@ class LogReader:
         `has_changed`: it is another server than the one that the positions are from, or it was restarted; the
         end of a log may be missing then, and nobody can know.
         """
-        topics: defaultdict[int, set[bytes]] = defaultdict(set)
-        for entry in self._ledger:
-            if entry.partition != NOT_LOGGED:
-                topics[entry.partition].add(entry.topic)
+        topics = await self._wanted_topics()
         lost = self._lost
         # The ids of another server may be lower.
         self.read_until.clear()
@@ -134,6 +131,18 @@ class LogReader:
         self._lost = defaultdict(set)
         for reason, names in lost.items():
             self._receiver.on_loss(reason, names)
+
+    async def _wanted_topics(self) -> defaultdict[int, set[bytes]]:
+        """Return the logged topics that are wanted now, by partition. What is pushed meanwhile waits."""
+        topics: defaultdict[int, set[bytes]] = defaultdict(set)
+        stop_at = monotonic() + _READ_SECONDS
+        for entry in self._ledger:
+            if entry.partition != NOT_LOGGED:
+                topics[entry.partition].add(entry.topic)
+            if monotonic() > stop_at:
+                await asyncio.sleep(0)
+                stop_at = monotonic() + _READ_SECONDS
+        return topics
 
     async def _read(self, partition: int, lost: defaultdict[str, set[bytes]], concerned: set[bytes]) -> None:
         """Read one log. `concerned` are the topics to be told if it does not reach back to the position."""

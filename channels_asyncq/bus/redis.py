@@ -39,6 +39,7 @@ from ..external import ExternalMessage
 from ..journal import CONNECTION, WIRE, Throttle, record
 from ..options import Options
 from ..sealing import LOG, QUEUE, TOPIC, Seal, place
+from ..slices import Slice
 from ..topics import NOT_LOGGED, Topic, Topics, node_of
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
@@ -313,12 +314,12 @@ class Shard:
         log.discards = log.has_positions
         self._subscribing = wire
         info = wire.call("INFO", "server")
-        replies = [self._send_subscribe(wire, entry) for entry in self.ledger]
-        await asyncio.wait([info, *replies])
-        for reply in replies:
-            # A refused topic was told to those who want it; the others must not suffer.
-            if not isinstance(reply.exception(), ReplyError):
-                reply.result()
+        last = await self._subscribe_to_all(wire)
+        # Replies come in the order of the commands: with the last one, all are there.
+        await asyncio.wait([info, last])
+        # A refused topic was told to those who want it; the others must not suffer.
+        if not isinstance(last.exception(), ReplyError):
+            last.result()
         run_id, last_run_id = _run_id(info), self._pushes_run_id
         await self.commands.up()
         if run_id and self._commands_run_id and run_id != self._commands_run_id:
@@ -336,6 +337,19 @@ class Shard:
             await self._first_fence()
             self._fence_in(_FENCE_EVERY)
         self._pushes_run_id = run_id
+
+    async def _subscribe_to_all(self, wire: WireProtocol) -> asyncio.Future[Any]:
+        """Send SUBSCRIBE for each topic that is wanted, in slices; return the reply to the last one."""
+        turn = Slice()
+        # The fence's topic is always wanted.
+        reply: asyncio.Future[Any] | None = None
+        for entry in self.ledger:
+            # Since the last turn it may have been given up, or wanted anew and sent.
+            if not entry.is_sent and self.ledger.get(entry.topic) is entry:
+                reply = self._send_subscribe(wire, entry)
+            await turn.rest()
+        assert reply is not None
+        return reply
 
     def _pushes_lost(self) -> None:
         self.ledger.disconnect()
@@ -430,8 +444,8 @@ class Shard:
         elif looks > 0 and wire.arrived != before and (wire.arrived[1] or before[1]):
             # A large message is arriving, which no log keeps: the fence comes after it.
             self._look_for(fence, wire, looks - 1, _LONGEST_FENCE)
-        elif not is_last:
-            # This loop may have been blocked, and the fence be there unread: one turn more.
+        elif not is_last or wire.is_stalled:
+            # It may be there, unread: this loop was blocked, or is still busy with what came before.
             self._look_for(fence, wire, looks, _LONGEST_FENCE / 10, is_last=True)
         else:
             wire.abort(TimeoutError("what is published does not arrive"))

@@ -95,4 +95,5 @@ class SubscriptionLedger:
     def fail_waiters(self, error: Exception) -> None:
         """End the waiting for confirmations; the topics stay wanted."""
         for entry in self._entries.values():
-            entry.finish(error)
+            if entry.waiters:
+                entry.finish(error)

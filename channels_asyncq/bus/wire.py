@@ -39,6 +39,8 @@ _MORE = object()
 _READ_SECONDS = SLICE
 # While something is unanswered, this share of the timeout passes between two looks at whether bytes move.
 _LOOK = 0.25
+# When a subscriber's connection has answered so many commands, their callbacks get the turn.
+_MOST_ANSWERED = 1024
 
 
 class NotSent(ConnectionError):
@@ -243,6 +245,11 @@ class WireProtocol(asyncio.Protocol):
     def arrived(self) -> tuple[int, int]:
         """How many messages were taken, and the bytes of the one that has not arrived whole."""
         return self.messages, self._reader.len() if self._reader.has_data() else 0
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether what arrives is left unread for now, by our own side."""
+        return self._is_stalled
 
     @property
     def pending(self) -> int:
@@ -598,7 +605,7 @@ class WireProtocol(asyncio.Protocol):
         gets = self._gets
         on_message = self._on_message
         assert on_message is not None
-        count = 0
+        count = answered = 0
         stop_at = monotonic() + _READ_SECONDS
         try:
             while (reply := gets()) is not _MORE:
@@ -613,7 +620,11 @@ class WireProtocol(asyncio.Protocol):
                     count += 1
                     if self._is_aborted:
                         break
-                elif not self._answer(reply):
+                elif self._answer(reply):
+                    answered += 1
+                    if answered == _MOST_ANSWERED:
+                        stop_at = 0.0
+                else:
                     self._abort_unexpected(reply)
                     break
                 if monotonic() > stop_at:
