@@ -52,10 +52,10 @@ class Envelope:
     """
     One message under way or waiting: the encoded message and what the layer must know about it.
 
-    The same object waits in the buffer of every local member of a group, so nobody changes it after it was
-    put there. `expires_at` is a time of `time.monotonic()`; `excluded` holds full channel names. `message` is
-    the decoded form of a payload that came over the wire and was checked, or that somebody here has decoded:
-    `Session.opened()` gives the first receiver this one and each other one a dict of its own.
+    The same object waits in the buffer of every member of a group in one event loop, so nobody changes it after
+    it was put there. `expires_at` is a time of `time.monotonic()`; `excluded` holds full channel names.
+    `message` is the decoded form of a payload that came over the wire and was checked, or that somebody here has
+    decoded: `Session.opened()` gives the first receiver this one and each other one a dict of its own.
     """
 
     __slots__ = (
@@ -92,6 +92,16 @@ class Envelope:
         # Whether copying `message` is as good as decoding again; None: nobody has looked.
         self.is_flat: bool | None = None
         self.holders = 0  # buffers it waits in; counted only when the bytes of a process are limited
+
+    def copy(self) -> Envelope:
+        """
+        Return an envelope of the same message for another event loop.
+
+        Each loop counts the buffers that hold its own, and decodes the message for its own receivers.
+        """
+        return Envelope(
+            self.payload, self.target, self.node, self.seq, self.flags, self.excluded, self.expires_at
+        )
 
     def __repr__(self) -> str:
         return f"<Envelope {self.node.hex()}/{self.seq} to {self.target!r}, {len(self.payload)} bytes>"

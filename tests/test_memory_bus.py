@@ -1,4 +1,4 @@
-"""The broker of `memory://`: what a reader gives back, and capacities that differ."""
+"""The broker of `memory://`: what a reader gives back, capacities that differ, and what sessions do not share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from channels.exceptions import ChannelFull
 
 from channels_asyncq.bus.memory import Broker
 from channels_asyncq.envelopes import Envelope
+from tests.contract import layers, members_of, note, receive
 
 
 def push(broker: Broker, payload: bytes, capacity: int) -> None:
@@ -41,3 +42,35 @@ def test_layers_of_other_capacities() -> None:
     push(broker, b"2", 2)
     with pytest.raises(ChannelFull):
         push(broker, b"3", 1)
+
+
+async def test_sessions_count_their_own_bytes(prefix: str) -> None:
+    """A group with members in several sessions: each session's bytes are those that wait in its own channels."""
+    async with layers(hosts=["memory://"], prefix=prefix, max_buffered_bytes=1000) as make_layer:
+        here = [await make_layer() for _ in range(3)]
+        members = [(layer, member) for layer in here for member in await members_of(layer, "room", 2)]
+        for number in range(300):
+            await here[number % 3].group_send("room", note(number))
+            # Every session is the first, the second and the last to have read it.
+            for layer, member in members[number % 6 :] + members[: number % 6]:
+                assert await receive(layer, member) == note(number)
+        for number in range(3):
+            await here[0].group_send("room", note(number))
+        for layer, member in members:
+            assert [(await receive(layer, member))["n"] for _ in range(3)] == [0, 1, 2]
+        assert all(not layer.statistics().dropped for layer in here)
+
+
+async def test_sessions_hold_no_more_than_their_bytes(prefix: str) -> None:
+    """What waits in one session makes another one hold neither more nor less."""
+    async with layers(hosts=["memory://"], prefix=prefix, max_buffered_bytes=1000) as make_layer:
+        here = [await make_layer() for _ in range(2)]
+        members = [(layer, member) for layer in here for member in await members_of(layer, "room", 2)]
+        message = {"type": "m", "text": "x" * 280}
+        for _ in range(5):
+            await here[0].group_send("room", message)
+        for layer, member in members:
+            for _ in range(3):
+                assert await receive(layer, member) == message
+            assert not [name for name, _ in layer.statistics().queued if name == member]
+        assert [layer.statistics().dropped for layer in here] == [{"overflow": 4}] * 2

@@ -67,7 +67,12 @@ class Broker:
             return self._publish(topic, envelope)
 
     def _publish(self, topic: bytes, envelope: Envelope | None) -> list[MemoryBus]:
-        return [bus for bus in self._listeners.get(topic, ()) if bus.accept(topic, envelope)]
+        accepted: list[MemoryBus] = []
+        for bus in self._listeners.get(topic, ()):
+            # The first listener gets this very envelope, each other one a copy of its own.
+            if bus.accept(topic, envelope if not accepted or envelope is None else envelope.copy()):
+                accepted.append(bus)
+        return accepted
 
     def group_send(self, group: str, topic: bytes, envelope: Envelope) -> tuple[list[MemoryBus], list[str]]:
         """Publish, and return the listeners and the group's normal channels."""
