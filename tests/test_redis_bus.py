@@ -12,8 +12,9 @@ import pytest
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
+from channels_asyncq.bus import redis
 from channels_asyncq.bus.base import ChannelRoute, GroupRoute
-from channels_asyncq.bus.redis import POP, SCRIPTS, RedisBus
+from channels_asyncq.bus.redis import POP, SCRIPTS, RedisBus, Shard
 from channels_asyncq.codecs import Codec
 from channels_asyncq.envelopes import CONTROL, HEADER_ONLY, Envelope, unpack
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
@@ -765,6 +766,32 @@ async def test_held_in_the_middle(owner: Owner, server: RespServer) -> None:
     assert [(name, envelope.seq) for name, envelope in owner.arrived] == [
         (topic.name, n) for n in range(1, 7)
     ]
+
+
+async def test_a_fence_behind_a_held_message(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that is too busy to read for longer than a fence may take is not deaf: the connection stays."""
+    await owner.join()
+    looks = 0
+    is_deaf = Shard._is_deaf
+
+    def look(shard: Shard, fence: asyncio.Future[None], *more: Any) -> None:
+        nonlocal looks
+        looks += not fence.done()
+        is_deaf(shard, fence, *more)
+
+    monkeypatch.setattr(Shard, "_is_deaf", look)
+    monkeypatch.setattr(redis, "_FENCE_EVERY", 0.01)
+    monkeypatch.setattr(redis, "_LONGEST_FENCE", 0.01)
+    owner.takes = False
+    await every(send_some(owner, "room", PAYLOAD))
+    await eventually(lambda: owner.offered, "the one that is not taken")
+    for shard in owner.bus._shards:
+        shard._send_fence()
+    await eventually(lambda: looks >= 4, "looks for a fence that is not there")
+    assert [link.reconnects for link in owner.bus.links()] == [0]
+    owner.takes = True
+    owner.bus.resume()
+    await eventually(lambda: owner.arrived, "the message")
 
 
 @pytest.mark.parametrize("keys", [[], ["key"]], ids=["open", "sealed"])
