@@ -488,6 +488,10 @@ def _hosts(key: str, value: Any) -> tuple[Host, ...]:
     hosts = tuple(_host(f"{key}[{position}]", entry) for position, entry in enumerate(value or [DEFAULT_URL]))
     if len(hosts) > 1 and any(host.kind == "memory" for host in hosts):
         _refuse(key, value, "memory:// is a layer of its own and cannot be mixed with other hosts.")
+    for position, host in enumerate(hosts):
+        first = [other.address for other in hosts].index(host.address)
+        if first < position:
+            _refuse(f"{key}[{position}]", host.address, f"is {key}[{first}] again. List each server once.")
     return hosts
 
 
