@@ -62,6 +62,10 @@ _REASONS = {
         "the server was restarted or replaced, or may not be asked which it is (INFO), and the end of its log "
         "cannot be vouched for",
     ),
+    "not_logged": (
+        "loss.not_logged",
+        "another process has no logs (`recovery`), or logged what this one does not read",
+    ),
 }
 
 

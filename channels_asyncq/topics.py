@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import zlib
@@ -184,8 +185,15 @@ class Topics:
         """The key of a partition's log."""
         return self._roots[partition % len(self._roots)] + b"log:%d" % partition
 
-    def layout_key(self, shard: int) -> bytes:
-        return self._roots[shard] + b"layout"
+    def layouts(self, shard: int) -> bytes:
+        """The key of the layouts that sessions use on a host; also the topic on which a new one is told."""
+        return self._roots[shard] + b"layouts"
+
+    def lease_keys(self, shard: int, layout: bytes) -> tuple[bytes, bytes, bytes]:
+        """The keys of a lease: of all layouts, of the sessions with this one, and of the namespace's past."""
+        layouts = self.layouts(shard)
+        digest = hashlib.sha256(layout).hexdigest()[:16]
+        return layouts, b"%b:%b" % (layouts, digest.encode()), layouts + b":past"
 
     def group_named(self, name: bytes) -> str:
         """Return the group that a topic is of, given the name of the topic."""

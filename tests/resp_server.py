@@ -32,6 +32,8 @@ SCRIPTS = {
     path.read_bytes().splitlines()[0]: path.stem.upper()
     for path in Path(channels_asyncq.__file__).parent.glob("bus/scripts/*.lua")
 }
+#: Those by which a session comes and goes: they do not count as EVALSHA.
+LEASES = ("LEASE", "LEAVE")
 
 
 def encode(value: object) -> bytes:
@@ -254,7 +256,7 @@ class RespServer:
         """
         Give the next commands NAME these answers, one each; None is the real one. Then as `always()` says.
 
-        EVALSHA also goes by the name of its script, which comes first.
+        EVALSHA also goes by the name of its script, which comes first; LEASE and LEAVE only by theirs.
         """
         self._next[name.upper()].extend(answers)
 
@@ -282,6 +284,9 @@ class RespServer:
     def note(self, command: list[bytes]) -> str:
         """Record a command that was received, and return its name."""
         name = command[0].upper().decode()
+        kind = self.kind_of(name, command[1:2])
+        if kind in LEASES:
+            name = kind
         self.commands.append((name, *command[1:]))
         if command[:2] == [b"SCRIPT", b"LOAD"]:
             sha = hashlib.sha1(command[2], usedforsecurity=False).hexdigest().encode()

@@ -329,7 +329,7 @@ class TestDatabases:
 
 
 class TestLayout:
-    """`<prefix>:<db>:layout`: processes that share a prefix share its partitions."""
+    """`<prefix>:<db>:layouts`: processes that share a prefix share its partitions."""
 
     async def test_a_process_that_differs_is_refused(self, make_layer: MakeLayer) -> None:
         """The second session with another number of partitions gets ImproperlyConfigured with both values."""
@@ -354,11 +354,15 @@ class TestLayout:
         await third.new_channel()
 
     async def test_the_key(self, make_layer: MakeLayer, redis_server: EmbeddedServer, prefix: str) -> None:
-        """The key is where the design says, and flush() keeps it."""
+        """The keys are where the design says, expire by themselves, and flush() keeps them; close() does not."""
         layer = await make_layer()
         await members_of(layer, "room", 1)
         await layer.flush()
-        assert redis_server.command("EXISTS", f"{prefix}:0:layout") == 1
+        assert redis_server.command("ZCARD", f"{prefix}:0:layouts") == 1
+        for key in redis_server.command("KEYS", f"{prefix}:0:layouts*"):
+            assert redis_server.command("PTTL", key) > 0
+        await layer.close()
+        assert redis_server.command("KEYS", f"{prefix}:0:layouts*") == [f"{prefix}:0:layouts:past".encode()]
 
 
 class TestAccess:
@@ -466,15 +470,14 @@ class TestServer:
     async def test_normal_channels_leave_nothing_for_ever(
         self, make_layer: MakeLayer, redis_server: EmbeddedServer, prefix: str
     ) -> None:
-        """Every key but the layout expires by itself."""
+        """Every key expires by itself."""
         layer = await make_layer()
         await layer.group_add("room", "jobs")
         for n in range(3):
             await layer.send("jobs", note(n))
         await receive(layer, "jobs")
         for key in redis_server.command("KEYS", f"{prefix}:*"):
-            if not key.endswith(b":layout"):
-                assert redis_server.command("PTTL", key) > 0, key
+            assert redis_server.command("PTTL", key) > 0, key
 
 
 def clients(server: EmbeddedServer) -> list[str]:

@@ -66,9 +66,9 @@ async def test_refused_password(make_layer: MakeLayer, server: RespServer) -> No
     ("name", "text"),
     [
         ("ROLE", "LOADING Redis is loading the dataset in memory"),
-        ("SET", "READONLY You can't write against a read only replica."),
-        ("SET", "OOM command not allowed when used memory > 'maxmemory'."),
-        ("SET", "MISCONF Redis is configured to save RDB snapshots, but it is currently unable to"),
+        ("LEASE", "READONLY You can't write against a read only replica."),
+        ("LEASE", "OOM command not allowed when used memory > 'maxmemory'."),
+        ("LEASE", "MISCONF Redis is configured to save RDB snapshots, but it is currently unable to"),
         ("FENCE", "OOM command not allowed when used memory > 'maxmemory'. script: f, on @user_script:1."),
         ("FENCE", "LOADING Redis is loading the dataset in memory"),
     ],
@@ -88,7 +88,7 @@ async def test_refusing(make_layer: MakeLayer, server: RespServer, name: str, te
     await recovered(layer)
 
 
-@pytest.mark.parametrize("name", ["*", "FENCE", "SET"])
+@pytest.mark.parametrize("name", ["*", "FENCE", "LEASE"])
 async def test_silent(make_layer: MakeLayer, server: RespServer, name: str) -> None:
     """A server that accepts and says nothing is not well, before the connection has noticed and after."""
     layer = await make_layer()
@@ -148,9 +148,11 @@ async def test_after_the_outage_was_noticed(make_layer: MakeLayer, server: RespS
     await recovered(layer)
 
 
-async def test_hosts_are_looked_at_one_by_one(server: RespServer, prefix: str) -> None:
+async def test_hosts_are_looked_at_one_by_one(
+    server: RespServer, own_redis_server: EmbeddedServer, prefix: str
+) -> None:
     """A host that is down does not hide how the other is."""
-    async with RespServer(server.real) as other:
+    async with RespServer(own_redis_server) as other:
         hosts = [server.url, other.url]
         async with contract.layers(hosts=hosts, prefix=prefix, send_timeout=SEND_TIMEOUT) as make:
             layer = await make()
@@ -161,12 +163,12 @@ async def test_hosts_are_looked_at_one_by_one(server: RespServer, prefix: str) -
             assert not health.ok
 
 
-async def test_another_layout(make_layer: MakeLayer, server: RespServer, prefix: str) -> None:
-    """A namespace that is laid out otherwise is a result as well."""
-    server.real.command("SET", f"{prefix}:0:layout", '{"partitions": 3}')
+async def test_another_layout(make_layer: MakeLayer) -> None:
+    """A namespace that others use with other settings is a result as well."""
+    await health_of(await make_layer(partitions=3), DEADLINE)
     health = await health_of(await make_layer())
     assert not health.ok
-    assert "laid out" in health.hosts[0].reason
+    assert "partitions: 3" in health.hosts[0].reason
 
 
 async def test_closed(make_layer: MakeLayer) -> None:

@@ -371,6 +371,13 @@ class TestReach:
         assert world.receiver.losses == [("server_changed", {b"x", b"y", b"z"})]
         assert world.receiver.delivered == [(b"x", 1)]
 
+    async def test_a_gap(self, world: World) -> None:
+        """If something may be in no log everybody is told, and what is there is delivered."""
+        world.server.log(0).add(1, b"x", 1)
+        await world.reader.catch_up(has_changed=False, has_gap=True)
+        assert world.receiver.losses == [("not_logged", {b"x", b"y", b"z"})]
+        assert world.receiver.delivered == [(b"x", 1)]
+
     async def test_other_server_with_a_clock_behind(self, world: World) -> None:
         """Pushes with lower ids than those of the server before are delivered, in every partition."""
         world.ledger.give_up(b"z")
@@ -435,6 +442,14 @@ class TestEntriesThatCannotBeDelivered:
         world.server.now = NOW + 10**6
         await world.reader.catch_up(has_changed=False)
         assert world.receiver.losses == []
+
+    async def test_of_a_newer_release(self, world: World) -> None:
+        """What was logged in a format that this release does not read is told, and the rest is read."""
+        world.server.log(0).add_raw(1, b"x", b"\x02" + pack([(pack_names("g"), b"1")], A, 1)[1:])
+        world.server.log(0).add(2, b"x", 2)
+        await world.reader.catch_up(has_changed=False)
+        assert world.receiver.losses == [("not_logged", {b"x"})]
+        assert world.receiver.delivered == [(b"x", 2)] and not world.receiver.unreadable
 
     @pytest.mark.parametrize("data", [b"", b"nonsense", pack([(pack_names("g"), b"666")], A, 1)])
     async def test_unreadable(self, world: World, data: bytes) -> None:

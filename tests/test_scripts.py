@@ -19,6 +19,7 @@ class Channel:
         self._server = server
         self._list, self._taken = f"{prefix}:0:queue:jobs", f"{prefix}:0:taken:n:jobs"
         self._seen, self._pushed = f"{prefix}:0:seen:3:n", 0
+        self.reads = (1, 1)
 
     def _run(self, script: Script, keys: list[str], *arguments: object) -> object:
         return self._server.command("EVAL", script.text, len(keys), *keys, *map(str, arguments))
@@ -43,7 +44,7 @@ class Channel:
         return found
 
     def pop(self, number: int) -> object:
-        item = self._run(POP, [self._list, self._taken], number, EXPIRY)
+        item = self._run(POP, [self._list, self._taken], number, EXPIRY, *self.reads)
         return item[13:].decode() if isinstance(item, bytes) else item
 
     def give_back(self, number: int) -> object:

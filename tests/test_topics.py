@@ -63,7 +63,9 @@ def test_the_names_that_redis_sees() -> None:
     assert names.everybody == Topic(0, b"asgi:3:all", 0)
     assert names.fence(0) == Topic(0, b"asgi:3:fence:0123456789abcdef", NOT_LOGGED)
     assert list(names.partitions_of(0)) == list(range(16))
-    assert names.layout_key(0) == b"asgi:3:layout"
+    assert names.layouts(0) == b"asgi:3:layouts"
+    keys = names.lease_keys(0, b"{}")
+    assert keys == (b"asgi:3:layouts", b"asgi:3:layouts:44136fa355b3678a", b"asgi:3:layouts:past")
     assert names.stored(0) == [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:members:*"]
 
 
@@ -75,7 +77,7 @@ def test_namespaces_never_meet(name: str) -> None:
     for space in spaces:
         every += [space.group(name).topic.name, space.group(name).members]
         every += [space.queue(name).topic.name, space.queue(name).taken]
-        every += [space.inbox(name).name, space.everybody.name, space.layout_key(0)]
+        every += [space.inbox(name).name, space.everybody.name, *space.lease_keys(0, b"{}")]
     assert len(set(every)) == len(every)
 
 
@@ -91,7 +93,7 @@ def test_a_namespace_within_another(kind: str, name: str, group: str) -> None:
     for space in (outer, inner):
         queue, members = space.queue(name), space.group(group)
         stored.append([queue.topic.name, queue.taken, members.members])
-        every += [*stored[-1], queue.seen, members.topic.name, members.log, space.layout_key(0)]
+        every += [*stored[-1], queue.seen, members.topic.name, members.log, *space.lease_keys(0, b"{}")]
         every += [space.inbox(NODE).name, space.everybody.name, space.fence(0).name]
     assert len(set(every)) == len(every)
     for space, own in zip((outer, inner), stored, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
-from ..envelopes import HEADER_ONLY, BadEnvelope, Envelope
+from ..envelopes import FORMATS, HEADER_ONLY, BadEnvelope, Envelope, Formats
 from ..options import Options
 from ..topics import NOT_LOGGED
 from .base import Receiver
@@ -44,6 +44,7 @@ class LogReader:
         read_page: ReadPage,
         open_envelopes: OpenEnvelopes,
         unpack_headers: UnpackHeaders,
+        formats: Formats = FORMATS,
     ) -> None:
         self._expiry = options.expiry
         self._receiver = receiver
@@ -51,6 +52,7 @@ class LogReader:
         self._read_page = read_page
         self._open = open_envelopes
         self._unpack_headers = unpack_headers
+        self._formats = formats
         self._seen = SeenNumbers()
         self._resumed: asyncio.Future[None] | None = None
         # What a catch_up() that failed half way found lost, by reason: the positions are past it already.
@@ -96,6 +98,10 @@ class LogReader:
             envelopes.pop()
         return True
 
+    def note_missed(self, topic: bytes) -> None:
+        """Note that something arrived that this release does not read: it is told when the logs are read next."""
+        self._lost["not_logged"].add(topic)
+
     def passed(self, partition: int, position: int) -> None:
         """
         Note that everything up to this entry of the log was delivered.
@@ -111,12 +117,13 @@ class LogReader:
         if self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
 
-    async def catch_up(self, *, has_changed: bool) -> None:
+    async def catch_up(self, *, has_changed: bool, has_gap: bool = False) -> None:
         """
         Read every log that concerns the session from its position to its end, and tell what is lost.
 
         `has_changed`: it is another server than the one that the positions are from, or it was restarted; the
-        end of a log may be missing then, and nobody can know.
+        end of a log may be missing then, and nobody can know. `has_gap`: something may have been sent meanwhile
+        that is in none of these logs.
         """
         topics = await self._wanted_topics()
         lost = self._lost
@@ -128,6 +135,8 @@ class LogReader:
                 await self._read(partition, lost, set() if has_changed else topics[partition])
         if has_changed:
             lost["server_changed"] = set().union(*topics.values())
+        elif has_gap:
+            lost["not_logged"] |= set().union(*topics.values())
         self._lost = defaultdict(set)
         for reason, names in lost.items():
             self._receiver.on_loss(reason, names)
@@ -177,6 +186,10 @@ class LogReader:
         _, topic, kind, data = fields
         entry = self._ledger.get(topic)
         if entry is None:
+            return
+        if self._formats.is_foreign(data):
+            # A release that is newer wrote it before this one took part.
+            lost["not_logged"].add(topic)
             return
         is_expired = now - milliseconds_of(at) > 1000 * self._expiry
         if kind != b"e" or is_expired:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import hashlib
-import json
 import logging
 import math
 import random
@@ -25,14 +24,13 @@ from hiredis import ReplyError, pack_command
 from ..codecs import BadPayload, Codec, decode_json
 from ..envelopes import (
     EXTERNAL,
+    FORMATS,
     HEADER_ONLY,
-    WIRE_VERSION,
     BadEnvelope,
     Envelope,
+    Formats,
     batch_size,
-    pack,
     pack_names,
-    unpack,
 )
 from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..external import ExternalMessage
@@ -44,6 +42,7 @@ from ..topics import NOT_LOGGED, Topic, Topics, node_of
 from .base import Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector
 from .delivery import Numbers, parse_position, stream_of
+from .layout import Layout, Lease, Standing
 from .lines import Line, Outages, own
 from .recovery import LogReader
 from .sending import Message, Sender, Sending, TopicRoute, is_script_missing
@@ -51,7 +50,6 @@ from .subscriptions import Subscription, SubscriptionLedger
 from .wire import WireProtocol
 
 _WAKE = b"+"
-_LOGGED = bytes([WIRE_VERSION]) + b"#"
 _ITEM_EXPIRY_DIGITS = 13
 _SCAN_PAGE = 1000
 # Of our own: the state of the global one belongs to the application.
@@ -65,6 +63,10 @@ _MOST_FENCE_LOOKS = 20
 # An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries; a message has `message_bytes` at most.
 LOG_BYTES = 8 * 2**20
 _UNUSED_LOG_EXPIRES = 900
+# Between two looks whether others have stopped to write what this session does not read.
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.5
+_LET_IN = (Standing.HELD, Standing.UNSAID)
 
 Command = tuple[bytes | str | int, ...]
 
@@ -75,8 +77,10 @@ class Script:
     sha: bytes
 
     @classmethod
-    def load(cls, name: str, **constants: int) -> Script:
+    def load(cls, name: str, begins_with: Script | None = None, **constants: int) -> Script:
         text = resources.files(__package__).joinpath("scripts", f"{name}.lua").read_bytes()
+        if begins_with is not None:
+            text = text.replace(b"{lease.lua}", begins_with.text.rstrip().removesuffix(b"return answer"))
         for word, value in constants.items():
             text = text.replace(word.encode(), b"%d" % value)
         return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
@@ -87,9 +91,11 @@ POP = Script.load("pop")
 GIVE_BACK = Script.load("give_back")
 GROUP_SEND = Script.load("group_send")
 ADD_MEMBER = Script.load("add_member")
-FENCE = Script.load("fence")
+LEASE_SCRIPT = Script.load("lease")
+LEAVE = Script.load("leave")
+FENCE = Script.load("fence", LEASE_SCRIPT)
 READ_LOG = Script.load("read_log")
-SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, FENCE, READ_LOG)
+SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, LEASE_SCRIPT, LEAVE, FENCE, READ_LOG)
 
 
 class QueueRoute:
@@ -104,6 +110,7 @@ class QueueRoute:
         self._names = pack_names(channel)
         self._queue = queue = bus.topics.queue(channel)
         self._sender = bus.sender_of(queue.topic)
+        self._lease = bus.lease_of(queue.topic)
         self._numbers = bus.push_numbers(queue.partition)
         self._place = place(QUEUE, queue.topic.name)
         self.batch_size = batch_size(bus.seal)
@@ -118,7 +125,7 @@ class QueueRoute:
 
     def pack(self, messages: list[Message]) -> bytes:
         number = self._numbers.take()
-        data = pack(messages, self._bus.node, number, 0, self._bus.seal, self._place)
+        data = self._lease.format.pack(messages, self._bus.node, number, 0, self._bus.seal, self._place)
         expiry = _milliseconds(self._bus.options.expiry)
         topic, _, seen, _ = self._queue
         return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, self._capacity, expiry, number)
@@ -172,14 +179,26 @@ class Shard:
             self._read_log,
             partial(bus.open_all, index, is_logged=True),
             bus.unpack_headers,
+            bus.formats,
         )
         # The servers that the lines reached when they connected, empty if they did not say: a server's run_id is
         # another after a restart.
         self._commands_run_id = self._pushes_run_id = b""
+        layout = Layout.of(bus.options, index, bus.formats)
+        self.lease = Lease(layout, bus.formats, connector.address, bus.options.prefix)
+        # A task while this session turns to another format.
+        self._changing: asyncio.Task[None] | None = None
+        self._renewal: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        # What is logged is pushed behind the version of the wire, this, and the position of its last entry.
+        self._logged = tuple(b"%c#" % version for version in bus.formats.versions)
+        self._layouts = bus.topics.layouts(index)
         self._fence_topic = bus.topics.fence(index)
         partitions = bus.topics.partitions_of(index) if bus.options.recovery is not None else ()
         self._logs = [bus.topics.log(partition) for partition in partitions]
         self._fence_number = 0
+        # The time of the server, in ms, at which the last fence that arrived was sent.
+        self._fenced_at = 0
         # The fences that were sent for the present connection for pushes and have not arrived.
         self._fences: dict[int, asyncio.Future[None]] = {}
         self._fence_timer: asyncio.TimerHandle | None = None
@@ -226,16 +245,16 @@ class Shard:
         if self.commands.wire is not None:
             # Not with on_up(): another host may be down for long.
             self._bus.receiver.on_answerable()
+            self._renew_later()
         self._bus.on_change()
 
     async def _set_up_commands(self, wire: WireProtocol) -> None:
         role = wire.call("ROLE")
         scripts = self._load_scripts(wire)
-        layout_key = self._bus.topics.layout_key(self.index)
-        written = wire.call("SET", layout_key, self._bus.layout, "NX")
-        layout = wire.call("GET", layout_key)
+        layout = self.lease.layout
+        leased = wire.call(*self._lease_command(layout))
         info = wire.call("INFO", "server")
-        await asyncio.wait([role, *scripts, written, layout, info])
+        await asyncio.wait([role, *scripts, leased, info])
         try:
             answer = role.result()
         except ReplyError as exc:
@@ -248,16 +267,8 @@ class Shard:
         for script in scripts:
             script.result()
         self._commands_run_id = _run_id(info)
-        found = layout.result()
-        if found is None:
-            written.result()
-        elif found != self._bus.layout:
-            raise ImproperlyConfigured(
-                f"The namespace of prefix {self._bus.options.prefix!r} on {self.connector.address} was laid out "
-                f"with {_described(found)}, and this process has {_described(self._bus.layout)}. Use the same "
-                "settings in every process, or another `prefix`; when no process uses the old layout any more, "
-                f"delete the key {layout_key.decode()!r}."
-            )
+        if self.lease.learn(leased.result(), layout) not in _LET_IN:
+            await self._hold_lease(wire.call)
 
     def _load_scripts(self, wire: WireProtocol) -> list[asyncio.Future[Any]]:
         return [wire.call("SCRIPT", "LOAD", script.text) for script in self._bus.scripts]
@@ -296,6 +307,129 @@ class Shard:
         else:
             answer.set_exception(error)
 
+    # The lease: what this session says of how it uses the namespace, and what others say
+
+    def _lease_command(self, layout: Layout, script: Script = LEASE_SCRIPT, *more: bytes) -> Command:
+        """Return the command that says a layout, or goes on saying it; `more` keys are for what else it does."""
+        keys = (*self._bus.topics.lease_keys(self.index, layout.text()), *more)
+        arguments = self.lease.arguments(
+            layout, self._bus.node.hex().encode(), 1000 * self._unused_log_expires
+        )
+        return (b"EVALSHA", script.sha, len(keys), *keys, *arguments)
+
+    @property
+    def _unused_log_expires(self) -> int:
+        """Seconds after which a log that nobody uses expires, and with it what it can be read for."""
+        recovery = self._bus.options.recovery
+        return _UNUSED_LOG_EXPIRES + (math.ceil(recovery.seconds) if recovery else 0)
+
+    async def _hold_lease(self, call: Callable[..., Awaitable[Any]]) -> None:
+        """
+        Return when the session may read and write here.
+
+        Raises:
+            ImproperlyConfigured: others use the namespace in a way that does not go with this one.
+        """
+        pause = 0.0
+        while True:
+            layout = self.lease.layout
+            if self.lease.learn(await call(*self._lease_command(layout)), layout) in _LET_IN:
+                return
+            # Others were told to look. One that is stopped is not waited for longer than its lease holds.
+            await asyncio.sleep(pause)
+            pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
+
+    def _renew_later(self) -> None:
+        """Go on renewing the lease while there are no fences, which do that as well."""
+        if self._renewal is None and self.pushes.wire is None and not self._is_closed:
+            loop = asyncio.get_running_loop()
+            self._renewal = loop.call_later(_FENCE_EVERY, self._renew, context=self._context)
+
+    def _renew(self) -> None:
+        self._renewal = None
+        self._look()
+        self._renew_later()
+
+    def _stop_renewal(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
+
+    def _look(self) -> None:
+        """Renew the lease, and see what others say."""
+        layout = self.lease.layout
+        answer = None if self._is_closed else self.ask(*self._lease_command(layout))
+        if answer is not None:
+            answer.add_done_callback(partial(self._looked, layout))
+
+    def _looked(self, layout: Layout, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._leased(answer.result(), layout)
+
+    def _leased(self, answer: Any, layout: Layout) -> bool:
+        """Do what the answer to the script asks for; return whether the session may go on."""
+        try:
+            standing = self.lease.learn(answer, layout)
+        except ImproperlyConfigured as exc:
+            self._start_over(str(exc))
+            return False
+        except LayerUnavailable as exc:
+            if exc.reason.startswith("READONLY"):
+                self._start_over(exc.reason)
+            return True  # a lease that is held still holds
+        if standing is Standing.WAIT:
+            self._start_over("after it was away, others write what this release does not read")
+        elif standing is Standing.ASK_AGAIN:
+            self._bus.loop.call_later(_FIRST_PAUSE, self._look, context=self._context)
+        elif self._changing is None and not self._is_closed and self.lease.wanted != self.lease.layout:
+            self._changing = self._bus.loop.create_task(
+                self._change(),
+                name=f"channels_asyncq changing the format for {self.connector.address}",
+                context=contextvars.Context(),
+            )
+        return standing in _LET_IN
+
+    def _start_over(self, reason: str) -> None:
+        """Connect anew, and so wait until this session may take part again."""
+        for wire in (self.commands.wire, self.pushes.wire):
+            if wire is not None:
+                wire.abort(ConnectionAbortedError(reason))
+
+    async def _change(self) -> None:
+        """Write what all others read: say so, do so, and take back what was said before."""
+        lease = self.lease
+        try:
+            while lease.wanted != lease.layout:
+                wanted, before = lease.wanted, lease.layout
+                answer = await self.call(*self._lease_command(wanted), is_repeatable=True)
+                standing = lease.learn(answer, wanted)
+                if standing is Standing.HELD:
+                    lease.turn_to(wanted)
+                    # Behind the last message in the format of before, also where that is resent.
+                    await self.call(*self._leave_command(before), is_repeatable=True)
+                    lease.said.discard(before)
+                elif standing is not Standing.ASK_AGAIN:
+                    return
+        except (ChannelLayerError, ImproperlyConfigured):
+            pass  # the next fence, or the next connection, finds out the same
+        finally:
+            self._changing = None
+
+    def _leave_command(self, layout: Layout) -> Command:
+        text = layout.text()
+        keys = self._bus.topics.lease_keys(self.index, text)[:2]
+        return (b"EVALSHA", LEAVE.sha, len(keys), *keys, text, self._bus.node.hex())
+
+    async def _leave(self) -> None:
+        """Give the lease back, so that a process with another layout need not wait for its end."""
+        if self._changing is not None:
+            self._changing.cancel()
+            await asyncio.wait([self._changing])
+        wire = self.commands.wire
+        if wire is not None:
+            for layout in self.lease.said:
+                wire.call(*self._leave_command(layout))
+
     # Pushes
 
     async def _set_up_pushes(self, wire: WireProtocol) -> None:
@@ -309,7 +443,10 @@ class Shard:
         self.ledger.disconnect()
         # One that was sent earlier may be executed now: it would vouch for what is discarded.
         self._drop_fences()
+        # Those who are refused for their layout are not to receive what others send.
+        self.commands.raise_if_overdue()
         self.ledger.want(self._fence_topic.name, NOT_LOGGED)
+        self.ledger.want(self._layouts, NOT_LOGGED)
         self._held = None
         log.discards = log.has_positions
         self._subscribing = wire
@@ -325,10 +462,15 @@ class Shard:
         if run_id and self._commands_run_id and run_id != self._commands_run_id:
             raise LayerUnavailable(self.connector.address, "commands and pushes reached two servers")
         if log.has_positions:
+            # After the confirmations: what is not logged, and sent from now on, arrives.
+            await self._hold_lease(partial(self.call, is_repeatable=True))
             log.is_reading = True
             try:
                 # A server that does not say which it is may be another one.
-                await log.catch_up(has_changed=not run_id or run_id != last_run_id)
+                await log.catch_up(
+                    has_changed=not run_id or run_id != last_run_id,
+                    has_gap=self.lease.gap >= self._fenced_at,
+                )
             finally:
                 log.is_reading = log.discards = False
                 wire.resume()
@@ -355,6 +497,7 @@ class Shard:
         self.ledger.disconnect()
         self._stop_fence()
         self._drop_fences()
+        self._renew_later()
 
     def _drop_fences(self) -> None:
         fences, self._fences = self._fences, {}
@@ -380,8 +523,11 @@ class Shard:
         arrived = self._fences[self._fence_number] = asyncio.get_running_loop().create_future()
         recovery = self._bus.options.recovery
         keep = math.ceil(recovery.seconds) if recovery else 0
-        arguments = (self._fence_topic.name, self._fence_number, keep, _UNUSED_LOG_EXPIRES + keep)
-        return (b"EVALSHA", FENCE.sha, len(self._logs), *self._logs, *arguments), arrived
+        command = self._lease_command(self.lease.layout, FENCE, *self._logs)
+        return (
+            (*command, self._fence_topic.name, self._fence_number, keep, self._unused_log_expires),
+            arrived,
+        )
 
     async def _first_fence(self) -> None:
         """
@@ -389,28 +535,34 @@ class Shard:
 
         Raises:
             TimeoutError: the fence did not arrive.
-            ConnectionResetError: the connection on which it should have was lost.
+            ConnectionResetError: the connection on which it should have was lost, or this session was away.
         """
+        layout = self.lease.layout
         command, arrived = self._new_fence()
-        await self.call(*command, is_repeatable=True)
+        if not self._leased(await self.call(*command, is_repeatable=True), layout):
+            raise ConnectionResetError("the lease had run out, and the fence does not count")
         async with asyncio.timeout(_LONGEST_FENCE):
             await arrived
 
     def _fence_in(self, seconds: float) -> None:
+        self._stop_renewal()
         seconds *= _jitter.uniform(0.8, 1.2)
         loop = asyncio.get_running_loop()
         self._fence_timer = loop.call_later(seconds, self._send_fence, context=self._context)
 
     def _send_fence(self) -> None:
+        layout = self.lease.layout
         command, arrived = self._new_fence()
         answer = self.ask(*command)
         if answer is None:
             self._fence_in(_FENCE_EVERY)
         else:
-            answer.add_done_callback(partial(self._fence_sent, arrived))
+            answer.add_done_callback(partial(self._fence_sent, layout, arrived))
 
-    def _fence_sent(self, arrived: asyncio.Future[None], answer: asyncio.Future[Any]) -> None:
+    def _fence_sent(self, layout: Layout, arrived: asyncio.Future[None], answer: asyncio.Future[Any]) -> None:
         failed = answer.cancelled() or answer.exception() is not None
+        # Without a lease no fence was sent.
+        failed = failed or not self._leased(answer.result(), layout)
         wire = self.pushes.wire
         if wire is None or (arrived.done() and arrived.exception() is not None):
             return  # the next connection has its own fences
@@ -451,9 +603,10 @@ class Shard:
             wire.abort(TimeoutError("what is published does not arrive"))
 
     def _on_fence(self, data: bytes) -> None:
-        number, *ends = data.split(b" ")
+        number, sent_at, *ends = data.split(b" ")
         if int(number) not in self._fences:
             return  # it vouches for an earlier connection
+        self._fenced_at = int(sent_at)
         self.log.move_to(dict(zip(self._bus.topics.partitions_of(self.index), ends, strict=False)))
         # Those before it may have been refused, and never come.
         for earlier in [earlier for earlier in self._fences if earlier <= int(number)]:
@@ -547,10 +700,13 @@ class Shard:
             if topic == self._fence_topic.name:
                 self._on_fence(data)
                 return True
-            if data.startswith(_LOGGED):
+            if topic == self._layouts:
+                self._look()
+                return True
+            if data.startswith(self._logged):
                 # The position of the last entry stands before the envelopes.
                 end = data.index(b" ")
-                position = parse_position(data[len(_LOGGED) : end])
+                position = parse_position(data[2:end])
                 if data.startswith(b"{", end + 1):
                     raise ValueError("JSON from outside is in no log")
                 if log.discards:
@@ -568,6 +724,9 @@ class Shard:
                 self.index, topic, data[end + 1 :] if position else data, is_logged=position > 0
             )
             if not envelopes:
+                if self._bus.formats.is_foreign(data):
+                    # This session was away for longer than its lease held. It will hear of it, and connect anew.
+                    log.note_missed(topic)
                 return True  # unreadable, and so may be its position; a log is read there once more
             envelopes.reverse()
         if not log.deliver(entry, envelopes, is_logged=position > 0):
@@ -592,15 +751,26 @@ class Shard:
             except ConnectionResetError:
                 continue
 
+    async def _write(self) -> None:
+        """
+        Renew the lease: a server that takes no messages refuses this as well.
+
+        Raises:
+            ChannelLayerError: it does.
+        """
+        layout = self.lease.layout
+        answer = await self.call(*self._lease_command(layout), is_repeatable=True)
+        if isinstance(answer, list) and answer[0] not in (b"in", b"out"):
+            raise self.sender.refused(ReplyError(answer[0].decode(errors="replace")))
+        self._leased(answer, layout)
+
     async def health(self, timeout: float) -> HostHealth:  # noqa: ASYNC109
-        layout_key = self._bus.topics.layout_key(self.index)
         reason = ""
         try:
             async with asyncio.timeout(timeout) as deadline:
                 await self.pushes.up()
                 began = monotonic()
-                # It is there and stays as it is; a server that takes no messages refuses this as well.
-                await self.call(b"SET", layout_key, self._bus.layout, b"NX", is_repeatable=True)
+                await self._write()
                 await self.check()
                 return HostHealth(self.connector.address, True, "connected", seconds=monotonic() - began)
         except LayerUnavailable as exc:
@@ -619,11 +789,16 @@ class Shard:
         self.pushes.start()
 
     async def close(self) -> None:
+        self._is_closed = True
         self._stop_fence()
+        self._stop_renewal()
+        await self._leave()
         await asyncio.gather(self.commands.close(), self.pushes.close())
 
     def abort(self) -> None:
+        self._is_closed = True
         self._stop_fence()
+        self._stop_renewal()
         self.commands.abort()
         self.pushes.abort()
 
@@ -639,19 +814,14 @@ class RedisBus(Bus):
         node: str,
         receiver: Receiver,
         outages: Outages | None = None,
+        formats: Formats = FORMATS,
     ) -> None:
         self.options = options
         self.outages = outages or Outages()
         self.topics = topics
         self.receiver = receiver
-        self.layout = json.dumps(
-            {
-                "hosts": len(options.hosts),
-                "logged": options.recovery is not None,
-                "partitions": options.partitions,
-                "wire": WIRE_VERSION,
-            }
-        ).encode()
+        self.formats = formats
+        self._unpack = formats.unpack
         self._codec = codec
         self._decode = codec.decode
         self.node = bytes.fromhex(node)
@@ -736,7 +906,7 @@ class RedisBus(Bus):
             if data.startswith(b"{"):
                 return [self._open_external(shard, topic, data)]
             sealed_for = b"" if self.seal is None else place(LOG if is_logged else TOPIC, topic)
-            envelopes = unpack(data, self.seal, sealed_for)
+            envelopes = self._unpack[data[:1]](data, self.seal, sealed_for)
         except (BadEnvelope, BadPayload) as exc:
             self.receiver.on_unreadable(topic, str(exc))
             return []
@@ -760,7 +930,7 @@ class RedisBus(Bus):
         Raises:
             BadEnvelope: there are none, or they are of somebody without our keys.
         """
-        return unpack(data, self.seal, place(LOG, topic), is_late=is_late)
+        return self._unpack[data[:1]](data, self.seal, place(LOG, topic), is_late=is_late)
 
     def open(self, queue: bytes, data: bytes) -> Envelope:
         """
@@ -769,7 +939,7 @@ class RedisBus(Bus):
         Raises:
             BadEnvelope, BadPayload: they are none, or of somebody without our keys.
         """
-        envelope, *others = unpack(data, self.seal, place(QUEUE, queue))
+        envelope, *others = self._unpack[data[:1]](data, self.seal, place(QUEUE, queue))
         if others:
             raise BadEnvelope("several messages in one item of a normal channel")
         self._open(envelope)
@@ -837,6 +1007,9 @@ class RedisBus(Bus):
     def sender_of(self, topic: Topic) -> Sender:
         return self._shards[topic.shard].sender
 
+    def lease_of(self, topic: Topic) -> Lease:
+        return self._shards[topic.shard].lease
+
     def push_numbers(self, partition: int) -> Numbers:
         """Return what counts this session's pushes to the normal channels of a partition."""
         return self._pushes[partition]
@@ -855,6 +1028,7 @@ class RedisBus(Bus):
         numbers = self._numbers[stream_of(topic.partition, is_logged=is_logged)]
         return TopicRoute(
             self._shards[topic.shard].sender,
+            self._shards[topic.shard].lease,
             numbers,
             command,
             self.node,
@@ -886,7 +1060,15 @@ class RedisBus(Bus):
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         topic, taken, _, _ = self.topics.queue(channel)
         item = self._shards[topic.shard].ask(
-            b"EVALSHA", POP.sha, 2, topic.name, taken, number, _milliseconds(self.options.expiry)
+            b"EVALSHA",
+            POP.sha,
+            2,
+            topic.name,
+            taken,
+            number,
+            _milliseconds(self.options.expiry),
+            self.formats.oldest,
+            self.formats.newest,
         )
         if item is None:
             return None
@@ -951,10 +1133,6 @@ def _packed(*command: bytes | str | int) -> bytes:
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _described(layout: bytes) -> str:
-    return layout.decode(errors="replace").strip("{}").replace('"', "")
 
 
 def _run_id(info: asyncio.Future[bytes]) -> bytes:

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
-from ..envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size, pack
+from ..envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size
 from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from ..sealing import Seal
 from .delivery import Numbers
+from .layout import Lease
 from .lines import Line, own
 from .pacing import EARLY
 from .wire import Answer, NoAnswer, NotSent, WireProtocol, fail
@@ -122,6 +123,7 @@ class TopicRoute:
     def __init__(
         self,
         sender: Sender,
+        lease: Lease,
         numbers: Numbers,
         command: tuple[bytes, ...],
         node: bytes,
@@ -138,6 +140,7 @@ class TopicRoute:
         self.most = 0 if is_alone else min(MOST_JOINED, logged_bytes or MOST_JOINED)
         self.batch_size = batch_size(seal)
         self.open: Sending | None = None
+        self._lease = lease
         self._numbers = numbers
         self._is_logged = is_logged
         self._logged_bytes = logged_bytes
@@ -154,6 +157,7 @@ class TopicRoute:
         first = self._numbers.take(len(messages))
         if self._is_logged and len(messages) > 1:
             return self._pack_entries(messages, first)
+        pack = self._lease.format.pack
         data = pack(messages, self._node, first, self._flags, self._seal, self._place)
         if self._is_logged and len(messages[0][1]) > self._logged_bytes:
             flags = self._flags | HEADER_ONLY
@@ -167,6 +171,7 @@ class TopicRoute:
     def _pack_entries(self, messages: list[Message], first: int) -> bytes:
         """Return the command for several messages: in one entry of the log, or in several small ones."""
         entries = []
+        pack = self._lease.format.pack
         for part in _parted(messages, self.batch_size):
             data = pack(part, self._node, first, self._flags, self._seal, self._place)
             entries.append(b"%d\r\n%b\r\n" % (len(data), data))

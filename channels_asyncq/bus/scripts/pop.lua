@@ -1,5 +1,6 @@
 -- Take the oldest item of a normal channel, under a number of the node that asks.
--- KEYS: the list, the node's taken key. ARGV: number, expiry in ms.
+-- KEYS: the list, the node's taken key. ARGV: number, expiry in ms, the oldest and the newest wire version that the
+-- node reads. Items of others stay where they are, for those who read them.
 -- Returns the item or nil. The same number gets the same answer again; a higher one acknowledges it; a lower one
 -- is from a connection that was lost, executed late, and takes nothing.
 local held = redis.call('HMGET', KEYS[2], 'number', 'item')
@@ -13,9 +14,26 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('DEL', KEYS[2])
+local left = {}
 local item = redis.call('LPOP', KEYS[1])
-while item and (tonumber(string.sub(item, 1, 13)) or math.huge) <= now do
+while item do
+  if (tonumber(string.sub(item, 1, 13)) or math.huge) > now then
+    -- What begins with no version is no message: it is taken, and dropped.
+    local version = string.byte(item, 14) or 0
+    if version < 1 or version > 31 or (version >= tonumber(ARGV[3]) and version <= tonumber(ARGV[4])) then
+      break
+    end
+    left[#left + 1] = item
+  end
   item = redis.call('LPOP', KEYS[1])
+end
+if #left > 0 then
+  for i = #left, 1, -1 do
+    redis.call('LPUSH', KEYS[1], left[i])
+  end
+  if redis.call('PTTL', KEYS[1]) < 0 then
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  end
 end
 if item then
   redis.call('HSET', KEYS[2], 'number', ARGV[1], 'item', item)

@@ -1,0 +1,54 @@
+-- Take or renew a session's lease: what it says of how it uses the namespace. It is not taken beside a stranger.
+-- KEYS: the layouts in use, scored with the time in ms at which the last lease of each runs out; the sessions of this
+-- layout, likewise; the past of the namespace. ARGV: the layout; the session; ms for which it holds; the layouts that
+-- go with it, one a line, any other is a stranger; what the place of a message depends on; "1" if what this session
+-- sends is logged; ms for which the past is kept.
+-- Returns "in", "out" beside a stranger, or why the server takes no writes; the time until which messages were sent
+-- that are in no log, or not in those that others read, or may be; and the layouts in use.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function digits(number)
+  return string.format('%d', number)
+end
+local past = redis.call('HMGET', KEYS[3], 'place', 'gap')
+local gap = tonumber(past[2] or '0')
+local answer = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. digits(now), '+inf')
+if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[2]) or '0') <= now then
+  local friends = '\n' .. ARGV[1] .. '\n' .. ARGV[4] .. '\n'
+  for _, layout in ipairs(answer) do
+    if not string.find(friends, '\n' .. layout .. '\n', 1, true) then
+      table.insert(answer, 1, digits(gap))
+      table.insert(answer, 1, 'out')
+      return answer
+    end
+  end
+end
+local ends = digits(now + ARGV[3])
+local taken = redis.pcall('ZADD', KEYS[2], ends, ARGV[2])
+local state = 'in'
+if type(taken) == 'table' then
+  -- A server without memory or disk still serves those who are there.
+  state = taken.err
+else
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', digits(now))
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', digits(now))
+  local is_new = redis.call('ZADD', KEYS[1], ends, ARGV[1]) == 1
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  redis.call('PEXPIRE', KEYS[2], ARGV[3])
+  if past[1] and past[1] ~= ARGV[5] then
+    gap = math.max(gap, now)
+  end
+  if ARGV[6] ~= '1' then
+    gap = math.max(gap, now + ARGV[3])
+  end
+  redis.call('HSET', KEYS[3], 'place', ARGV[5], 'gap', digits(gap))
+  if redis.call('PTTL', KEYS[3]) < tonumber(ARGV[7]) then
+    redis.call('PEXPIRE', KEYS[3], ARGV[7])
+  end
+  if is_new then
+    redis.call('PUBLISH', KEYS[1], 'look')
+  end
+end
+table.insert(answer, 1, digits(gap))
+table.insert(answer, 1, state)
+return answer
