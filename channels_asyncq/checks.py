@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from django.apps import AppConfig
 from django.conf import settings
@@ -12,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from .layer import AsyncQueueChannelLayer
-from .options import Options
+from .options import DEFAULT_PORT, Host, Options
 
 
 def _configured() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -58,6 +60,76 @@ def check_config(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
                 )
                 break
     return messages
+
+
+# A server and a database on it: a host and port, or the path of a socket, and the number.
+_Place = tuple[str, int, int]
+_URL = re.compile(r"(redis|rediss|valkey|valkeys|unix)://")
+
+
+def _place_of_host(host: Host) -> _Place | None:
+    if host.kind == "memory" or host.sentinels:
+        return None
+    if host.transport == "unix":
+        return str(host.arguments["path"]), 0, host.db
+    return _named(str(host.arguments["host"])), int(host.arguments["port"]), host.db
+
+
+def _place_of_cache(url: str, options: Mapping[str, Any]) -> _Place | None:
+    """Return where a URL in CACHES leads, None if it is no server of this kind or cannot be read."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or DEFAULT_PORT
+        found = parse_qs(parts.query).get("db", [])
+        if parts.scheme != "unix":
+            found = [word for word in (parts.path.strip("/"), *found) if word]
+        database = int(found[0] if found else options.get("db", 0))
+    except (TypeError, ValueError):
+        return None
+    if not _URL.match(url):
+        return None
+    if parts.scheme == "unix":
+        return unquote(parts.path), 0, database
+    return _named(parts.hostname or "localhost"), port, database
+
+
+def _named(host: str) -> str:
+    return "localhost" if host in ("127.0.0.1", "::1") else host.lower()
+
+
+def _caches() -> Iterator[tuple[str, _Place]]:
+    """Yield the aliases of CACHES that are on a Redis or Valkey server, with each place."""
+    for alias, entry in getattr(settings, "CACHES", {}).items():
+        location = entry.get("LOCATION", "")
+        urls = re.split("[;,]", location) if isinstance(location, str) else location
+        for url in urls if isinstance(urls, (list, tuple)) else ():
+            place = _place_of_cache(url.strip(), entry.get("OPTIONS") or {}) if isinstance(url, str) else None
+            if place is not None:
+                yield alias, place
+
+
+@register(Tags.compatibility)
+def check_caches(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W003: a cache on the database of a layer."""
+    layers = {
+        _place_of_host(host): (alias, host.address)
+        for alias, config in _configured()
+        if (options := _options(config)) is not None
+        for host in options.hosts
+    }
+    return [
+        Warning(
+            f"CACHES[{cache!r}] is on the database of CHANNEL_LAYERS[{layers[place][0]!r}], {layers[place][1]}: "
+            "cache.clear() deletes what the layer holds there (jobs, logs, memberships).",
+            hint=(
+                "Give the cache another database number, or a server of its own: another number does not help "
+                "against FLUSHALL, nor against a maxmemory-policy that evicts."
+            ),
+            id="channels_asyncq.W003",
+        )
+        for cache, place in dict.fromkeys(_caches())
+        if place in layers
+    ]
 
 
 @register(Tags.compatibility, deploy=True)

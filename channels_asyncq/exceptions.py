@@ -56,21 +56,24 @@ class LayerClosed(ChannelClosed):
 
 class LayerUnavailable(ChannelLayerError, ConnectionError):
     """
-    The server cannot be reached. Also a builtin `ConnectionError`.
+    The server cannot be reached, or takes nothing now. Also a builtin `ConnectionError`.
 
     Attributes:
         address: where the server was expected, without credentials.
-        reason: what went wrong, in words.
+        reason: what went wrong, in words; those of the server if it answered.
     """
 
-    def __init__(self, address: str, reason: str) -> None:
+    def __init__(self, address: str, reason: str, is_refusal: bool = False) -> None:
         # One argument only: two would become an OSError's errno and strerror.
-        super().__init__(f"No connection to {address}: {reason}")
+        super().__init__(
+            f"{address} refused: {reason}" if is_refusal else f"No connection to {address}: {reason}"
+        )
         self.address = address
         self.reason = reason
+        self._is_refusal = is_refusal
 
-    def __reduce__(self) -> tuple[type[LayerUnavailable], tuple[str, str]]:
-        return type(self), (self.address, self.reason)
+    def __reduce__(self) -> tuple[type[LayerUnavailable], tuple[str, str, bool]]:
+        return type(self), (self.address, self.reason, self._is_refusal)
 
 
 class DeliveryUnknown(ChannelLayerError):

@@ -68,12 +68,17 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What each partition's log keeps: for how long, how many, how large; and which groups are not logged."""
+    """
+    What each partition's log keeps: for how long, how many, how large; and which groups are not logged.
+
+    `required`: a message that the server refuses to log is not sent.
+    """
 
     seconds: float = 60.0
     messages: int = 10000
     message_bytes: int = 64 * 1024
     exclude: tuple[re.Pattern[str], ...] = ()
+    required: bool = False
 
     def is_logged(self, group: str) -> bool:
         return not any(pattern.match(group) for pattern in self.exclude)
@@ -277,10 +282,14 @@ def _recovery(key: str, value: Any) -> Recovery | None:
                     "Store those, and send a key to them.",
                 )
             values[name] = int(part)
+        elif name == "required":
+            if not isinstance(part, bool):
+                _refuse(at, part, "must be True or False.")
+            values[name] = part
         elif name == "exclude":
             values[name] = _patterns(at, part, 'patterns of groups such as ["typing.*"]')
         else:
-            known = ["seconds", "messages", "message_bytes", "exclude"]
+            known = ["seconds", "messages", "message_bytes", "exclude", "required"]
             _refuse(at, part, f"there is no such key. {_suggestion(name, known)}")
     return Recovery(**values)
 

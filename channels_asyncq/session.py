@@ -26,6 +26,7 @@ from .external import ExternalMessage
 from .hub import Hub, Member
 from .intake import Intake
 from .journal import LOSS, WIRE, record
+from .memberships import Memberships
 from .options import Options
 from .queues import QueueReader
 from .slices import SHORT, Slice, Slices
@@ -64,7 +65,8 @@ _REASONS = {
     ),
     "not_logged": (
         "loss.not_logged",
-        "another process has no logs (`recovery`), or logged what this one does not read",
+        "the server refused to write for a while, or another process has no logs (`recovery`), or logged what "
+        "this one does not read",
     ),
 }
 
@@ -139,9 +141,10 @@ class Statistics:
 
     `queued` holds (channel, waiting messages), largest first, of the channels in which any wait; `dropped`
     counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", "unhandled" for messages from
-    outside without a handler, and "dead_owner" for changes of membership that the owner of a channel never
-    confirmed. `told` counts the channels that were told of a loss (or would have been, if `on_loss` were set), by
-    reason. `links` has an entry per session and host.
+    outside without a handler, "dead_owner" for changes of membership that the owner of a channel never
+    confirmed, and "server_forgot" for normal channels whose waiting messages the server may have lost. `told`
+    counts the channels that were told of a loss (or would have been, if `on_loss` were set), by reason. `links`
+    has an entry per session and host.
     """
 
     channels: int = 0
@@ -216,6 +219,7 @@ class Session:
         self._inbox = self._topics.inbox(self.node)
         self._everybody = self._topics.everybody
         self._readers: dict[bytes, QueueReader] = {}
+        self._memberships = Memberships(self._bus, self._topics, options.group_expiry)
         self._requests: dict[int, Request] = {}
         self._last_request = 0
         self._asked = Asked()
@@ -502,7 +506,7 @@ class Session:
             return self._join(group, channel)
         node = node_of(channel)
         if node is None:
-            return self._bus.add_member(group, channel)
+            return self._memberships.add(group, channel)
         return self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
 
     def _join(self, group: str, channel: str) -> Awaitable[None] | None:
@@ -549,7 +553,7 @@ class Session:
             return None  # a channel that is not there is in no group
         node = node_of(channel)
         if node is None:
-            return self._bus.discard_member(group, channel)
+            return self._memberships.discard(group, channel)
         return self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
 
     # Requests to other sessions
@@ -677,6 +681,7 @@ class Session:
             del self._requests[number]
 
     def _flush_own(self) -> None:
+        self._memberships.clear()
         self._chores.run(self._unsubscribe_from(self.hub.flush()))
         for reader in self._readers.values():
             self.hub.tally.dropped["flushed"] += reader.flush()
@@ -745,12 +750,31 @@ class Session:
         )
 
     def on_loss(self, reason: str, topics: set[bytes]) -> None:
+        self._tell(reason, topics, partial(self._told, reason))
+
+    def on_forgotten(self, partitions: Collection[int], topics: set[bytes]) -> None:
+        self._memberships.renew(partitions)
+        if topics:
+            # The bus has logged it, with the likely cause.
+            self._tell("server_forgot", topics, lambda channels, groups: None)
+
+    def on_jobs_unknown(self, partitions: Collection[int]) -> int:
+        jobs = {reader.channel for reader in self._readers.values()}
+        jobs.update(channel for channel in self.channel_routes if node_of(channel) is None)
+        count = sum(self._topics.partition(channel) in partitions for channel in jobs)
+        if count:
+            # How many messages waited there nobody knows.
+            self.hub.tally.dropped["server_forgot"] += count
+        return count
+
+    def _tell(self, reason: str, topics: set[bytes], told: Callable[[int, int], None]) -> None:
+        """Tell the channels concerned, in slices; then `told` gets how many these are, and of how many groups."""
         named, groups = self._topics.group_named, self.hub.groups
         # What was sent to a channel of ours came to the inbox; nobody knows to which one.
         self.hub.tell(
             reason,
             ((topic, named(topic)) for topic in topics if topic in groups),
-            partial(self._told, reason),
+            told,
             everybody=self._inbox.name in topics,
         )
 
@@ -905,6 +929,7 @@ class Session:
         self._retry = self._sweeper = None
         for task in list(self._joining):
             task.cancel()
+        self._memberships.close()
         readers = list(self._readers.values())
         self.hub.close(reason)
         try:

@@ -195,6 +195,10 @@ class Topics:
         digest = hashlib.sha256(layout).hexdigest()[:16]
         return layouts, b"%b:%b" % (layouts, digest.encode()), layouts + b":past"
 
+    def mark(self, partition: int) -> bytes:
+        """The key that is there as long as the server forgets nothing of a partition."""
+        return self._roots[partition % len(self._roots)] + b"mark:%d" % partition
+
     def group_named(self, name: bytes) -> str:
         """Return the group that a topic is of, given the name of the topic."""
         return name.rpartition(b":")[2].decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.core.checks import run_checks
+from django.core.checks import Tags, run_checks
 
 OURS = "channels_asyncq.AsyncQueueChannelLayer"
 
@@ -15,7 +15,7 @@ def layers(**configs: dict[str, Any]) -> dict[str, Any]:
 
 
 def found(*, deploy: bool = False) -> list[tuple[str | None, str]]:
-    messages = run_checks(include_deployment_checks=deploy)
+    messages = run_checks(tags=[Tags.compatibility], include_deployment_checks=deploy)
     return [(m.id, str(m.msg)) for m in messages if (m.id or "").startswith("channels_asyncq.")]
 
 
@@ -59,3 +59,55 @@ def test_two_aliases_in_one_place(settings: Any) -> None:
     ((code, text),) = found()
     assert code == "channels_asyncq.W002"
     assert "'a'" in text and "'b'" in text
+
+
+REDIS = "django.core.cache.backends.redis.RedisCache"
+
+
+def cache(location: object, backend: str = REDIS, **options: Any) -> dict[str, Any]:
+    return {"default": {"BACKEND": backend, "LOCATION": location, "OPTIONS": options}}
+
+
+@pytest.mark.parametrize(
+    ("host", "caches"),
+    [
+        ("redis://localhost:6379/0", cache("redis://localhost")),
+        ("redis://localhost", cache("redis://127.0.0.1:6379/0")),
+        ("redis://:secret@Cache.example:7000/3", cache("redis://cache.example:7000/3")),
+        ("redis://localhost/3", cache("redis://localhost?db=3")),
+        ("redis://localhost/3", cache("redis://localhost", db=3)),
+        ("redis://localhost/1", cache("redis://other, redis://localhost/1")),
+        ("redis://localhost/1", cache(["redis://other/1", "redis://localhost/1"])),
+        ("redis://localhost/1", cache("redis://localhost/1", "django_redis.cache.RedisCache")),
+        ("redis://localhost/1", cache("valkey://localhost/1", "django_valkey.cache.ValkeyCache")),
+        ("unix:///run/redis.sock?db=2", cache("unix:///run/redis.sock?db=2")),
+    ],
+)
+def test_cache_on_the_database_of_a_layer(settings: Any, host: str, caches: dict[str, Any]) -> None:
+    """W003 names both aliases and the place, without a password."""
+    settings.CHANNEL_LAYERS = layers(chat={"hosts": [host]})
+    settings.CACHES = caches
+    ((code, text),) = found()
+    assert code == "channels_asyncq.W003"
+    assert "'default'" in text and "'chat'" in text and "cache.clear()" in text and "secret" not in text
+
+
+@pytest.mark.parametrize(
+    "caches",
+    [
+        cache("redis://localhost/1"),
+        cache("redis://localhost:6380/0"),
+        cache("redis://other/0"),
+        cache("unix:///run/redis.sock"),
+        cache("redis://localhost:port/0"),
+        cache("redis://localhost/zero"),
+        cache("localhost:6379", "django.core.cache.backends.memcached.PyMemcacheCache"),
+        cache(None),
+        {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}},
+    ],
+)
+def test_cache_elsewhere(settings: Any, caches: dict[str, Any]) -> None:
+    """Another server, another database, something else: nothing to say."""
+    settings.CHANNEL_LAYERS = layers(chat={}, test={"hosts": ["memory://"]})
+    settings.CACHES = caches
+    assert found() == []

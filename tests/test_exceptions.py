@@ -53,6 +53,7 @@ def test_layer_unavailable_says_where_and_why() -> None:
         LayerClosed("chat"),
         LayerClosed(),
         LayerUnavailable("redis://localhost", "gone"),
+        LayerUnavailable("redis://localhost", "OOM", is_refusal=True),
         DeliveryUnknown("no answer in 5 s"),
     ],
     ids=str,

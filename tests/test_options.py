@@ -351,6 +351,7 @@ BAD: list[tuple[dict[Any, Any], str, str]] = [
     ({"recovery": {"message_byte": 2048}}, "recovery['message_byte'] = 2048", "message_bytes"),
     ({"recovery": {"exclude": "typing.*"}}, "recovery['exclude'] = 'typing.*'", "list of patterns"),
     ({"recovery": {"exclude": [1]}}, "recovery['exclude'] = 1", "glob or a compiled"),
+    ({"recovery": {"required": 1}}, "recovery['required'] = 1", "True or False"),
     ({"recovery": {"second": 60}}, "recovery['second'] = 60", "seconds"),
     ({"prefix": None}, "prefix = None", "printable ASCII"),
     ({"prefix": ""}, "prefix = ''", "printable ASCII"),

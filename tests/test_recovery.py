@@ -1,7 +1,7 @@
 """LogReader against a scripted log: what it delivers, what it tells, and where it is afterwards."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +125,10 @@ class Recorder(Receiver):
         raise AssertionError(arguments)
 
     on_wake = on_subscribed = on_overrun = on_external = on_answerable = on_down = on_up = on_nothing
-    on_members = on_full = on_unsent = on_nothing
+    on_members = on_full = on_unsent = on_forgotten = on_nothing
+
+    def on_jobs_unknown(self, partitions: Collection[int]) -> int:
+        raise AssertionError(partitions)
 
 
 def opener(receiver: Recorder) -> Callable[[bytes, bytes], list[Envelope]]:

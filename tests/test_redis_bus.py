@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -35,6 +35,7 @@ READONLY = error("READONLY You can't write against a read only replica.")
 NOAUTH = error("NOAUTH Authentication required.")
 NOPERM = error("NOPERM No permissions to access a channel")
 OOM = error("OOM command not allowed when used memory > 'maxmemory'.")
+NOREPLICAS = error("NOREPLICAS Not enough good replicas to write.")
 ODD = error("ERR something that nobody expects")
 GARBAGE = Answer(executes=False, data=b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
@@ -64,6 +65,8 @@ class Owner:
         self.external = 0
         self.answerable = 0
         self.losses: list[tuple[str, set[bytes]]] = []
+        self.forgotten: list[tuple[set[int], set[bytes]]] = []
+        self.unknown: list[set[int]] = []
         self.group_routes: dict[str, GroupRoute] = {}
         self.channel_routes: dict[str, ChannelRoute] = {}
 
@@ -83,6 +86,13 @@ class Owner:
 
     def on_unreadable(self, topic: bytes, reason: str) -> None:
         self.unreadable.append((topic, reason))
+
+    def on_forgotten(self, partitions: Collection[int], topics: set[bytes]) -> None:
+        self.forgotten.append((set(partitions), topics))
+
+    def on_jobs_unknown(self, partitions: Collection[int]) -> int:
+        self.unknown.append(set(partitions))
+        return 1
 
     def on_overrun(self) -> None:
         raise AssertionError("nothing of another loop comes here")
@@ -201,13 +211,13 @@ async def test_unserving(owner: Owner, server: RespServer, call: str) -> None:
 @each_call
 @pytest.mark.parametrize(
     "answer",
-    [OOM, error("MISCONF Redis is configured to save"), error("BUSY Redis is busy")],
-    ids=["OOM", "MISCONF", "BUSY"],
+    [OOM, error("MISCONF Redis is configured to save"), NOREPLICAS, error("BUSY Redis is busy")],
+    ids=["OOM", "MISCONF", "NOREPLICAS", "BUSY"],
 )
 async def test_refused_for_now(owner: Owner, server: RespServer, call: str, answer: Answer) -> None:
     """A server that refuses for want of memory or the like: LayerUnavailable with its words, at once."""
     server.script(COMMAND_OF[call], answer)
-    with pytest.raises(LayerUnavailable, match=r"OOM|MISCONF|BUSY") as raised:
+    with pytest.raises(LayerUnavailable, match=r"OOM|MISCONF|NOREPLICAS|BUSY") as raised:
         await every([owner.calls()[call]()])
     assert raised.value.address.startswith("redis://127.0.0.1:") and str(server.port) in str(raised.value)
     await every([owner.calls()[call]()])

@@ -418,7 +418,7 @@ class TestBadServers:
         layer = await make_scripted()
         receiving = await started(layer.receive("jobs"))
         await eventually(lambda: layer.statistics().connected, "the link")
-        server.always("POP", error("NOREPLICAS Not enough good replicas to write."))
+        server.always("POP", error("READONLY You can't write against a read only replica."))
         await layer.send("jobs", note(1))
         await asyncio.sleep(0.5)
         assert layer.statistics().reconnects <= 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,16 @@ class Receiver(Protocol):
 
     def on_loss(self, reason: str, topics: set[bytes]) -> None:
         """Messages of these topics are lost, or nobody can know: see the page on delivery for the reasons."""
+
+    def on_forgotten(self, partitions: Collection[int], topics: set[bytes]) -> None:
+        """The server lost members of groups in these partitions, or may have, and the logs of these topics."""
+
+    def on_jobs_unknown(self, partitions: Collection[int]) -> int:
+        """
+        The server may have lost what waited in normal channels of these partitions.
+
+        Returns how many of them are used here.
+        """
 
     def on_overrun(self) -> None:
         """Too much waits for this loop already; an envelope was dropped. Called from any thread."""
@@ -174,8 +184,8 @@ class Bus(ABC):
         """Send to an inbox without waiting for anything; it is dropped if the link is lost."""
 
     @abstractmethod
-    async def add_member(self, group: str, channel: str) -> None:
-        """Make a normal channel a member of a group, for `group_expiry` seconds."""
+    async def add_member(self, group: str, channel: str, seconds: float | None = None) -> None:
+        """Make a normal channel a member of a group, for so many seconds, or for `group_expiry`."""
 
     @abstractmethod
     async def discard_member(self, group: str, channel: str) -> None:

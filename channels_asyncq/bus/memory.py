@@ -305,8 +305,9 @@ class MemoryBus(Bus):
             await self._intake.drained()
         return [channel.encode() for channel in members]
 
-    async def add_member(self, group: str, channel: str) -> None:
-        self._broker.add_member(group, channel, monotonic() + self._options.group_expiry)
+    async def add_member(self, group: str, channel: str, seconds: float | None = None) -> None:
+        seconds = self._options.group_expiry if seconds is None else seconds
+        self._broker.add_member(group, channel, monotonic() + seconds)
 
     async def discard_member(self, group: str, channel: str) -> None:
         self._broker.discard_member(group, channel)

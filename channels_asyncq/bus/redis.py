@@ -10,7 +10,7 @@ import math
 import random
 import weakref
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -47,6 +47,7 @@ from .lines import Line, Outages, own
 from .recovery import LogReader
 from .sending import Message, Sender, Sending, TopicRoute, is_script_missing
 from .subscriptions import Subscription, SubscriptionLedger
+from .watch import UNWRITABLE, Findings, Watch
 from .wire import WireProtocol
 
 _WAKE = b"+"
@@ -67,6 +68,9 @@ _UNUSED_LOG_EXPIRES = 900
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.5
 _LET_IN = (Standing.HELD, Standing.UNSAID)
+# A mark lives for so many ms, and up to a day more, so that no two are taken for one another.
+_MARK_LIVES = 7 * 86_400_000
+_MARK_DIFFERS = 86_400_000
 
 Command = tuple[bytes | str | int, ...]
 
@@ -194,14 +198,18 @@ class Shard:
         self._logged = tuple(b"%c#" % version for version in bus.formats.versions)
         self._layouts = bus.topics.layouts(index)
         self._fence_topic = bus.topics.fence(index)
-        partitions = bus.topics.partitions_of(index) if bus.options.recovery is not None else ()
-        self._logs = [bus.topics.log(partition) for partition in partitions]
+        self._partitions = bus.topics.partitions_of(index)
+        self._logs = [bus.topics.log(partition) for partition in self._partitions]
+        if bus.options.recovery is None:
+            self._logs.clear()
         self._fence_number = 0
         # The time of the server, in ms, at which the last fence that arrived was sent.
         self._fenced_at = 0
         # The fences that were sent for the present connection for pushes and have not arrived.
         self._fences: dict[int, asyncio.Future[None]] = {}
         self._fence_timer: asyncio.TimerHandle | None = None
+        self._watch = Watch(connector.address, self._partitions, bus.options.recovery)
+        self._has_changed = False  # what the server may have lost by that is told already
         self._context = contextvars.Context()
         self._throttle = Throttle()
         options = bus.options
@@ -253,8 +261,8 @@ class Shard:
         scripts = self._load_scripts(wire)
         layout = self.lease.layout
         leased = wire.call(*self._lease_command(layout))
-        info = wire.call("INFO", "server")
-        await asyncio.wait([role, *scripts, leased, info])
+        info, memory = wire.call("INFO", "server"), wire.call("INFO", "memory")
+        await asyncio.wait([role, *scripts, leased, info, memory])
         try:
             answer = role.result()
         except ReplyError as exc:
@@ -267,6 +275,8 @@ class Shard:
         for script in scripts:
             script.result()
         self._commands_run_id = _run_id(info)
+        if memory.exception() is None:
+            self._watch.warn_of_evictions(memory.result())
         if self.lease.learn(leased.result(), layout) not in _LET_IN:
             await self._hold_lease(wire.call)
 
@@ -465,12 +475,13 @@ class Shard:
             # After the confirmations: what is not logged, and sent from now on, arrives.
             await self._hold_lease(partial(self.call, is_repeatable=True))
             log.is_reading = True
+            # A server that does not say which it is may be another one.
+            has_changed = not run_id or run_id != last_run_id
+            self._has_changed = self._has_changed or has_changed
             try:
-                # A server that does not say which it is may be another one.
-                await log.catch_up(
-                    has_changed=not run_id or run_id != last_run_id,
-                    has_gap=self.lease.gap >= self._fenced_at,
-                )
+                await log.catch_up(has_changed=has_changed, has_gap=self.lease.gap >= self._fenced_at)
+                if not has_changed and await self._has_refused():
+                    self._bus.receiver.on_loss("not_logged", self._logged_topics(self._partitions))
             finally:
                 log.is_reading = log.discards = False
                 wire.resume()
@@ -515,6 +526,24 @@ class Shard:
         key = self._bus.topics.log(partition)
         return await self.call(b"EVALSHA", READ_LOG.sha, 1, key, start, count, is_repeatable=True)
 
+    async def _has_refused(self) -> bool:
+        """
+        Tell whether the server refused to write since the last fence: messages may be in no log.
+
+        To be asked when the logs are read: an unlogged push that waits then may come behind later entries, and is
+        dropped.
+        """
+        try:
+            counts = await self.call(b"INFO", b"errorstats", is_repeatable=True)
+        except ChannelLayerError as exc:
+            if isinstance(exc, LayerUnavailable) or not isinstance(exc.__cause__, ReplyError):
+                raise
+            counts = b""  # not permitted; no script of this user publishes unlogged then
+        return self._watch.has_refused(counts)
+
+    def _logged_topics(self, partitions: Collection[int]) -> set[bytes]:
+        return {entry.topic for entry in self.ledger if entry.partition in partitions}
+
     # The fence: what arrives before it has arrived
 
     def _new_fence(self) -> tuple[Command, asyncio.Future[None]]:
@@ -523,11 +552,11 @@ class Shard:
         arrived = self._fences[self._fence_number] = asyncio.get_running_loop().create_future()
         recovery = self._bus.options.recovery
         keep = math.ceil(recovery.seconds) if recovery else 0
-        command = self._lease_command(self.lease.layout, FENCE, *self._logs)
-        return (
-            (*command, self._fence_topic.name, self._fence_number, keep, self._unused_log_expires),
-            arrived,
-        )
+        marks = [self._bus.topics.mark(partition) for partition in self._partitions]
+        command = self._lease_command(self.lease.layout, FENCE, *marks, *self._logs)
+        lifetime = _MARK_LIVES + _jitter.randrange(_MARK_DIFFERS)
+        arguments = (self._fence_number, keep, self._unused_log_expires, len(marks), lifetime)
+        return (*command, self._fence_topic.name, *arguments), arrived
 
     async def _first_fence(self) -> None:
         """
@@ -603,16 +632,44 @@ class Shard:
             wire.abort(TimeoutError("what is published does not arrive"))
 
     def _on_fence(self, data: bytes) -> None:
-        number, sent_at, *ends = data.split(b" ")
+        positions, marks, refusal, counts = data.split(b"\n", 3)
+        number, *ends = positions.split(b" ")
         if int(number) not in self._fences:
             return  # it vouches for an earlier connection
-        self._fenced_at = int(sent_at)
-        self.log.move_to(dict(zip(self._bus.topics.partitions_of(self.index), ends, strict=False)))
+        self._fenced_at = int(marks.partition(b" ")[0])
+        self.log.move_to(dict(zip(self._partitions, ends, strict=False)))
+        findings = self._watch.note_fence(marks, refusal, counts)
         # Those before it may have been refused, and never come.
         for earlier in [earlier for earlier in self._fences if earlier <= int(number)]:
             arrived = self._fences.pop(earlier)
             if not arrived.done():
                 arrived.set_result(None)
+        self._act_on(findings)
+
+    def _act_on(self, findings: Findings) -> None:
+        """Tell the session what the server has lost."""
+        # Who was told that it is another server, or the same without the end of its logs, knows enough.
+        has_changed, self._has_changed = self._has_changed, False
+        receiver = self._bus.receiver
+        if findings.is_first:
+            # Memberships that are older than this may be gone with marks that nobody here has seen.
+            receiver.on_forgotten(self._partitions, set())
+        elif findings.forgotten:
+            # Without logs nothing of a topic was held.
+            topics = self._logged_topics(findings.forgotten) if self._logs and not has_changed else set()
+            # Keys are evicted one by one: those of other partitions may be gone before their marks.
+            partitions = self._partitions if findings.has_evicted else findings.forgotten
+            receiver.on_forgotten(partitions, topics)
+            receiver.on_jobs_unknown(partitions)
+            wire = self.commands.wire
+            if wire is not None and not wire.is_lost and not has_changed:
+                info = wire.call(b"INFO", b"all")
+                info.add_done_callback(partial(self._explain, findings))
+        elif findings.has_evicted and receiver.on_jobs_unknown(self._partitions):
+            self._watch.log_evictions()
+
+    def _explain(self, findings: Findings, info: asyncio.Future[bytes]) -> None:
+        self._watch.log_forgotten(findings, b"" if info.exception() is not None else info.result())
 
     def _send_subscribe(self, wire: WireProtocol, entry: Subscription) -> asyncio.Future[Any]:
         entry.is_sent = True
@@ -695,7 +752,8 @@ class Shard:
             if not entry.follows.done():
                 return True  # the same, and wanted again since: who joined after a message does not get it
             entry.follows = None
-        position = 0
+        position, end = 0, -1
+        is_logged = data.startswith(self._logged)
         try:
             if topic == self._fence_topic.name:
                 self._on_fence(data)
@@ -703,10 +761,10 @@ class Shard:
             if topic == self._layouts:
                 self._look()
                 return True
-            if data.startswith(self._logged):
-                # The position of the last entry stands before the envelopes.
+            if is_logged:
+                # The position of the last entry stands before the envelopes; none if the server refused to write.
                 end = data.index(b" ")
-                position = parse_position(data[2:end])
+                position = parse_position(data[2:end]) if end > 2 else 0
                 if data.startswith(b"{", end + 1):
                     raise ValueError("JSON from outside is in no log")
                 if log.discards:
@@ -720,16 +778,14 @@ class Shard:
         if held is not None and held[0] is data:
             envelopes = held[1]
         else:
-            envelopes = self._bus.open_all(
-                self.index, topic, data[end + 1 :] if position else data, is_logged=position > 0
-            )
+            envelopes = self._bus.open_all(self.index, topic, data[end + 1 :], is_logged=is_logged)
             if not envelopes:
                 if self._bus.formats.is_foreign(data):
                     # This session was away for longer than its lease held. It will hear of it, and connect anew.
                     log.note_missed(topic)
                 return True  # unreadable, and so may be its position; a log is read there once more
             envelopes.reverse()
-        if not log.deliver(entry, envelopes, is_logged=position > 0):
+        if not log.deliver(entry, envelopes, is_logged=is_logged):
             self._held = (data, envelopes)
             return False
         if position:
@@ -770,11 +826,13 @@ class Shard:
             async with asyncio.timeout(timeout) as deadline:
                 await self.pushes.up()
                 began = monotonic()
-                await self._write()
                 await self.check()
+                await self._write()
                 return HostHealth(self.connector.address, True, "connected", seconds=monotonic() - began)
         except LayerUnavailable as exc:
             reason = exc.reason
+            if reason.startswith(UNWRITABLE):
+                reason = f"{reason.removesuffix('.')}. {self._watch.consequence}"
         except (ChannelLayerError, ImproperlyConfigured) as exc:
             reason = str(exc)
         except TimeoutError:
@@ -836,7 +894,12 @@ class RedisBus(Bus):
         self._is_logged: Callable[[str], bool] = lambda group: False
         if recovery is not None:
             # Constants in the script are arguments that need not be sent each time.
-            send = Script.load("send", MOST_ENTRIES=recovery.messages, MOST_BYTES=LOG_BYTES)
+            send = Script.load(
+                "send",
+                MOST_ENTRIES=recovery.messages,
+                MOST_BYTES=LOG_BYTES,
+                IS_REQUIRED=int(recovery.required),
+            )
             self.scripts += (send,)
             self._send_sha = send.sha
             self._is_logged = recovery.is_logged
@@ -1039,7 +1102,7 @@ class RedisBus(Bus):
             is_alone=flags != 0,
         )
 
-    async def add_member(self, group: str, channel: str) -> None:
+    async def add_member(self, group: str, channel: str, seconds: float | None = None) -> None:
         topic, members_key, _ = self.topics.group(group)
         await self._shards[topic.shard].call(
             b"EVALSHA",
@@ -1047,7 +1110,7 @@ class RedisBus(Bus):
             1,
             members_key,
             channel,
-            _milliseconds(self.options.group_expiry),
+            _milliseconds(self.options.group_expiry if seconds is None else seconds),
             is_repeatable=True,
         )
 

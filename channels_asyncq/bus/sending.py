@@ -17,10 +17,11 @@ from .delivery import Numbers
 from .layout import Lease
 from .lines import Line, own
 from .pacing import EARLY
+from .watch import UNWRITABLE
 from .wire import Answer, NoAnswer, NotSent, WireProtocol, fail
 
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
-_UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOREPLICAS")
+_UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS")
 # A command whose script is missing is sent again so often, each time after loading the scripts.
 _MOST_LOADS = 3
 # After so many seconds it is tried again to load scripts that the server did not take.
@@ -399,8 +400,8 @@ class Sender:
                     f"; it was missing again after {_MOST_LOADS} times of loading it (does something run SCRIPT "
                     "FLUSH all the time, or does a proxy lead to several servers?)"
                 )
-        if text.startswith(("OOM", "MISCONF", "BUSY")):
-            return LayerUnavailable(self._address, text)
+        if text.startswith((*UNWRITABLE, "BUSY")):
+            return LayerUnavailable(self._address, text, is_refusal=True)
         if text.startswith("NOPERM"):
             prefix = self._prefix
             text += f" (the user needs the patterns ~{prefix}:* and &{prefix}:*, and the commands of scripts)"

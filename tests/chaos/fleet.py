@@ -9,7 +9,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,7 @@ JOBS = ("jobs.0", "jobs.1")
 HEALING = 25.0
 
 # What a connection's ups and downs and a loss may leave in the log of a player.
-_EXPECTED = re.compile(r"\[(connection|loss)\.\w+\]$|^Executing <.* seconds$")
+_EXPECTED = re.compile(r"\[(connection|loss|command)\.\w+\]$|^Executing <.* seconds$")
 
 
 def seed_of_run() -> str:
@@ -113,9 +113,10 @@ class Scenario:
     prepare: Fault | None = None
     servers: int = 1
     through_proxy: bool = False
-    options: dict[str, Any] = field(default_factory=dict)  # of the servers
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the servers
     config: dict[str, Any] = field(default_factory=dict)  # of the layers
     may_tell: frozenset[str] = frozenset()
+    in_vain: frozenset[str] = frozenset()
     keeps_jobs: bool = True
     unlogged: frozenset[str] = frozenset()
     most_raised: float = 0.001
@@ -239,7 +240,9 @@ async def _play(scenario: Scenario, world: World, seed: str, seconds: float) -> 
         for receiver in world.receivers
     ]
     figures = [await player.do("figures") for player in world.senders + world.receivers]
-    expected = Expected(scenario.may_tell, world.changes, scenario.keeps_jobs, scenario.unlogged)
+    expected = Expected(
+        scenario.may_tell, world.changes, scenario.keeps_jobs, scenario.unlogged, scenario.in_vain
+    )
     verdict = check(sent, ears, workers, expected)
     verdict.complaints += complaints
     for player in world.senders + world.receivers:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from functools import partial
 
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
+from tests.evictions import fill, info
+from tests.refusals import KINDS as REFUSALS
+from tests.refusals import PROTECTED, refuse_to_write, write_again
 
 from .fleet import Scenario, World
 from .proxy import Direction, Kind
 
 CHANGED = frozenset({"server_changed"})
+NOT_LOGGED = frozenset({"not_logged"})
+# Who is connected has missed nothing, and a log that is gone may have held nothing for those who come back.
+FORGOT = frozenset({"server_forgot", "trimmed"})
 DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 KINDS: tuple[Kind | None, ...] = ("commands", "pushes", None)
 
@@ -123,6 +130,44 @@ async def promote_with_tail(world: World) -> None:
 
 async def promote_without_tail(world: World) -> None:
     await _promote(world, with_tail=False)
+
+
+async def refuse_writes(world: World, kind: str) -> None:
+    """The server is full, cannot save, or lacks replicas: it publishes and writes nothing. Some reconnect."""
+    server = world.server
+    await asyncio.to_thread(refuse_to_write, server, kind)
+    await world.some_time(0.0, 0.3)
+    if world.rng.random() < 0.7:
+        await _kill(world, *world.rng.choice([["pubsub"], ["normal"], ["normal", "pubsub"]]))
+    await world.some_time(0.0, 0.3)
+    await asyncio.to_thread(write_again, server, kind)
+    if world.rng.random() < 0.5:
+        await _kill(world, *world.rng.choice([["pubsub"], ["normal"]]))
+
+
+async def flushdb(world: World) -> None:
+    """Everything is deleted, as by Django's cache.clear(); some are away then."""
+    kinds: list[str] = world.rng.choice([[], ["pubsub"], ["normal"], ["normal", "pubsub"]])
+    is_before = world.rng.random() < 0.5
+    if is_before:
+        await _kill(world, *kinds)
+    await world.command("FLUSHDB")
+    if not is_before:
+        await world.some_time(0.0, 0.1)
+        await _kill(world, *kinds)
+
+
+async def make_evict(world: World) -> None:
+    """Have the server evict keys from two megabytes more than it holds now."""
+    used = int(await asyncio.to_thread(info, world.server, "memory", "used_memory"))
+    await world.command("CONFIG", "SET", "maxmemory", used + 2**21, "maxmemory-policy", "allkeys-lru")
+
+
+async def evict(world: World) -> None:
+    """Somebody else fills the server; some reconnect."""
+    await asyncio.to_thread(fill, world.server, world.rng.randint(5, 40), 100 * world.faults)
+    if world.rng.random() < 0.6:
+        await _kill(world, *world.rng.choice([["pubsub"], ["normal"]]))
 
 
 # The network
@@ -280,6 +325,29 @@ SCENARIOS = {
             options={"repl_diskless_sync_delay": 0},
             may_tell=CHANGED,
             keeps_jobs=False,
+        ),
+        Scenario("flushdb", flushdb, (0.1, 0.6), may_tell=FORGOT, in_vain=FORGOT, keeps_jobs=False),
+        Scenario(
+            "evict",
+            evict,
+            (0.1, 0.4),
+            prepare=make_evict,
+            may_tell=FORGOT,
+            in_vain=FORGOT,
+            keeps_jobs=False,
+        ),
+        # Jobs are refused meanwhile.
+        *(
+            Scenario(
+                kind.lower(),
+                partial(refuse_writes, kind=kind),
+                (0.2, 0.6),
+                options=PROTECTED,
+                may_tell=NOT_LOGGED,
+                in_vain=NOT_LOGGED,
+                most_raised=0.5,
+            )
+            for kind in REFUSALS
         ),
     )
 }

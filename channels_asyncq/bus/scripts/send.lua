@@ -1,7 +1,9 @@
 -- Log and publish envelopes, each in an entry of its own; for a group, return the normal channels that are members.
 -- KEYS: the partition's log, and for a group its members. ARGV: topic; empty, or the header that is logged in place
--- of the one envelope, which is too large; envelopes. MOST_ENTRIES and MOST_BYTES are put in when this is loaded.
--- Subscribers get the first envelope's version byte, #, the last entry's id, a space and the envelopes.
+-- of the one envelope, which is too large; envelopes. MOST_ENTRIES, MOST_BYTES and IS_REQUIRED are put in when this
+-- is loaded.
+-- Subscribers get the first envelope's version byte, #, the last entry's id, a space and the envelopes. There is no
+-- id if the server refuses to write: they are published all the same, unless logging IS_REQUIRED.
 local topic, header = ARGV[1], ARGV[2]
 local id
 for number = 3, #ARGV do
@@ -12,7 +14,21 @@ for number = 3, #ARGV do
   if #entry > 1024 then
     most = string.format('%d', math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #entry)))
   end
-  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, kind, entry)
+  id = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, kind, entry)
+  if type(id) == 'table' then
+    -- It is the first: what refuses none at the beginning of a script refuses none later.
+    local code = string.match(id.err, '%u+')
+    if IS_REQUIRED == 1 or not string.find(' OOM MISCONF NOREPLICAS ', ' ' .. code .. ' ', 1, true) then
+      return id
+    end
+    -- Who reconnects learns of it by the server's count of such errors: no message without one.
+    local counts = redis.pcall('INFO', 'errorstats')
+    if type(counts) == 'table' or not string.find(counts, 'errorstat_' .. code .. ':', 1, true) then
+      return id
+    end
+    id = ''
+    break
+  end
 end
 -- One new string, as Lua looks at every byte of each.
 ARGV[2] = string.sub(ARGV[3], 1, 1) .. '#' .. id .. ' '

@@ -1,0 +1,197 @@
+"""What fences find of a server: whether it writes, and whether it has lost what it held. No I/O but log lines."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+
+from ..journal import CONNECTION, LOSS, Throttle, record
+from ..options import Recovery
+
+#: Errors of a server that answers and publishes, and writes nothing now.
+UNWRITABLE = ("OOM", "MISCONF", "NOREPLICAS")
+
+# Of INFO: how often it refused to write, and how often everything was deleted.
+_REFUSALS = re.compile(rb"^errorstat_(?:%b):count=(\d+)" % "|".join(UNWRITABLE).encode(), re.MULTILINE)
+_FLUSHES = re.compile(rb"^cmdstat_flush(?:db|all):calls=(\d+)", re.MULTILINE)
+# When a mark expires is the sum of two clocks, in ms, between which the server may be stopped for a moment.
+_TOLERANCE = 1000
+
+# The hosts of which this process has said that they may evict keys, and that they did.
+_evicting: set[str] = set()
+_evicted: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """
+    What is new since the fence before.
+
+    `forgotten`: the partitions whose marks were gone, and were set anew by this fence or another session's.
+    `has_evicted`: the server has evicted keys, ours or not. `is_first`: there was no fence before.
+    """
+
+    forgotten: frozenset[int]
+    has_evicted: bool
+    is_first: bool
+
+
+class Watch:
+    """
+    The state of one server, as the last fence found it.
+
+    A mark is a key that nobody changes, deletes or reads: when it is gone, all keys of its partition may be. When
+    one expires tells it from the next.
+    """
+
+    def __init__(self, address: str, partitions: range, recovery: Recovery | None) -> None:
+        self._address = address
+        self._partitions = partitions
+        self._throttle = Throttle()
+        self._marks: dict[int, int] = {}  # when they expire, in ms, by partition
+        self._refusal = ""  # why it refuses to write
+        self._refusals: int | None = None
+        self._evictions: int | None = None
+        if recovery is None:
+            #: What follows while the server refuses to write.
+            self.consequence = "Jobs and memberships of normal channels fail meanwhile"
+        elif recovery.required:
+            self.consequence = "Sends, jobs and memberships of normal channels fail meanwhile"
+        else:
+            self.consequence = (
+                "Messages are sent without a log meanwhile; jobs and memberships of normal channels fail"
+            )
+
+    def note_fence(self, marks: bytes, refusal: bytes, counts: bytes) -> Findings:
+        """Take what a fence has found: its lines after the first."""
+        self._note_refusals(refusal.decode(errors="replace"), _refusals(counts))
+        before, self._evictions = self._evictions, _number_of(b"evicted_keys", counts)
+        has_evicted = before is not None and self._evictions is not None and self._evictions > before
+        is_first = not self._marks
+        return Findings(frozenset(self._note_marks(marks)), has_evicted, is_first)
+
+    def _note_marks(self, marks: bytes) -> set[int]:
+        now, *expire = marks.split(b" ")
+        forgotten = set()
+        for partition, text in zip(self._partitions, expire, strict=False):
+            if text == b"-":
+                continue  # it is not there, and the server refuses to write it
+            expires_at = int(text)
+            known = self._marks.get(partition, expires_at)
+            if abs(expires_at - known) > _TOLERANCE and int(now) < known - _TOLERANCE:
+                forgotten.add(partition)
+            self._marks[partition] = expires_at
+        return forgotten
+
+    # Refusals
+
+    def has_refused(self, counts: bytes) -> bool:
+        """Tell by INFO errorstats whether the server refused to write since the last fence, or may have."""
+        return _refusals(counts) != self._refusals
+
+    def _note_refusals(self, refusal: str, refusals: int | None) -> None:
+        """Log that the server refuses to write, that it did meanwhile, or that it writes again."""
+        before, self._refusal = self._refusal, refusal
+        refusals_before, self._refusals = self._refusals, refusals
+        if before and not refusal:
+            record(CONNECTION, logging.INFO, "connection.writable", "%s takes writes again", self._address)
+        elif refusal and not before:
+            record(
+                CONNECTION,
+                logging.WARNING,
+                "connection.unwritable",
+                "%s refuses to write: %s. %s",
+                self._address,
+                refusal.removesuffix("."),
+                self.consequence,
+            )
+        elif not refusal and refusals_before is not None and refusals != refusals_before:
+            self._throttle.warn(
+                CONNECTION,
+                "connection.unwritable",
+                "%s refused to write for a moment, somebody's commands or ours. %s",
+                self._address,
+                self.consequence,
+            )
+
+    # Losses
+
+    def warn_of_evictions(self, memory: bytes) -> None:
+        """Log, once per host and process, that by INFO memory the server may evict what is ours."""
+        policy = _word_of(b"maxmemory_policy", memory)
+        if policy in ("noeviction", "?") or self._address in _evicting:
+            return
+        _evicting.add(self._address)
+        limit = _number_of(b"maxmemory", memory)
+        record(
+            CONNECTION,
+            logging.WARNING if limit else logging.INFO,
+            "connection.eviction",
+            "%s has the maxmemory-policy %s%s: jobs, logs and memberships of normal channels vanish when it is "
+            "full. Set the policy to noeviction, or give the layer a server of its own",
+            self._address,
+            policy,
+            "" if limit else ", which evicts nothing while maxmemory is 0",
+        )
+
+    def log_evictions(self) -> None:
+        """Log, once per host and process, that the server has evicted keys, and maybe ours."""
+        if self._address not in _evicted:
+            _evicted.add(self._address)
+            record(
+                LOSS,
+                logging.WARNING,
+                "loss.evicted",
+                "%s evicts keys, and messages that wait in normal channels may be among them. Set its "
+                "maxmemory-policy to noeviction, or give the layer a server of its own. This is said once, and "
+                "counted as server_forgot",
+                self._address,
+            )
+
+    def log_forgotten(self, findings: Findings, info: bytes) -> None:
+        """Log that the server forgot, with the likely cause by INFO all, which may be empty."""
+        flushes = sum(map(int, _FLUSHES.findall(info)))
+        if findings.has_evicted or (not flushes and _number_of(b"evicted_keys", info)):
+            policy = _word_of(b"maxmemory_policy", info)
+            cause = (
+                f"it evicts keys (maxmemory-policy {policy}). Set that to noeviction, or give the layer a server "
+                "of its own"
+            )
+        elif flushes:
+            cause = (
+                f"FLUSHDB or FLUSHALL ({flushes} times since it started), which is what Django's cache.clear() "
+                "does. Give the cache another database, or a server of its own"
+            )
+        else:
+            cause = (
+                "FLUSHDB or FLUSHALL (Django's cache.clear()), eviction (maxmemory-policy), or somebody's DEL"
+            )
+        self._throttle.warn(
+            LOSS,
+            "loss.server_forgot",
+            "%s has lost what it held of %d of %d partitions: jobs, logs, and memberships of normal channels, of "
+            "which those made here are made again. The likely cause: %s",
+            self._address,
+            len(findings.forgotten),
+            len(self._partitions),
+            cause,
+        )
+
+
+def _refusals(counts: bytes) -> int | None:
+    """Return how often the server has refused to write, by INFO errorstats; None if it does not say."""
+    if not counts.startswith(b"# Errorstats"):
+        return None
+    return sum(map(int, _REFUSALS.findall(counts)))
+
+
+def _word_of(name: bytes, info: bytes) -> str:
+    """Return what INFO says of something, `?` if it does not."""
+    found = re.search(rb"^%b:(\S*)" % name, info, re.MULTILINE)
+    return found[1].decode() if found else "?"
+
+
+def _number_of(name: bytes, info: bytes) -> int | None:
+    word = _word_of(name, info)
+    return int(word) if word.isdecimal() else None
