@@ -612,6 +612,38 @@ async def test_resume_with_nothing_held() -> None:
     assert session.seen == messages(0)
 
 
+async def test_resume_now() -> None:
+    """The held message is offered before the call returns; what is held no more, or is about to be, is not."""
+    session = Session(subscriber=True)
+    holds = iter([False, False])
+    session.take = lambda topic, payload: next(holds, True)
+    session.wire.resume_now()
+    session.feed(message(0) + message(1))
+    session.wire.resume_now()
+    assert session.seen == [] and not session.pipe.reading
+    session.wire.resume()
+    session.wire.resume_now()
+    assert session.seen == []
+    await turns(1)
+    assert session.seen == messages(0, 1) and session.pipe.reading
+    session.wire.resume_now()
+    assert session.seen == messages(0, 1)
+
+
+async def test_resume_now_tells_no_end() -> None:
+    """What was received before the end is delivered, and the end is told, on a later turn."""
+    session = Session(subscriber=True)
+    holds = iter([False])
+    session.take = lambda topic, payload: next(holds, True)
+    session.feed(message(0))
+    session.pipe.lose(OSError("cable"))
+    await turns()
+    session.wire.resume_now()
+    assert session.seen == [] and session.lost == []
+    await session.ended.wait()
+    assert session.seen == messages(0)
+
+
 async def test_resume_from_inside_on_message() -> None:
     """Inside on_message resume() does nothing: a message is never offered recursively."""
     session = Session(subscriber=True)

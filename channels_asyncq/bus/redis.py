@@ -796,7 +796,7 @@ class Shard:
         if self.log.is_reading:
             self.log.resume()
         elif self._subscribing is not None:
-            self._subscribing.resume()
+            self._subscribing.resume_now()
 
     async def check(self) -> None:
         """Return when a command was answered and what it published has arrived."""

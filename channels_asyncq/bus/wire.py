@@ -665,6 +665,17 @@ class WireProtocol(asyncio.Protocol):
         if self._held is not None and self._continuation is None and not self._is_finished:
             self._continuation = self._loop.call_soon(self._continue, context=self._context)
 
+    def resume_now(self) -> None:
+        """
+        Offer the held message again at once, and go on reading if it is taken. For an owner whom the loop called.
+
+        The end of a connection that has ended meanwhile is told on the next turn, as ever.
+        """
+        if self._is_disconnected:
+            self.resume()
+        elif self._held is not None and self._continuation is None and not self._is_finished:
+            self._continue()
+
     def _stall(self) -> None:
         self._is_stalled = True
         assert self._transport is not None
