@@ -308,7 +308,8 @@ class TestWorkInOneTurn:
         await asyncio.gather(*tasks)
         await other.group_send("new", note(2))
         assert max(map(len, calls)) <= 101 + 50  # what is subscribed to for other layers comes on top
-        assert [(await receive(layer, channel))["n"] for _ in range(3)] == [0, 1, 2]
+        # Between groups there is no order.
+        assert {(await receive(layer, channel))["n"] for _ in range(3)} == {0, 1, 2}
         for group in ("room0", "room999"):
             await other.group_send(group, note(3))
         await assert_nothing_waits(layer, channel)
