@@ -4,7 +4,8 @@ Messages to bytes and back.
 What arrives equals what was sent, type by type, on every path, or the sender gets a `TypeError` that names
 the place: `message["user"]["id"]`. The differences are few and the same everywhere: tuples arrive as lists,
 bytearray and memoryview as bytes, subclasses of the allowed types as those types, lazy strings as str, enum
-members as their value. A dict subclass travels as its `items()`: of a QueryDict, the last value of each key.
+members as their value (those of a str enum as keys too). A dict subclass travels as its `items()`: of a
+QueryDict, the last value of each key.
 
 The fast path is one call of ormsgpack, which hands everything unusual to `_simpler`. Only when it fails is
 the message walked in Python, to find and name the culprit or to bring it into a form that ormsgpack takes.
@@ -375,7 +376,7 @@ class _Walk:
             self._enter(value)
             result = {}
             for key, entry in value.items():
-                if not issubclass(type(key), str) or issubclass(type(key), enum.Enum):
+                if not issubclass(type(key), str):
                     self._path.pop()
                     self._refuse(key, "a key must be a str.")
                 key = self._text(str.__str__(key))

@@ -40,6 +40,7 @@ MOST_LOGGED = 2**20
 
 _URL_HELP = "use redis://, rediss:// (TLS), unix:// or memory://"
 _TRANSPORTS: dict[str, Transport] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
+_VALKEY = {"valkey": "redis", "valkeys": "rediss"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -528,6 +529,10 @@ def _host(where: str, entry: Any) -> Host:
 
 def _url_host(where: str, url: str, given: Mapping[Any, Any]) -> Host:
     scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme in _VALKEY:
+        # One protocol, two names.
+        url = _VALKEY[scheme] + url[len(scheme) :]
+        scheme = _VALKEY[scheme]
     if scheme in ("redis+cluster", "rediss+cluster"):
         _refuse(
             where, url, "Redis Cluster is not available in this version of channels_asyncq; use one server."

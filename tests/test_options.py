@@ -239,6 +239,13 @@ def test_host(entry: Any, transport: str, arguments: dict[str, Any], address: st
     )
 
 
+@pytest.mark.parametrize("rest", ["://h:1/2", "://u:p%40w@h?db=3", "s://h", "s://h?ssl_cert_reqs=none"])
+def test_valkey_is_another_name(rest: str) -> None:
+    """valkey:// and valkeys:// are redis:// and rediss://, alone and as the address in a dict."""
+    for entry, same in ((f"valkey{rest}", f"redis{rest}"), ({"address": f"valkey{rest}"}, f"redis{rest}")):
+        assert host(entry) == host(same)
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -421,7 +428,7 @@ BAD: list[tuple[dict[Any, Any], str, str]] = [
     ({"hosts": ["localhost:6379"]}, "hosts[0] = 'localhost:6379'", 'use "redis://localhost:6379"'),
     ({"hosts": ["http://h"]}, "hosts[0] = 'http://h'", "use redis://, rediss://"),
     ({"hosts": ["REDIS://h"]}, "hosts[0] = 'REDIS://h'", "use redis://, rediss://"),
-    ({"hosts": ["valkey://h"]}, "hosts[0] = 'valkey://h'", "use redis://, rediss://"),
+    ({"hosts": ["keydb://h"]}, "hosts[0] = 'keydb://h'", "use redis://, rediss://"),
     ({"hosts": ["redis+cluster://h"]}, "redis+cluster://h", "not available in this version"),
     ({"hosts": ["rediss+cluster://h"]}, "rediss+cluster://h", "not available in this version"),
     ({"hosts": [{"address": "redis+cluster://h"}]}, "redis+cluster://h", "not available in this version"),
