@@ -169,6 +169,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         session = self._sessions.get(loop)
         if session is not None and not session.is_closed:
             return session
+        _notice_fork()
         # close(), on another loop, takes under the lock what has to end: it must see this session, or this it.
         with self._lock:
             if self._is_closed:
@@ -234,7 +235,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             if caller is not None:
                 caller.sent()
                 try:
-                    return await relay.relay().run(partial(self._relayed, work))
+                    return await _relay().run(partial(self._relayed, work))
                 finally:
                     caller.answered()
             session = await self._settled_session(loop)
@@ -427,7 +428,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         def send() -> None:
             owner = self._owners.get(node_of(channel))
             if owner is None or not _hand_over(owner, channel, payload):
-                relay.relay().wait(partial(self._relayed, lambda session: session.send(channel, payload)))
+                _relay().wait(partial(self._relayed, lambda session: session.send(channel, payload)))
 
         return send
 
@@ -442,7 +443,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         def work(session: Session) -> Awaitable[None]:
             return session.group_send(group, payload, excluded)
 
-        return lambda: relay.relay().wait(partial(self._relayed, work))
+        return lambda: _relay().wait(partial(self._relayed, work))
 
     # Clearing
 
@@ -668,7 +669,12 @@ _layers: weakref.WeakSet[AsyncQueueChannelLayer] = weakref.WeakSet()
 _inherited: list[object] = []
 
 
+_pid = os.getpid()
+
+
 def _after_fork_in_child() -> None:
+    global _pid
+    _pid = os.getpid()
     _inherited.append(relay.after_fork_in_child())
     after_fork_in_child()
     for layer in list(_layers):
@@ -681,6 +687,18 @@ def _after_fork_in_child() -> None:
         )
         layer._start_afresh()
         layer._make_bus = _bus_factory(layer.options, layer)
+
+
+def _notice_fork() -> None:
+    """Start afresh in a child that was forked in C, as uWSGI does: Python's hooks did not run there."""
+    if os.getpid() != _pid:
+        _after_fork_in_child()
+
+
+def _relay() -> relay.Relay:
+    """Return the relay of this process."""
+    _notice_fork()
+    return relay.relay()
 
 
 if hasattr(os, "register_at_fork"):

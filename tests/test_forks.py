@@ -23,6 +23,9 @@ WAYS = [
     "multiprocessing_spawn",
     "multiprocessing_forkserver",
     "grandchildren",
+    pytest.param(
+        "in_c", marks=pytest.mark.skipif(sys.platform != "linux", reason="asks the C library to fork")
+    ),
 ]
 
 

@@ -7,12 +7,14 @@ children send too. Prints one JSON line: what arrived, by sender, and what was f
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import json
 import multiprocessing
 import os
 import sys
 import threading
+import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -230,6 +232,33 @@ def grandchildren(parent: Parent) -> dict[str, Any]:
     arrived_all = parent.wait_for(2 + 4 * SENDS)
     parent.arrived.pop("before", None)
     return {"codes": [code] * CHILDREN, "arrived_all": arrived_all}
+
+
+def in_c(parent: Parent) -> dict[str, Any]:
+    """Children that were forked in C, as uWSGI forks: none of Python's hooks has run."""
+    send_many(parent.layer, "before", 2)
+    libc = ctypes.PyDLL(None)
+    codes = []
+    for number in range(CHILDREN):
+        parent.wait_for(2 + number * (SENDS + 2))
+        # The other threads sleep in their selectors then: one that waits for the interpreter's lock would
+        # leave it broken in the child, whatever a layer does.
+        time.sleep(0.1)
+        child = libc.fork()
+        if not child:
+            code = 1
+            try:
+                send_many(parent.layer, f"child {number}")
+                code = 0
+            finally:
+                # Python does not know that the parent's threads are not here, and would wait for them.
+                os._exit(code)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        send_many(parent.layer, f"after {number}", 2)
+    arrived_all = parent.wait_for(2 + CHILDREN * (SENDS + 2))
+    for name in ("before", *(f"after {number}" for number in range(CHILDREN))):
+        assert parent.arrived.pop(name) == [0, 1]
+    return {"codes": codes, "arrived_all": arrived_all}
 
 
 def unwinds(parent: Parent) -> dict[str, Any]:
