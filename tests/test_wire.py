@@ -19,7 +19,19 @@ from hypothesis import strategies as st
 
 from channels_asyncq.bus import wire
 from channels_asyncq.bus.wire import NoAnswer, NotSent, WireProtocol
+from channels_asyncq.slices import SLICE
 from channels_asyncq.testing import EmbeddedServer
+
+
+@pytest.fixture(autouse=True)
+def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test feeds is handed on at once, however slow the machine; tests of slices set the limit back."""
+    monkeypatch.setattr(wire, "_READ_SECONDS", 3600 * SLICE)
+
+
+def in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in slices, as ever."""
+    monkeypatch.setattr(wire, "_READ_SECONDS", SLICE)
 
 
 class Pipe(asyncio.Transport):
@@ -830,6 +842,7 @@ async def test_on_message_that_raises(held: bool) -> None:
 async def test_reader_yields(monkeypatch: pytest.MonkeyPatch) -> None:
     """After 5 ms of delivering, the reader pauses and the loop gets a turn; nothing is lost or reordered."""
     now = 100.0
+    in_slices(monkeypatch)
     monkeypatch.setattr(wire, "monotonic", lambda: now)
     session = Session(subscriber=True)
     future = session.wire.call("PING")
@@ -872,6 +885,7 @@ async def test_reader_yields_between_replies(monkeypatch: pytest.MonkeyPatch) ->
     session = Session(subscriber=True)
     futures = [session.wire.call(b"SUBSCRIBE", b"%d" % number) for number in range(50)]
     await turns(1)
+    in_slices(monkeypatch)
     monkeypatch.setattr(wire, "monotonic", monotonic)
     session.feed(b"".join(encode([b"subscribe", b"%d" % number, 1]) for number in range(50)))
     assert sum(future.done() for future in futures) <= 5
@@ -899,6 +913,7 @@ async def test_those_answered_have_a_turn(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_lost_while_the_reader_yields(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that ends while messages wait for their turn delivers them, then tells its end."""
     now = 100.0
+    in_slices(monkeypatch)
     monkeypatch.setattr(wire, "monotonic", lambda: now)
     session = Session(subscriber=True)
 
