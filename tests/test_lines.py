@@ -640,6 +640,23 @@ class TestTrial:
         loop.call_soon(loop.call_soon, second.data_received, b":1\r\n")
         assert await future == 1
 
+    async def test_loop_that_was_blocked_before_it_connected(
+        self, hosts: Hosts, make: Callable[..., Recorded]
+    ) -> None:
+        """A loop that was blocked for longer than send_timeout connects before it tells anybody of an outage."""
+        outage = Outage()
+        recorded = make(1.0, outage=outage)
+        await recorded.up()
+        await recorded.down()
+        waiting = asyncio.ensure_future(recorded.line.up())
+        await turns()
+        loop = asyncio.get_running_loop()
+        late = loop.time() + 1.3
+        while loop.time() < late:
+            pass
+        assert await waiting is hosts.wires[1]
+        assert outage.reason is None
+
     async def test_cut_while_it_was_on_its_way(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """A message that is cut on its way on each connection is not sent again for ever."""
         recorded = make(BRIEF)

@@ -91,7 +91,7 @@ class Line:
     --------|------|-------|---------|--------------|---------------------------------------------------------
     up      | yes  | no    | no      | is written   | loss: waiting
     waiting | no   | runs  | no      | waits        | connection: trial, or up if nothing waits for an answer;
-            |      |       |         |              | timer: overdue
+            |      |       |         |              | timer: overdue, or once more if the loop was blocked
     trial   | yes  | runs  | no      | is written   | answer: up; loss: waiting, and the timer runs on; timer:
             |      |       |         |              | overdue, and the connection is given up. The timer runs
             |      |       |         |              | longer while bytes move, or once if the loop was blocked;
@@ -352,19 +352,20 @@ class Line:
         self._timer = None
         wire = self.wire
         is_asked = False
+        patience = 0.0
+        if not self._is_late and self._loop.time() - self._due > self._send_timeout / 10:
+            # This loop was blocked: the answer may be there, unread, or an attempt to connect was not made.
+            patience = self._send_timeout / 10
         if wire is not None:
             is_asked = wire.pending > 0
             if self._has_answered(wire) or not (is_asked or self.is_refusing):
                 self._end_outage()
                 return
-            patience = wire.patience()
-            if not self._is_late and self._loop.time() - self._due > self._send_timeout / 10:
-                # This loop was blocked: the answer may be there, unread.
-                patience = max(patience, self._send_timeout / 10)
-            if patience > 0:
-                self._is_late = True
-                self._set_timer(patience)
-                return
+            patience = max(patience, wire.patience())
+        if patience > 0:
+            self._is_late = True
+            self._set_timer(patience)
+            return
         if is_asked and not self.is_refusing:
             self.reason = f"it accepted connections, and answered nothing within {self._send_timeout:g} s"
         self._give_up_waiting(self.unavailable())
