@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -29,7 +30,9 @@ class Intake:
         self._context = contextvars.Context()
         self._offer = offer
         self._pending: deque[tuple[bytes, Envelope]] = deque()
-        self._drained: list[asyncio.Future[None]] = []
+        self._taken = 0
+        # Who waits, and how many envelopes must be taken before; the lowest number first.
+        self._drained: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._is_scheduled = False
         self._is_resting = False
 
@@ -65,21 +68,23 @@ class Intake:
         while pending:
             topic, envelope = pending[0]
             if not self._offer(topic, envelope):
-                return
+                break
             pending.popleft()
+            self._taken += 1
             if monotonic() >= ends:
                 self._is_resting = True
                 self._loop.call_soon(self._drain_rested, context=self._context)
-                return
-        self._tell_drained()
+                break
+        self._tell_drained(self._taken)
 
     def _drain_rested(self) -> None:
         self._is_resting = False
         self.drain()
 
-    def _tell_drained(self) -> None:
-        drained, self._drained = self._drained, []
-        for waiter in drained:
+    def _tell_drained(self, taken: float) -> None:
+        waiting = self._drained
+        while waiting and waiting[0][0] <= taken:
+            _, waiter = waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
 
@@ -88,15 +93,19 @@ class Intake:
         return not self._pending
 
     async def drained(self) -> None:
-        """Return when nothing waits any more. Cancelling is safe: the envelopes stay where they are."""
-        while self._pending:
+        """
+        Return when all that waits now is taken. Cancelling is safe: the envelopes stay where they are.
+
+        What others put meanwhile is not waited for: they may never cease to.
+        """
+        if self._pending:
             waiter = self._loop.create_future()
-            self._drained.append(waiter)
+            self._drained.append((self._taken + len(self._pending), waiter))
             await waiter
 
     def close(self) -> int:
         """Drop what waits and let go of whoever waits for it; return how many envelopes that were."""
         count = len(self._pending)
         self._pending.clear()
-        self._tell_drained()
+        self._tell_drained(math.inf)
         return count

@@ -140,17 +140,34 @@ async def test_drained(intake: Intake, session: Session) -> None:
 
 
 async def test_drained_and_filled_again(intake: Intake, session: Session) -> None:
-    """Who waits for an empty intake and finds it filled again goes on waiting."""
+    """Who waits is told when what waited then is taken, though others have filled the intake again."""
     put(intake, "a")
     waiting = await started(intake.drained())
-    intake.drain()
     session.stops_at = "b"
     put(intake, "b")
-    await steps(3)
-    assert not waiting.done()
-    session.stops_at = None
     intake.drain()
     await every([waiting])
+    assert session.taken == ["a"] and not intake.is_empty
+
+
+async def test_drained_while_others_never_cease(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits has an end, though more comes than is taken in a slice."""
+    clock = Clock()
+    clock.put_into(monkeypatch, ["intake"])
+
+    def offer(topic: bytes, envelope: Envelope) -> bool:
+        clock.turn(0.0011)
+        if len(session.taken) < 1000:
+            put(intake, "more", "more")
+        return session.offer(topic, envelope)
+
+    intake = Intake(asyncio.get_running_loop(), offer)
+    put(intake, "a", "b")
+    waiting = await started(intake.drained())
+    intake.drain()
+    await every([waiting])
+    assert len(session.taken) < 1000
+    intake.close()
 
 
 async def test_drained_cancelled(intake: Intake, session: Session) -> None:
