@@ -34,7 +34,7 @@ class Tally:
         #: there is a limit.
         self.held_bytes = 0
         self.most_bytes = most_bytes
-        #: How often an envelope woke a receiver.
+        #: How often an envelope or a word about a loss woke a receiver.
         self.woken = 0
 
 
@@ -171,7 +171,9 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             self._envelopes.append(notice)
         if self._counts_bytes:
             self._hold(notice)
-        _wake_first(self._receivers)
+        if self._receivers:
+            _wake_first(self._receivers)
+            self._tally.woken += 1
 
     def _hold(self, envelope: Envelope) -> None:
         if not envelope.holders:

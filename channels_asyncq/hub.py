@@ -103,6 +103,7 @@ class Hub:
         # What must wait is for these groups and channels.
         self._awaited: set[bytes | ChannelBuffer] = set()
         self._departures = 0  # how often a member left a group
+        self._most_woken = _MOST_WOKEN  # when so many receivers were woken, a turn of the loop is theirs
         self._watchers: list[asyncio.Future[None]] = []
         # By every buffer; made once.
         self._told = self._has_room, self._has_expired, self._missed_more
@@ -360,7 +361,14 @@ class Hub:
             # A list, because a member whose channel closes on overflow leaves the group.
             for member in list(group.members.values()):
                 put(member.buffer, envelope)
+        if self.tally.woken >= self._most_woken:
+            self._give_a_turn()
         return True
+
+    def _give_a_turn(self) -> None:
+        """Deliver nothing more before those who were woken have had a turn of the loop."""
+        self._most_woken = self.tally.woken + _MOST_WOKEN
+        self._slices.run(iter((True,)))
 
     def _deliver_to_many(self, group: Group, envelope: Envelope, excluded: Container[str]) -> Iterator[bool]:
         """Put the envelope into the buffers of those who are members now, and still are when it is their turn."""
@@ -399,6 +407,8 @@ class Hub:
         if budget.left < MOST:
             budget.earn()
         self._put(buffer, envelope)
+        if self.tally.woken >= self._most_woken:
+            self._give_a_turn()
         return True
 
     def put_own(self, channel: str, envelope: Envelope) -> None:
@@ -551,11 +561,15 @@ class Hub:
             for buffer in some:
                 concerned.setdefault(buffer, [])
             yield False
+        most_woken = self.tally.woken + _MOST_WOKEN
         for some in _chunks(list(concerned), _SOME):
             for buffer in some:
                 if self.channels.get(buffer.channel) is buffer:
                     self._tell(buffer, reason, concerned[buffer], at_head=False)
-            yield False
+            must_end = self.tally.woken >= most_woken
+            if must_end:
+                most_woken = self.tally.woken + _MOST_WOKEN
+            yield must_end
         told(len(concerned), count)
 
     def _has_expired(self, buffer: ChannelBuffer, targets: set[str]) -> None:

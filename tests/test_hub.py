@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -708,6 +709,36 @@ async def test_who_is_woken_has_a_turn(monkeypatch: pytest.MonkeyPatch, clock: C
         here.turn()
         woken.append(here.hub.tally.woken)
     assert len(woken) > 2 and woken[-1] == 3000
+    await every(waiting)
+
+
+@pytest.mark.parametrize("kind", ["groups", "channels", "losses"])
+async def test_who_is_woken_by_many_deliveries_has_a_turn(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: str
+) -> None:
+    """The bound holds also for envelopes to many small groups, or to single channels, and for losses."""
+    here = Recorder(tells=True)
+    waiting = []
+    topics = [b"%d" % number for number in range(30)]
+    for number in range(3000):
+        here.hub.join(topics[number % 30], str(number))
+        waiting.append(asyncio.ensure_future(here.hub.open(str(number)).get()))
+    await asyncio.sleep(0)
+    groups = [(topic, topic.decode()) for topic in topics]
+    work: list[Callable[[Envelope], object]] = {
+        "groups": [partial(here.hub.deliver, topic) for topic in topics],
+        "channels": [partial(here.hub.deliver_to, str(number)) for number in range(3000)],
+        "losses": [lambda _: here.hub.tell("trimmed", groups, lambda *_: None, everybody=False)],
+    }[kind]
+    most = woken = 0
+    while work or here.slices.is_busy:
+        while work and not here.slices.is_busy:
+            work.pop(0)(envelope("1"))
+        most, woken = max(most, here.hub.tally.woken - woken), here.hub.tally.woken
+        await asyncio.sleep(0)
+        here.turn()
+    most = max(most, here.hub.tally.woken - woken)
+    assert here.hub.tally.woken == 3000 and most < 1200
     await every(waiting)
 
 
