@@ -706,7 +706,10 @@ class Session:
                 return True
             target = envelope.target
             if target not in hub.channels and not self._may_open(target):
-                self.on_unreadable(topic, f"addressed to {target!r}")
+                if self.is_closed:
+                    hub.tally.dropped["closed"] += 1
+                else:
+                    self.on_unreadable(topic, f"addressed to {target!r}")
                 return True
             taken = hub.deliver_to(target, envelope)
             if self._sweeper is None:
@@ -726,7 +729,9 @@ class Session:
         self.intake.drain()
 
     def _may_open(self, channel: str) -> bool:
-        """Tell whether a name from elsewhere is that of a channel of ours."""
+        """Tell whether a name from elsewhere is that of a channel of ours, and may still be read."""
+        if self.is_closed:
+            return False
         try:
             check_channel_name(channel)
         except TypeError:

@@ -541,6 +541,21 @@ class TestClosing:
         for task in (sending, joining):
             task.exception()
 
+    async def test_what_arrives_while_channels_are_closed(self, make_memory: MakeLayer) -> None:
+        """A layer that closes accepts nothing: what arrives while its channels close is dropped and counted."""
+        layer, other = await make_memory(), await make_memory()
+        await other.new_channel()  # a loop that has a session sends in the same turn
+        channels = [await layer.new_channel() for _ in range(1000)]
+        session = session_of(layer)
+        session._slices._seconds = 0.0  # as on a slow machine
+        closing = asyncio.ensure_future(layer.close())
+        await steps(1)
+        assert not closing.done()
+        await other.send(channels[0], note(1))
+        await closing
+        assert not session.hub.channels
+        assert session.hub.tally.delivered == 0 and session.hub.tally.dropped["closed"] == 1
+
     async def test_second_close_waits_for_the_first(
         self, make_scripted: MakeLayer, server: RespServer
     ) -> None:
