@@ -163,8 +163,8 @@ class Statistics:
 
     @property
     def connected(self) -> bool:
-        """Whether every connection is there. False when nothing was ever connected."""
-        return bool(self.links) and all(link.state == "connected" for link in self.links)
+        """Whether every connection is there, but for those of loops that have ended. False if there is none."""
+        return {link.state for link in self.links} - {"closed"} == {"connected"}
 
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(

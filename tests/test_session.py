@@ -556,6 +556,15 @@ class TestClosing:
         assert not session.hub.channels
         assert session.hub.tally.delivered == 0 and session.hub.tally.dropped["closed"] == 1
 
+    async def test_statistics_when_another_loop_has_ended(self, make_memory: MakeLayer) -> None:
+        """The connections of a loop that has ended are missing to nobody: the others count."""
+        layer = await make_memory()
+        await layer.new_channel()
+        await asyncio.to_thread(lambda: asyncio.run(layer.new_channel()))
+        assert layer.statistics().connected
+        await layer.close()
+        assert not layer.statistics().connected
+
     async def test_second_close_waits_for_the_first(
         self, make_scripted: MakeLayer, server: RespServer
     ) -> None:
