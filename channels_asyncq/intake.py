@@ -30,7 +30,8 @@ class Intake:
         self._context = contextvars.Context()
         self._offer = offer
         self._pending: deque[tuple[bytes, Envelope]] = deque()
-        self._taken = 0
+        #: How many envelopes were taken, before the one that is being offered.
+        self.taken = 0
         # Who waits, and how many envelopes must be taken before; the lowest number first.
         self._drained: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._is_scheduled = False
@@ -70,12 +71,12 @@ class Intake:
             if not self._offer(topic, envelope):
                 break
             pending.popleft()
-            self._taken += 1
+            self.taken += 1
             if monotonic() >= ends:
                 self._is_resting = True
                 self._loop.call_soon(self._drain_rested, context=self._context)
                 break
-        self._tell_drained(self._taken)
+        self._tell_drained(self.taken)
 
     def _drain_rested(self) -> None:
         self._is_resting = False
@@ -89,6 +90,11 @@ class Intake:
                 waiter.set_result(None)
 
     @property
+    def put_so_far(self) -> int:
+        """How many envelopes were put: `taken` is lower while one of them is offered. On the loop only."""
+        return self.taken + len(self._pending)
+
+    @property
     def is_empty(self) -> bool:
         return not self._pending
 
@@ -100,7 +106,7 @@ class Intake:
         """
         if self._pending:
             waiter = self._loop.create_future()
-            self._drained.append((self._taken + len(self._pending), waiter))
+            self._drained.append((self.put_so_far, waiter))
             await waiter
 
     def close(self) -> int:

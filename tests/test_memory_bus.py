@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from channels.exceptions import ChannelFull
 
@@ -75,3 +77,20 @@ async def test_sessions_hold_no_more_than_their_bytes(prefix: str) -> None:
             for _ in range(3):
                 assert await receive(layer, member) == message
             assert not [name for name, _ in layer.statistics().queued if name == member]
+
+
+async def test_what_was_sent_before_a_group_was_joined_again(prefix: str) -> None:
+    """Who leaves and joins while a message waits for the event loop does not get it, as on a server."""
+    async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+        layer, other = await make_layer(), await make_layer()
+        [member] = await members_of(layer, "room", 1)
+        await other.new_channel()
+        session = layer._sessions[asyncio.get_running_loop()]
+        session._slices.run(iter([True] * 20))  # a delivery to many is unfinished
+        await other.group_send("room", note(1))
+        await layer.group_discard("room", member)
+        await layer.group_add("room", member)
+        await other.group_send("room", note(2))
+        assert await receive(layer, member) == note(2)
+        await other.group_send("room", note(3))
+        assert await receive(layer, member) == note(3)

@@ -212,6 +212,8 @@ class MemoryBus(Bus):
         self._loop = loop = asyncio.get_running_loop()
         self._broker = broker
         self._wanted: set[bytes] = set()
+        # By topic that is wanted again: of what was put in so far, its envelopes were sent before that.
+        self._not_before: dict[bytes, int] = {}
         self._intake = Intake(loop, self._receive)
         self._is_closed = False
 
@@ -228,7 +230,16 @@ class MemoryBus(Bus):
         if envelope is _WAKE:
             self._receiver.on_wake(topic)
             return True
+        if self._not_before and self._is_too_old(topic):
+            return True
         return self._receiver.on_envelope(topic, envelope)
+
+    def _is_too_old(self, topic: bytes) -> bool:
+        """Tell whether what is offered on this topic was sent before it was wanted again."""
+        if self._intake.taken < self._not_before.get(topic, 0):
+            return True
+        self._not_before.pop(topic, None)
+        return False
 
     def _hand_over(self, buses: list[MemoryBus]) -> None:
         for bus in buses:
@@ -253,11 +264,14 @@ class MemoryBus(Bus):
             self._intake.close()
 
     def subscribe(self, topic: Topic) -> None:
+        if topic.name not in self._wanted and not self._intake.is_empty:
+            self._not_before[topic.name] = self._intake.put_so_far
         self._wanted.add(topic.name)
         self._broker.listen(topic.name, self)
 
     def unsubscribe(self, topic: Topic) -> None:
         self._wanted.discard(topic.name)
+        self._not_before.pop(topic.name, None)
         self._broker.listen_no_more(topic.name, self)
 
     def is_confirmed(self, topic: Topic) -> bool:
