@@ -29,7 +29,7 @@ from .codecs import Codec
 from .exceptions import ChannelClosed, LayerClosed
 from .external import ExternalMessage
 from .options import Options
-from .session import BusFactory, Session, Statistics, check_closable
+from .session import BusFactory, Ended, Session, Statistics, check_closable
 from .topics import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
 
 T = TypeVar("T")
@@ -121,6 +121,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self._lock = threading.Lock()
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         self._owners: dict[str | None, Session] = {}
+        self._ended = Ended()
         # Sessions that are ending. Weakly: one that has ended, or whose loop has, is nobody's.
         self._ending: weakref.WeakSet[Session] = weakref.WeakSet()
         self._callers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Caller] = (
@@ -180,7 +181,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                     "asynchronous generators: it can receive nothing any more. Use another event loop."
                 )
             self._forget_ended_sessions()
-            session = Session(self.options, self._codec, self._make_bus)
+            session = Session(self.options, self._codec, self._make_bus, self._ended)
             caller = self._callers.get(loop)
             if caller is None:
                 session.state = LoopState.SETTLED
@@ -207,6 +208,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 if not loop.is_closed():
                     self._caller(loop).state = LoopState.ENDING
                     self._ending.add(session)
+                self._ended.add(session.node)
                 del self._sessions[loop]
                 self._owners.pop(session.node, None)
 
@@ -352,6 +354,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         Raises:
             TypeError: a wrong name.
             ChannelClosed: the channel or the layer is closed.
+            ChannelLayerError: the channel was made on an event loop of this process that has ended.
             LayerUnavailable: the server cannot be reached.
         """
         session = self._sessions.get(asyncio.get_running_loop())

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import logging
 import math
+import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ _MOST_ASKED = 10_000
 # Random digits for names are fetched from the system for so many at once.
 _NAMES_AT_ONCE = 64
 _MOST_ROUTES = 8192
+_MOST_ENDED = 10_000
 # Everybody else has this long to confirm a flush; one who is disconnected cannot.
 _FLUSH_WAIT = 1.0
 _MOST_SECONDS_BETWEEN_SWEEPS = 30.0
@@ -190,6 +192,35 @@ def check_closable(channel: str, node: str | None) -> None:
         )
 
 
+class Ended:
+    """The sessions of a layer that have ended, by node: the last 10,000. From any thread."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def add(self, node: str) -> None:
+        with self._lock:
+            self._nodes[node] = None
+            if len(self._nodes) > _MOST_ENDED:
+                del self._nodes[next(iter(self._nodes))]
+
+    def __contains__(self, node: str) -> bool:
+        return node in self._nodes
+
+    def refuse(self, node: str, channel: str) -> None:
+        """
+        Raises:
+            ChannelLayerError: the session that made the channel has ended.
+        """
+        if node in self:
+            raise ChannelLayerError(
+                f"channel {channel!r} was made on an event loop of this process that has ended: nobody can "
+                "receive from it. Make it, join groups and receive on one event loop: in one coroutine, not in "
+                "an async_to_sync() for each"
+            )
+
+
 class Session:
     """
     The channels, groups and connections of one event loop. Everything here runs on that loop.
@@ -198,8 +229,11 @@ class Session:
     to sweep.
     """
 
-    def __init__(self, options: Options, codec: Codec, make_bus: BusFactory) -> None:
+    def __init__(
+        self, options: Options, codec: Codec, make_bus: BusFactory, ended: Ended | None = None
+    ) -> None:
         self.loop = asyncio.get_running_loop()
+        self._gone = ended or Ended()
         # Callbacks belong to the session, not to the consumer that happened to be first.
         self._context = contextvars.Context()
         self.node = new_node()
@@ -339,6 +373,7 @@ class Session:
                 await self._bus.checked(topic)
             return await self._reader(channel).get()
         if node != self.node:
+            self._gone.refuse(node, channel)
             raise ChannelLayerError(
                 f"channel {channel!r} belongs to another event loop or process; receive on the loop that "
                 "called new_channel()"
@@ -507,6 +542,7 @@ class Session:
         node = node_of(channel)
         if node is None:
             return self._memberships.add(group, channel)
+        self._gone.refuse(node, channel)
         return self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
 
     def _join(self, group: str, channel: str) -> Awaitable[None] | None:
@@ -554,6 +590,8 @@ class Session:
         node = node_of(channel)
         if node is None:
             return self._memberships.discard(group, channel)
+        if node in self._gone:
+            return None  # and so have its memberships
         return self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
 
     # Requests to other sessions
@@ -926,6 +964,7 @@ class Session:
 
     async def _close(self, reason: type[ChannelClosed]) -> None:
         self.state = LoopState.ENDING
+        self._gone.add(self.node)
         self.channel_routes.clear()
         self.group_routes.clear()
         for handle in (self._retry, self._sweeper):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 
-from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import (
     DEADLINE,
@@ -90,6 +90,21 @@ class TestLoopAfterLoop:
 
         channels = [asyncio.run(main(n)) for n in range(4)]
         assert len({channel.split("!")[0] for channel in channels}) == 4
+
+    def test_a_channel_of_a_loop_that_has_ended(self, make_layer: MakeLayerAnywhere) -> None:
+        """
+        An `async_to_sync()` for each step makes and ends a loop for each: to join a group with its channel, or to
+        receive from it, is an error that says so, and nobody is asked.
+        """
+        layer = make_layer()
+        channel = async_to_sync(layer.new_channel)()
+        with pytest.raises(ChannelLayerError, match="has ended: nobody can receive"):
+            async_to_sync(layer.group_add)("room", channel)
+        with pytest.raises(ChannelLayerError, match="has ended: nobody can receive"):
+            async_to_sync(layer.receive)(channel)
+        async_to_sync(layer.group_discard)("room", channel)
+        async_to_sync(layer.send)(channel, note(1))
+        assert not layer.statistics().dropped
 
     def test_loops_end_clean(self, make_layer: MakeLayerAnywhere) -> None:
         """
@@ -173,8 +188,8 @@ class TestLoopAfterLoop:
         asyncio.run(next_loop())
 
     def test_channel_of_a_loop_that_is_gone(self, make_layer: MakeLayerAnywhere) -> None:
-        """Sending to it, adding and discarding it is no error and holds nobody up for long."""
-        layer = make_layer(send_timeout=0.5)
+        """To send to it and to discard it is no error, to add it is one, and nobody is held up."""
+        layer = make_layer()
 
         async def first() -> str:
             return (await members_of(layer, "room", 1))[0]
@@ -185,7 +200,8 @@ class TestLoopAfterLoop:
             async with asyncio.timeout(DEADLINE):
                 await layer.send(gone, note(1))
                 await layer.group_send("room", note(2))
-                await layer.group_add("room", gone)
+                with pytest.raises(ChannelLayerError, match="has ended"):
+                    await layer.group_add("room", gone)
                 await layer.group_discard("room", gone)
             (member,) = await members_of(layer, "room", 1)
             await layer.group_send("room", note(3))
