@@ -268,7 +268,7 @@ async def test_no_answer_ever(
     make: MakeOwner, server: RespServer, call: str, recovery: dict[str, int] | None
 ) -> None:
     """If the server does not come back in time either, nobody knows: DeliveryUnknown, with its address."""
-    owner = await make(server.url, recovery=recovery)
+    owner = await make(server.url, recovery=recovery, send_timeout=20)
     await owner.up()
     port, before = server.port, len(server.commands)
     server.always("EVALSHA", resp_server.silence())
@@ -352,7 +352,7 @@ async def test_numbers_go_by_the_writes(
     make: MakeOwner, server: RespServer, recovery: dict[str, int] | None
 ) -> None:
     """However topics, large messages and those of sessions mix: a stream's numbers grow with the commands."""
-    owner = await make(server.url, recovery=recovery, partitions=1)
+    owner = await make(server.url, recovery=recovery, partitions=1, send_timeout=20)
     await owner.up()
     inbox = owner.topics.inbox("00" * 8)
     large = bytes(20_000)
@@ -383,7 +383,7 @@ async def test_sends_that_share_are_small(
     make: MakeOwner, server: RespServer, recovery: dict[str, int] | None, shares: list[list[int]]
 ) -> None:
     """What shares a command has 4 KiB in all, 1 in each entry of the log; what is larger goes alone."""
-    owner = await make(server.url, recovery=recovery)
+    owner = await make(server.url, recovery=recovery, send_timeout=20)
     await owner.up()
     payloads = [b"%d" % number + bytes(300) for number in range(8)]
     payloads[5] = bytes(5000)
