@@ -9,11 +9,11 @@ with every channel layer, and with none. `SyncConsumer` is the one of Channels.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from asgiref.sync import iscoroutinefunction
 from channels import consumer
 from channels.consumer import SyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
@@ -373,7 +373,7 @@ class AsyncConsumer(consumer.AsyncConsumer):
         """
         handler = getattr(self, get_handler_name(message), None)
         conversation = self._asyncq
-        if isinstance(message, ExternalMessage) and not inspect.iscoroutinefunction(handler):
+        if isinstance(message, ExternalMessage) and not iscoroutinefunction(handler):
             handler = None  # an attribute, or a method that is not for messages
         if handler:
             if conversation is None:
