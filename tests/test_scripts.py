@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from channels_asyncq.bus.redis import GIVE_BACK, POP, PUSH, Script
-from channels_asyncq.testing import EmbeddedServer
+from channels_asyncq.bus.redis import GIVE_BACK, LEASE_SCRIPT, POP, PUSH, Script
+from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 
 EXPIRY = 60_000
 
@@ -170,3 +170,29 @@ def test_a_header_in_the_log_is_small(redis_server: EmbeddedServer, prefix: str)
     send("", "x" * 50_000)
     found = redis_server.command("XLEN", log)
     assert isinstance(found, int) and found < 300
+
+
+_REDIS_6 = b"""
+local redis = setmetatable({}, {__index = redis})
+redis.pcall = function(command, ...)
+  if command == 'INFO' then
+    return '# Errorstats\\r\\nerrorstat_OOM:count=1\\r\\n'
+  end
+  return { err = "@user_script: 17: -OOM command not allowed when used memory > 'maxmemory'.\\r\\n" }
+end
+"""
+
+
+def test_lease_has_the_words_of_redis_6(redis_server: EmbeddedServer, prefix: str) -> None:
+    """Where Redis 6 refuses to write, the line of the script and the end of a line are left out."""
+    keys = [f"{prefix}:0:layouts", f"{prefix}:0:layouts:x", f"{prefix}:0:layouts:past"]
+    text = _REDIS_6 + LEASE_SCRIPT.text
+    answer = redis_server.command("EVAL", text, 3, *keys, "layout", "session", 1000, "", "place", 1, 1000)
+    assert answer[0] == b"OOM command not allowed when used memory > 'maxmemory'."
+
+
+def test_nothing_is_sent_that_redis_6_would_not_count(redis_server: EmbeddedServer, prefix: str) -> None:
+    """Redis 6 counts no errors within scripts, only others': nobody would learn that a message is in no log."""
+    send = Script.load("send", MOST_ENTRIES=100, MOST_BYTES=10_000, IS_REQUIRED=0)
+    with pytest.raises(EmbeddedServerError, match="OOM"):
+        redis_server.command("EVAL", _REDIS_6 + send.text, 1, f"{prefix}:0:log:0", "topic", "", "message")

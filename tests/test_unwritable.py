@@ -259,7 +259,9 @@ async def test_busy_with_the_script_of_somebody(make_layer: MakeLayer, server: E
 
 
 @each_kind
-async def test_a_user_who_may_not_ask(make_layer: MakeLayer, server: EmbeddedServer, kind: str) -> None:
+async def test_a_user_who_may_not_ask(
+    make_layer: MakeLayer, server: EmbeddedServer, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where INFO is not permitted nobody could be told: nothing is sent that is not logged."""
     server.command("ACL", "SETUSER", "blind", "on", ">blind", "~*", "&*", "+@all", "-info")
     blind = server.url.replace("//", "//blind:blind@")
@@ -270,3 +272,6 @@ async def test_a_user_who_may_not_ask(make_layer: MakeLayer, server: EmbeddedSer
         await layer.group_send("room", note(2))
     await layer.group_send("room", note(3))
     assert await receive_many(other, channel, 2) == [note(1), note(3)]
+    with refusing(server, kind):
+        assert "Sends, jobs and memberships of normal channels fail" in (await layer.health()).hosts[0].reason
+    assert "without a log" not in caplog.text

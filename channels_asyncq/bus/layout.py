@@ -209,7 +209,7 @@ class Lease:
                 self.turn_to(self.wanted)
             return Standing.ASK_AGAIN
         is_said = state == b"in"
-        if not is_said and not state.lstrip(b"-").startswith(tuple(map(str.encode, _FULL))):
+        if not is_said and not state.startswith(tuple(map(str.encode, _FULL))):
             raise LayerUnavailable(self._address, state.decode(errors="replace"))
         if all(self.layout.oldest <= other.writes <= self.layout.newest for other in others):
             return Standing.HELD if is_said else Standing.UNSAID

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ _MOST_LOADS = 3
 _PAUSE_AFTER_REFUSAL = 1.0
 # A log that is full of entries of up to 1 KiB keeps as many as `recovery` says; a larger one trims it to fewer.
 _SMALL_ENTRY = 1024
+# Redis 6 says before the words of an error where in a script it was.
+_IN_SCRIPT = re.compile(r"@user_script: \d+: -([^\r\n]*)")
 
 
 # Whom it is for, from `pack_names()`, and the encoded message.
@@ -390,6 +393,8 @@ class Sender:
 
     def refused(self, exc: BaseException) -> ChannelLayerError:
         text = str(exc)
+        if (found := _IN_SCRIPT.search(text)) is not None:
+            text = found[1]
         if is_script_missing(exc):
             if self._load_refusal is not None:
                 text += (

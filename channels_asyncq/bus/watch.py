@@ -18,6 +18,10 @@ _FLUSHES = re.compile(rb"^cmdstat_flush(?:db|all):calls=(\d+)", re.MULTILINE)
 # When a mark expires is the sum of two clocks, in ms, between which the server may be stopped for a moment.
 _TOLERANCE = 1000
 
+_JOBS_FAIL = "Jobs and memberships of normal channels fail meanwhile"
+_ALL_FAILS = "Sends, jobs and memberships of normal channels fail meanwhile"
+_LOGS_FAIL = "Messages are sent without a log meanwhile; jobs and memberships of normal channels fail"
+
 # The hosts of which this process has said that they may evict keys, and that they did.
 _evicting: set[str] = set()
 _evicted: set[str] = set()
@@ -53,15 +57,9 @@ class Watch:
         self._refusal = ""  # why it refuses to write
         self._refusals: int | None = None
         self._evictions: int | None = None
-        if recovery is None:
-            #: What follows while the server refuses to write.
-            self.consequence = "Jobs and memberships of normal channels fail meanwhile"
-        elif recovery.required:
-            self.consequence = "Sends, jobs and memberships of normal channels fail meanwhile"
-        else:
-            self.consequence = (
-                "Messages are sent without a log meanwhile; jobs and memberships of normal channels fail"
-            )
+        self._may_skip_logs = recovery is not None and not recovery.required
+        #: What follows while the server refuses to write.
+        self.consequence = _JOBS_FAIL if recovery is None else _LOGS_FAIL if self._may_skip_logs else _ALL_FAILS
 
     def note_fence(self, marks: bytes, refusal: bytes, counts: bytes) -> Findings:
         """Take what a fence has found: its lines after the first."""
@@ -94,6 +92,9 @@ class Watch:
         """Log that the server refuses to write, that it did meanwhile, or that it writes again."""
         before, self._refusal = self._refusal, refusal
         refusals_before, self._refusals = self._refusals, refusals
+        if self._may_skip_logs:
+            # send.lua looks for the same, and publishes nothing where nobody could be told of it.
+            self.consequence = _ALL_FAILS if refusal and not refusals else _LOGS_FAIL
         if before and not refusal:
             record(CONNECTION, logging.INFO, "connection.writable", "%s takes writes again", self._address)
         elif refusal and not before:

@@ -6,7 +6,7 @@
 -- The lines of what is published: number and ends; time and when each mark expires, both in ms; why the server refuses
 -- to write, or nothing; its counts of errors and of evictions.
 {lease.lua}
-local words = state == 'in' and '' or (string.gsub(state, '^%-', ''))
+local words = state == 'in' and '' or state
 local code = string.match(words, '%u+')
 local oldest = digits((time[1] - ARGV[10]) * 1000)
 local logs = 4 + ARGV[12]

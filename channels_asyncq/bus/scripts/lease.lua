@@ -27,8 +27,9 @@ local ends = digits(now + ARGV[3])
 local taken = redis.pcall('ZADD', KEYS[2], ends, ARGV[2])
 local state = 'in'
 if type(taken) == 'table' then
-  -- A server without memory or disk still serves those who are there.
-  state = taken.err
+  -- A server without memory or disk still serves those who are there. (Redis 6 puts the line of the script before
+  -- its words, and the end of a line behind them.)
+  state = string.match(taken.err, '%u%u+ [^\r\n]*') or taken.err
 else
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', digits(now))
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', digits(now))

@@ -17,7 +17,8 @@ for number = 3, #ARGV do
   id = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, kind, entry)
   if type(id) == 'table' then
     -- It is the first: what refuses none at the beginning of a script refuses none later.
-    local code = string.match(id.err, '%u+')
+    -- (Redis 6 does not count what it refuses within a script. There the words begin with the script's line.)
+    local code = string.match(id.err, '^%u+') or ''
     if IS_REQUIRED == 1 or not string.find(' OOM MISCONF NOREPLICAS ', ' ' .. code .. ' ', 1, true) then
       return id
     end
