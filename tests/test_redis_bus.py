@@ -678,6 +678,26 @@ async def test_fence_behind_a_message_that_takes_long(
         assert owner.events == ["up"] and owner.losses == []
 
 
+async def test_lease_while_a_fence_is_waited_for(
+    make: MakeOwner, redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    """While a fence is under way behind a large message the lease is renewed as ever: it holds for a shorter time."""
+    monkeypatch.setattr("channels_asyncq.bus.redis._FENCE_EVERY", 0.05)
+    monkeypatch.setattr("channels_asyncq.bus.redis._LONGEST_FENCE", 0.3)
+    async with proxied(redis_server.port) as proxy:
+        owner = await make(proxy.url, recovery={}, send_timeout=5.0)
+        await owner.join()
+        proxy.delays["down"] = lambda: 0.02
+        large = Codec().encode({"type": "test.note", "text": "x" * 4_000_000})
+        sending = asyncio.gather(owner.group_send("room", large))
+        ends = set()
+        while not owner.arrived:
+            ends.add(redis_server.command("ZRANGE", f"{prefix}:0:layouts", 0, -1, "WITHSCORES")[1])
+            await asyncio.sleep(0.01)
+        await sending
+        assert len(ends) > 4
+
+
 async def test_closed_with_unwritten_sends(make: MakeOwner, server: RespServer) -> None:
     """What was not written when the bus is closed, or cut off, fails; nobody waits, and no task is left."""
     for is_cut_off in (False, True):

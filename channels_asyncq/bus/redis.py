@@ -253,7 +253,8 @@ class Shard:
         if self.commands.wire is not None:
             # Not with on_up(): another host may be down for long.
             self._bus.receiver.on_answerable()
-            self._renew_later()
+            if self.pushes.wire is None:
+                self._renew_later()
         self._bus.on_change()
 
     async def _set_up_commands(self, wire: WireProtocol) -> None:
@@ -350,15 +351,16 @@ class Shard:
             pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
 
     def _renew_later(self) -> None:
-        """Go on renewing the lease while there are no fences, which do that as well."""
-        if self._renewal is None and self.pushes.wire is None and not self._is_closed:
+        """Renew the lease after a while, unless a fence does that before."""
+        if self._renewal is None and not self._is_closed:
             loop = asyncio.get_running_loop()
             self._renewal = loop.call_later(_FENCE_EVERY, self._renew, context=self._context)
 
     def _renew(self) -> None:
         self._renewal = None
         self._look()
-        self._renew_later()
+        if self.pushes.wire is None:
+            self._renew_later()
 
     def _stop_renewal(self) -> None:
         if self._renewal is not None:
@@ -611,6 +613,8 @@ class Shard:
         """Look for a fence after so many seconds."""
         look = partial(self._is_deaf, fence, wire, looks, wire.arrived, is_last)
         self._fence_timer = asyncio.get_running_loop().call_later(seconds, look, context=self._context)
+        # It may take longer to arrive than a lease holds.
+        self._renew_later()
 
     def _is_deaf(
         self,
