@@ -242,6 +242,22 @@ async def test_eviction(
     assert "evicts keys" in caplog.text and "noeviction" in caplog.text
 
 
+async def test_a_membership_that_goes_before_its_mark(
+    make_layer: MakeLayer, server: EmbeddedServer, prefix: str
+) -> None:
+    """Under volatile-ttl it goes first, as a mark has a longer life. What is evicted is counted, and so it is renewed."""
+    worker = await make_layer(group_expiry=1000)
+    await worker.new_channel()  # a session of its own
+    await worker.group_add("room", "jobs")
+    await worker.health()
+    members = f"{prefix}:0:members:room"
+    with evicting(server, "volatile-ttl"):
+        await asyncio.to_thread(evict, server, members)
+        assert server.command("EXISTS", *(f"{prefix}:0:mark:{n}" for n in range(16))) == 16
+    await worker.health()
+    await eventually(lambda: server.command("EXISTS", members), "the membership")
+
+
 async def test_marks_go_before_what_is_used(
     make_layer: MakeLayer, server: EmbeddedServer, prefix: str
 ) -> None:

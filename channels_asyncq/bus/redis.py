@@ -669,8 +669,11 @@ class Shard:
             if wire is not None and not wire.is_lost and not has_changed:
                 info = wire.call(b"INFO", b"all")
                 info.add_done_callback(partial(self._explain, findings))
-        elif findings.has_evicted and receiver.on_jobs_unknown(self._partitions):
-            self._watch.log_evictions()
+        elif findings.has_evicted:
+            # A membership may be gone before its mark: those have the longest lives, and may be as old.
+            receiver.on_forgotten(self._partitions, set())
+            if receiver.on_jobs_unknown(self._partitions):
+                self._watch.log_evictions()
 
     def _explain(self, findings: Findings, info: asyncio.Future[bytes]) -> None:
         self._watch.log_forgotten(findings, b"" if info.exception() is not None else info.result())
