@@ -82,7 +82,7 @@ def _place_of_cache(url: str, options: Mapping[str, Any]) -> _Place | None:
         port = parts.port or DEFAULT_PORT
         found = parse_qs(parts.query).get("db", [])
         if parts.scheme != "unix":
-            found = [word for word in (parts.path.strip("/"), *found) if word]
+            found = [word for word in (*found, parts.path.strip("/")) if word]
         database = int(found[0] if found else options.get("db", 0))
     except (TypeError, ValueError):
         return None

@@ -75,6 +75,7 @@ def cache(location: object, backend: str = REDIS, **options: Any) -> dict[str, A
         ("redis://localhost", cache("redis://127.0.0.1:6379/0")),
         ("redis://:secret@Cache.example:7000/3", cache("redis://cache.example:7000/3")),
         ("redis://localhost/3", cache("redis://localhost?db=3")),
+        ("redis://localhost/3", cache("redis://localhost/1?db=3")),
         ("redis://localhost/3", cache("redis://localhost", db=3)),
         ("redis://localhost/1", cache("redis://other, redis://localhost/1")),
         ("redis://localhost/1", cache(["redis://other/1", "redis://localhost/1"])),
