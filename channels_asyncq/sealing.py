@@ -59,13 +59,13 @@ class Seal:
 
     Args:
         keys: the first seals, all open.
-        expiry: seconds after which a batch is refused, plus `CLOCK_ALLOWANCE`.
+        max_age: seconds after which a batch is refused, plus `CLOCK_ALLOWANCE`.
         node: the identity of this session, which stands in the header of what it seals.
     """
 
     __slots__ = ("_ciphers", "_invalid", "_max_age", "_own", "_roots", "key_id")
 
-    def __init__(self, keys: Sequence[bytes], expiry: float, node: bytes) -> None:
+    def __init__(self, keys: Sequence[bytes], max_age: float, node: bytes) -> None:
         # Imported here because the package is an extra.
         from cryptography.exceptions import InvalidTag
 
@@ -77,7 +77,7 @@ class Seal:
             self._roots.setdefault(_key_id(root), root)
         #: Stands in the header of what this session seals.
         self.key_id = next(iter(self._roots))
-        self._max_age = 1000 * (math.ceil(expiry) + CLOCK_ALLOWANCE)
+        self._max_age = 1000 * (math.ceil(max_age) + CLOCK_ALLOWANCE)
         self._own = self._make_cipher(self.key_id, node)
         # By the id of the key and the node, only of those that opened something.
         self._ciphers: dict[tuple[int, bytes], AESGCM] = {}

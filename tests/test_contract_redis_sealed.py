@@ -4,6 +4,7 @@ With `symmetric_encryption_keys`: what somebody who may read and write on the se
 Whatever was captured is put in again, changed or elsewhere. It is dropped and counted; what is genuine arrives.
 """
 
+import time
 from typing import Any
 
 import pytest
@@ -260,3 +261,13 @@ class TestForgeries:
         await sender.group_send("room", note(1))
         assert await receive(layer, member) == note(1)
         assert layer.statistics().told == {}
+
+
+async def test_sent_again_after_long(make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was unanswered for nearly `send_timeout` is sent again as it is, and not too old when it arrives."""
+    layer = await make_layer(**KEYS, expiry=5, send_timeout=30)
+    (member,) = await members_of(layer, "room", 1)
+    now, before = time.time_ns, iter([25 * 10**9])
+    monkeypatch.setattr("channels_asyncq.sealing.time.time_ns", lambda: now() - next(before, 0))
+    await layer.group_send("room", note(1))
+    assert await receive(layer, member) == note(1)

@@ -245,7 +245,7 @@ async def test_eviction(
 async def test_a_membership_that_goes_before_its_mark(
     make_layer: MakeLayer, server: EmbeddedServer, prefix: str
 ) -> None:
-    """Under volatile-ttl it goes first, as a mark has a longer life. What is evicted is counted, and so it is renewed."""
+    """Under volatile-ttl it goes first, as a mark lives longer. It is renewed as the server counts evictions."""
     worker = await make_layer(group_expiry=1000)
     await worker.new_channel()  # a session of its own
     await worker.group_add("room", "jobs")

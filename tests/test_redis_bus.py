@@ -681,7 +681,7 @@ async def test_fence_behind_a_message_that_takes_long(
 async def test_lease_while_a_fence_is_waited_for(
     make: MakeOwner, redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, prefix: str
 ) -> None:
-    """While a fence is under way behind a large message the lease is renewed as ever: it holds for a shorter time."""
+    """A fence may be under way for longer than a lease holds; it is renewed meanwhile."""
     monkeypatch.setattr("channels_asyncq.bus.redis._FENCE_EVERY", 0.05)
     monkeypatch.setattr("channels_asyncq.bus.redis._LONGEST_FENCE", 0.3)
     async with proxied(redis_server.port) as proxy:

@@ -31,8 +31,8 @@ CHAT = pack_names("chat")
 TEXT = b"the body of a message"
 
 
-def seal_of(*keys: bytes, node: bytes = NODE, expiry: float = 60.0) -> Seal:
-    return Seal(keys or (b"key",), expiry, node)
+def seal_of(*keys: bytes, node: bytes = NODE, max_age: float = 60.0) -> Seal:
+    return Seal(keys or (b"key",), max_age, node)
 
 
 MINE, THEIRS = seal_of(), seal_of(node=OTHER)
@@ -185,8 +185,8 @@ def test_any_bytes(data: bytes, is_announced: bool) -> None:
     ],
 )
 def test_age(age: float, problem: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch is good for `expiry` and what clocks may differ; of a log's old entry any age will do."""
-    seal = seal_of(expiry=29.5)
+    """A batch is good for `max_age` and what clocks may differ; of a log's old entry any age will do."""
+    seal = seal_of(max_age=29.5)
     data = one()
     made = int.from_bytes(data[32:40]) * 1_000_000
     monkeypatch.setattr("channels_asyncq.sealing.time.time_ns", lambda: made + round(age * 10**9))

@@ -107,7 +107,9 @@ def test_lines_about_refusals(here: Watch, caplog: pytest.LogCaptureFixture) -> 
     assert codes(caplog)[2:] == ["connection.unwritable"]
 
 
-@pytest.mark.parametrize("errors", [b"", b"# Errorstats\r\nerrorstat_ERR:count=7\r\n"], ids=["not told", "not counted"])
+@pytest.mark.parametrize(
+    "errors", [b"", b"# Errorstats\r\nerrorstat_ERR:count=7\r\n"], ids=["not told", "not counted"]
+)
 def test_refusals_that_are_not_counted(here: Watch, caplog: pytest.LogCaptureFixture, errors: bytes) -> None:
     """Nothing is sent without a log where the server's count of refusals cannot be read, and the line says so."""
     here.note_fence(marks(*OLD), b"OOM no memory.", errors)

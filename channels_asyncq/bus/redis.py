@@ -891,7 +891,8 @@ class RedisBus(Bus):
         self._decode = codec.decode
         self.node = bytes.fromhex(node)
         keys = options.symmetric_encryption_keys
-        self.seal = Seal(keys, options.expiry, self.node) if keys else None
+        # What is unanswered is sent again as it is, and expires so long after that.
+        self.seal = Seal(keys, options.expiry + options.send_timeout, self.node) if keys else None
         self.loop = asyncio.get_running_loop()
         # Of the sends by stream, and of the pushes by partition.
         self._numbers: defaultdict[int, Numbers] = defaultdict(Numbers)

@@ -59,7 +59,9 @@ class Watch:
         self._evictions: int | None = None
         self._may_skip_logs = recovery is not None and not recovery.required
         #: What follows while the server refuses to write.
-        self.consequence = _JOBS_FAIL if recovery is None else _LOGS_FAIL if self._may_skip_logs else _ALL_FAILS
+        self.consequence = (
+            _JOBS_FAIL if recovery is None else _LOGS_FAIL if self._may_skip_logs else _ALL_FAILS
+        )
 
     def note_fence(self, marks: bytes, refusal: bytes, counts: bytes) -> Findings:
         """Take what a fence has found: its lines after the first."""
