@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .sealing import SEAL_SIZE, BadSeal, Seal
+from .sealing import SEAL_SIZE, BadSeal, Seal, TooOld
 from .topics import NODE_BYTES
 
 WIRE_VERSION = 1
@@ -49,6 +49,10 @@ _CHANGED = "truncated or changed: its checksum does not fit"
 
 class BadEnvelope(ValueError):
     """Bytes that are no envelope of a version this release reads; the text says what is wrong with them."""
+
+
+class Expired(BadEnvelope):
+    """A batch of one of our keys' holders for this place, which was sealed too long ago."""
 
 
 class Envelope:
@@ -176,6 +180,7 @@ def unpack(
     Raises:
         BadEnvelope: truncated or changed, of a version or with flags that this release does not know, names
             that are not text, or a seal that does not fit.
+        Expired: nothing of that, but it was sealed too long ago.
     """
     envelopes: list[Envelope] = []
     end = _unpack_batch(data, 0, envelopes, seal, place, is_late)
@@ -229,6 +234,8 @@ def _unpack_batch(
     else:
         try:
             content = seal.open(check, node, data[start:end], at - start, place, is_late=is_late)
+        except TooOld as exc:
+            raise Expired(str(exc)) from None
         except BadSeal as exc:
             raise BadEnvelope(str(exc)) from None
         at = 0

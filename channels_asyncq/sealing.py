@@ -44,6 +44,10 @@ class BadSeal(ValueError):
     """Bytes that were not sealed with one of our keys for this place, or not at this time."""
 
 
+class TooOld(BadSeal):
+    """What one of our keys did seal for this place, too long ago."""
+
+
 def place(kind: bytes, name: bytes) -> bytes:
     """Return what a batch is sealed for: a topic, its entries in a log, or a list, by its name on the server."""
     # Names have neither spaces nor zeros, so that no two places and headers read the same in a row.
@@ -97,7 +101,8 @@ class Seal:
         With `is_late=True` it may be of any age: only that it was lost counts.
 
         Raises:
-            BadSeal: another key's, changed, of another sender, for another place, too old, or of the future.
+            BadSeal: another key's, changed, of another sender, for another place, or of the future.
+            TooOld: it is none of these.
         """
         cipher = self._ciphers.get((key_id, node)) or self._make_cipher(key_id, node)
         nonce_at = header_size + _TIME.size
@@ -112,9 +117,10 @@ class Seal:
             self._ciphers[key_id, node] = cipher
         age = time.time_ns() // 1_000_000 - _TIME.unpack_from(data, header_size)[0]
         if age > self._max_age and not is_late:
-            raise BadSeal(
+            raise TooOld(
                 f"sealed {age / 1000:.0f} s ago by its sender's clock, and the limit is "
-                f"{self._max_age / 1000:.0f} s: set the clocks of both machines, or raise `expiry`"
+                f"{self._max_age / 1000:.0f} s: set the clocks of both machines, or raise `expiry` "
+                "if this process may stand still for so long"
             )
         if age < -1000 * FUTURE_ALLOWANCE:
             raise BadSeal(f"sealed {-age / 1000:.0f} s from now: set the clocks of both machines")

@@ -271,3 +271,20 @@ async def test_sent_again_after_long(make_layer: MakeLayer, monkeypatch: pytest.
     monkeypatch.setattr("channels_asyncq.sealing.time.time_ns", lambda: now() - next(before, 0))
     await layer.group_send("room", note(1))
     assert await receive(layer, member) == note(1)
+
+
+@RECOVERY
+async def test_what_comes_too_late_is_told(
+    make_layer: MakeLayer, recovery: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited for a process that stood still for too long is dropped: its groups are told, once."""
+    layer = await make_layer(**KEYS, expiry=5, recovery=recovery, on_loss="layer.loss")
+    (member,) = await members_of(layer, "room", 1)
+    now, before = time.time_ns, iter([60 * 10**9])
+    monkeypatch.setattr("channels_asyncq.sealing.time.time_ns", lambda: now() - next(before, 0))
+    await layer.group_send("room", note(1))
+    await eventually(lambda: dropped(layer) == 1, "the drop")
+    await layer.health()
+    await layer.group_send("room", note(2))
+    assert await receive(layer, member) == {"type": "layer.loss", "reason": "expired", "groups": ["room"]}
+    assert await receive(layer, member) == note(2)

@@ -73,6 +73,7 @@ class LogReader:
         for partition, end in ends.items():
             self.positions[partition] = parse_position(end)
         self._seen.sweep(monotonic())
+        self._tell_lost()
 
     def deliver(self, entry: Subscription, envelopes: list[Envelope], *, is_logged: bool) -> bool:
         """
@@ -99,8 +100,16 @@ class LogReader:
         return True
 
     def note_missed(self, topic: bytes) -> None:
-        """Note that something arrived that this release does not read: it is told when the logs are read next."""
+        """Note that something arrived that this release does not read: it is told with the next fence."""
         self._lost["not_logged"].add(topic)
+
+    def note_expired(self, topic: bytes, envelopes: list[Envelope], *, is_logged: bool) -> None:
+        """Note that something arrived too late: it is told with the next fence, unless it is a repeat."""
+        entry = self._ledger.get(topic)
+        if entry is not None:
+            stream = stream_of(entry.partition, is_logged=is_logged)
+            if any(envelope.seq > self._seen.highest(envelope.node, stream) for envelope in envelopes):
+                self._lost["expired"].add(topic)
 
     def passed(self, partition: int, position: int) -> None:
         """
@@ -137,7 +146,10 @@ class LogReader:
             lost["server_changed"] = set().union(*topics.values())
         elif has_gap:
             lost["not_logged"] |= set().union(*topics.values())
-        self._lost = defaultdict(set)
+        self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        lost, self._lost = self._lost, defaultdict(set)
         for reason, names in lost.items():
             self._receiver.on_loss(reason, names)
 

@@ -28,6 +28,7 @@ from ..envelopes import (
     HEADER_ONLY,
     BadEnvelope,
     Envelope,
+    Expired,
     Formats,
     batch_size,
     pack_names,
@@ -980,6 +981,9 @@ class RedisBus(Bus):
             envelopes = self._unpack[data[:1]](data, self.seal, sealed_for)
         except (BadEnvelope, BadPayload) as exc:
             self.receiver.on_unreadable(topic, str(exc))
+            if isinstance(exc, Expired):
+                late = self._unpack[data[:1]](data, self.seal, sealed_for, is_late=True)
+                self._shards[shard].log.note_expired(topic, late, is_logged=is_logged)
             return []
         expires_at = monotonic() + self.options.expiry
         readable = []
