@@ -14,7 +14,7 @@ from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError, server_
 from tests import contract
 from tests.contract import MakeLayer, codes, eventually, every, note, notes, receive, receive_many, started
 from tests.refusals import KINDS, PROTECTED, refusing
-from tests.resp_server import RespServer
+from tests.resp_server import RespServer, error
 
 TOLD = {"type": "loss", "reason": "not_logged", "groups": ["room"]}
 
@@ -275,3 +275,19 @@ async def test_a_user_who_may_not_ask(
     with refusing(server, kind):
         assert "Sends, jobs and memberships of normal channels fail" in (await layer.health()).hosts[0].reason
     assert "without a log" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["@user_script: 17: -", "ERR Error running script (call to f_0): @user_script:62: @user_script: 62: -"],
+)
+async def test_the_words_of_redis_6(make_layer: MakeLayer, proxy: RespServer, before: str) -> None:
+    """Redis 6 says first where in a script an error was, and what it means is the same."""
+    layer = await make_layer(hosts=[proxy.url])
+    await layer.new_channel()
+    proxy.script("EVALSHA", error(f"{before}OOM command not allowed."))
+    with pytest.raises(LayerUnavailable, match="refused: OOM command"):
+        await layer.group_send("room", note(1))
+    proxy.script("EVALSHA", error(f"{before}READONLY You can't write against a read only replica."))
+    await layer.group_send("room", note(1))
+    assert layer.statistics().reconnects > 0

@@ -366,7 +366,7 @@ class Sender:
         """
         if is_script_missing(exc):
             return loads < _MOST_LOADS and self._load(wire)
-        text = str(exc)
+        text = _words_of(exc)
         if text.startswith(_UNSERVING):
             self._line.give_up(wire, text)
             return True
@@ -392,9 +392,7 @@ class Sender:
             self._load_again_at = self._loop.time() + _PAUSE_AFTER_REFUSAL
 
     def refused(self, exc: BaseException) -> ChannelLayerError:
-        text = str(exc)
-        if (found := _IN_SCRIPT.search(text)) is not None:
-            text = found[1]
+        text = _words_of(exc)
         if is_script_missing(exc):
             if self._load_refusal is not None:
                 text += (
@@ -415,6 +413,13 @@ class Sender:
 
 def is_script_missing(exc: BaseException) -> bool:
     return str(exc).startswith("NOSCRIPT")
+
+
+def _words_of(exc: BaseException) -> str:
+    """Return what the server says, without where in a script that was."""
+    text = str(exc)
+    found = _IN_SCRIPT.search(text)
+    return text if found is None else found[1]
 
 
 def _raise_if_given_up(exc: NotSent | NoAnswer) -> None:
