@@ -58,7 +58,7 @@ _REASONS = {
         "loss.trimmed",
         "the log does not reach back to it; raise recovery's `seconds` or `messages`",
     ),
-    "expired": ("loss.expired", "it lasted longer than `expiry`"),
+    "expired": ("loss.expired", "that, or a standstill of this process, lasted longer than `expiry`"),
     "too_large": ("loss.too_large", "what is larger than recovery's `message_bytes` is not kept"),
     "server_changed": (
         "loss.server_changed",
