@@ -192,6 +192,23 @@ async def test_a_restart_is_told_as_one(make_layer: MakeLayer, server: EmbeddedS
     assert layer.statistics().told == {"server_changed": 1}
 
 
+async def test_a_restart_without_logs(
+    make_layer: MakeLayer, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memberships are renewed, and the log does not say that somebody flushed the server."""
+    layer = await make_layer(recovery=None)
+    await layer.new_channel()
+    await layer.group_add("room", "jobs")
+    before = layer.statistics().reconnects
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.restart)
+    await eventually(lambda: layer.statistics().reconnects >= before + 2, "both connections")
+    await layer.health()
+    await reaches(layer, layer, "jobs")
+    await layer.health()  # what came before it was answered
+    assert "loss.server_forgot" not in codes(caplog)
+
+
 async def test_a_mark_that_lapses_is_no_loss(
     make_layer: MakeLayer, server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

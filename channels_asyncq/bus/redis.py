@@ -490,6 +490,10 @@ class Shard:
                 wire.resume()
             self._fence_in(0.0)
         else:
+            # Without logs; or the first time, when there is nothing to compare.
+            self._has_changed = self._has_changed or (
+                b"" not in (run_id, last_run_id) and run_id != last_run_id
+            )
             await self._first_fence()
             self._fence_in(_FENCE_EVERY)
         self._pushes_run_id = run_id
