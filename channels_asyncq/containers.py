@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-#: Lists, dicts and values of extension types (sets, dates) in one message, at most. Decoding so many
-#: lists takes 20 ms, and 4 MB that hold nothing else 0.6 s. A message of no more bytes cannot hold more: it is not looked at.
+#: Lists, dicts and values of extension types (sets, dates) in one message, at most. Decoding so many lists takes
+#: 20 ms, and 4 MB that hold nothing else 0.6 s. A message of no more bytes cannot hold more: it is not looked at.
 MOST_CONTAINERS = 65_536
 
 TOO_MANY = (
