@@ -268,7 +268,7 @@ async def test_no_answer_ever(
     make: MakeOwner, server: RespServer, call: str, recovery: dict[str, int] | None
 ) -> None:
     """If the server does not come back in time either, nobody knows: DeliveryUnknown, with its address."""
-    owner = await make(server.url, recovery=recovery, send_timeout=20)
+    owner = await make(server.url, recovery=recovery)
     await owner.up()
     port, before = server.port, len(server.commands)
     server.always("EVALSHA", resp_server.silence())

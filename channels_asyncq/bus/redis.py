@@ -618,8 +618,6 @@ class Shard:
         """Look for a fence after so many seconds."""
         look = partial(self._is_deaf, fence, wire, looks, wire.arrived, is_last)
         self._fence_timer = asyncio.get_running_loop().call_later(seconds, look, context=self._context)
-        # It may take longer to arrive than a lease holds.
-        self._renew_later()
 
     def _is_deaf(
         self,
@@ -631,7 +629,10 @@ class Shard:
     ) -> None:
         if fence.done():
             self._fence_in(_FENCE_EVERY)
-        elif looks > 0 and wire.arrived != before and (wire.arrived[1] or before[1]):
+            return
+        # It may take longer to arrive than a lease holds.
+        self._renew_later()
+        if looks > 0 and wire.arrived != before and (wire.arrived[1] or before[1]):
             # A large message is arriving, which no log keeps: the fence comes after it.
             self._look_for(fence, wire, looks - 1, _LONGEST_FENCE)
         elif not is_last or wire.is_stalled:
