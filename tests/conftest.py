@@ -13,6 +13,7 @@ import django
 import hypothesis
 import pytest
 
+from channels_asyncq import flow
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.resp_server import RespServer
@@ -151,3 +152,9 @@ def publish(redis_server: EmbeddedServer, prefix: str) -> contract.Publish:
         return int(redis_server.command("PUBLISH", f"{prefix}:0:{topic}", payload))
 
     return publish
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait for readers costs what one envelope earns: how fast the machine is does not decide who keeps up."""
+    monkeypatch.setattr(flow, "DEAREST_WAIT", flow.PER_ENVELOPE)

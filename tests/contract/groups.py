@@ -402,6 +402,7 @@ class Groups(SpecifiedGroups):
                 assert arrived == note(turns)
                 assert await receive(layer, member) == MARKER
 
+    @pytest.mark.usefixtures("patient")
     async def test_burst_with_readers_that_keep_up(self, make_layer: MakeLayer) -> None:
         """32 sends in flight to 40 members of capacity 100 who read: of 1000 messages nobody misses one."""
         asyncio.get_running_loop().set_debug(False)

@@ -221,6 +221,7 @@ class SharedChannels:
         assert await receive(reader, neighbour) == note(6)
 
     @both_kinds
+    @pytest.mark.usefixtures("patient")
     async def test_burst_to_one_channel(self, make_layer: MakeLayer, kind: str) -> None:
         """32 sends in flight to one channel of capacity 100 whose reader keeps up: it misses none of 2000."""
         asyncio.get_running_loop().set_debug(False)

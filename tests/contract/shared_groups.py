@@ -142,6 +142,7 @@ class SharedGroups:
             await layer.group_discard("room", channel)
             await layer.group_send("room", note(1))
 
+    @pytest.mark.usefixtures("patient")
     async def test_burst_from_another_process(self, make_layer: MakeLayer) -> None:
         """32 sends in flight to 40 members of capacity 100 who read: of 2000 messages nobody misses one."""
         asyncio.get_running_loop().set_debug(False)
