@@ -29,7 +29,7 @@ from .codecs import Codec
 from .exceptions import ChannelClosed, LayerClosed
 from .external import ExternalMessage
 from .options import Options
-from .session import BusFactory, Ended, Session, Statistics, check_closable
+from .session import BusFactory, EndedSessions, Session, Statistics, check_closable
 from .topics import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self._lock = threading.Lock()
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         self._owners: dict[str | None, Session] = {}
-        self._ended = Ended()
+        self._ended_sessions = EndedSessions()
         # Sessions that are ending. Weakly: one that has ended, or whose loop has, is nobody's.
         self._ending: weakref.WeakSet[Session] = weakref.WeakSet()
         self._callers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Caller] = (
@@ -181,7 +181,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                     "asynchronous generators: it can receive nothing any more. Use another event loop."
                 )
             self._forget_ended_sessions()
-            session = Session(self.options, self._codec, self._make_bus, self._ended)
+            session = Session(self.options, self._codec, self._make_bus, self._ended_sessions)
             caller = self._callers.get(loop)
             if caller is None:
                 session.state = LoopState.SETTLED
@@ -208,7 +208,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 if not loop.is_closed():
                     self._caller(loop).state = LoopState.ENDING
                     self._ending.add(session)
-                self._ended.add(session.node)
+                self._ended_sessions.add(session.node)
                 del self._sessions[loop]
                 self._owners.pop(session.node, None)
 

@@ -77,7 +77,7 @@ class Seal:
         # By id. Of two keys with the same id the first counts.
         self._roots: dict[int, bytes] = {}
         for key in keys:
-            root = hmac.digest(key, _PURPOSE, "sha256")
+            root = root_of(key)
             self._roots.setdefault(_key_id(root), root)
         #: Stands in the header of what this session seals.
         self.key_id = next(iter(self._roots))
@@ -139,7 +139,17 @@ class Seal:
         return AESGCM(hmac.digest(root, b"session" + node, "sha256"))
 
 
+def root_of(key: bytes) -> bytes:
+    """Return what everything else is derived from, of a key of the setting. It is as secret as the key."""
+    return hmac.digest(key, _PURPOSE, "sha256")
+
+
+def fingerprint_of(root: bytes) -> bytes:
+    """Return 32 bytes by which processes with the same key know it. A word as a key can be guessed by them."""
+    return hmac.digest(root, b"id", "sha256")
+
+
 def _key_id(root: bytes) -> int:
-    """Return a number by which processes with the same key know it, and which tells nothing about it."""
-    number: int = _KEY_ID.unpack_from(hmac.digest(root, b"id", "sha256"))[0]
+    """Return the beginning of the fingerprint as a number, for the headers of batches."""
+    number: int = _KEY_ID.unpack_from(fingerprint_of(root))[0]
     return number

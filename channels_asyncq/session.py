@@ -192,7 +192,7 @@ def check_closable(channel: str, node: str | None) -> None:
         )
 
 
-class Ended:
+class EndedSessions:
     """The sessions of a layer that have ended, by node: the last 10,000. From any thread."""
 
     def __init__(self) -> None:
@@ -230,10 +230,14 @@ class Session:
     """
 
     def __init__(
-        self, options: Options, codec: Codec, make_bus: BusFactory, ended: Ended | None = None
+        self,
+        options: Options,
+        codec: Codec,
+        make_bus: BusFactory,
+        ended_sessions: EndedSessions | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._gone = ended or Ended()
+        self._ended_sessions = ended_sessions or EndedSessions()
         # Callbacks belong to the session, not to the consumer that happened to be first.
         self._context = contextvars.Context()
         self.node = new_node()
@@ -373,7 +377,7 @@ class Session:
                 await self._bus.checked(topic)
             return await self._reader(channel).get()
         if node != self.node:
-            self._gone.refuse(node, channel)
+            self._ended_sessions.refuse(node, channel)
             raise ChannelLayerError(
                 f"channel {channel!r} belongs to another event loop or process; receive on the loop that "
                 "called new_channel()"
@@ -542,7 +546,7 @@ class Session:
         node = node_of(channel)
         if node is None:
             return self._memberships.add(group, channel)
-        self._gone.refuse(node, channel)
+        self._ended_sessions.refuse(node, channel)
         return self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
 
     def _join(self, group: str, channel: str) -> Awaitable[None] | None:
@@ -590,7 +594,7 @@ class Session:
         node = node_of(channel)
         if node is None:
             return self._memberships.discard(group, channel)
-        if node in self._gone:
+        if node in self._ended_sessions:
             return None  # and so have its memberships
         return self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
 
@@ -964,7 +968,7 @@ class Session:
 
     async def _close(self, reason: type[ChannelClosed]) -> None:
         self.state = LoopState.ENDING
-        self._gone.add(self.node)
+        self._ended_sessions.add(self.node)
         self.channel_routes.clear()
         self.group_routes.clear()
         for handle in (self._retry, self._sweeper):

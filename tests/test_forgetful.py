@@ -13,7 +13,7 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.bus import redis as bus
 from channels_asyncq.testing import EmbeddedServer, server_binaries
 from tests import contract, resp_server
-from tests.contract import MakeLayer, codes, eventually, note, receive
+from tests.contract import MakeLayer, codes, eventually, member_of, note, receive
 from tests.evictions import POLICIES, evict, evicting, fill
 from tests.resp_server import RespServer, error
 
@@ -32,12 +32,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
 async def make_layer(server: EmbeddedServer, prefix: str) -> AsyncIterator[MakeLayer]:
     async with contract.layers(hosts=[server.url], prefix=prefix, on_loss="loss") as make_layer:
         yield make_layer
-
-
-async def member_of(layer: AsyncQueueChannelLayer, group: str = "room") -> str:
-    channel = await layer.new_channel()
-    await layer.group_add(group, channel)
-    return channel
 
 
 async def reaches(sender: AsyncQueueChannelLayer, reader: AsyncQueueChannelLayer, channel: str) -> None:

@@ -12,7 +12,18 @@ from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError, server_binaries
 from tests import contract
-from tests.contract import MakeLayer, codes, eventually, every, note, notes, receive, receive_many, started
+from tests.contract import (
+    MakeLayer,
+    codes,
+    eventually,
+    every,
+    member_of,
+    note,
+    notes,
+    receive,
+    receive_many,
+    started,
+)
 from tests.refusals import KINDS, PROTECTED, refusing
 from tests.resp_server import RespServer, error
 
@@ -36,12 +47,6 @@ async def proxy(server: EmbeddedServer) -> AsyncIterator[RespServer]:
 async def make_layer(server: EmbeddedServer, prefix: str) -> AsyncIterator[MakeLayer]:
     async with contract.layers(hosts=[server.url], prefix=prefix, on_loss="loss") as make_layer:
         yield make_layer
-
-
-async def member_of(layer: AsyncQueueChannelLayer, group: str = "room") -> str:
-    channel = await layer.new_channel()
-    await layer.group_add(group, channel)
-    return channel
 
 
 async def away(layer: AsyncQueueChannelLayer, proxy: RespServer) -> None:

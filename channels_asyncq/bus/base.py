@@ -185,7 +185,7 @@ class Bus(ABC):
 
     @abstractmethod
     async def add_member(self, group: str, channel: str, seconds: float | None = None) -> None:
-        """Make a normal channel a member of a group, for so many seconds, or for `group_expiry`."""
+        """Make a normal channel a member of a group, for `seconds`, or for `group_expiry` if that is None."""
 
     @abstractmethod
     async def discard_member(self, group: str, channel: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-import hashlib
-import hmac
 import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,12 +12,12 @@ from django.core.exceptions import ImproperlyConfigured
 from ..envelopes import FORMATS, Format, Formats
 from ..exceptions import LayerUnavailable
 from ..options import Options
+from ..sealing import fingerprint_of, root_of
 
 #: Seconds for which a lease holds. It is renewed every five.
 LEASE = 20.0
 # Why a server takes no writes for now. Whoever has found no stranger there goes on without a lease.
 _FULL = ("OOM", "MISCONF", "NOREPLICAS")
-_KEY_ID = b"channels_asyncq id of a key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class Layout:
             formats.oldest,
             formats.newest,
             formats.newest,
-            tuple(_key_id(key) for key in options.symmetric_encryption_keys),
+            tuple(fingerprint_of(root_of(key))[:8].hex() for key in options.symmetric_encryption_keys),
         )
 
     @classmethod
@@ -131,11 +129,6 @@ class Objection:
     there: str
     here: str
     remedy: str
-
-
-def _key_id(key: bytes) -> str:
-    """Return what tells a key from others and nothing else of it."""
-    return hmac.digest(hashlib.sha256(key).digest(), _KEY_ID, "sha256")[:8].hex()
 
 
 class Standing(enum.Enum):

@@ -48,7 +48,7 @@ class Outage:
         self._until = self._served_at = 0.0
 
     def failed(self, reason: str, since: float, seconds: float) -> None:
-        """Note for so many seconds that what began at `since` failed, unless a line has served since then."""
+        """Note that what began at `since` failed, unless a line has served since; it is known for `seconds`."""
         with self._lock:
             if since > self._served_at:
                 self._reason, self._until = reason, monotonic() + seconds

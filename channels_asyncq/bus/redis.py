@@ -56,11 +56,11 @@ _ITEM_EXPIRY_DIGITS = 13
 _SCAN_PAGE = 1000
 # Of our own: the state of the global one belongs to the application.
 _jitter = random.Random()
-# A listener is deaf when a fence does not arrive; looked at every so many seconds, and at each connection.
+# Seconds between two fences, and within which one must arrive: a listener that gets none is deaf.
 _FENCE_EVERY = 5.0
 _LONGEST_FENCE = 3.0
-# A fence may be late behind large messages on a slow link, for so many times as long. (A server drops a
-# subscriber that is 8 MB behind for 60 s.)
+# How many times as long a fence may take behind large messages on a slow link. (A server drops a subscriber that
+# is 8 MB behind for 60 s.)
 _MOST_FENCE_LOOKS = 20
 # An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries; a message has `message_bytes` at most.
 LOG_BYTES = 8 * 2**20
@@ -69,7 +69,7 @@ _UNUSED_LOG_EXPIRES = 900
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.5
 _LET_IN = (Standing.HELD, Standing.UNSAID)
-# A mark lives for so many ms, and up to a day more, so that no two are taken for one another.
+# The life of a mark in ms, and how much longer it may be at random: no two marks are taken for one another.
 _MARK_LIVES = 7 * 86_400_000
 _MARK_DIFFERS = 86_400_000
 
@@ -200,9 +200,8 @@ class Shard:
         self._layouts = bus.topics.layouts(index)
         self._fence_topic = bus.topics.fence(index)
         self._partitions = bus.topics.partitions_of(index)
-        self._logs = [bus.topics.log(partition) for partition in self._partitions]
-        if bus.options.recovery is None:
-            self._logs.clear()
+        logged = self._partitions if bus.options.recovery is not None else ()
+        self._logs = [bus.topics.log(partition) for partition in logged]
         self._fence_number = 0
         # The time of the server, in ms, at which the last fence that arrived was sent.
         self._fenced_at = 0

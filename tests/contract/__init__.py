@@ -186,6 +186,11 @@ async def members_of(layer: SpecifiedLayer, group: str, count: int) -> list[str]
     return channels
 
 
+async def member_of(layer: SpecifiedLayer, group: str = "room") -> str:
+    """A new channel that is in `group`."""
+    return (await members_of(layer, group, 1))[0]
+
+
 def dropped(layer: AsyncQueueChannelLayer) -> int:
     """How many messages the layer dropped in all, whatever the reason."""
     return sum(layer.statistics().dropped.values())
