@@ -643,8 +643,7 @@ class Session:
             if action == "confirm":
                 self._confirmed(number)
             elif action == "flush":
-                self._flush_own()
-                self._confirm(number, reply)
+                self._flush_own(partial(self._confirm, number, reply))
             elif action in ("add", "discard"):
                 check_group_name(body["group"])
                 check_channel_name(body["channel"])
@@ -722,11 +721,11 @@ class Session:
         finally:
             del self._requests[number]
 
-    def _flush_own(self) -> None:
+    def _flush_own(self, flushed: Callable[[], None]) -> None:
         self._memberships.clear()
-        self._chores.run(self._unsubscribe_from(self.hub.flush()))
         for reader in self._readers.values():
             self.hub.tally.dropped["flushed"] += reader.flush()
+        self._chores.run(self._unsubscribe_from(self.hub.flush(flushed)))
 
     def _unsubscribe_from(self, topics: list[bytes]) -> Iterator[bool]:
         for topic in topics:

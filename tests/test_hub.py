@@ -226,8 +226,14 @@ def test_flush() -> None:
     here.hub.put_own("closed", envelope("2"))
     here.hub.close_channel("closed")
     buffer = here.hub.open("a")
-    assert sorted(here.hub.flush()) == sorted([ROOM, b"other"])
-    assert here.hub.flush() == [] and not here.empty
+    flushed = 0
+
+    def done() -> None:
+        nonlocal flushed
+        flushed += 1
+
+    assert sorted(here.hub.flush(done)) == sorted([ROOM, b"other"])
+    assert here.hub.flush(done) == [] and not here.empty and flushed == 2
     assert here.hub.tally.dropped == {"flushed": 2}
     assert here.hub.channels == {"a": buffer} and not buffer.groups and buffer.empty()
     here.hub.join(ROOM, "a")
@@ -588,7 +594,7 @@ MOST_IN_A_TURN = int(SLICE / 0.00005) + 256
 
 
 def test_a_delivery_to_many_comes_in_slices(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    """One turn of the loop delivers for 5 ms; every member gets the envelope once, in their order."""
+    """One turn of the loop delivers for 3 ms; every member gets the envelope once, in their order."""
     here = Crowd(monkeypatch, clock, 2000)
     assert here.hub.deliver(ROOM, envelope("1"))
     assert 0 < len(here.put) <= MOST_IN_A_TURN and here.slices.is_busy
@@ -640,7 +646,7 @@ def test_what_ends_all_groups_ends_a_delivery(
     here.hub.deliver(ROOM, envelope("1"))
     had = len(here.put)
     if end == "flush":
-        here.hub.flush()
+        here.hub.flush(lambda: None)
         here.hub.join(ROOM, "member999")
     else:
         here.hub.close(LayerClosed)
@@ -929,6 +935,31 @@ def until_idle(here: Recorder, work: Slices, called: list[str]) -> int:
 
 # What is done in a slice of that machine where it is looked at every 64 channels.
 SOME_IN_A_TURN = int(SLICE / 0.00005) + 64
+
+
+def test_flush_of_many_channels_in_slices(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """
+    All groups are gone at once, and the channels are emptied in slices before anything else is delivered.
+
+    Who joins meanwhile is a member afterwards, and a channel that was discarded meanwhile is counted once.
+    """
+    here = Recorder()
+    names = [f"member{number}" for number in range(1000)]
+    for name in names:
+        here.hub.join(ROOM, name)
+        here.hub.put_own(name, envelope("old"))
+    cleared = slow(monkeypatch, clock, "clear")
+    flushed: list[int] = []
+    assert here.hub.flush(lambda: flushed.append(len(cleared))) == [ROOM]
+    assert 0 < len(cleared) <= SOME_IN_A_TURN and here.slices.is_busy and not here.hub.groups
+    here.hub.join(ROOM, "member998")
+    here.hub.discard(here.hub.channels["member999"])
+    assert until_idle(here, here.slices, cleared) <= SOME_IN_A_TURN
+    assert flushed == [1000] and not here.empty
+    assert here.hub.tally.dropped == {"flushed": 999, "closed": 1}
+    assert here.hub.deliver(ROOM, envelope("new"))
+    assert [here.texts(name) for name in ("member0", "member998")] == [[], ["new"]]
+    assert here.hub.leave(ROOM, "member998")
 
 
 def test_many_are_told_in_slices(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -1379,7 +1410,7 @@ class HubMachine(RuleBasedStateMachine):
             if name in self.closed:
                 del self.model[name]
         self.closed.clear()
-        topics = self.hub.flush()
+        topics = self.hub.flush(lambda: None)
         assert set(topics) == self.subscribed and len(topics) == len(self.subscribed)
         self.subscribed.clear()
 

@@ -10,6 +10,7 @@ import pytest
 from channels_asyncq import intake as intake_module
 from channels_asyncq.envelopes import Envelope
 from channels_asyncq.intake import Intake
+from channels_asyncq.slices import SLICE
 from tests.clock import Clock
 from tests.contract import ended, eventually, every, started, steps
 
@@ -158,7 +159,7 @@ async def test_drained_while_others_never_cease(session: Session, monkeypatch: p
     intake = Intake(asyncio.get_running_loop(), lambda topic, envelope: answer(envelope))
 
     def answer(envelope: Envelope) -> bool:
-        clock.turn(0.0011)
+        clock.turn(0.22 * SLICE)
         if len(session.taken) < 1000:
             put(intake, "more", "more")
         return session.offer(b"", envelope)
@@ -197,13 +198,13 @@ async def test_put_while_draining(session: Session) -> None:
 
 
 async def test_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After 5 ms of offering the loop gets a turn, whoever drains; the rest follows in order, without a pause."""
+    """After 3 ms of offering the loop gets a turn, whoever drains; the rest follows in order, without a pause."""
     clock = Clock()
     clock.put_into(monkeypatch, ["intake"])
     most = 0
 
     def offer(topic: bytes, envelope: Envelope) -> bool:
-        clock.turn(0.0011)
+        clock.turn(0.22 * SLICE)
         return session.offer(topic, envelope)
 
     intake = Intake(asyncio.get_running_loop(), offer)

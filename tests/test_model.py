@@ -27,6 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from channels_asyncq import slices
 from channels_asyncq.bus import recovery
 from channels_asyncq.bus.delivery import Numbers, format_position, parse_position
 from channels_asyncq.bus.recovery import LogReader
@@ -567,7 +568,7 @@ class Delivery(RuleBasedStateMachine):
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "_PAGE", PAGE)
-    monkeypatch.setattr(recovery, "_READ_SECONDS", 3600.0)
+    monkeypatch.setattr(slices, "SHORT", 3600.0)
 
 
 @pytest.mark.usefixtures("small")

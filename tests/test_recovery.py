@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from channels_asyncq import slices
 from channels_asyncq.bus import recovery
 from channels_asyncq.bus.base import Receiver
 from channels_asyncq.bus.delivery import parse_position
@@ -579,7 +580,7 @@ class TestFlow:
 
     async def test_reading_lets_others_run(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """A long recovery gives the loop its turns."""
-        monkeypatch.setattr(recovery, "_READ_SECONDS", -1.0)
+        monkeypatch.setattr(slices, "SHORT", -1.0)
         for number in range(1, 50):
             world.server.log(0).add(number, b"x", number)
         task = asyncio.create_task(world.reader.catch_up(has_changed=False))

@@ -207,7 +207,7 @@ class TestWorkInOneTurn:
         self, make_memory: MakeLayer, make_redis: MakeLayer, bus: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """
-        Messages that arrive together for a large group come in slices of 5 ms, a turn of the loop after each.
+        Messages that arrive together for a large group come in slices of 3 ms, a turn of the loop after each.
 
         Every member gets each message once and in order, and so does a channel that somebody sent to in between.
         None of it counts as waiting for readers.

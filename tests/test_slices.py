@@ -32,9 +32,9 @@ class Work:
         self.idle += 1
 
     def job(self, name: str, count: int, *, must_end: bool = False, fails: bool = False) -> Iterator[bool]:
-        """Work of 1.1 ms between two yields."""
+        """Work of 0.22 slices between two yields."""
         for number in range(count):
-            self.clock.turn(0.0011)
+            self.clock.turn(0.22 * SLICE)
             self.done.append(f"{name}{number}")
             yield must_end
         if fails:
@@ -55,7 +55,7 @@ async def test_what_is_short_is_done_at_once(work: Work) -> None:
 
 
 async def test_one_after_the_other(work: Work) -> None:
-    """Jobs are done in the order in which they came, five milliseconds in each turn of the loop."""
+    """Jobs are done in the order in which they came, a slice in each turn of the loop."""
     work.slices.run(work.job("a", 12))
     work.slices.run(work.job("b", 2))
     assert work.slices.is_busy
@@ -79,7 +79,7 @@ async def test_a_job_that_must_end_its_slice(work: Work) -> None:
 
 
 async def test_jobs_of_one_turn_share_its_slice(work: Work) -> None:
-    """After five milliseconds the turn is over for all jobs, also if each is done."""
+    """After a slice the turn is over for all jobs, also if each is done."""
     for name in "abc":
         work.slices.run(work.job(name, 2))
     assert len(work.done) == 5 and work.slices.is_busy

@@ -10,13 +10,13 @@ from typing import Any
 
 from ..envelopes import FORMATS, HEADER_ONLY, BadEnvelope, Envelope, Formats
 from ..options import Options
+from ..slices import Slice
 from ..topics import NOT_LOGGED
 from .base import Receiver
 from .delivery import SeenNumbers, format_position, milliseconds_of, parse_position, stream_of
 from .subscriptions import Subscription, SubscriptionLedger
 
 _PAGE = 500
-_READ_SECONDS = 0.005
 
 # Topic and bytes of an entry.
 OpenEnvelopes = Callable[[bytes, bytes], list[Envelope]]
@@ -156,19 +156,17 @@ class LogReader:
     async def _wanted_topics(self) -> defaultdict[int, set[bytes]]:
         """Return the logged topics that are wanted now, by partition. What is pushed meanwhile waits."""
         topics: defaultdict[int, set[bytes]] = defaultdict(set)
-        stop_at = monotonic() + _READ_SECONDS
+        turn = Slice()
         for entry in self._ledger:
             if entry.partition != NOT_LOGGED:
                 topics[entry.partition].add(entry.topic)
-            if monotonic() > stop_at:
-                await asyncio.sleep(0)
-                stop_at = monotonic() + _READ_SECONDS
+            await turn.rest()
         return topics
 
     async def _read(self, partition: int, lost: defaultdict[str, set[bytes]], concerned: set[bytes]) -> None:
         """Read one log. `concerned` are the topics to be told if it does not reach back to the position."""
         position = self.positions[partition]
-        stop_at = monotonic() + _READ_SECONDS
+        turn = Slice()
         while True:
             last, now, entries = await self._read_page(partition, format_position(position), _PAGE)
             # Each page: the log may be trimmed faster than it is read. And at once: the next page may fail, and
@@ -182,9 +180,7 @@ class LogReader:
                     continue
                 await self._replay(fields, at, int(now), lost)
                 self.positions[partition] = position = at
-                if monotonic() > stop_at:
-                    await asyncio.sleep(0)
-                    stop_at = monotonic() + _READ_SECONDS
+                await turn.rest()
             if len(entries) < _PAGE:
                 # Lower than the position only after the log was deleted or the server is another one.
                 self.positions[partition] = self.read_until[partition] = parse_position(last)

@@ -40,7 +40,7 @@ _READ_SECONDS = SLICE
 # While something is unanswered, this share of the timeout passes between two looks at whether bytes move.
 _LOOK = 0.25
 # When a subscriber's connection has answered so many commands, their callbacks get the turn.
-_MOST_ANSWERED = 1024
+_MOST_ANSWERED = 512
 
 
 class NotSent(ConnectionError):
