@@ -201,6 +201,7 @@ class Shard:
         self._fence_topic = bus.topics.fence(index)
         self._partitions = bus.topics.partitions_of(index)
         logged = self._partitions if bus.options.recovery is not None else ()
+        self._marks = [bus.topics.mark(partition) for partition in self._partitions]
         self._logs = [bus.topics.log(partition) for partition in logged]
         self._fence_number = 0
         # The time of the server, in ms, at which the last fence that arrived was sent.
@@ -558,10 +559,9 @@ class Shard:
         arrived = self._fences[self._fence_number] = asyncio.get_running_loop().create_future()
         recovery = self._bus.options.recovery
         keep = math.ceil(recovery.seconds) if recovery else 0
-        marks = [self._bus.topics.mark(partition) for partition in self._partitions]
-        command = self._lease_command(self.lease.layout, FENCE, *marks, *self._logs)
+        command = self._lease_command(self.lease.layout, FENCE, *self._marks, *self._logs)
         lifetime = _MARK_LIVES + _jitter.randrange(_MARK_DIFFERS)
-        arguments = (self._fence_number, keep, self._unused_log_expires, len(marks), lifetime)
+        arguments = (self._fence_number, keep, self._unused_log_expires, len(self._marks), lifetime)
         return (*command, self._fence_topic.name, *arguments), arrived
 
     async def _first_fence(self) -> None:
