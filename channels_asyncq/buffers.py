@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from time import monotonic
 from types import MappingProxyType
 from typing import cast
 
 from channels.exceptions import ChannelFull
 
+from .clock import monotonic
 from .envelopes import NOTICE, Envelope
 from .exceptions import ChannelClosed
 

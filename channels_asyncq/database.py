@@ -72,6 +72,7 @@ def _would_act(connection: BaseDatabaseWrapper) -> bool:
         is not BaseDatabaseWrapper.close_if_unusable_or_obsolete
     ):
         return True  # a backend of its own mind
+    # Django's clock, not ours: a test that freezes it freezes `close_at` as well.
     close_at = connection.close_at
     return (
         (close_at is not None and monotonic() >= close_at)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Iterable, Iterator
-from time import monotonic
 from typing import TypeVar
 
 from channels.exceptions import ChannelFull
 
 from .buffers import ChannelBuffer, Tally
+from .clock import monotonic
 from .envelopes import Envelope
 from .exceptions import ChannelClosed
 from .flow import MOST, WaitBudget

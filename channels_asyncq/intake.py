@@ -7,8 +7,8 @@ import contextvars
 import math
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 
+from .clock import monotonic
 from .envelopes import Envelope
 from .slices import SLICE
 

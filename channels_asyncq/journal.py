@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from time import monotonic
+
+from .clock import monotonic
 
 CONNECTION = logging.getLogger("channels_asyncq.connection")
 LOSS = logging.getLogger("channels_asyncq.loss")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Collection
-from time import monotonic
 
 from .bus.base import Bus
+from .clock import monotonic
 from .exceptions import ChannelLayerError
 from .topics import Topics
 

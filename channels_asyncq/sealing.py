@@ -10,9 +10,10 @@ import hmac
 import math
 import os
 import struct
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from .clock import time_ns
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -88,7 +89,7 @@ class Seal:
 
     def seal(self, header: bytes, content: bytes, place: bytes) -> bytes:
         """Return header and content, sealed for this place. The header has our node and `key_id` in it."""
-        header += _TIME.pack(time.time_ns() // 1_000_000)
+        header += _TIME.pack(time_ns() // 1_000_000)
         nonce = os.urandom(_NONCE_SIZE)
         return b"%b%b%b" % (header, nonce, self._own.encrypt(nonce, content, place + header))
 
@@ -115,7 +116,7 @@ class Seal:
             if len(self._ciphers) >= _MOST_CIPHERS:
                 self._ciphers.clear()
             self._ciphers[key_id, node] = cipher
-        age = time.time_ns() // 1_000_000 - _TIME.unpack_from(data, header_size)[0]
+        age = time_ns() // 1_000_000 - _TIME.unpack_from(data, header_size)[0]
         if age > self._max_age and not is_late:
             raise TooOld(
                 f"sealed {age / 1000:.0f} s ago by its sender's clock, and the limit is "

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from time import monotonic
 from typing import Any
 
 from channels.exceptions import ChannelFull
@@ -20,6 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from .bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
 from .callers import LoopState
+from .clock import monotonic
 from .codecs import Codec
 from .envelopes import CONTROL, EXTERNAL, NOTICE, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull

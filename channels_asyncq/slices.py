@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from time import monotonic
+
+from .clock import monotonic
 
 # Seconds that deliveries may take in one turn of the loop: with what is read, handed over and done beside them,
 # nothing else waits much longer than twice that.

@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
 
+from .clock import monotonic
+
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "find_server", "server_binaries"]
 
 HOST: Final = "127.0.0.1"
@@ -433,7 +435,7 @@ class EmbeddedServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + self._start_timeout
+        deadline = monotonic() + self._start_timeout
         while True:
             if (status := self._process.poll()) is not None:
                 self._reap()
@@ -442,7 +444,7 @@ class EmbeddedServer:
                 raise EmbeddedServerError(f"{self.binary} ended with status {status}:\n{self.log}".rstrip())
             if self._is_ready():
                 return True
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise EmbeddedServerError(
                     f"{self.binary} gave no answer for {self._start_timeout:g} seconds:\n{self.log}".rstrip()
                 )

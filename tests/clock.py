@@ -6,7 +6,7 @@ import pytest
 
 
 class Clock:
-    """Stands in for `time.monotonic` in the modules it is put into."""
+    """Stands in for `clock.monotonic` in the modules it is put into."""
 
     def __init__(self) -> None:
         self.now = 1_000.0

@@ -189,7 +189,7 @@ def test_age(age: float, problem: str | None, monkeypatch: pytest.MonkeyPatch) -
     seal = seal_of(max_age=29.5)
     data = one()
     made = int.from_bytes(data[32:40]) * 1_000_000
-    monkeypatch.setattr("channels_asyncq.sealing.time.time_ns", lambda: made + round(age * 10**9))
+    monkeypatch.setattr("channels_asyncq.sealing.time_ns", lambda: made + round(age * 10**9))
     if problem is None:
         assert unpack(data, seal, ROOM)
     else:

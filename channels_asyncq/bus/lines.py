@@ -11,10 +11,10 @@ import random
 import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from time import monotonic
 
 from django.core.exceptions import ImproperlyConfigured
 
+from ..clock import monotonic
 from ..exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
 from ..journal import CONNECTION, Throttle, record
 from ..options import Options

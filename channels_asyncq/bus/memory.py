@@ -7,11 +7,11 @@ import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Awaitable
-from time import monotonic
 
 from channels.exceptions import ChannelFull
 
 from ..buffers import ChannelBuffer, Tally
+from ..clock import monotonic
 from ..codecs import Codec
 from ..envelopes import Envelope
 from ..intake import Intake

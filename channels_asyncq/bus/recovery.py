@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from typing import Any
 
+from ..clock import monotonic
 from ..envelopes import FORMATS, HEADER_ONLY, BadEnvelope, Envelope, Formats
 from ..options import Options
 from ..slices import Slice

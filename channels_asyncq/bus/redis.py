@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from time import monotonic
 from typing import Any
 
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
+from ..clock import monotonic
 from ..codecs import BadPayload, Codec, decode_json
 from ..envelopes import (
     EXTERNAL,

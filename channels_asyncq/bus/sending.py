@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
+from ..clock import monotonic
 from ..envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size
 from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from ..sealing import Seal
@@ -376,7 +377,7 @@ class Sender:
         """Load the scripts, unless that is under way; False if the server has just refused to."""
         if self._loading:
             return True
-        if self._load_refusal is not None and self._loop.time() < self._load_again_at:
+        if self._load_refusal is not None and monotonic() < self._load_again_at:
             return False
         self._load_refusal = None
         replies = self._load_scripts(wire)
@@ -389,7 +390,7 @@ class Sender:
         self._loading -= 1
         if isinstance(reply.exception(), ReplyError):
             self._load_refusal = reply.exception()
-            self._load_again_at = self._loop.time() + _PAUSE_AFTER_REFUSAL
+            self._load_again_at = monotonic() + _PAUSE_AFTER_REFUSAL
 
     def refused(self, exc: BaseException) -> ChannelLayerError:
         text = _words_of(exc)

@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from itertools import zip_longest
-from time import monotonic
 from typing import Any, NamedTuple, Protocol, cast
 
 from hiredis import Reader, ReplyError, pack_command
 
+from ..clock import monotonic
 from ..slices import SLICE
 from .pacing import EARLY, Pace, pace_of
 
