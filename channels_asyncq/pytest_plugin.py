@@ -30,6 +30,9 @@ _numbers = itertools.count(1)
 _digits = os.urandom(4).hex()
 # How long a marker may take that was sent on purpose: far longer than it ever does.
 _MARKER_SECONDS = 20.0
+_MARKER = "channels_asyncq.marker"
+# In place of a message: not even the marker came.
+_UNHEARD: dict[str, Any] = {}
 
 
 class Listener:
@@ -45,18 +48,17 @@ class Listener:
         self._name = name
         self._is_group = is_group
         self._channel = "" if is_group else name
-        self._marker = {"type": "channels_asyncq.marker", "number": next(_numbers)}
-        self._markers = f"channels_asyncq.markers.{os.getpid()}.{self._marker['number']}"
+        self._markers = f"channels_asyncq.markers.{os.getpid()}.{next(_numbers)}"
 
     def get(self, timeout: float = 1.0) -> dict[str, Any]:
         """Return the next message; fail the test if none comes within `timeout` seconds."""
         __tracebackhide__ = True
-        return _block(partial(self._get, timeout))
+        return self._expected(_block(partial(self._next, timeout)), timeout)
 
     async def aget(self, timeout: float = 1.0) -> dict[str, Any]:  # noqa: ASYNC109  (as get())
         """Return the next message; fail the test if none comes within `timeout` seconds."""
         __tracebackhide__ = True
-        return await _elsewhere(partial(self._get, timeout))
+        return self._expected(await _elsewhere(partial(self._next, timeout)), timeout)
 
     def assert_nothing(self, within: float = 0.0) -> None:
         """
@@ -66,12 +68,30 @@ class Listener:
         seconds for what may be sent later.
         """
         __tracebackhide__ = True
-        _block(partial(self._assert_nothing, within))
+        self._refuse(_block(partial(self._unread, within)))
 
     async def aassert_nothing(self, within: float = 0.0) -> None:
         """Fail the test if a message came that `aget()` has not returned; `within` as in `assert_nothing()`."""
         __tracebackhide__ = True
-        await _elsewhere(partial(self._assert_nothing, within))
+        self._refuse(await _elsewhere(partial(self._unread, within)))
+
+    # In the test's own frames: what pytest shows of a failure is the line of the test, and this text.
+
+    def _expected(self, message: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
+        __tracebackhide__ = True
+        if message is None:
+            pytest.fail(f"No message came to {self} within {timeout:g} s.")
+        return message
+
+    def _refuse(self, message: dict[str, Any] | None) -> None:
+        __tracebackhide__ = True
+        if message is _UNHEARD:
+            pytest.fail(
+                f"The listener to {self} heard nothing of its own for {_MARKER_SECONDS:g} s. If the layer was "
+                "flushed, it is a member no more: call asyncq_listen() again."
+            )
+        if message is not None:
+            pytest.fail(f"A message came to {self}: {message!r}")
 
     # On the relay's loop.
 
@@ -84,38 +104,39 @@ class Listener:
     async def _stop(self) -> None:
         await self._layer.close_channel(self._channel)
 
-    async def _get(self, timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
-        __tracebackhide__ = True
+    async def _next(self, timeout: float) -> dict[str, Any] | None:  # noqa: ASYNC109
+        """Return the next message, or None if none comes in that time."""
         try:
             async with asyncio.timeout(timeout):
-                return await self._layer.receive(self._channel)
+                while (message := await self._layer.receive(self._channel)).get("type") == _MARKER:
+                    pass  # of an assert_nothing() that failed
+                return message
         except TimeoutError:
-            pytest.fail(f"No message came to {self} within {timeout:g} s.")
+            return None
 
-    async def _assert_nothing(self, within: float) -> None:
-        __tracebackhide__ = True
-        if within:
-            try:
-                async with asyncio.timeout(within):
-                    self._fail_for(await self._layer.receive(self._channel))
-            except TimeoutError:
-                pass
+    async def _unread(self, within: float) -> dict[str, Any] | None:
+        """Return a message that has come, or comes within that time; None if there is none."""
+        from channels.exceptions import ChannelFull
+
+        if within and (message := await self._next(within)) is not None:
+            return message
         # By the way that messages take: what was sent before it arrives before it.
-        if self._is_group:
-            await self._layer.group_send(self._markers, self._marker)
-        else:
-            await self._layer.send(self._channel, self._marker)
-        async with asyncio.timeout(_MARKER_SECONDS):
-            message = await self._layer.receive(self._channel)
-            if message == self._marker:
-                return
-            while await self._layer.receive(self._channel) != self._marker:
-                pass
-        self._fail_for(message)
-
-    def _fail_for(self, message: dict[str, Any]) -> None:
-        __tracebackhide__ = True
-        pytest.fail(f"A message came to {self}: {message!r}")
+        marker = {"type": _MARKER, "number": next(_numbers)}
+        try:
+            if self._is_group:
+                await self._layer.group_send(self._markers, marker)
+            else:
+                await self._layer.send(self._channel, marker)
+        except ChannelFull:
+            pass  # of what came
+        try:
+            async with asyncio.timeout(_MARKER_SECONDS):
+                while (message := await self._layer.receive(self._channel)).get("type") == _MARKER:
+                    if message == marker:
+                        return None
+                return message
+        except TimeoutError:
+            return _UNHEARD
 
     def __str__(self) -> str:
         return f"{'group' if self._is_group else 'channel'} {self._name!r}"
@@ -123,11 +144,20 @@ class Listener:
 
 def _block(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     __tracebackhide__ = True
+    if _has_running_loop():
+        raise RuntimeError(
+            "an event loop runs here: await aget() and aassert_nothing(), which do not block it"
+        )
+    # Not in an `except` block: pytest would show its error as well.
+    return _relay_wait(make)
+
+
+def _has_running_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _relay_wait(make)
-    raise RuntimeError("an event loop runs here: await aget() and aassert_nothing(), which do not block it")
+        return False
+    return True
 
 
 async def _elsewhere(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
