@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import sync
-    from .bus.base import Health
+    from .bus.base import Health, HostHealth, Link
     from .exceptions import (
         ChannelClosed,
         ChannelLayerError,
@@ -15,18 +15,27 @@ if TYPE_CHECKING:
         StillFull,
     )
     from .external import ExternalMessage
-    from .layer import AsyncQueueChannelLayer
+    from .layer import AsyncQueueChannelLayer, OpenChannel
+    from .options import Config, ExternalConfig, Overflow, RecoveryConfig, SerializerFormat
     from .session import Statistics
 
 __all__ = [
     "AsyncQueueChannelLayer",
     "ChannelClosed",
     "ChannelLayerError",
+    "Config",
     "DeliveryUnknown",
+    "ExternalConfig",
     "ExternalMessage",
     "Health",
+    "HostHealth",
     "LayerClosed",
     "LayerUnavailable",
+    "Link",
+    "OpenChannel",
+    "Overflow",
+    "RecoveryConfig",
+    "SerializerFormat",
     "Statistics",
     "StillFull",
     "get_layer",
@@ -38,8 +47,16 @@ __version__ = "0.1.0"
 # Imported when they are asked for: every run of pytest imports this package for its plugin, whatever it tests.
 _HOMES = {
     "AsyncQueueChannelLayer": "layer",
+    "Config": "options",
+    "ExternalConfig": "options",
     "ExternalMessage": "external",
     "Health": "bus.base",
+    "HostHealth": "bus.base",
+    "Link": "bus.base",
+    "OpenChannel": "layer",
+    "Overflow": "options",
+    "RecoveryConfig": "options",
+    "SerializerFormat": "options",
     "Statistics": "session",
 }
 

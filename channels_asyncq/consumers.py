@@ -322,6 +322,8 @@ class AsyncConsumer(consumer.AsyncConsumer):
     by `overflow="close"` closes the WebSocket with 1013.
     """
 
+    # For type checkers, which then know `exclude=`; with another BACKEND it is another layer, without one None.
+    channel_layer: AsyncQueueChannelLayer
     # Of the class, because consumers need not call our __init__(), and their tests may call dispatch().
     _asyncq: Conversation | None = None
 

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import BaseChannelLayer, channel_layers
@@ -28,7 +28,7 @@ from .callers import Caller, LoopState
 from .codecs import Codec
 from .exceptions import ChannelClosed, LayerClosed
 from .external import ExternalMessage
-from .options import Options
+from .options import Config, Options
 from .session import BusFactory, EndedSessions, Session, Statistics, check_closable
 from .topics import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
 
@@ -102,7 +102,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     ChannelFull = ChannelFull
     MessageTooLarge = MessageTooLarge
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, **config: Unpack[Config]) -> None:
         self.options = options = Options.from_config(config)
         super().__init__(expiry=options.expiry, capacity=options.capacity)  # type: ignore[arg-type]
         self.channel_capacity = list(options.channel_capacity)  # type: ignore[assignment]  # compiled

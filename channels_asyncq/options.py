@@ -14,16 +14,25 @@ import importlib.util
 import math
 import re
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, cast, get_args
+from typing import Any, Literal, NoReturn, TypedDict, cast, get_args
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
 from .external import External
 
-__all__ = ["Host", "Options", "Overflow", "Recovery", "SerializerFormat"]
+__all__ = [
+    "Config",
+    "ExternalConfig",
+    "Host",
+    "Options",
+    "Overflow",
+    "Recovery",
+    "RecoveryConfig",
+    "SerializerFormat",
+]
 
 Overflow = Literal["drop_newest", "drop_oldest", "close"]
 SerializerFormat = Literal["msgpack", "json"]
@@ -41,6 +50,58 @@ MOST_LOGGED = 2**20
 _URL_HELP = "use redis://, rediss:// (TLS), unix:// or memory://"
 _TRANSPORTS: dict[str, Transport] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
 _VALKEY = {"valkey": "redis", "valkeys": "rediss"}
+
+# What `CONFIG` is to a type checker. (A str is a Sequence too; it is refused when the layer is made.)
+
+Patterns = Sequence[str | re.Pattern[str]]
+Hosts = Sequence[str | tuple[str, int] | Mapping[str, Any]]
+
+
+class RecoveryConfig(TypedDict, total=False):
+    """The setting `recovery`."""
+
+    seconds: float
+    messages: int
+    message_bytes: int
+    exclude: Patterns
+    required: bool
+
+
+class ExternalConfig(TypedDict, total=False):
+    """The setting `external`."""
+
+    types: Patterns
+    groups: Patterns
+
+
+class Config(TypedDict, total=False):
+    """
+    The keys of `CONFIG`, and the arguments of `AsyncQueueChannelLayer`, for type checkers.
+
+    `Options.from_config()` says the rest of what a value must be.
+    """
+
+    hosts: Hosts
+    prefix: str
+    expiry: float
+    group_expiry: float
+    capacity: int
+    channel_capacity: (
+        Mapping[Any, int] | None
+    )  # str or compiled patterns; the keys of a Mapping are invariant
+    symmetric_encryption_keys: Sequence[str | bytes] | None
+    serializer_format: SerializerFormat
+    on_disconnect: str | None
+    on_reconnect: str | None
+    overflow: Overflow
+    send_timeout: float
+    max_message_size: int
+    partitions: int
+    on_loss: str | None
+    recovery: RecoveryConfig | None
+    max_buffered_bytes: int | None
+    external: ExternalConfig | None
+    random_prefix_length: int
 
 
 @dataclass(frozen=True, slots=True)

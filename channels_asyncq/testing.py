@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from .clock import monotonic
 
-__all__ = ["EmbeddedServer", "EmbeddedServerError", "find_server", "server_binaries"]
+__all__ = ["EmbeddedServer", "EmbeddedServerError", "Option", "find_server", "server_binaries"]
 
 HOST: Final = "127.0.0.1"
 

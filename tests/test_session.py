@@ -501,7 +501,7 @@ class TestBadServers:
 
 async def make_redis_like(layer: AsyncQueueChannelLayer) -> AsyncQueueChannelLayer:
     options = layer.options
-    return AsyncQueueChannelLayer(hosts=[options.hosts[0].url], prefix=options.prefix)
+    return AsyncQueueChannelLayer(hosts=[str(options.hosts[0].url)], prefix=options.prefix)
 
 
 class TestClosing:

@@ -1,0 +1,106 @@
+"""
+What users write, to a type checker. `mypy --strict` looks at it (`tox -e types`), and nothing runs it.
+
+A line that must be refused has an ignore, which is an error of its own (`unused-ignore`) if the line is not.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, assert_type
+
+from channels_asyncq import (
+    AsyncQueueChannelLayer,
+    Config,
+    ExternalConfig,
+    Health,
+    HostHealth,
+    Link,
+    OpenChannel,
+    Overflow,
+    RecoveryConfig,
+    SerializerFormat,
+    Statistics,
+    get_layer,
+    sync,
+)
+from channels_asyncq.consumers import AsyncConsumer
+from channels_asyncq.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
+from channels_asyncq.pytest_plugin import Listener
+from channels_asyncq.testing import EmbeddedServer, Option
+
+MESSAGE = {"type": "chat.message", "text": "hello"}
+
+
+class Room(AsyncWebsocketConsumer):
+    async def connect(self) -> None:
+        assert_type(self.channel_layer, AsyncQueueChannelLayer)
+        await self.channel_layer.group_add("room", self.channel_name)
+        await self.accept()
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        await self.channel_layer.group_send("room", MESSAGE, exclude=[self.channel_name])
+        await self.channel_layer.send_wait(self.channel_name, MESSAGE, timeout=1)
+        await self.channel_layer.group_send("room", MESSAGE, excludes=[])  # type: ignore[call-arg]
+
+
+class JsonRoom(AsyncJsonWebsocketConsumer):
+    async def receive_json(self, content: Any, **kwargs: Any) -> None:
+        await self.channel_layer.group_send("room", content, exclude=[self.channel_name])
+
+
+class Worker(AsyncConsumer):
+    async def job(self, message: dict[str, Any]) -> None:
+        await self.channel_layer.group_send("room", message, exclude=(self.channel_name,))
+
+
+async def the_layer() -> None:
+    layer = get_layer()
+    assert_type(layer, AsyncQueueChannelLayer)
+    assert_type(await layer.open_channel(), OpenChannel)
+    health = await layer.health()
+    assert_type(health, Health)
+    assert_type(health.hosts, tuple[HostHealth, ...])
+    assert_type(layer.statistics(), Statistics)
+    assert_type(layer.statistics().links, tuple[Link, ...])
+    async for message in layer.listen("jobs"):
+        assert_type(message, dict[str, Any])
+    sync.group_send("room", MESSAGE, layer, exclude=["a"], on_commit=True)
+
+
+def the_settings(hosts: list[str], capacities: dict[str, int], groups: list[str]) -> Config:
+    overflow: Overflow = "close"
+    serializer_format: SerializerFormat = "json"
+    recovery: RecoveryConfig = {"seconds": 30, "exclude": groups, "required": True}
+    external: ExternalConfig = {"types": [re.compile("news"), "sport.*"], "groups": ("board.*",)}
+    config: Config = {
+        "hosts": hosts,
+        "expiry": 30,
+        "channel_capacity": capacities,
+        "overflow": overflow,
+        "serializer_format": serializer_format,
+        "recovery": recovery,
+        "external": external,
+        "symmetric_encryption_keys": ["a", b"b"],
+    }
+    config["hosts"] = ["redis://one", ("two", 6379), {"address": "rediss://three", "ssl_ca_certs": "ca.pem"}]
+    config["hosts"] = [("localhost", 6379)]
+    config["hosts"] = [{"host": "localhost", "port": 6379}]
+    config["channel_capacity"] = {"http.*": 20, re.compile("mail"): 1000}
+    config["recovery"] = config["external"] = None
+    config["hosts"] = 6379  # type: ignore[typeddict-item]
+    config["overflow"] = "drop"  # type: ignore[typeddict-item]
+    config["capacty"] = 5  # type: ignore[typeddict-unknown-key]
+    config["capacity"] = "5"  # type: ignore[typeddict-item]
+    return config
+
+
+def the_arguments(config: Config) -> None:
+    AsyncQueueChannelLayer(hosts=["memory://"], prefix="shop", recovery={"messages": 1000})
+    AsyncQueueChannelLayer(**config)
+    AsyncQueueChannelLayer(capacty=5)  # type: ignore[call-arg]
+    AsyncQueueChannelLayer(capacity="5")  # type: ignore[arg-type]
+
+
+def the_fixtures(asyncq_listen: Callable[..., Listener], maxmemory: Option) -> None:
+    assert_type(asyncq_listen("room").get(), dict[str, Any])
+    EmbeddedServer(maxmemory=maxmemory, user=["default off", "bob on"])
