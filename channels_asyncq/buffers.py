@@ -111,8 +111,12 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def resize(self, capacity: int) -> None:
         """Hold so many messages from now on; what is there and exceeds it stays."""
+        if capacity == self.capacity:
+            return
         self._places += capacity - self.capacity
         self.capacity = capacity
+        if not self.full():
+            self._made_room()
 
     def __repr__(self) -> str:
         state = "open" if self.closed is None else "closed"

@@ -260,6 +260,22 @@ class Hub:
             self._settle(buffer)
             del self.channels[buffer.channel]
 
+    def options_changed(self) -> None:
+        """Hold the channels to their capacities, and the groups to `group_expiry`, as they are now; in slices."""
+        self._chores.run(self._adjust())
+
+    def _adjust(self) -> Iterator[bool]:
+        for buffers in _chunks(list(self.channels.values()), _SOME):
+            for buffer in buffers:
+                if self.channels.get(buffer.channel) is buffer:
+                    buffer.resize(self._options.capacity_of(buffer.channel))
+                    self._note_full(buffer)
+            yield False
+        for groups in _chunks(list(self.groups.values())):
+            for group in groups:
+                group.lapses_at = 0.0  # when it is, the next delivery or sweep finds out
+            yield False
+
     # Groups
 
     def join(self, topic: bytes, channel: str) -> Member:
@@ -477,13 +493,16 @@ class Hub:
     def note_put(self, buffer: ChannelBuffer) -> None:
         """Note that an envelope was put into a buffer, which may be full now."""
         self.tally.delivered += 1
+        self._note_full(buffer)
+        if self._watchers:
+            self._wake_watchers()
+
+    def _note_full(self, buffer: ChannelBuffer) -> None:
         if not buffer.is_reported_full and buffer.full():
             buffer.is_reported_full = True
             self._fresh.add(buffer)
             for topic in buffer.groups:
                 self._full.setdefault(topic, set()).add(buffer)
-        if self._watchers:
-            self._wake_watchers()
 
     def count_full(self, channel: str) -> None:
         """Note that a group's message found a normal channel full."""

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import contextvars
 import os
+import re
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 
 from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import BaseChannelLayer, channel_layers
@@ -83,6 +85,28 @@ class OpenChannel:
             self._session.hub.discard(self._buffer)
 
 
+class _Setting(Generic[T]):
+    """
+    An attribute of a layer that is one of its options.
+
+    What is set later is checked as in CONFIG, and obeyed.
+    """
+
+    def __set_name__(self, owner: type[AsyncQueueChannelLayer], name: str) -> None:
+        self._name = name
+
+    def __get__(self, layer: AsyncQueueChannelLayer, owner: type[AsyncQueueChannelLayer]) -> T:
+        value: T = getattr(layer.options, self._name)
+        return value
+
+    def __set__(self, layer: AsyncQueueChannelLayer, value: Any) -> None:
+        layer._change_option(self._name, value)
+
+    def __delete__(self, layer: AsyncQueueChannelLayer) -> None:
+        """Go back to what CONFIG says, as mock.patch.object() does in the end."""
+        layer._change_option(self._name, getattr(layer._configured, self._name))
+
+
 class AsyncQueueChannelLayer(BaseChannelLayer):
     """
     A channel layer with a bounded queue per channel in the process that reads it, and Redis between processes.
@@ -102,12 +126,16 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
     ChannelFull = ChannelFull
     MessageTooLarge = MessageTooLarge
 
+    capacity = _Setting[int]()
+    channel_capacity = _Setting[tuple[tuple[re.Pattern[str], int], ...]]()  # type: ignore[assignment]
+    expiry = _Setting[float]()  # type: ignore[assignment]
+    group_expiry = _Setting[float]()
+
     def __init__(self, **config: Unpack[Config]) -> None:
         self.options = options = Options.from_config(config)
-        super().__init__(expiry=options.expiry, capacity=options.capacity)  # type: ignore[arg-type]
-        self.channel_capacity = list(options.channel_capacity)  # type: ignore[assignment]  # compiled
-        self.group_expiry = options.group_expiry
-        self.prefix = options.prefix
+        self._configured = replace(options)
+        # They have these values already: nothing is changed.
+        super().__init__(options.expiry, options.capacity, options.channel_capacity)  # type: ignore[arg-type]
         #: Types of the messages that the layer itself sends to the channels it owns.
         self.notices = options.notices
         self._codec = Codec(options.serializer_format)
@@ -127,6 +155,28 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         self._callers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Caller] = (
             weakref.WeakKeyDictionary()
         )
+
+    # Settings
+
+    @property
+    def prefix(self) -> str:
+        """What begins every name on the server. It cannot be set later: make another layer."""
+        return self.options.prefix
+
+    def _change_option(self, name: str, value: Any) -> None:
+        """
+        Set an option later than CONFIG: for messages and memberships from now on, on every loop.
+
+        Raises:
+            ImproperlyConfigured: as for CONFIG.
+        """
+        if name == "channel_capacity" and isinstance(value, (list, tuple)):
+            # As compile_capacities() of Channels returns it. What is no list of pairs is refused below.
+            with contextlib.suppress(TypeError, ValueError):
+                value = dict(value)
+        if self.options.change(name, value):
+            for session in list(self._sessions.values()):
+                session.options_changed()
 
     # Names and messages
 

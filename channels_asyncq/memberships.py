@@ -9,6 +9,7 @@ from collections.abc import Collection
 from .bus.base import Bus
 from .clock import monotonic
 from .exceptions import ChannelLayerError
+from .options import Options
 from .topics import Topics
 
 # The last so many are kept.
@@ -28,10 +29,10 @@ class Memberships:
     The server holds the memberships, and a worker lives on when they are gone: nobody else would add them again.
     """
 
-    def __init__(self, bus: Bus, topics: Topics, group_expiry: float) -> None:
+    def __init__(self, bus: Bus, topics: Topics, options: Options) -> None:
         self._bus = bus
         self._topics = topics
-        self._group_expiry = group_expiry
+        self._options = options
         # When each of them lapses, what was added last at the end.
         self._lapses: dict[Membership, float] = {}
         self._due: dict[Membership, None] = {}
@@ -42,7 +43,7 @@ class Memberships:
         membership = group, channel
         before = self._lapses.pop(membership, None)
         # Before the server has it: it may forget before we know that it had.
-        lapses_at = self._lapses[membership] = monotonic() + self._group_expiry
+        lapses_at = self._lapses[membership] = monotonic() + self._options.group_expiry
         if len(self._lapses) > _MOST:
             del self._lapses[next(iter(self._lapses))]
         try:

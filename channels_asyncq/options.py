@@ -146,9 +146,13 @@ class Recovery:
         return not any(pattern.match(group) for pattern in self.exclude)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Options:
-    """`CONFIG`, validated. Times are in seconds, sizes in bytes."""
+    """
+    `CONFIG`, validated. Times are in seconds, sizes in bytes.
+
+    What a layer lets its users change later, with `change()`, is read here each time it is needed.
+    """
 
     hosts: tuple[Host, ...]
     prefix: str = "asgi"
@@ -194,6 +198,19 @@ class Options:
                 _refuse(key, value, f"there is no such key. {_suggestion(key, known)}")
         values.setdefault("hosts", _hosts("hosts", None))
         return cls(**values)
+
+    def change(self, key: str, value: Any) -> bool:
+        """
+        Check a value as in CONFIG and set it; return whether it is another one than before.
+
+        Raises:
+            ImproperlyConfigured: a wrong type or an impossible value.
+        """
+        checked = _CHECKS[key](key, value)
+        if checked == getattr(self, key):
+            return False
+        setattr(self, key, checked)
+        return True
 
     def capacity_rule(self, channel: str) -> str:
         """Return which setting decides the capacity of `channel`, for messages."""

@@ -82,10 +82,14 @@ class Seal:
             self._roots.setdefault(_key_id(root), root)
         #: Stands in the header of what this session seals.
         self.key_id = next(iter(self._roots))
-        self._max_age = 1000 * (math.ceil(max_age) + CLOCK_ALLOWANCE)
+        self.limit_age(max_age)
         self._own = self._make_cipher(self.key_id, node)
         # By the id of the key and the node, only of those that opened something.
         self._ciphers: dict[tuple[int, bytes], AESGCM] = {}
+
+    def limit_age(self, max_age: float) -> None:
+        """Refuse batches from now on that are older than this, plus `CLOCK_ALLOWANCE`."""
+        self._max_age = 1000 * (math.ceil(max_age) + CLOCK_ALLOWANCE)
 
     def seal(self, header: bytes, content: bytes, place: bytes) -> bytes:
         """Return header and content, sealed for this place. The header has our node and `key_id` in it."""

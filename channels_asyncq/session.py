@@ -257,7 +257,7 @@ class Session:
         self._inbox = self._topics.inbox(self.node)
         self._everybody = self._topics.everybody
         self._readers: dict[bytes, QueueReader] = {}
-        self._memberships = Memberships(self._bus, self._topics, options.group_expiry)
+        self._memberships = Memberships(self._bus, self._topics, options)
         self._requests: dict[int, Request] = {}
         self._last_request = 0
         self._asked = Asked()
@@ -303,6 +303,29 @@ class Session:
         finally:
             self._life = None
             await self.close()
+
+    def options_changed(self) -> None:
+        """Act on a change of the options, at once if this is the session's loop, else soon. From any thread."""
+        try:
+            is_here = asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            is_here = False
+        if is_here:
+            self._adjust()
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self._adjust, context=self._context)
+
+    def _adjust(self) -> None:
+        if self.is_closed:
+            return
+        self.channel_routes.clear()  # those to normal channels have their capacity
+        self._bus.options_changed()
+        self.hub.options_changed()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+            self._sweep_later()
 
     # Names
 

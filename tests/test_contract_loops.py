@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError
 from channels_asyncq.testing import EmbeddedServer
@@ -208,6 +209,21 @@ class TestLoopAfterLoop:
             assert await receive(layer, member) == note(3)
 
         asyncio.run(second())
+
+    def test_settings_that_are_changed_between_two_steps(self, make_layer: MakeLayerAnywhere) -> None:
+        """What is set while no loop runs holds for the channels that a loop has already, and for the relay."""
+        layer = make_layer()
+        with asyncio.Runner() as runner:
+            channel = runner.run(layer.new_channel())
+            async_to_sync(layer.send)("jobs", note(0))
+            layer.capacity = 1
+            for name, waits in ((channel, 0), ("jobs", 1)):
+                for n in range(waits, 1):
+                    runner.run(layer.send(name, note(n)))
+                with pytest.raises(ChannelFull):
+                    runner.run(layer.send(name, note(1)))
+            with pytest.raises(ChannelFull):
+                async_to_sync(layer.send)("jobs", note(1))
 
     def test_sessions_of_closed_loops_are_freed(self, make_layer: MakeLayerAnywhere) -> None:
         """Loops that came and went are not kept alive by the layer."""

@@ -273,6 +273,17 @@ async def test_sent_again_after_long(make_layer: MakeLayer, monkeypatch: pytest.
     assert await receive(layer, member) == note(1)
 
 
+async def test_an_expiry_that_is_set_later(make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The age that a sealed message may have follows `layer.expiry`."""
+    layer = await make_layer(**KEYS, expiry=5)
+    (member,) = await members_of(layer, "room", 1)
+    layer.expiry = 100
+    now, before = time.time_ns, iter([60 * 10**9])
+    monkeypatch.setattr("channels_asyncq.sealing.time.time_ns", lambda: now() - next(before, 0))
+    await layer.group_send("room", note(1))
+    assert await receive(layer, member) == note(1)
+
+
 @RECOVERY
 async def test_what_comes_too_late_is_told(
     make_layer: MakeLayer, recovery: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch

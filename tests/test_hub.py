@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Recorder:
     """A hub, and what it told its owner."""
 
-    def __init__(self, *, tells: bool = False, **options: Any) -> None:
+    def __init__(self, options: Options | None = None, *, tells: bool = False, **more: Any) -> None:
         defaults: dict[str, Any] = {"expiry": EXPIRY, "group_expiry": GROUP_EXPIRY, "capacity": 2}
         self.empty: list[bytes] = []
         self.rooms = 0
@@ -54,7 +54,7 @@ class Recorder:
         if tells:
             defaults["on_loss"] = "loss"
         self.hub = Hub(
-            Options(hosts=(Host("memory"),), **(defaults | options)),
+            options or Options(hosts=(Host("memory"),), **(defaults | more)),
             self.empty.append,
             self._has_room,
             self._notice,
@@ -408,6 +408,25 @@ def test_room_is_told_when_all_have_it() -> None:
     assert here.hub.deliver(ROOM, envelope("2"))
     here.texts("a")
     assert here.rooms == 1
+
+
+def test_a_capacity_that_changes() -> None:
+    """A member that has a place by it is waited for no more, and one that has none by it is waited for."""
+    options = Options(hosts=(Host("memory"),), capacity=1)
+    here = Recorder(options=options)
+    here.hub.join(ROOM, "a")
+    here.hub.deliver(ROOM, envelope("1"))
+    assert not here.hub.deliver(ROOM, envelope("2"))
+    options.change("capacity", 3)
+    here.hub.options_changed()
+    assert here.rooms == 1
+    assert here.hub.deliver(ROOM, envelope("2"))
+    options.change("capacity", 2)
+    here.hub.options_changed()
+    assert not here.hub.deliver(ROOM, envelope("3"))
+    assert here.texts("a") == ["1", "2"] and here.rooms == 2
+    assert here.hub.deliver(ROOM, envelope("3"))
+    assert here.texts("a") == ["3"] and not here.hub.tally.dropped
 
 
 def test_room_by_closing() -> None:

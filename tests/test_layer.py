@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from typing import Any
+from unittest import mock
 
 import pytest
 from channels.exceptions import ChannelFull, MessageTooLarge
@@ -38,6 +39,16 @@ def test_channel_capacity() -> None:
     """Patterns decide a channel's capacity, the first that matches, also by Channels' own method."""
     one = layer(capacity=7, channel_capacity={"big.*": 20, "big.small*": 3})
     assert [one.get_capacity(name) for name in ("big.x", "big.small", "other")] == [20, 20, 7]
+
+
+def test_patched_settings() -> None:
+    """`mock.patch.object()` on a setting gives way to CONFIG; a list that is no list of pairs is told."""
+    one = layer(capacity=7, expiry=9)
+    with mock.patch.object(one, "capacity", 3), mock.patch.object(one, "expiry", 1):
+        assert (one.get_capacity("x"), one.capacity, one.expiry) == (3, 3, 1)
+    assert (one.get_capacity("x"), one.capacity, one.expiry) == (7, 7, 9)
+    with pytest.raises(ImproperlyConfigured, match=r"channel_capacity = \['x'\]: must be a dict"):
+        one.channel_capacity = ["x"]
 
 
 @pytest.mark.parametrize(

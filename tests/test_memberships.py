@@ -12,6 +12,7 @@ from channels_asyncq import memberships
 from channels_asyncq.bus.base import Bus
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.memberships import Memberships
+from channels_asyncq.options import Options
 from channels_asyncq.topics import Topics
 from tests.clock import Clock
 from tests.contract import eventually, started, steps
@@ -58,7 +59,9 @@ def server() -> Server:
 
 @pytest.fixture
 async def here(server: Server) -> AsyncIterator[Memberships]:
-    here = Memberships(cast(Bus, server), Topics("asgi", 16, [0], "0" * 16), 100.0)
+    here = Memberships(
+        cast(Bus, server), Topics("asgi", 16, [0], "0" * 16), Options.from_config({"group_expiry": 100})
+    )
     yield here
     here.close()
 

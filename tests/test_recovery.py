@@ -162,6 +162,7 @@ class World:
     receiver: Recorder
     ledger: SubscriptionLedger
     reader: LogReader
+    options: Options
 
     def live(self, topic: bytes, seq: int, milliseconds: int, node: bytes = A) -> bool:
         """A push that arrives."""
@@ -179,18 +180,12 @@ async def world() -> AsyncIterator[World]:
     server, receiver, ledger = Server(), Recorder(), SubscriptionLedger()
     for topic, partition in ((b"x", 0), (b"y", 0), (b"z", 1), (b"queue", NOT_LOGGED)):
         ledger.want(topic, partition)
-    reader = LogReader(
-        Options.from_config({"expiry": 60}),
-        receiver,
-        ledger,
-        server.read_page,
-        opener(receiver),
-        unpack_headers,
-    )
+    options = Options.from_config({"expiry": 60})
+    reader = LogReader(options, receiver, ledger, server.read_page, opener(receiver), unpack_headers)
     for partition in (0, 1):
         server.log(partition).begin()
     reader.move_to({0: at(0), 1: at(0)})
-    yield World(server, receiver, ledger, reader)
+    yield World(server, receiver, ledger, reader, options)
 
 
 async def test_what_was_missed_is_delivered_in_order(world: World) -> None:
@@ -404,6 +399,14 @@ class TestEntriesThatCannotBeDelivered:
         await world.reader.catch_up(has_changed=False)
         assert world.receiver.delivered == [(b"x", 2)]
         assert world.receiver.losses == [("expired", {b"x"})]
+
+    async def test_expiry_that_was_changed(self, world: World) -> None:
+        """What counts is `expiry` at the time of reading."""
+        world.server.log(0).add(1, b"x", 1)
+        world.server.now = NOW + 60_002
+        world.options.change("expiry", 61)
+        await world.reader.catch_up(has_changed=False)
+        assert (world.receiver.delivered, world.receiver.losses) == ([(b"x", 1)], [])
 
     async def test_expired_and_sealed(self, world: World) -> None:
         """What is too old to be opened is told nevertheless."""

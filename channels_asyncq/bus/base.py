@@ -218,6 +218,10 @@ class Bus(ABC):
     def resume(self) -> None:
         """Offer what `on_envelope` did not take again, and go on."""
 
+    @abstractmethod
+    def options_changed(self) -> None:
+        """Act on a change of `expiry`; routes to channels that were made before are not used any more."""
+
     def transports(self) -> list[asyncio.BaseTransport]:
         """Return the open connections: a forked child lets go of its copies of them."""
         return []

@@ -347,6 +347,9 @@ class MemoryBus(Bus):
     async def flush(self) -> None:
         self._broker.flush()
 
+    def options_changed(self) -> None:
+        """Read them anew with each message, as ever."""
+
     def resume(self) -> None:
         self._intake.drain()
 

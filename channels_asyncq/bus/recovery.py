@@ -46,7 +46,7 @@ class LogReader:
         unpack_headers: UnpackHeaders,
         formats: Formats = FORMATS,
     ) -> None:
-        self._expiry = options.expiry
+        self._options = options
         self._receiver = receiver
         self._ledger = ledger
         self._read_page = read_page
@@ -199,7 +199,7 @@ class LogReader:
             # A release that is newer wrote it before this one took part.
             lost["not_logged"].add(topic)
             return
-        is_expired = now - milliseconds_of(at) > 1000 * self._expiry
+        is_expired = now - milliseconds_of(at) > 1000 * self._options.expiry
         if kind != b"e" or is_expired:
             self._tell_of(topic, entry.partition, data, is_expired, lost)
             return

@@ -896,8 +896,7 @@ class RedisBus(Bus):
         self._decode = codec.decode
         self.node = bytes.fromhex(node)
         keys = options.symmetric_encryption_keys
-        # What is unanswered is sent again as it is, and expires so long after that.
-        self.seal = Seal(keys, options.expiry + options.send_timeout, self.node) if keys else None
+        self.seal = Seal(keys, self._max_age, self.node) if keys else None
         self.loop = asyncio.get_running_loop()
         # Of the sends by stream, and of the pushes by partition.
         self._numbers: defaultdict[int, Numbers] = defaultdict(Numbers)
@@ -1186,6 +1185,15 @@ class RedisBus(Bus):
                         break
 
     # Flow and state
+
+    def options_changed(self) -> None:
+        if self.seal is not None:
+            self.seal.limit_age(self._max_age)
+
+    @property
+    def _max_age(self) -> float:
+        # What is unanswered is sent again as it is, and expires so long after that.
+        return self.options.expiry + self.options.send_timeout
 
     def resume(self) -> None:
         for shard in self._shards:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from channels.exceptions import ChannelFull, MessageTooLarge
+from django.core.exceptions import ImproperlyConfigured
 
 from tests.contract import (
     DEADLINE,
@@ -243,6 +244,88 @@ class Channels(SpecifiedChannels):
             await layer.send("others", message)
         with pytest.raises(ChannelFull):
             await layer.send("others", MARKER)
+
+    @both_kinds
+    async def test_capacity_that_is_set_later(self, make_layer: MakeLayer, kind: str) -> None:
+        """A channel holds what `layer.capacity` says when a message comes, not what it said in the beginning."""
+        layer = await make_layer(capacity=5)
+        channel = await channel_of(layer, kind)
+        await layer.send(channel, note(0))
+        layer.capacity = 2
+        await layer.send(channel, note(1))
+        with pytest.raises(ChannelFull):
+            await layer.send(channel, MARKER)
+        layer.capacity = 3
+        await layer.send(channel, note(2))
+        with pytest.raises(ChannelFull, match="3 messages"):
+            await layer.send(channel, MARKER)
+        layer.capacity = 1
+        assert await receive_many(layer, channel, 3) == notes(3)
+        assert (layer.capacity, layer.get_capacity(channel)) == (1, 1)
+
+    @both_kinds
+    async def test_channel_capacity_that_is_set_later(self, make_layer: MakeLayer, kind: str) -> None:
+        """`layer.channel_capacity` takes what CONFIG takes, and what `compile_capacities()` returns."""
+        layer = await make_layer()
+        channel = await channel_of(layer, kind)
+        patterns = {"*!*": 1, "jobs*": 1}
+        for value in (patterns, layer.compile_capacities(patterns)):  # type: ignore[arg-type]
+            layer.channel_capacity = value
+            await layer.send(channel, note(0))
+            with pytest.raises(ChannelFull):
+                await layer.send(channel, MARKER)
+            assert await receive(layer, channel) == note(0)
+            layer.channel_capacity = None
+            for message in notes(2):
+                await layer.send(channel, message)
+            assert await receive_many(layer, channel, 2) == notes(2)
+
+    async def test_a_capacity_that_is_set_later_ends_the_waiting(self, make_layer: MakeLayer) -> None:
+        """A send_wait() that waits in a full channel gets the place that a higher capacity makes."""
+        layer = await make_layer(capacity=1)
+        channel = await layer.new_channel()
+        await layer.send(channel, note(0))
+        writer = await started(layer.send_wait(channel, note(1)))
+        layer.capacity = 2
+        async with asyncio.timeout(DEADLINE):
+            await writer
+        assert await receive_many(layer, channel, 2) == notes(2)
+
+    @both_kinds
+    async def test_expiry_that_is_set_later(
+        self, make_layer: MakeLayer, kind: str, let_time_pass: LetTimePass
+    ) -> None:
+        """A message waits as long as `layer.expiry` says when it is sent."""
+        layer = await make_layer()
+        channel = await channel_of(layer, kind)
+        await layer.send(channel, note(0))
+        layer.expiry = 0.8
+        assert await receive(layer, channel) == note(0)
+        await layer.send(channel, note(1))
+        await let_time_pass(1.0)
+        layer.expiry = 60
+        await layer.send(channel, note(2))
+        assert await receive(layer, channel) == note(2)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("capacity", 0), ("expiry", -1), ("group_expiry", "1"), ("channel_capacity", {"a": 0})],
+    )
+    async def test_a_wrong_value_that_is_set_later(
+        self, make_layer: MakeLayer, name: str, value: object
+    ) -> None:
+        """It is refused with the words that CONFIG would get, and changes nothing."""
+        layer = await make_layer()
+        before = getattr(layer, name)
+        with pytest.raises(ImproperlyConfigured, match=name):
+            setattr(layer, name, value)
+        assert getattr(layer, name) == before
+
+    async def test_a_prefix_cannot_be_set_later(self, make_layer: MakeLayer) -> None:
+        """Names and subscriptions hang on it: it is refused, and not ignored."""
+        layer = await make_layer()
+        with pytest.raises(AttributeError, match="prefix"):
+            layer.prefix = "other"  # type: ignore[misc]
 
     async def test_full_channel_names_itself(self, make_layer: MakeLayer) -> None:
         """ChannelFull says which channel is full."""

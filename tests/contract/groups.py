@@ -387,6 +387,26 @@ class Groups(SpecifiedGroups):
             await layer.group_send("room", note(n))
             assert await receive(layer, member) == note(n)
 
+    async def test_group_expiry_that_is_set_later(
+        self, make_layer: MakeLayer, let_time_pass: LetTimePass
+    ) -> None:
+        """
+        A membership lapses by what `layer.group_expiry` is at the time, whatever it was at the group_add(). Of a
+        normal channel it lapses by what it was then.
+        """
+        layer = await make_layer(group_expiry=1.0)
+        (first,) = await members_of(layer, "room", 1)
+        layer.group_expiry = 1000
+        await let_time_pass(1.1)
+        await layer.group_send("room", note(1))
+        assert await receive(layer, first) == note(1)
+        layer.group_expiry = 0.8
+        await layer.group_add("room", "jobs")
+        await let_time_pass(1.0)
+        await layer.group_send("room", note(2))
+        await assert_nothing_waits(layer, first)
+        await assert_nothing_waits(layer, "jobs")
+
     async def test_group_send_cancelled(self, make_layer: MakeLayer) -> None:
         """A cancelled group_send() has sent its message once or not at all, and the layer goes on."""
         layer = await make_layer()
