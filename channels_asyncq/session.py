@@ -187,9 +187,18 @@ def check_closable(channel: str, node: str | None) -> None:
         ChannelLayerError: the channel belongs to another session than that of `node`.
     """
     if node_of(channel) not in (None, node):
-        raise ChannelLayerError(
-            f"channel {channel!r} belongs to another event loop or process, which alone can close it"
-        )
+        raise _not_here(channel, "close it there")
+
+
+def _not_here(channel: str, remedy: str) -> ChannelLayerError:
+    """Return the error for what only the owner of a channel can do; `remedy` says what to do if it has one."""
+    if node_of(channel):
+        return ChannelLayerError(f"channel {channel!r} belongs to another event loop or process; {remedy}")
+    return ChannelLayerError(
+        f"channel {channel!r} was not made by new_channel(), which has the 16 digits of an event loop's session "
+        "before the exclamation mark: nobody has this channel. Use the names that new_channel() returns, or for "
+        "a channel that any process may read a name without an exclamation mark"
+    )
 
 
 class EndedSessions:
@@ -401,10 +410,7 @@ class Session:
             return await self._reader(channel).get()
         if node != self.node:
             self._ended_sessions.refuse(node, channel)
-            raise ChannelLayerError(
-                f"channel {channel!r} belongs to another event loop or process; receive on the loop that "
-                "called new_channel()"
-            )
+            raise _not_here(channel, "receive on the loop that called new_channel()")
         if channel.endswith("!"):
             return await self._next_of_all(channel)
         self._require_open(channel)
@@ -507,10 +513,7 @@ class Session:
             self.hub.note_put(buffer)
             return
         if node is not None:
-            raise ChannelLayerError(
-                f"send_wait() cannot see how full channel {channel!r} is: it belongs to another event loop or "
-                "process. Use send(), or a normal channel"
-            )
+            raise _not_here(channel, "send_wait() cannot see how full it is: use send(), or a normal channel")
         delay = 0.005
         until = math.inf if timeout is None else monotonic() + timeout
         while True:
@@ -569,6 +572,9 @@ class Session:
         node = node_of(channel)
         if node is None:
             return self._memberships.add(group, channel)
+        if not node:
+            self.hub.tally.dropped["dead_owner"] += 1  # no process has this channel
+            return None
         self._ended_sessions.refuse(node, channel)
         return self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
 
@@ -617,8 +623,8 @@ class Session:
         node = node_of(channel)
         if node is None:
             return self._memberships.discard(group, channel)
-        if node in self._ended_sessions:
-            return None  # and so have its memberships
+        if not node or node in self._ended_sessions:
+            return None  # its memberships have ended with it
         return self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
 
     # Requests to other sessions

@@ -29,7 +29,7 @@ def check_channel_name(name: object, receive: bool = False) -> None:
     """
     if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH or not _CHANNEL_NAME.fullmatch(name):
         raise _no_name("Channel", name, ", with at most one exclamation mark after the first of them")
-    if name.endswith("!") and not receive and node_of(name) is not None:
+    if name.endswith("!") and not receive and node_of(name):
         raise TypeError(
             f"Channel name {name!r} is what the channels of one session have in common: it can only be received "
             "from. To send, use a whole name, as new_channel() returned it"
@@ -111,16 +111,16 @@ def new_nodes(count: int) -> list[str]:
 
 def node_of(channel: str) -> str | None:
     """
-    Return the node that owns a specific channel, None for a channel that any process may read.
+    Return the node that owns a specific channel, None for a normal channel, which any process may read.
 
-    Only `<prefix>.<node>!<local>`, as `new_channel()` makes it, has an owner. Another name with a `!` is
-    served like a normal channel, under its whole name.
+    Only `<prefix>.<node>!<local>`, as `new_channel()` makes it, has an owner. For another name with a `!` this is
+    "", which is no session's node: it is a channel of a process that is gone.
     """
     head, mark, _ = channel.partition("!")
     if not mark:
         return None
     node = head.rpartition(".")[2]
-    return node if is_node(node) else None
+    return node if is_node(node) else ""
 
 
 def is_node(text: str) -> bool:

@@ -32,17 +32,17 @@ def test_new_node() -> None:
         (f".{NODE}!x", NODE),
         ("jobs", None),
         (NODE, None),
-        ("jobs!x", None),
-        (f"specific.{NODE[:-1]}!x", None),
-        (f"specific.{NODE}0!x", None),
-        (f"specific.{NODE.upper()}!x", None),
-        (f"specific.{NODE}.more!x", None),
-        (f"specific!{NODE}", None),
-        ("!", None),
+        ("jobs!x", ""),
+        (f"specific.{NODE[:-1]}!x", ""),
+        (f"specific.{NODE}0!x", ""),
+        (f"specific.{NODE.upper()}!x", ""),
+        (f"specific.{NODE}.more!x", ""),
+        (f"specific!{NODE}", ""),
+        ("!", ""),
     ],
 )
 def test_node_of(channel: str, node: str | None) -> None:
-    """`<prefix>.<node>!<local>` has an owner; everything else is read by any process."""
+    """`<prefix>.<node>!<local>` has an owner, another name with a `!` has none, the rest any process reads."""
     assert node_of(channel) == node
 
 

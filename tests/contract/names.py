@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 
+from channels_asyncq import ChannelLayerError
 from tests.contract import (
     MakeLayer,
     MakeSpecifiedLayer,
     assert_nothing_waits,
     calls,
+    member_of,
     note,
     receive,
+    started,
 )
 
 NO_CHANNELS = ["", " ", "a b", "raum:1", "a/b", "räume", "a!b!c", "!", "!a", "a?b", "a*", "a\tb", "a{b}"]
@@ -89,6 +92,32 @@ class Names(SpecifiedNames):
             lambda: layer.group_send(name, note(1)),
         ):
             with pytest.raises(TypeError):
+                await attempt()
+
+    @pytest.mark.parametrize(
+        "name", ["x!y", "x!", "specific.inmemory!abc", "specific.0123456789abcde!1", "0123456789ABCDEF!1"]
+    )
+    async def test_a_specific_name_that_no_session_made(self, make_layer: MakeLayer, name: str) -> None:
+        """
+        To receive from it is an error at once that says why. To all else it is a channel of a process that is
+        gone: what is sent to it is dropped, and it is in no group.
+        """
+        layer = await make_layer()
+        member = await member_of(layer)
+        reader = await started(layer.receive(name))
+        assert reader.done()
+        with pytest.raises(ChannelLayerError, match=f"'{name}' was not made by new_channel"):
+            await reader
+        await layer.send(name, note(1))
+        joining = await started(layer.group_add("room", name))
+        assert joining.done()
+        assert layer.statistics().dropped == {"dead_owner": 1}
+        await layer.group_send("room", note(2))
+        assert await receive(layer, member) == note(2)
+        await layer.group_discard("room", name)
+        assert layer.statistics().dropped == {"dead_owner": 1}
+        for attempt in calls(lambda: layer.send_wait(name, note(1)), lambda: layer.close_channel(name)):
+            with pytest.raises(ChannelLayerError, match="not made by new_channel"):
                 await attempt()
 
     async def test_names_of_100_bytes(self, make_layer: MakeLayer) -> None:
