@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import sync
+    from .buffers import ChannelView
     from .bus.base import Health, HostHealth, Link
     from .exceptions import (
         ChannelClosed,
@@ -23,6 +24,7 @@ __all__ = [
     "AsyncQueueChannelLayer",
     "ChannelClosed",
     "ChannelLayerError",
+    "ChannelView",
     "Config",
     "DeliveryUnknown",
     "ExternalConfig",
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 # Imported when they are asked for: every run of pytest imports this package for its plugin, whatever it tests.
 _HOMES = {
     "AsyncQueueChannelLayer": "layer",
+    "ChannelView": "buffers",
     "Config": "options",
     "ExternalConfig": "options",
     "ExternalMessage": "external",

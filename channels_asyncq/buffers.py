@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast
 
@@ -62,6 +63,23 @@ class Loss:
         if self.notice is not None and self.notice.message is not None and self.groups is not None:
             self.notice.message["groups"] = list(self.groups)
         self.notice = self.groups = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelView:
+    """How full a channel was when somebody looked, in the words of `asyncio.Queue`."""
+
+    maxsize: int
+    waiting: int
+
+    def qsize(self) -> int:
+        return self.waiting
+
+    def empty(self) -> bool:
+        return not self.waiting
+
+    def full(self) -> bool:
+        return self.waiting >= self.maxsize
 
 
 class ChannelBuffer(asyncio.Queue[Envelope]):

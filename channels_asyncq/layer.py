@@ -9,10 +9,11 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, Unpack
 
 from channels.exceptions import ChannelFull, MessageTooLarge
@@ -21,7 +22,7 @@ from django.core.signals import setting_changed
 from django.dispatch import receiver
 
 from . import relay
-from .buffers import ChannelBuffer
+from .buffers import ChannelBuffer, ChannelView
 from .bus.base import Health
 from .bus.lines import Outages
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
@@ -656,6 +657,32 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         session = self._sessions.get(asyncio.get_running_loop())
         if session is not None:
             session.on_unhandled(message, reader)
+
+    @property
+    def channels(self) -> Mapping[str, ChannelView]:
+        """
+        The channels that this process reads at this moment, and how full each is. Read-only.
+
+        On `memory://`, where the process is the server, also the normal channels in which messages wait.
+        """
+        found: dict[str, ChannelView] = {}
+        for session in list(self._sessions.values()):
+            found.update(session.channels())
+        return MappingProxyType(found)
+
+    @property
+    def groups(self) -> Mapping[str, Mapping[str, float]]:
+        """
+        The groups with members in this process at this moment: their channels, with the time of the last
+        `group_add()` in seconds since 1970. Read-only.
+
+        On `memory://`, where the process is the server, also the normal channels in groups.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for session in list(self._sessions.values()):
+            for group, members in session.groups().items():
+                found.setdefault(group, {}).update(members)
+        return MappingProxyType({group: MappingProxyType(members) for group, members in found.items()})
 
     def statistics(self) -> Statistics:
         """Return what this layer holds, delivered and dropped, over all loops of the process."""

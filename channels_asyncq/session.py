@@ -8,6 +8,7 @@ import contextvars
 import logging
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
+from .buffers import ChannelView
 from .bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
 from .callers import LoopState
 from .clock import monotonic
@@ -1029,6 +1031,33 @@ class Session:
     async def health(self, timeout: float | None = None) -> Health:  # noqa: ASYNC109
         self._require_open()
         return await self._bus.health(self._options.send_timeout if timeout is None else timeout)
+
+    def channels(self) -> dict[str, ChannelView]:
+        """Return the channels that are read here, and on `memory://` those that wait for a reader."""
+        found = {
+            channel: ChannelView(buffer.capacity, buffer.queued)
+            for channel, buffer in list(self.hub.channels.items())
+        }
+        waiting = {
+            reader.channel: reader.buffer.queued
+            for reader in list(self._readers.values())
+            if not reader.is_idle
+        }
+        for channel, count in (waiting | self._bus.waiting()).items():
+            found[channel] = ChannelView(self._options.capacity_of(channel), count)
+        return found
+
+    def groups(self) -> dict[str, dict[str, float]]:
+        """Return the members of groups that are known here, and the time at which each was added."""
+        found = self._bus.members()
+        for topic, group in list(self.hub.groups.items()):
+            members = {channel: member.added for channel, member in list(group.members.items())}
+            found.setdefault(self._topics.group_named(topic), {}).update(members)
+        epoch = time.time() - monotonic()
+        return {
+            group: {channel: epoch + added for channel, added in members.items()}
+            for group, members in found.items()
+        }
 
     def statistics(self) -> Statistics:
         hub = self.hub

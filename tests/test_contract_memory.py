@@ -6,7 +6,7 @@ import pytest
 
 from tests import contract
 from tests.clock import Clock
-from tests.contract import LetTimePass, MakeLayer
+from tests.contract import LetTimePass, MakeLayer, note, receive
 from tests.contract.channels import Channels as TestChannels
 from tests.contract.closing import Closing as TestClosing
 from tests.contract.flush import Flush as TestFlush
@@ -33,3 +33,18 @@ def let_time_pass(monkeypatch: pytest.MonkeyPatch) -> LetTimePass:
         clock.turn(seconds)
 
     return let_time_pass
+
+
+async def test_normal_channels_of_this_process(make_layer: MakeLayer, let_time_pass: LetTimePass) -> None:
+    """The process is the server here, so `layer.channels` and `layer.groups` show normal channels too."""
+    layer = await make_layer(group_expiry=100)
+    await layer.send("jobs", note(1))
+    await layer.send("jobs", note(2))
+    await layer.group_add("room", "jobs")
+    assert layer.channels["jobs"].qsize() == 2 and layer.groups["room"].keys() == {"jobs"}
+    await receive(layer, "jobs")
+    assert layer.channels["jobs"].qsize() == 1
+    await receive(layer, "jobs")
+    assert "jobs" not in layer.channels
+    await let_time_pass(101)
+    assert layer.groups == {}

@@ -222,6 +222,18 @@ class Bus(ABC):
     def options_changed(self) -> None:
         """Act on a change of `expiry`; routes to channels that were made before are not used any more."""
 
+    def waiting(self) -> dict[str, int]:
+        """Return how many messages wait in each normal channel that this process holds. From any thread."""
+        return {}
+
+    def members(self) -> dict[str, dict[str, float]]:
+        """
+        Return the normal channels in groups that this process holds, by group, and when each was added.
+
+        From any thread. The times are those of `monotonic()`.
+        """
+        return {}
+
     def transports(self) -> list[asyncio.BaseTransport]:
         """Return the open connections: a forked child lets go of its copies of them."""
         return []

@@ -33,7 +33,8 @@ class Broker:
         self._listeners: defaultdict[bytes, dict[MemoryBus, None]] = defaultdict(dict)
         self._queues: dict[str, ChannelBuffer] = {}
         self._taken: dict[tuple[str, str], tuple[int, Envelope]] = {}
-        self._members: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        # By group and channel: when the membership was added, and when it lapses.
+        self._members: defaultdict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
 
     def listen(self, topic: bytes, bus: MemoryBus) -> None:
         with self._lock:
@@ -80,13 +81,14 @@ class Broker:
             members = self._members.get(group)
             if members:
                 now = monotonic()
-                for channel in [channel for channel, until in members.items() if until <= now]:
+                for channel in [channel for channel, (_, until) in members.items() if until <= now]:
                     del members[channel]
             return self._publish(topic, envelope), list(members or ())
 
-    def add_member(self, group: str, channel: str, until: float) -> None:
+    def add_member(self, group: str, channel: str, seconds: float) -> None:
+        now = monotonic()
         with self._lock:
-            self._members[group][channel] = until
+            self._members[group][channel] = now, now + seconds
 
     def discard_member(self, group: str, channel: str) -> None:
         with self._lock:
@@ -131,6 +133,19 @@ class Broker:
                 queue = self._queues[channel] = ChannelBuffer(channel, 1, Tally())
             queue.put_back(taken[1])
             return self._publish(topic, None)
+
+    def waiting(self) -> dict[str, int]:
+        with self._lock:
+            return {channel: queue.queued for channel, queue in self._queues.items() if queue.queued}
+
+    def members(self) -> dict[str, dict[str, float]]:
+        now = monotonic()
+        with self._lock:
+            found = {
+                group: {channel: added for channel, (added, until) in members.items() if until > now}
+                for group, members in self._members.items()
+            }
+        return {group: members for group, members in found.items() if members}
 
     def flush(self) -> None:
         with self._lock:
@@ -321,7 +336,7 @@ class MemoryBus(Bus):
 
     async def add_member(self, group: str, channel: str, seconds: float | None = None) -> None:
         seconds = self._options.group_expiry if seconds is None else seconds
-        self._broker.add_member(group, channel, monotonic() + seconds)
+        self._broker.add_member(group, channel, seconds)
 
     async def discard_member(self, group: str, channel: str) -> None:
         self._broker.discard_member(group, channel)
@@ -352,6 +367,12 @@ class MemoryBus(Bus):
 
     def resume(self) -> None:
         self._intake.drain()
+
+    def waiting(self) -> dict[str, int]:
+        return self._broker.waiting()
+
+    def members(self) -> dict[str, dict[str, float]]:
+        return self._broker.members()
 
     def links(self) -> list[Link]:
         return [Link("memory://", "closed" if self._is_closed else "connected")]

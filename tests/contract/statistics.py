@@ -1,6 +1,9 @@
 """`statistics()`, and that an idle layer runs no task."""
 
 import asyncio
+import time
+
+import pytest
 
 from tests.contract import (
     MakeLayer,
@@ -10,6 +13,7 @@ from tests.contract import (
     note,
     notes,
     receive,
+    started,
 )
 
 
@@ -38,6 +42,46 @@ class Statistics:
         assert figures.channels == 3
         assert figures.groups == 2
         assert list(dict(figures.queued).items()) == [(second, 3), (third, 2), (first, 1)]
+
+    async def test_the_channels_of_this_process(self, make_layer: MakeLayer) -> None:
+        """`layer.channels` has the channels by name, and how full they are; nothing can be changed by it."""
+        layer = await make_layer(capacity=2)
+        assert layer.channels == {}
+        first = await layer.new_channel()
+        empty = layer.channels[first]
+        assert (empty.qsize(), empty.empty(), empty.full(), empty.maxsize) == (0, True, False, 2)
+        for message in notes(2):
+            await layer.send(first, message)
+        full = layer.channels[first]
+        assert (full.qsize(), full.empty(), full.full(), empty.qsize()) == (2, False, True, 0)
+        reader = await started(receive(layer, "jobs"))
+        assert sorted(layer.channels) == sorted(["jobs", first])
+        await layer.send("jobs", note(1))
+        await reader
+        assert list(layer.channels) == [first]
+        with pytest.raises(TypeError):
+            layer.channels["more"] = full  # type: ignore[index]
+        with pytest.raises(AttributeError, match="channels"):
+            layer.channels = {}  # type: ignore[misc]
+        assert list(layer.channels) == [first]
+
+    async def test_the_groups_of_this_process(self, make_layer: MakeLayer) -> None:
+        """`layer.groups` has the groups by name, with their members and the time of the last group_add()."""
+        layer = await make_layer()
+        assert layer.groups == {}
+        began = time.time()
+        first, second = await members_of(layer, "room", 2)
+        await layer.group_add("lobby", second)
+        groups = layer.groups
+        assert {name: groups[name].keys() for name in groups} == {"room": {first, second}, "lobby": {second}}
+        assert began - 1 <= groups["room"][first] <= time.time() + 1
+        with pytest.raises(TypeError):
+            del groups["room"][first]  # type: ignore[attr-defined]
+        await layer.group_discard("room", first)
+        await layer.group_discard("lobby", second)
+        assert layer.groups.keys() == {"room"} and layer.groups["room"].keys() == {second}
+        with pytest.raises(AttributeError, match="groups"):
+            layer.groups = {}  # type: ignore[misc]
 
     async def test_delivered(self, make_layer: MakeLayer) -> None:
         """It counts each copy that was put into a channel."""
