@@ -232,7 +232,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                     "asynchronous generators: it can receive nothing any more. Use another event loop."
                 )
             self._forget_ended_sessions()
-            session = Session(self.options, self._codec, self._make_bus, self._ended_sessions)
+            # By a weak reference: a layer that nobody holds any more must not be held by its sessions.
+            look = partial(_look_for_ended_sessions, weakref.ref(self))
+            session = Session(self.options, self._codec, self._make_bus, self._ended_sessions, look)
             caller = self._callers.get(loop)
             if caller is None:
                 session.state = LoopState.SETTLED
@@ -253,10 +255,17 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         caller = self._callers.get(loop)
         return caller is not None and caller.state is LoopState.ENDING
 
+    def look_for_ended_sessions(self) -> None:
+        """Let go of loops that were ended by `loop.close()` alone, of which nothing tells. From any thread."""
+        with self._lock:
+            self._forget_ended_sessions()
+
     def _forget_ended_sessions(self) -> None:
         for loop, session in list(self._sessions.items()):
             if session.state is LoopState.ENDED or loop.is_closed():
-                if not loop.is_closed():
+                if loop.is_closed():
+                    session.let_go()
+                else:
                     self._caller(loop).state = LoopState.ENDING
                     self._ending.add(session)
                 self._ended_sessions.add(session.node)
@@ -270,6 +279,8 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             return None
         if self._is_closed:
             raise LayerClosed()
+        if loop not in self._callers:
+            self.look_for_ended_sessions()  # once for each loop
         caller = self._caller(loop)
         if session is not None:
             caller.state = LoopState.ENDING
@@ -507,6 +518,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Channels stay usable and receivers go on waiting. A process that is disconnected keeps what it has.
         """
+        self.look_for_ended_sessions()  # they would be waited for
         await self._do(lambda session: session.flush())
 
     # Beyond the specification
@@ -665,6 +677,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         On `memory://`, where the process is the server, also the normal channels in which messages wait.
         """
+        self.look_for_ended_sessions()
         found: dict[str, ChannelView] = {}
         for session in list(self._sessions.values()):
             found.update(session.channels())
@@ -678,6 +691,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         On `memory://`, where the process is the server, also the normal channels in groups.
         """
+        self.look_for_ended_sessions()
         found: dict[str, dict[str, float]] = {}
         for session in list(self._sessions.values()):
             for group, members in session.groups().items():
@@ -698,6 +712,12 @@ def _hand_over(owner: Session, channel: str, payload: bytes) -> bool:
     return not owner.is_closed and owner.hand_over(channel, payload)
 
 
+def _look_for_ended_sessions(reference: weakref.ref[AsyncQueueChannelLayer]) -> None:
+    layer = reference()
+    if layer is not None:
+        layer.look_for_ended_sessions()
+
+
 # Held until they are done: a loop holds its tasks weakly.
 _closing: set[asyncio.Task[None]] = set()
 
@@ -716,6 +736,7 @@ def _close_session(session: Session) -> Future[None]:
     try:
         session.loop.call_soon_threadsafe(begin)
     except RuntimeError:  # the loop is closed
+        session.let_go()
         done.set_result(None)
     return done
 

@@ -237,7 +237,7 @@ class Session:
     The channels, groups and connections of one event loop. Everything here runs on that loop.
 
     There is no standing task: callbacks of the bus, futures, and a timer that sweeps while there is something
-    to sweep.
+    to sweep. `look_for_ended()` is called with it and with each flush: other loops of the process may be closed.
     """
 
     def __init__(
@@ -246,9 +246,11 @@ class Session:
         codec: Codec,
         make_bus: BusFactory,
         ended_sessions: EndedSessions | None = None,
+        look_for_ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._ended_sessions = ended_sessions or EndedSessions()
+        self._look_for_ended = look_for_ended
         # Callbacks belong to the session, not to the consumer that happened to be first.
         self._context = contextvars.Context()
         self.node = new_node()
@@ -753,6 +755,7 @@ class Session:
             del self._requests[number]
 
     def _flush_own(self, flushed: Callable[[], None]) -> None:
+        self._look_for_ended()
         self._memberships.clear()
         for reader in self._readers.values():
             self.hub.tally.dropped["flushed"] += reader.flush()
@@ -943,6 +946,7 @@ class Session:
 
     def _sweep(self) -> None:
         self._sweeper = None
+        self._look_for_ended()
         self.hub.sweep()
         now = monotonic()
         for topic, reader in list(self._readers.items()):
@@ -1020,6 +1024,16 @@ class Session:
             self.state = LoopState.ENDED
             self.intake.close()
             await self._bus.close()
+
+    def let_go(self) -> None:
+        """
+        End what is left of a session whose loop is closed and runs nothing any more.
+
+        From any thread and without a lock: the collector of garbage may call it.
+        """
+        self.state = LoopState.ENDED
+        if not self._ended.is_set():
+            self._bus.let_go()
 
     def let_go_in_child(self) -> list[int]:
         """Be closed without closing anything: in a forked child. Return the descriptors of the connections."""

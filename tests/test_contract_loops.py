@@ -15,7 +15,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError
-from channels_asyncq.testing import EmbeddedServer
+from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 from tests.contract import (
     DEADLINE,
     assert_nothing_waits,
@@ -147,14 +147,14 @@ class TestLoopAfterLoop:
         loop = asyncio.new_event_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(context))
         loop.run_until_complete(main())
-        with warnings.catch_warnings():
-            # The socket that nobody closed is told as such, which is right; a task that was destroyed is not.
-            warnings.simplefilter("ignore", ResourceWarning)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             loop.close()
             del loop
             asyncio.run(main())
             gc.collect()
         assert not complaints
+        assert not [str(warning.message) for warning in caught if warning.category is ResourceWarning]
 
     def test_sends_in_finally_blocks_at_the_loops_end(self, make_layer: MakeLayerAnywhere) -> None:
         """A consumer that is cancelled by the loop's end can still leave its group and say goodbye."""
@@ -268,6 +268,136 @@ class TestLoopAfterLoop:
             assert reference() is None
 
         asyncio.run(main())
+
+
+def close_alone(layer: AsyncQueueChannelLayer, loop: asyncio.AbstractEventLoop | None = None) -> str:
+    """The channel of a loop that was ended by `loop.close()` and nothing else."""
+    loop = loop or asyncio.new_event_loop()
+
+    async def main() -> str:
+        (member,) = await members_of(layer, "room", 1)
+        await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "the end of all tasks")
+        return member
+
+    member = loop.run_until_complete(main())
+    loop.close()
+    return member
+
+
+class TestLoopsThatWereClosedAlone:
+    """Loops that were ended by `loop.close()` and nothing else: no hook of asyncio tells of that."""
+
+    @pytest.mark.parametrize("way", ["in a loop", "in a loop with a session", "by async_to_sync"])
+    def test_flush_waits_for_none(
+        self, make_layer: MakeLayerAnywhere, way: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """flush() expects no answer of a loop that was closed."""
+        monkeypatch.setattr("channels_asyncq.session._FLUSH_WAIT", 10 * DEADLINE)
+        layer = make_layer()
+
+        async def flush() -> None:
+            if way == "in a loop with a session":
+                await layer.new_channel()
+            async with asyncio.timeout(DEADLINE):
+                await layer.flush()
+
+        for _ in range(2):
+            close_alone(layer)
+            if way == "by async_to_sync":
+                async_to_sync(flush)()
+            else:
+                asyncio.run(flush())
+
+    def test_flush_by_another_process(
+        self, make_redis_layer: MakeLayerAnywhere, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process may wait for it once: the order to flush has this one look for closed loops."""
+        layer, other = make_redis_layer(), make_redis_layer()
+        with asyncio.Runner() as runner:
+            runner.run(layer.new_channel())
+            close_alone(layer)
+            monkeypatch.setattr("channels_asyncq.session._FLUSH_WAIT", 0.01)
+            runner.run(other.flush())
+            monkeypatch.setattr("channels_asyncq.session._FLUSH_WAIT", 10 * DEADLINE)
+            runner.run(asyncio.wait_for(other.flush(), DEADLINE))
+
+    def test_nothing_of_it_is_shown(self, make_layer: MakeLayerAnywhere) -> None:
+        """Its channels are not in the views of the layer."""
+        layer = make_layer()
+        close_alone(layer)
+        assert layer.channels == {} and layer.groups == {}
+
+    @pytest.mark.parametrize("way", ["flush", "new session", "send", "sweep", "close", "close_from_thread"])
+    def test_its_connections_end(self, own_redis_server: EmbeddedServer, prefix: str, way: str) -> None:
+        """Both connections of its session are closed by whatever the layer does next, on any loop."""
+        layer = AsyncQueueChannelLayer(hosts=[own_redis_server.url], prefix=prefix, expiry=0.2)
+        with asyncio.Runner() as runner:
+            if way == "sweep":
+                runner.run(layer.new_channel())
+            before = clients_of(own_redis_server)
+            close_alone(layer)
+            of_the_closed = clients_of(own_redis_server) - before
+            assert len(of_the_closed) == 2
+            if way == "flush":
+                async_to_sync(layer.flush)()
+            elif way == "new session":
+                runner.run(layer.new_channel())
+            elif way == "send":
+                async_to_sync(layer.send)("jobs", note(1))
+            elif way == "close":
+                runner.run(layer.close())
+            elif way == "close_from_thread":
+                layer.close_from_thread()
+            runner.run(
+                eventually(lambda: not of_the_closed & clients_of(own_redis_server), "the end of both")
+            )
+            runner.run(layer.close())
+
+    @pytest.mark.parametrize("kind", ["tcp", "unix", "tls", "uvloop"])
+    def test_its_sockets_are_closed_without_a_warning(
+        self, prefix: str, kind: str, request: pytest.FixtureRequest
+    ) -> None:
+        """Nobody is told of unclosed transports that the layer has let go of. (uvloop tells, of closed ones.)"""
+        loop = asyncio.new_event_loop()
+        if kind == "uvloop":
+            loop.close()
+            loop = pytest.importorskip("uvloop").new_event_loop()
+        options: dict[str, Any] = {}
+        query = ""
+        if kind == "tls":
+            path, key = map(str, request.getfixturevalue("certificate"))
+            options = {
+                "tls_cert_file": path,
+                "tls_key_file": key,
+                "tls_ca_cert_file": path,
+                "tls_auth_clients": "no",
+            }
+            query = f"?ssl_ca_certs={path}"
+        server = EmbeddedServer(external=False, unix=kind == "unix", **options)
+        try:
+            server.start()
+        except EmbeddedServerError as error:
+            loop.close()
+            pytest.skip(f"no server that does {kind}: {error}")
+        with server, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            layer = AsyncQueueChannelLayer(hosts=[server.url + query], prefix=prefix)
+            before = clients_of(server)
+            close_alone(layer, loop)
+            del loop
+            of_the_closed = clients_of(server) - before
+            asyncio.run(layer.flush())
+            assert not of_the_closed & clients_of(server)
+            asyncio.run(layer.close())
+            gc.collect()
+        told = [str(warning.message) for warning in caught if warning.category is ResourceWarning]
+        assert not told or (kind == "uvloop" and all("TCPTransport" in text for text in told))
+
+
+def clients_of(server: EmbeddedServer) -> set[str]:
+    """The ids of the connections to a server, but for the one that asks."""
+    lines = server.command("CLIENT", "LIST").decode().splitlines()
+    return {line.split()[0] for line in lines if "cmd=client" not in line}
 
 
 class TestLoopsTogether:

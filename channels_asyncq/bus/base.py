@@ -139,6 +139,14 @@ class Bus(ABC):
         """End all connections: answers that are due are waited for, for a bounded time. Safe to call twice."""
 
     @abstractmethod
+    def let_go(self) -> None:
+        """
+        Close the connections of an event loop that is closed, and cannot do it itself.
+
+        From any thread and without a lock: the collector of garbage may call it.
+        """
+
+    @abstractmethod
     def subscribe(self, topic: Topic) -> None:
         """Want this topic from now on, across reconnects; `confirmed()` tells when the server knows."""
 

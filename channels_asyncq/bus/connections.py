@@ -9,6 +9,7 @@ imports redis-py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import socket
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ from channels_asyncq.bus.wire import WireProtocol
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.options import Host
 
-__all__ = ["Connector"]
+__all__ = ["Connector", "let_go"]
 
 # redis-py would retry, check health and decode behind our back; deadlines and reconnects are the bus's.
 _NOT_FOR_US = frozenset(
@@ -258,6 +259,23 @@ def _hand_over(connection: Any, protocol: WireProtocol) -> asyncio.Transport:
     # asyncio calls it for a new transport only.
     protocol.connection_made(transport)
     return transport
+
+
+def let_go(transport: asyncio.BaseTransport) -> None:
+    """
+    Close the socket of a transport whose event loop is closed: it would have the loop do it on its next turn.
+
+    (uvloop's loops have closed their sockets by then.)
+    """
+    under_tls = getattr(transport, "_ssl_protocol", None)
+    with contextlib.suppress(RuntimeError):  # "Event loop is closed", after all that needs none
+        transport.abort()  # type: ignore[attr-defined]
+    below: Any = getattr(under_tls, "_transport", transport)
+    sock = getattr(below, "_sock", None)
+    if isinstance(sock, socket.socket):
+        sock.close()
+        # Else it is told as unclosed when it is collected.
+        below._sock = None
 
 
 async def _abandon(connection: Any) -> None:

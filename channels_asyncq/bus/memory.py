@@ -38,6 +38,10 @@ class Broker:
 
     def listen(self, topic: bytes, bus: MemoryBus) -> None:
         with self._lock:
+            listeners = self._listeners[topic]
+            for gone in [other for other in listeners if other.is_gone]:
+                self._forget(gone, gone.node)
+            # Anew: it may have gone with the last of them.
             self._listeners[topic][bus] = None
 
     def listen_no_more(self, topic: bytes, bus: MemoryBus) -> None:
@@ -51,12 +55,15 @@ class Broker:
     def forget(self, bus: MemoryBus, node: str) -> None:
         """Remove a listener everywhere, and the record of what its node had taken."""
         with self._lock:
-            for topic in [topic for topic, buses in self._listeners.items() if bus in buses]:
-                del self._listeners[topic][bus]
-                if not self._listeners[topic]:
-                    del self._listeners[topic]
-            for key in [key for key in self._taken if key[0] == node]:
-                del self._taken[key]
+            self._forget(bus, node)
+
+    def _forget(self, bus: MemoryBus, node: str) -> None:
+        for topic in [topic for topic, buses in self._listeners.items() if bus in buses]:
+            del self._listeners[topic][bus]
+            if not self._listeners[topic]:
+                del self._listeners[topic]
+        for key in [key for key in self._taken if key[0] == node]:
+            del self._taken[key]
 
     def publish(self, topic: bytes, envelope: Envelope | None) -> list[MemoryBus]:
         """
@@ -222,7 +229,7 @@ class MemoryBus(Bus):
     ) -> None:
         self._options = options
         self._topics = topics
-        self._node = node
+        self.node = node
         self._receiver = receiver
         self._loop = loop = asyncio.get_running_loop()
         self._broker = broker
@@ -256,13 +263,17 @@ class MemoryBus(Bus):
         self._not_before.pop(topic, None)
         return False
 
-    def _hand_over(self, buses: list[MemoryBus]) -> None:
+    def _hand_over(self, buses: list[MemoryBus]) -> int:
+        """Have these buses take in what was published; return how many of them do, and forget the others."""
+        count = len(buses)
         for bus in buses:
             if bus is self:
                 # At once: whatever reached the intake earlier has gone before.
                 self._intake.drain()
             elif not bus._intake.drain_soon():
-                self._broker.forget(bus, bus._node)
+                self._broker.forget(bus, bus.node)
+                count -= 1
+        return count
 
     def start(self) -> None:
         self._loop.call_soon(self._receiver.on_up)
@@ -275,8 +286,16 @@ class MemoryBus(Bus):
                 self._broker.listen_no_more(self._wanted.pop(), self)
                 await turn.rest()
         finally:
-            self._broker.forget(self, self._node)
+            self._broker.forget(self, self.node)
             self._intake.close()
+
+    def let_go(self) -> None:
+        self._is_closed = True  # the broker finds out by itself
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the loop was closed, and nothing can be handed over any more."""
+        return self._loop.is_closed()
 
     def subscribe(self, topic: Topic) -> None:
         if topic.name not in self._wanted and not self._intake.is_empty:
@@ -308,10 +327,10 @@ class MemoryBus(Bus):
 
     async def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> int:
         buses = self._broker.publish(topic.name, self._wrap(payload, target, flags))
-        self._hand_over(buses)
+        count = self._hand_over(buses)
         if not self._intake.is_empty:
             await self._intake.drained()
-        return len(buses)
+        return count
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         self._hand_over(self._broker.publish(topic.name, self._wrap(payload, target, flags)))
@@ -349,13 +368,13 @@ class MemoryBus(Bus):
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         future: asyncio.Future[Envelope | None] = self._loop.create_future()
-        future.set_result(self._broker.pop(channel, self._node, number))
+        future.set_result(self._broker.pop(channel, self.node, number))
         return future
 
     def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
         future: asyncio.Future[None] = self._loop.create_future()
         topic = self._topics.queue(channel).topic.name
-        self._hand_over(self._broker.give_back(channel, topic, self._node, number))
+        self._hand_over(self._broker.give_back(channel, topic, self.node, number))
         future.set_result(None)
         return future
 

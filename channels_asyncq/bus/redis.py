@@ -41,7 +41,7 @@ from ..sealing import LOG, QUEUE, TOPIC, Seal, place
 from ..slices import Slice
 from ..topics import NOT_LOGGED, Topic, Topics, node_of
 from .base import Bus, Health, HostHealth, Link, Receiver
-from .connections import Connector
+from .connections import Connector, let_go
 from .delivery import Numbers, parse_position, stream_of
 from .layout import Layout, Lease, Standing
 from .lines import Line, Outages, own
@@ -937,6 +937,11 @@ class RedisBus(Bus):
             for shard in self._shards:
                 shard.abort()
             raise
+
+    def let_go(self) -> None:
+        self._is_closed = True
+        for transport in self.transports():
+            let_go(transport)
 
     def on_change(self) -> None:
         is_up = all(shard.is_up for shard in self._shards)
