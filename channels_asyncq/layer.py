@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import os
 import re
-import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Future
@@ -21,7 +19,7 @@ from channels.layers import BaseChannelLayer, channel_layers
 from django.core.signals import setting_changed
 from django.dispatch import receiver
 
-from . import relay
+from . import relay, threads
 from .buffers import ChannelBuffer, ChannelView
 from .bus.base import Health
 from .bus.lines import Outages
@@ -147,7 +145,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         _layers.add(self)
 
     def _start_afresh(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         self._owners: dict[str | None, Session] = {}
         self._ended_sessions = EndedSessions()
@@ -642,8 +640,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         for session in self._end():
             closing = _close_session(session)
             if session.loop is relays and session.loop is not here:
-                with contextlib.suppress(Exception):
-                    closing.result(_CLOSE_SECONDS)
+                _wait_for(closing)
 
     @property
     def is_closed(self) -> bool:
@@ -739,6 +736,15 @@ def _close_session(session: Session) -> Future[None]:
         session.let_go()
         done.set_result(None)
     return done
+
+
+def _wait_for(closing: Future[None]) -> None:
+    """Wait in a thread, for a bounded time."""
+    # Not by result(): eventlet replaces what that waits on, and no thread wakes it there.
+    done = threads.lock()
+    done.acquire()
+    closing.add_done_callback(lambda closing: done.release())
+    done.acquire(timeout=_CLOSE_SECONDS)
 
 
 def _bus_factory(options: Options, layer: AsyncQueueChannelLayer) -> BusFactory:

@@ -7,14 +7,13 @@ import atexit
 import contextlib
 import contextvars
 import os
-import selectors
-import socket
 import sys
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+from . import threads
 from .clock import monotonic
 from .exceptions import LayerClosed
 
@@ -43,8 +42,8 @@ class Errand(Generic[T]):
         #: Set by the thread that posted it: what has not begun by then never does.
         self.is_cancelled = False
         self.is_over = False
-        # The cheapest way to wait: held until it is over.
-        self._lock = threading.Lock()
+        # The cheapest way for a thread to wait: held until it is over.
+        self._lock = threads.lock()
         self._lock.acquire()
 
     # On the relay's loop
@@ -98,8 +97,20 @@ class Errand(Generic[T]):
     # On the thread that posted it
 
     def wait(self) -> None:
-        """Block until it is over. Can be asked once."""
-        self._lock.acquire()
+        """Block until it is over; a greenlet lets others run meanwhile. Can be asked once."""
+        if threads.are_greenlets():
+            self._wait_for_bell()
+        else:
+            self._lock.acquire()
+
+    def _wait_for_bell(self) -> None:
+        bell = threads.Bell()
+        try:
+            self._tell = bell.ring
+            if not self.is_over:
+                bell.wait()
+        finally:
+            bell.close()
 
     async def over(self) -> None:
         """Return when it is over."""
@@ -146,7 +157,7 @@ class RelayLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         #: Work that somebody waits for.
         self.errands: set[Errand[Any]] = set()
-        self.selector = selectors.DefaultSelector()
+        self.selector = threads.selector()
         super().__init__(self.selector)
         self.is_leaving = False
         #: One for each loop: at the exit a successor may run already, and two threads cannot be in one context.
@@ -155,7 +166,7 @@ class RelayLoop(asyncio.SelectorEventLoop):
         # (sync.group_send: 94 us a call so, 109 us without.) There is none but on Linux, and it may be forbidden.
         self._posted: deque[Errand[Any]] = deque()
         # A signal's handler may post while its thread does.
-        self._bell, self._bell_lock = -1, threading.RLock()
+        self._bell, self._bell_lock = -1, threads.original("_thread", "RLock")()
         with contextlib.suppress(AttributeError, OSError):
             bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self.context.run(self.add_reader, bell, self._begin_posted)
@@ -205,13 +216,13 @@ class RelayLoop(asyncio.SelectorEventLoop):
         def look_up() -> None:
             found, error = None, None
             try:
-                found = socket.getaddrinfo(host, port, **hints)
+                found = threads.original("socket", "getaddrinfo")(host, port, **hints)
             except Exception as exc:
                 error = exc
             with contextlib.suppress(RuntimeError):
                 self.call_soon_threadsafe(set_answer, found, error)
 
-        threading.Thread(target=look_up, name="channels_asyncq look-up", daemon=True).start()
+        threads.start(look_up, "channels_asyncq look-up")
         return await answer
 
 
@@ -224,9 +235,9 @@ class Relay:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._loop: RelayLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Joinable | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -289,12 +300,8 @@ class Relay:
         with self._lock:
             if self._loop is None:
                 loop = RelayLoop()
-                # A daemon, because other threads are joined before atexit handlers run.
-                thread = threading.Thread(
-                    target=self._live, args=(loop,), name="channels_asyncq relay", daemon=True
-                )
                 try:
-                    thread.start()
+                    thread = threads.start(partial(self._live, loop), "channels_asyncq relay")
                 except BaseException:
                     loop.close()
                     raise

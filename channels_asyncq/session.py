@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import logging
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
+from . import threads
 from .buffers import ChannelView
 from .bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
 from .callers import LoopState
@@ -208,7 +208,7 @@ class EndedSessions:
 
     def __init__(self) -> None:
         self._nodes: dict[str, None] = {}
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
 
     def add(self, node: str) -> None:
         with self._lock:

@@ -19,7 +19,7 @@ from typing import Any
 
 from channels import DEFAULT_CHANNEL_LAYER
 
-from . import get_layer
+from . import get_layer, threads
 from .journal import LOSS, record
 from .layer import AsyncQueueChannelLayer
 
@@ -83,6 +83,8 @@ def _layer(layer: str | AsyncQueueChannelLayer) -> AsyncQueueChannelLayer:
 
 
 def _refuse_on_a_loop(name: str) -> None:
+    if threads.are_greenlets():
+        return  # the loop may be that of another greenlet, which runs meanwhile
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,6 +1,7 @@
 """Every kind of caller for real: what it sends reaches a WebSocket client of a running Daphne."""
 
 import asyncio
+import importlib.util
 import json
 import sys
 import urllib.request
@@ -197,6 +198,32 @@ async def test_celery(site: Site) -> None:
         assert sorted(int(number) for number, _ in heard) == list(range(40))
         # The client's Daphne, the parent, and the children that had a task.
         assert site.connections()["pushes"] <= 4
+        await asyncio.to_thread(_nobody_waits, site)
+        await stop(worker)
+    finally:
+        await worker.kill()
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+async def test_celery_with_greenlets(site: Site, pool: str) -> None:
+    """A worker whose tasks are greenlets of one thread: what they send reaches the client once each."""
+    if importlib.util.find_spec(pool) is None:
+        pytest.skip(f"{pool} is not installed")
+    worker = Process("celery")
+    application = ["-A", "tests.processes.callers.celery"]
+    # They warn of asyncio and of their own end.
+    environment = {**site.environment, "PYTHONWARNINGS": "ignore"}
+    options = ["worker", "--pool", pool, "--concurrency", "20", "--loglevel", "WARNING", "--without-mingle"]
+    try:
+        await worker.start([sys.executable, "-m", "celery", *application, *options], **environment)
+        assert await site.hears() == "preload"
+        await site.run("celery", *application, "call", f"{TASKS}.order_told", "--args", '["lobby", 40]')
+        heard = [text.split(" from ") for text in await site.hears_many(40)]
+        assert sorted(int(number) for number, _ in heard) == list(range(40))
+        await site.run("celery", *application, "call", f"{TASKS}.say", "--args", '["lobby", "by asgiref"]')
+        assert (await site.hears()).startswith("by asgiref")
+        # The client's Daphne, and the worker.
+        assert site.connections()["pushes"] == 2
         await asyncio.to_thread(_nobody_waits, site)
         await stop(worker)
     finally:

@@ -8,12 +8,12 @@ import contextvars
 import copy
 import logging
 import random
-import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .. import threads
 from ..clock import monotonic
 from ..exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
 from ..journal import CONNECTION, Throttle, record
@@ -43,7 +43,7 @@ class Outage:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._reason = ""
         self._until = self._served_at = 0.0
 
@@ -69,7 +69,7 @@ class Outages:
 
     def __init__(self) -> None:
         self._outages: defaultdict[tuple[int, str], Outage] = defaultdict(Outage)
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
 
     def of(self, host: int, name: str) -> Outage:
         """Return what is known of a host, given by its place in `hosts`, by the lines of this name."""

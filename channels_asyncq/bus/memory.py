@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Awaitable
 
 from channels.exceptions import ChannelFull
 
+from .. import threads
 from ..buffers import ChannelBuffer, Tally
 from ..clock import monotonic
 from ..codecs import Codec
@@ -29,7 +29,7 @@ class Broker:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._listeners: defaultdict[bytes, dict[MemoryBus, None]] = defaultdict(dict)
         self._queues: dict[str, ChannelBuffer] = {}
         self._taken: dict[tuple[str, str], tuple[int, Envelope]] = {}
@@ -162,7 +162,7 @@ class Broker:
 
 
 _brokers: dict[tuple[str, int], tuple[Broker, weakref.WeakSet[object]]] = {}
-_brokers_lock = threading.Lock()
+_brokers_lock = threads.lock()
 
 
 def broker_for(prefix: str, database: int, user: object) -> Broker:
@@ -191,7 +191,7 @@ def leave_broker(prefix: str, database: int, user: object) -> None:
 def after_fork_in_child() -> None:
     """Start with no namespace: a lock may have been held by a thread that the child does not have."""
     global _brokers, _brokers_lock
-    _brokers, _brokers_lock = {}, threading.Lock()
+    _brokers, _brokers_lock = {}, threads.lock()
 
 
 class MemoryChannelRoute:

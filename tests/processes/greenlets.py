@@ -1,0 +1,97 @@
+"""
+A process whose threads are greenlets. Arguments: CONFIG as JSON, gevent or eventlet, what to do.
+
+It prints what came of it as one line of JSON.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+config, kind, what = sys.argv[1:]
+if what == "late":
+    # As gunicorn with --preload: the application is there before its worker replaces anything.
+    import channels_asyncq
+
+    made = channels_asyncq.AsyncQueueChannelLayer(**json.loads(config))
+if kind == "gevent":
+    importlib.import_module("gevent.monkey").patch_all()
+else:
+    importlib.import_module("eventlet").monkey_patch()
+
+import logging  # noqa: E402
+import time  # noqa: E402
+
+from asgiref.sync import async_to_sync  # noqa: E402
+
+from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, sync  # noqa: E402
+
+SENDERS = 50
+EACH = 4
+
+logging.basicConfig(format="%(message)s")
+spawn: Callable[..., Any] = importlib.import_module(kind).spawn
+
+
+def note(number: int) -> dict[str, Any]:
+    return {"type": "test.note", "n": number}
+
+
+async def hear(layer: AsyncQueueChannelLayer) -> list[int]:
+    """The numbers that fifty greenlets send to a group, in order, while this one runs an event loop."""
+
+    def send(first: int) -> None:
+        for number in range(first, first + EACH):
+            sync.group_send("room", note(number), layer)
+
+    channel = await layer.new_channel()
+    await layer.group_add("room", channel)
+    for first in range(0, SENDERS * EACH, EACH):
+        spawn(send, first)
+    return sorted([(await layer.receive(channel))["n"] for _ in range(SENDERS * EACH)])
+
+
+def many(layer: AsyncQueueChannelLayer) -> dict[str, Any]:
+    return {"heard": async_to_sync(hear)(layer)}
+
+
+def alone(layer: AsyncQueueChannelLayer) -> dict[str, Any]:
+    """One call after the other by `async_to_sync`, the first one before any of `sync`."""
+    sent = 0
+    for number in range(5):
+        async_to_sync(layer.group_send)("room", note(number))
+        sync.group_send("room", note(number), layer)
+        sent += 1
+    return {"sent": sent}
+
+
+def outage(layer: AsyncQueueChannelLayer) -> dict[str, Any]:
+    """What a send waits for in vain, and how often another greenlet had its turn meanwhile."""
+    turns = 0
+    waits = True
+
+    def take_turns() -> None:
+        nonlocal turns
+        while waits:
+            turns += 1
+            time.sleep(0.001)
+
+    spawn(take_turns)
+    errors = []
+    for number in range(3):
+        try:
+            sync.group_send("room", note(number), layer)
+        except ChannelLayerError as exc:
+            errors.append(type(exc).__name__)
+    waits = False
+    return {"errors": errors, "turns": turns}
+
+
+DO = {"many": many, "late": many, "alone": alone, "outage": outage}
+if __name__ == "__main__":
+    layer = made if what == "late" else AsyncQueueChannelLayer(**json.loads(config))
+    result = DO[what](layer)
+    layer.close_from_thread()
+    print(json.dumps(result))
