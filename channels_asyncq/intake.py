@@ -21,7 +21,7 @@ class Intake:
     A first-in, first-out door into one event loop's session.
 
     `offer(topic, envelope)` takes an envelope or answers False, which stops the intake until `drain()` is called
-    again. `put()` may be called from any thread, everything else only on the loop.
+    again. `put()`, `put_always()` and `drain_soon()` may be called from any thread, all else only on the loop.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, offer: Callable[[bytes, Envelope], bool]) -> None:
@@ -41,8 +41,12 @@ class Intake:
         """Append an envelope, from any thread; False if too many wait already. `drain()` must follow."""
         if len(self._pending) >= LIMIT:
             return False
-        self._pending.append((topic, envelope))
+        self.put_always(topic, envelope)
         return True
+
+    def put_always(self, topic: bytes, envelope: Envelope) -> None:
+        """Append what must not be left out, from any thread, however much waits. `drain()` must follow."""
+        self._pending.append((topic, envelope))
 
     def drain_soon(self) -> bool:
         """Have the loop drain the intake, from any thread; False if the loop is closed."""

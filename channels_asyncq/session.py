@@ -27,7 +27,7 @@ from .envelopes import CONTROL, EXTERNAL, NOTICE, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
 from .external import ExternalMessage
 from .hub import Hub, Member
-from .intake import Intake
+from .intake import LIMIT, Intake
 from .journal import LOSS, WIRE, record
 from .memberships import Memberships
 from .options import Options
@@ -278,6 +278,9 @@ class Session:
         self._dotted_mark = f".{self._mark}"
         self._locals = 0
         self._random_digits: list[str] = []
+        # Counted by other threads.
+        self._overruns = 0
+        self._overruns_lock = threads.lock()
         #: Whether the server has confirmed the inbox.
         self.is_announced = False
         self._was_up = False
@@ -493,7 +496,10 @@ class Session:
     def hand_over(self, channel: str, payload: bytes) -> bool:
         """Take a message for one of this session's channels, from any thread; False if the loop is closed."""
         if not self.intake.put(self._inbox.name, self._own(payload, channel)):
-            raise ChannelFull(f"too many messages wait for the event loop of channel {channel!r}")
+            raise ChannelFull(
+                f"{LIMIT} messages wait for the event loop of channel {channel!r}: it is blocked, or slower than "
+                "its senders; send less, or use a normal channel"
+            )
         return self.intake.drain_soon()
 
     async def send_wait(self, channel: str, payload: bytes, timeout: float | None) -> None:  # noqa: ASYNC109
@@ -880,7 +886,9 @@ class Session:
         return notice
 
     def on_overrun(self) -> None:
-        self.hub.tally.dropped["overflow"] += 1
+        # Not in the hub's tally, which belongs to this loop: two threads that add one may add one in all.
+        with self._overruns_lock:
+            self._overruns += 1
 
     def on_external(self) -> None:
         self.hub.tally.external += 1
@@ -1084,7 +1092,7 @@ class Session:
             queued=tuple(sorted(queued, key=lambda entry: -entry[1])),
             delivered=hub.tally.delivered,
             external=hub.tally.external,
-            dropped=dict(hub.tally.dropped),
+            dropped=dict(hub.tally.dropped + Counter(overflow=self._overruns)),
             told=dict(hub.tally.told),
             links=tuple(self._bus.links()),
         )

@@ -1,20 +1,24 @@
 """Loops and threads: one layer object in a process that runs many loops, as Django does."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
+import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from channels.exceptions import ChannelFull
 
-from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError
+from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, intake, sync
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 from tests.contract import (
     DEADLINE,
@@ -72,6 +76,27 @@ def run_in_thread(main: Callable[[], Any]) -> "threading.Thread":
     thread = threading.Thread(target=main, daemon=True)
     thread.start()
     return thread
+
+
+@contextlib.contextmanager
+def switching_within(*functions: str) -> Iterator[None]:
+    """Let other threads run after each step of these functions, in this thread and those that are started."""
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_name not in functions:
+            return None
+        frame.f_trace_opcodes = True
+        time.sleep(0)
+        return trace
+
+    before = sys.gettrace()
+    threading.settrace(trace)
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        threading.settrace(before)
 
 
 class TestLoopAfterLoop:
@@ -498,6 +523,59 @@ class TestLoopsTogether:
             await assert_nothing_waits(layer, "jobs")
 
         asyncio.run(rest())
+
+    def test_what_threads_drop_is_counted(
+        self, make_layer: MakeLayerAnywhere, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """
+        Three loops overrun a fourth, which drops messages for its full channel at the same time: each message is
+        delivered or counted, whenever the threads are switched.
+        """
+        monkeypatch.setattr(intake, "LIMIT", 3)
+        layer = make_layer(capacity=5, recovery=None)
+        senders, each = 3, 100
+
+        async def send() -> None:
+            await layer.new_channel()  # so that it has a session of its own
+            for message in notes(each):
+                await layer.group_send("room", message)
+
+        async def overrun() -> None:
+            await members_of(layer, "room", 1)
+            sending = [asyncio.to_thread(asyncio.run, send()) for _ in range(senders)]
+            await every([send(), *sending])
+            await eventually(lambda: arrived() == (senders + 1) * each)
+
+        def arrived() -> int:
+            counts = layer.statistics()
+            return counts.delivered + sum(counts.dropped.values())
+
+        with switching_within("on_overrun", "_overflow"):
+            asyncio.run(overrun())
+
+    async def test_threads_that_are_told(
+        self, make_layer: MakeLayerAnywhere, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Four threads send to a channel of a loop that stands still: what is not received is a ChannelFull."""
+        monkeypatch.setattr(intake, "LIMIT", 10)
+        layer = make_layer(capacity=1000)
+        channel = await layer.new_channel()
+        refused: list[ChannelFull] = []
+
+        def send() -> None:
+            for message in notes(50):
+                try:
+                    sync.send(channel, message, layer)
+                except ChannelFull as exc:
+                    refused.append(exc)
+
+        threads = [run_in_thread(send) for _ in range(4)]
+        for thread in threads:
+            thread.join()  # and this loop stands still
+        await receive_many(layer, channel, 4 * 50 - len(refused))
+        await assert_nothing_waits(layer, channel)
+        assert len(refused) >= 4 * 50 - 10 - len(threads)
+        assert layer.statistics().dropped == {}
 
 
 class TestSyncSenders:

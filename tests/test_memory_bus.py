@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import AsyncIterator
 
 import pytest
 from channels.exceptions import ChannelFull
 
+from channels_asyncq import AsyncQueueChannelLayer, intake, sync
 from channels_asyncq.bus.memory import Broker
 from channels_asyncq.envelopes import Envelope
-from tests.contract import eventually, layers, members_of, note, receive
+from tests.contract import ended, eventually, layers, members_of, note, notes, receive, receive_many, started
+
+
+@pytest.fixture
+async def memory_layer(prefix: str) -> AsyncIterator[AsyncQueueChannelLayer]:
+    """A layer on `memory://`."""
+    async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+        yield await make_layer()
 
 
 def push(broker: Broker, payload: bytes, capacity: int) -> None:
@@ -94,3 +104,29 @@ async def test_what_was_sent_before_a_group_was_joined_again(prefix: str) -> Non
         assert await receive(layer, member) == note(2)
         await other.group_send("room", note(3))
         assert await receive(layer, member) == note(3)
+
+
+async def test_wake_up_for_a_loop_that_has_too_much(
+    memory_layer: AsyncQueueChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A reader of a normal channel is woken, however many messages wait for its loop; only those beyond the limit
+    count as dropped.
+    """
+    monkeypatch.setattr(intake, "LIMIT", 3)
+    [channel] = await members_of(memory_layer, "room", 1)
+    reading = await started(memory_layer.receive("jobs"))
+
+    def send() -> None:
+        for message in notes(5):
+            sync.group_send("room", message, memory_layer)
+        for message in notes(5):
+            sync.send("jobs", message, memory_layer)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    thread.join()  # and this loop stands still
+    assert await ended(reading) == note(0)
+    assert await receive_many(memory_layer, "jobs", 4) == notes(5)[1:]
+    assert await receive_many(memory_layer, channel, 3) == notes(3)
+    assert memory_layer.statistics().dropped == {"overflow": 2}

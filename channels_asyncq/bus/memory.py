@@ -237,12 +237,18 @@ class MemoryBus(Bus):
         # By topic that is wanted again: of what was put in so far, its envelopes were sent before that.
         self._not_before: dict[bytes, int] = {}
         self._intake = Intake(loop, self._receive)
+        # Normal channels whose wake-up is in the intake.
+        self._waking: set[bytes] = set()
         self._is_closed = False
 
     def accept(self, topic: bytes, envelope: Envelope | None) -> bool:
         """Take something from the broker, from any thread and under its lock."""
         if envelope is None:
-            envelope = _WAKE
+            # One for each topic is enough, and its reader would wait for ever without it.
+            if topic not in self._waking:
+                self._waking.add(topic)
+                self._intake.put_always(topic, _WAKE)
+            return True
         if self._intake.put(topic, envelope):
             return True
         self._receiver.on_overrun()
@@ -250,6 +256,8 @@ class MemoryBus(Bus):
 
     def _receive(self, topic: bytes, envelope: Envelope) -> bool:
         if envelope is _WAKE:
+            # First: what is pushed from here on has a wake-up of its own.
+            self._waking.discard(topic)
             self._receiver.on_wake(topic)
             return True
         if self._not_before and self._is_too_old(topic):
