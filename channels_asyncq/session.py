@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from . import threads
 from .buffers import ChannelView
 from .bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
 from .callers import LoopState
-from .clock import monotonic
+from .clock import monotonic, time_ns
 from .codecs import Codec
 from .envelopes import CONTROL, EXTERNAL, NOTICE, Envelope
 from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
@@ -1075,7 +1074,7 @@ class Session:
         for topic, group in list(self.hub.groups.items()):
             members = {channel: member.added for channel, member in list(group.members.items())}
             found.setdefault(self._topics.group_named(topic), {}).update(members)
-        epoch = time.time() - monotonic()
+        epoch = time_ns() / 1e9 - monotonic()
         return {
             group: {channel: epoch + added for channel, added in members.items()}
             for group, members in found.items()
