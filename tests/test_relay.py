@@ -320,7 +320,7 @@ class TestRelay:
             for _ in range(threads):
                 assert began.acquire(timeout=DEADLINE)
             thread = own_relay._thread
-            assert thread is not None
+            assert isinstance(thread, threading.Thread)
             own_relay.stop()
             thread.join(DEADLINE)
             assert not thread.is_alive()
@@ -342,7 +342,7 @@ class TestRelay:
             waiting = pool.submit(own_relay.wait, long)
             assert began.wait(DEADLINE)
             thread = own_relay._thread
-            assert thread is not None
+            assert isinstance(thread, threading.Thread)
             stopping = pool.submit(own_relay.stop)
             while own_relay.loop is not None:
                 pass
