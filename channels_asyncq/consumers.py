@@ -168,7 +168,16 @@ class Conversation:
     Not part of the consumer, whose attributes are for those who write consumers.
     """
 
-    __slots__ = ("_database_thread", "_events", "_is_websocket", "_lost", "_messages", "client", "notices")
+    __slots__ = (
+        "_database_thread",
+        "_events",
+        "_is_mistake",
+        "_is_websocket",
+        "_lost",
+        "_messages",
+        "client",
+        "notices",
+    )
 
     def __init__(self, client: Client, receive: Callable[[], Awaitable[Any]], is_websocket: bool) -> None:
         self.client = client
@@ -179,6 +188,7 @@ class Conversation:
         self._events = Asked(receive)
         self._messages: Source = NOTHING
         self._lost: Exception | None = None  # why we believe that the client has gone
+        self._is_mistake = False  # that error is of the consumer's doing
 
     async def run(
         self, messages: Source, dispatch: Callable[[Any], Awaitable[None]], passes_on: bool
@@ -230,8 +240,8 @@ class Conversation:
                     # Others have something to do as well, and the client may have something to say.
                     await _turn()
         except StopConsumer:
-            if isinstance(self._lost, RuntimeError):
-                raise self._lost from None  # a mistake in the consumer, not a client that went
+            if self._lost is not None and self._is_mistake:
+                raise self._lost from None
         finally:
             self._lost = self.client.refusal = None  # they refer to frames that refer to the consumer
             await events.stop()
@@ -255,6 +265,9 @@ class Conversation:
             OSError, RuntimeError: the given error: the server says nothing, so it was another one.
         """
         self._lost = error
+        # Servers say so of a consumer that sends before accept() or after close(), autobahn (Daphne) of a client
+        # that has just closed.
+        self._is_mistake = isinstance(error, RuntimeError) and not self.client.is_open
         # Nothing can be sent to the client, so nothing more is worth handling for it.
         self._messages = NOTHING
         try:

@@ -508,8 +508,15 @@ class ClientDisconnected(OSError):
     """What uvicorn raises."""
 
 
+class Disconnected(RuntimeError):
+    """What autobahn raises under Daphne, between the client's goodbye and the end of the connection."""
+
+
+@pytest.mark.parametrize("refusal", [ClientDisconnected, Disconnected])
 @pytest.mark.parametrize("by", ["handler", "frame", "event"])
-async def test_client_gone_while_sending(layer: AsyncQueueChannelLayer, begin: Begin, by: str) -> None:
+async def test_client_gone_while_sending(
+    layer: AsyncQueueChannelLayer, begin: Begin, by: str, refusal: type[Exception]
+) -> None:
     """
     A server that refuses to send because the client has gone: the handler ends with that error, as ever, and
     then disconnect() runs, before anything else of the layer.
@@ -525,7 +532,7 @@ async def test_client_gone_while_sending(layer: AsyncQueueChannelLayer, begin: B
     events = ["first", "second", "quiet"] if by == "event" else []
     talk = begin(Answers)
     await talk.accepted()
-    talk.refuse = ClientDisconnected()
+    talk.refuse = refusal()
     if by == "event":
         for text in events:
             talk.say("websocket.receive", text=text)
@@ -601,6 +608,21 @@ async def test_error_of_send_that_passes(layer: AsyncQueueChannelLayer, begin: B
     with pytest.raises(ConnectionResetError) as caught:
         await talk.ends()
     assert caught.value is refusal
+
+
+async def test_mistake_before_accept(layer: AsyncQueueChannelLayer, begin: Begin) -> None:
+    """Sending before accept() is the consumer's mistake too."""
+
+    class Hasty(Member):
+        async def connect(self) -> None:
+            await self.send(text_data="x")
+
+    talk = begin(Hasty)
+    talk.refuse = RuntimeError("expected 'websocket.accept'")
+    talk.say("websocket.connect")
+    talk.say("websocket.disconnect", code=1006)
+    with pytest.raises(RuntimeError, match="expected"):
+        await talk.ends()
 
 
 async def test_mistake_after_close(layer: AsyncQueueChannelLayer, begin: Begin) -> None:

@@ -114,6 +114,28 @@ async def test_client_gone_while_its_handler_sends(server: str, config: dict[str
         assert await hears(stays) == "left"
 
 
+async def test_client_says_goodbye_while_its_handler_sends(server: str, config: dict[str, Any]) -> None:
+    """
+    A client that closes as it should, while a handler sends to it, is no error: disconnect() runs, and the
+    server's log has nothing. (Daphne does not ignore what is sent between the goodbye and the end.)
+    """
+    goodbye = _masked(8, (1000).to_bytes(2))
+    async with served(server, **config) as (site,), visit(site, "ours/room/") as stays:
+        for _ in range(10):
+            async with visit(site, "ours/room/", max_queue=None) as goes:
+                await goes.send("chatter")
+                assert await hears(goes) == "still here"
+                goes.transport.write(goodbye)
+                assert await hears(stays) == "left"
+        # Daphne looks at all consumers that have ended, in the order in which they came, once a second.
+        async with visit(site, "ours/room/") as last:
+            await last.send("fail")
+            await eventually(lambda: "ZeroDivisionError" in site.errors, "the log")
+        assert "closed protocol" not in site.errors
+        assert site.errors.count("Traceback") == 1
+        site.errors = ""
+
+
 async def test_overflow_says_try_again(server: str, config: dict[str, Any]) -> None:
     """overflow="close": the client sees 1013 (4013 from Daphne, which cannot say that), and disconnect() runs."""
     code = 4013 if server == "daphne" else 1013

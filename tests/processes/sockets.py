@@ -38,6 +38,10 @@ def consumers(kind: Kind) -> dict[str, Any]:
                 for _ in range(50):
                     await self.send(text_data="still here")
                     await asyncio.sleep(0.02)
+            elif text_data == "chatter":
+                for _ in range(2000):
+                    await self.send(text_data="still here")
+                    await asyncio.sleep(0)
             elif text_data == "close":
                 await self.close(4001, "enough")
             elif text_data == "frame":
