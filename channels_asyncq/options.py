@@ -457,7 +457,7 @@ _SECONDS = _Argument(_is_seconds, "a number of seconds greater than 0")
 _NATURAL = _Argument(lambda value: _is_int(value) and value >= 0, "an int, 0 or more", none=False)
 _ANY = _Argument(lambda value: True, "anything")
 
-#: Arguments of redis.asyncio's Connection and UnixDomainSocketConnection (6.4 to 8) that mean something here:
+#: Arguments of redis.asyncio's Connection and UnixDomainSocketConnection (5.2 to 8) that mean something here:
 #: redis-py connects, authenticates and selects the database with them.
 _ARGUMENTS: dict[str, _Argument] = {
     "host": _NAME,

@@ -1,7 +1,7 @@
 """
 From a host in the settings to a connected, authenticated `WireProtocol`.
 
-redis-py reads the URL, holds the credentials, does TLS, AUTH and SELECT, for Sentinels too. Then its
+redis-py holds the credentials, does TLS, AUTH and SELECT, for Sentinels too. Then its
 transport is taken from it, in `_hand_over()`, and redis-py is out of the way. No other module but `testing`
 imports redis-py.
 """
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,6 @@ from redis.asyncio.connection import (
     Connection,
     SSLConnection,
     UnixDomainSocketConnection,
-    parse_url,
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -77,9 +77,8 @@ class Connector:
         self._host = host
         self._connect_timeout = connect_timeout
         given: dict[str, Any] = dict(host.arguments)
-        # As in redis-py: where both say something, the URL counts.
-        if host.url is not None:
-            given.update(parse_url(host.url))
+        if host.transport == "tls":
+            given |= _for_tls(given)
         self._arguments = _for_redis_py(given) | {"db": host.db}
         self._connection_class: type[AbstractConnection] = {
             "tcp": Connection,
@@ -93,9 +92,10 @@ class Connector:
             # As in redis-py: credentials and TLS of the master are not for its Sentinels.
             watch = {name: value for name, value in given.items() if name.startswith("socket_")}
         self._sentinels = list(host.sentinels)
-        self._sentinel_class: type[AbstractConnection] = (
-            SSLConnection if watch.pop("ssl", False) else Connection
-        )
+        self._sentinel_class: type[AbstractConnection] = Connection
+        if watch.pop("ssl", False):
+            self._sentinel_class = SSLConnection
+            watch |= _for_tls(watch)
         self._sentinel_arguments = _for_redis_py(watch)
         every = [given, watch]
         self._secrets = {_text(source[name]) for source in every for name in _SECRETS if source.get(name)}
@@ -214,6 +214,16 @@ def _for_redis_py(given: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"protocol": 2, "retry": Retry(NoBackoff(), 0)}
 
 
+def _for_tls(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that say what is checked: before 6 redis-py took a certificate for any other host."""
+    requirement = given.get("ssl_cert_reqs", "required")
+    if isinstance(requirement, ssl.VerifyMode):
+        # Likewise, it took the words only.
+        requirement = requirement.name.removeprefix("CERT_").lower()
+    checks = requirement not in (None, "none") and given.get("ssl_check_hostname", True)
+    return {"ssl_cert_reqs": requirement, "ssl_check_hostname": checks}
+
+
 class _ClosedTransport(asyncio.Transport):
     """What redis-py's StreamWriter holds after the handover: nothing that collecting it could close."""
 
@@ -246,7 +256,7 @@ def _hand_over(connection: Any, protocol: WireProtocol) -> asyncio.Transport:
     except AttributeError as exc:
         raise RuntimeError(
             f"the connections of redis-py {redis.__version__} cannot be taken over ({exc}): "
-            "install redis>=6.4,<9"
+            "install redis>=5.2,<9"
         ) from exc
     if unread:
         raise ConnectionError("the server sent more than was asked for")
