@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import os
 import re
+import sys
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Future
@@ -49,9 +50,10 @@ class OpenChannel:
     read.
     """
 
-    __slots__ = ("_buffer", "_session", "empty", "name", "stop_waking", "wake")
+    __slots__ = ("_buffer", "_layer", "_session", "empty", "name", "stop_waking", "wake")
 
-    def __init__(self, session: Session, buffer: ChannelBuffer) -> None:
+    def __init__(self, layer: AsyncQueueChannelLayer, session: Session, buffer: ChannelBuffer) -> None:
+        self._layer = layer  # held: sessions end with it
         self._session = session
         self._buffer = buffer
         self.name = buffer.channel
@@ -156,6 +158,18 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             weakref.WeakKeyDictionary()
         )
 
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """
+        Close the sessions of a layer that nobody holds any more, each on its own loop.
+
+        The collector of garbage may call this anywhere: nothing here waits, or takes a lock of ours. (No
+        weakref.finalize(): that would hold the sessions, and by what waits in them the layer.)
+        """
+        # In a child that was forked in C and has not noticed, the sessions are the parent's.
+        if not is_finalizing() and os.getpid() == _pid:
+            for session in getattr(self, "_sessions", {}).values():  # there are none where CONFIG is wrong
+                _close_session(session)
+
     # Settings
 
     @property
@@ -256,6 +270,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
     def look_for_ended_sessions(self) -> None:
         """Let go of loops that were ended by `loop.close()` alone, of which nothing tells. From any thread."""
+        _notice_fork()
         with self._lock:
             self._forget_ended_sessions()
 
@@ -568,7 +583,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         channel = await self.new_channel(prefix)
         session = await self._session()
-        return OpenChannel(session, session.hub.open(channel))
+        return OpenChannel(self, session, session.hub.open(channel))
 
     def close_channel(self, channel: str) -> Awaitable[None]:
         """
@@ -622,8 +637,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         with self._lock:
             self._is_closed = True
             self._ending.update(self._sessions.values())
-            self._sessions, self._owners = {}, {}
             sessions = list(self._ending)
+            self._sessions.clear()
+            self._owners.clear()
         leave_broker(self.options.prefix, self.options.hosts[0].db, self)
         return sessions
 

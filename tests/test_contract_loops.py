@@ -19,6 +19,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, intake, sync
+from channels_asyncq.session import Session
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 from tests.contract import (
     DEADLINE,
@@ -417,6 +418,103 @@ class TestLoopsThatWereClosedAlone:
             gc.collect()
         told = [str(warning.message) for warning in caught if warning.category is ResourceWarning]
         assert not told or (kind == "uvloop" and all("TCPTransport" in text for text in told))
+
+
+class TestLayersThatAreDropped:
+    """Layers that nobody holds any more, and that nobody has closed."""
+
+    def test_their_connections_end(self, own_redis_server: EmbeddedServer, prefix: str) -> None:
+        """
+        Twenty layers that the relay has sent for leave no connection when they are collected, and neither does
+        one whose channels belong to a loop that runs, or that was closed.
+        """
+        config: dict[str, Any] = {"hosts": [own_redis_server.url], "prefix": prefix}
+        with asyncio.Runner() as runner, warnings.catch_warnings():
+            warnings.simplefilter("error", ResourceWarning)
+            before = clients_of(own_redis_server)
+            for n in range(20):
+                async_to_sync(AsyncQueueChannelLayer(**config).send)("jobs", note(n))
+            runner.run(members_of(AsyncQueueChannelLayer(**config), "room", 1))
+            close_alone(AsyncQueueChannelLayer(**config))
+            gc.collect()
+            runner.run(
+                eventually(lambda: clients_of(own_redis_server) <= before, "the end of all connections")
+            )
+
+    @pytest.mark.parametrize("bus", ["memory", "redis"])
+    def test_their_sessions_end(self, bus: str, prefix: str, request: pytest.FixtureRequest) -> None:
+        """Nothing is left of their sessions, on the relay's loop and on others."""
+        url = "memory://" if bus == "memory" else request.getfixturevalue("redis_url")
+
+        def layer() -> AsyncQueueChannelLayer:
+            return AsyncQueueChannelLayer(hosts=[url], prefix=prefix)
+
+        def sessions() -> int:
+            gc.collect()
+            return sum(type(thing) is Session for thing in gc.get_objects())
+
+        with asyncio.Runner() as runner:
+            before = sessions()
+            for n in range(3):
+                async_to_sync(layer().send)("jobs", note(n))
+                runner.run(members_of(layer(), "room", 1))
+                close_alone(layer())
+            runner.run(eventually(lambda: sessions() <= before, "the end of all sessions"))
+
+    def test_a_layer_that_a_closed_loop_refers_to(
+        self, make_layer: MakeLayerAnywhere, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A receive() that waits on a loop that was closed alone holds no layer: they go together."""
+        url = make_layer().options.hosts[0].url
+
+        def use_and_close() -> "weakref.ref[AsyncQueueChannelLayer]":
+            layer = AsyncQueueChannelLayer(hosts=[url], prefix="dropped")
+            loop = asyncio.new_event_loop()
+
+            async def main() -> None:
+                await started(layer.receive(await layer.new_channel()))
+                await eventually(lambda: len(asyncio.all_tasks()) == 2, "the end of all other tasks")
+
+            loop.run_until_complete(main())
+            loop.close()
+            return weakref.ref(layer)
+
+        reference = use_and_close()
+        gc.collect()
+        assert reference() is None
+        # Of asyncio: the task of somebody who closes his loop so.
+        assert "Task was destroyed" in caplog.text
+
+    def test_a_layer_in_use_is_not_dropped(self, make_layer: MakeLayerAnywhere) -> None:
+        """Whoever waits in receive(), or holds an open channel, holds the layer."""
+        other = make_layer()
+        prefix = other.prefix
+        [host] = other.options.hosts
+
+        async def main() -> None:
+            layer = AsyncQueueChannelLayer(hosts=[host.url], prefix=prefix)
+            (member,) = await members_of(layer, "room", 1)
+            opened = await layer.open_channel()
+            await layer.group_add("room", opened.name)
+            reader = await started(layer.receive(member))
+            reference = weakref.ref(layer)
+            del layer
+            gc.collect()
+            await other.group_send("room", note(1))
+            async with asyncio.timeout(DEADLINE):
+                assert await reader == note(1)
+            del reader
+            woken = asyncio.get_running_loop().create_future()
+            if opened.empty():
+                opened.wake(woken)
+                async with asyncio.timeout(DEADLINE):
+                    await woken
+            assert opened.take() == note(1)
+            opened.close()
+            del opened
+            await eventually(lambda: gc.collect() >= 0 and reference() is None, "the end of the layer")
+
+        asyncio.run(main())
 
 
 def clients_of(server: EmbeddedServer) -> set[str]:

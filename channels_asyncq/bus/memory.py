@@ -161,7 +161,8 @@ class Broker:
             self._members.clear()
 
 
-_brokers: dict[tuple[str, int], tuple[Broker, weakref.WeakSet[object]]] = {}
+# The brokers are held by those who use them, and by their sessions.
+_brokers: dict[tuple[str, int], tuple[weakref.ref[Broker], weakref.WeakSet[object]]] = {}
 _brokers_lock = threads.lock()
 
 
@@ -171,11 +172,13 @@ def broker_for(prefix: str, database: int, user: object) -> Broker:
     share it, as they would share a server, and a layer made after they are gone finds it empty.
     """
     with _brokers_lock:
-        found = _brokers.get((prefix, database))
-        if found is None or not found[1]:
-            found = _brokers[prefix, database] = (Broker(), weakref.WeakSet())
-        found[1].add(user)
-        return found[0]
+        for key in [key for key, (_, users) in _brokers.items() if not users]:
+            del _brokers[key]
+        reference, users = _brokers.get((prefix, database), (None, weakref.WeakSet[object]()))
+        broker = (reference and reference()) or Broker()
+        _brokers[prefix, database] = weakref.ref(broker), users
+        users.add(user)
+        return broker
 
 
 def leave_broker(prefix: str, database: int, user: object) -> None:
