@@ -236,7 +236,8 @@ class Session:
     The channels, groups and connections of one event loop. Everything here runs on that loop.
 
     There is no standing task: callbacks of the bus, futures, and a timer that sweeps while there is something
-    to sweep. `look_for_ended()` is called with it and with each flush: other loops of the process may be closed.
+    to sweep. `look_for_ended()` is called with it, with each flush, and before another session is asked: other
+    loops of the process may be closed.
     """
 
     def __init__(
@@ -415,6 +416,7 @@ class Session:
                 await self._bus.checked(topic)
             return await self._reader(channel).get()
         if node != self.node:
+            self._look_for_ended()
             self._ended_sessions.refuse(node, channel)
             raise _not_here(channel, "receive on the loop that called new_channel()")
         if channel.endswith("!"):
@@ -584,6 +586,7 @@ class Session:
         if not node:
             self.hub.tally.dropped["dead_owner"] += 1  # no process has this channel
             return None
+        self._look_for_ended()
         self._ended_sessions.refuse(node, channel)
         return self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
 
@@ -632,6 +635,7 @@ class Session:
         node = node_of(channel)
         if node is None:
             return self._memberships.discard(group, channel)
+        self._look_for_ended()
         if not node or node in self._ended_sessions:
             return None  # its memberships have ended with it
         return self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})

@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -346,6 +347,19 @@ class TestLoopsThatWereClosedAlone:
             runner.run(other.flush())
             monkeypatch.setattr("channels_asyncq.session._FLUSH_WAIT", 10 * DEADLINE)
             runner.run(asyncio.wait_for(other.flush(), DEADLINE))
+
+    def test_its_channel_is_refused(self, make_layer: MakeLayerAnywhere) -> None:
+        """To join a group with its channel, or to receive from it, is an error that says so at once."""
+        layer = make_layer(send_timeout=10 * DEADLINE)
+        with asyncio.Runner() as runner:
+            runner.run(layer.new_channel())
+            for attempt in (layer.receive, partial(layer.group_add, "room")):
+                channel = close_alone(layer)
+                with pytest.raises(ChannelLayerError, match="has ended"):
+                    runner.run(asyncio.wait_for(attempt(channel), DEADLINE))
+            channel = close_alone(layer)
+            runner.run(asyncio.wait_for(layer.group_discard("room", channel), DEADLINE))
+            assert not layer.statistics().dropped
 
     def test_nothing_of_it_is_shown(self, make_layer: MakeLayerAnywhere) -> None:
         """Its channels are not in the views of the layer."""
