@@ -1,4 +1,8 @@
-"""A session's readers of one normal channel: ask for a message, hand it to a receiver, or give it back."""
+"""
+A session's readers of one normal channel: ask for a message, hand it to a receiver, or give it back.
+
+And its senders that wait for a place there.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import asyncio
 import contextvars
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from time import monotonic
 
 from .buffers import ChannelBuffer, Tally
 from .bus.base import Bus
@@ -18,6 +23,9 @@ _CAPACITY = 1
 # After so many seconds a question is repeated that the server refused; twice as many each time, up to a bound.
 _PAUSE_AFTER_REFUSAL = 1.0
 _MOST_DOUBLINGS = 3
+# A sender asks for a place again after this many seconds, then ever more seldom.
+_FIRST_PAUSE = 0.005
+_LONGEST_PAUSE = 0.1
 # Of all readers: a later one for the same channel must not ask for what an earlier one has had.
 _numbers = itertools.count(1)
 
@@ -202,3 +210,52 @@ class QueueReader:
             if not self._answer_came.done():
                 self._answer_came.set_result(None)
             self._answer_came = None
+
+
+class SendersLine:
+    """
+    A session's senders that wait for a place in one normal channel: first come, first served.
+
+    Only the first of them asks the server, so that none overtakes another, however long each has waited.
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()  # those who wait for it are served in order
+        self._length = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._length
+
+    async def wait(self, ask: Callable[[], Awaitable[bool]], until: float) -> bool:
+        """
+        Ask for a place until there is one; False if there is none by that time.
+
+        Cancelling leaves the line to the next.
+        """
+        # The first one was refused just now.
+        pause = 0.0 if self._length else _FIRST_PAUSE
+        self._length += 1
+        try:
+            try:
+                async with asyncio.timeout(None if until == math.inf else until - monotonic()):
+                    await self._turn.acquire()
+            except TimeoutError:
+                return False
+            try:
+                return await self._ask(ask, until, pause)
+            finally:
+                self._turn.release()
+        finally:
+            self._length -= 1
+
+    @staticmethod
+    async def _ask(ask: Callable[[], Awaitable[bool]], until: float, pause: float) -> bool:
+        while (left := until - monotonic()) > 0:
+            # Other processes free its places, and expiry does, and neither tells the sender.
+            await asyncio.sleep(min(pause, left))
+            # Not under a timeout: a push that is cut short may be in the queue all the same.
+            if await ask():
+                return True
+            pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, 2 * pause))
+        return False

@@ -30,7 +30,7 @@ from .intake import LIMIT, Intake
 from .journal import LOSS, WIRE, record
 from .memberships import Memberships
 from .options import Options
-from .queues import QueueReader
+from .queues import QueueReader, SendersLine
 from .slices import SHORT, Slice, Slices
 from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
 
@@ -270,6 +270,8 @@ class Session:
         self._inbox = self._topics.inbox(self.node)
         self._everybody = self._topics.everybody
         self._readers: dict[bytes, QueueReader] = {}
+        # By normal channel: its senders that wait for a place, while there are any.
+        self._lines: dict[str, SendersLine] = {}
         self._memberships = Memberships(self._bus, self._topics, options)
         self._requests: dict[int, Request] = {}
         self._last_request = 0
@@ -525,21 +527,37 @@ class Session:
             return
         if node is not None:
             raise _not_here(channel, "send_wait() cannot see how full it is: use send(), or a normal channel")
-        delay = 0.005
         until = math.inf if timeout is None else monotonic() + timeout
-        while True:
-            self._require_open(channel)
-            try:
-                # Not under the timeout: a push that is cut short may be in the queue all the same.
-                await self._route_to(channel).send(payload)
-                return
-            except ChannelFull:
-                left = until - monotonic()
-                if left <= 0:
-                    raise StillFull(f"channel {channel!r} had no place for {timeout} s") from None
-            # Other processes free its places, and expiry does, and neither tells the sender.
-            await asyncio.sleep(min(delay, left))
-            delay = min(0.1, 2 * delay)
+        ask = partial(self._is_taken, channel, payload, self._bus.waiting_route(channel))
+        is_sent = False
+        try:
+            # Whoever comes while others of this session wait does not overtake them.
+            is_sent = channel not in self._lines and await ask()
+            if not is_sent:
+                is_sent = await self._wait_in_line(channel, ask, until)
+        finally:
+            if not is_sent and channel not in self._lines:
+                self._bus.stop_waiting(channel)
+        if not is_sent:
+            raise StillFull(f"channel {channel!r} had no place for {timeout} s")
+
+    async def _is_taken(self, channel: str, payload: bytes, route: ChannelRoute) -> bool:
+        """Send to a normal channel; False if it is full."""
+        self._require_open(channel)
+        self._route_to(channel)  # raises if the channel was closed here
+        try:
+            await route.send(payload)
+        except ChannelFull:
+            return False
+        return True
+
+    async def _wait_in_line(self, channel: str, ask: Callable[[], Awaitable[bool]], until: float) -> bool:
+        line = self._lines.setdefault(channel, SendersLine())
+        try:
+            return await line.wait(ask, until)
+        finally:
+            if line.is_empty:
+                self._lines.pop(channel, None)
 
     async def group_send(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
         """Send to a group: to its topic, and a copy to each normal channel that is a member."""

@@ -81,11 +81,15 @@ class Topic(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """A normal channel: its list, also the topic of its wake-ups; what this node took; which pushes are in."""
+    """
+    A normal channel: its list, also the topic of its wake-ups; what this node took; which pushes are in; which
+    nodes have senders that wait for a place.
+    """
 
     topic: Topic
     taken: bytes
     seen: bytes
+    waiting: bytes
     partition: int
 
 
@@ -162,8 +166,9 @@ class Topics:
         root, name = self._roots[topic.shard], channel.encode()
         taken = root + b"taken:" + self._node + b":" + name
         seen = root + b"seen:%d:%s" % (topic.partition, self._node)
+        waiting = root + b"waiting:" + name
         # Wake-ups are not logged: a reader looks for itself after each reconnect.
-        return Queue(topic._replace(partition=NOT_LOGGED), taken, seen, topic.partition)
+        return Queue(topic._replace(partition=NOT_LOGGED), taken, seen, waiting, topic.partition)
 
     def inbox(self, node: str) -> Topic:
         return self._topic(node, b"inbox:")

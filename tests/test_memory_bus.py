@@ -10,8 +10,10 @@ import pytest
 from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer, intake, sync
+from channels_asyncq.bus.base import WAITS_SECONDS
 from channels_asyncq.bus.memory import Broker
 from channels_asyncq.envelopes import Envelope
+from tests.clock import Clock
 from tests.contract import ended, eventually, layers, members_of, note, notes, receive, receive_many, started
 
 
@@ -22,8 +24,17 @@ async def memory_layer(prefix: str) -> AsyncIterator[AsyncQueueChannelLayer]:
         yield await make_layer()
 
 
-def push(broker: Broker, payload: bytes, capacity: int) -> None:
-    broker.push("jobs", b"queue:jobs", Envelope(payload, "jobs", expires_at=float("inf")), capacity)
+def push(broker: Broker, payload: bytes, capacity: int, waiter: tuple[str, float] | None = None) -> None:
+    broker.push("jobs", b"queue:jobs", Envelope(payload, "jobs", expires_at=float("inf")), capacity, waiter)
+
+
+def has_place(broker: Broker, capacity: int, waiter: tuple[str, float] | None = None) -> bool:
+    """Push, and tell whether it was taken."""
+    try:
+        push(broker, b"new", capacity, waiter)
+    except ChannelFull:
+        return False
+    return True
 
 
 def pop(broker: Broker, node: str, number: int) -> bytes | None:
@@ -54,6 +65,47 @@ def test_layers_of_other_capacities() -> None:
     push(broker, b"2", 2)
     with pytest.raises(ChannelFull):
         push(broker, b"3", 1)
+
+
+def test_waiting_senders() -> None:
+    """Nodes whose senders wait get places in the order in which they came; others leave them the last one."""
+    broker = Broker()
+    for payload in (b"1", b"2", b"3"):
+        push(broker, payload, 3)
+    first, second, third = ("c", 1.0), ("b", 2.0), ("a", 3.0)
+    assert not any(has_place(broker, 3, waiter) for waiter in (second, first, third))
+    pop(broker, "r", 1)
+    # One place.
+    assert not has_place(broker, 3)
+    assert not has_place(broker, 3, second)
+    pop(broker, "r", 2)
+    # Two places: the first two have them, and whoever does not wait has what is more than the last.
+    assert not has_place(broker, 3, third)
+    assert has_place(broker, 3, second)
+    assert not has_place(broker, 3)
+    assert has_place(broker, 3, first)
+    pop(broker, "r", 3)
+    pop(broker, "r", 4)
+    assert has_place(broker, 3)
+    assert not has_place(broker, 3)
+    assert has_place(broker, 3, third)
+
+
+def test_waiting_senders_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has given up, or has not asked again in its time, waits no more."""
+    broker = Broker()
+    clock = Clock()
+    clock.put_into(monkeypatch, ["bus.memory"])
+    push(broker, b"1", 1)
+    gone, gives_up, there = ("a", 1.0), ("b", 2.0), ("c", 3.0)
+    assert not has_place(broker, 1, gone)
+    clock.turn(WAITS_SECONDS)
+    assert not has_place(broker, 1, gives_up)
+    assert not has_place(broker, 1, there)
+    pop(broker, "r", 1)
+    assert not has_place(broker, 1, there)
+    broker.stop_waiting("jobs", "b")
+    assert has_place(broker, 1, there)
 
 
 async def test_sessions_count_their_own_bytes(prefix: str) -> None:

@@ -142,7 +142,7 @@ async def test_scripted_by_the_name_of_a_script(server: RespServer, prefix: str)
     wire = await connect(server.url)
     await wire.call("SCRIPT", "LOAD", PUSH.text)
     server.script("push", resp_server.error("OOM no"))
-    push = ("EVALSHA", PUSH.sha, 2, prefix, f"{prefix}seen", "item", 1, 1000, 1)
+    push = ("EVALSHA", PUSH.sha, 3, prefix, f"{prefix}seen", f"{prefix}waiting", "item", 1, 1000, 1)
     assert await result(wire.call("EVALSHA", "0" * 40, 0)) == "NOSCRIPT"
     assert await result(wire.call(*push)) == "OOM"
     assert await wire.call(*push) == 1

@@ -19,18 +19,33 @@ class Channel:
         self._server = server
         self._list, self._taken = f"{prefix}:0:queue:jobs", f"{prefix}:0:taken:n:jobs"
         self._seen, self._pushed = f"{prefix}:0:seen:3:n", 0
+        self._waiting = f"{prefix}:0:waiting:jobs"
         self.reads = (1, 1)
 
     def _run(self, script: Script, keys: list[str], *arguments: object) -> object:
         return self._server.command("EVAL", script.text, len(keys), *keys, *map(str, arguments))
 
-    def push(self, text: str) -> object:
+    def push(self, text: str, capacity: int = 100) -> object:
         self._pushed += 1
-        return self.push_as(self._pushed, text)
+        return self.push_as(self._pushed, text, capacity)
 
     def push_as(self, number: int, text: str, capacity: int = 100) -> object:
         """Push under this number, as a command that is sent again is."""
-        return self._run(PUSH, [self._list, self._seen], text, capacity, EXPIRY, number)
+        return self._run(PUSH, [self._list, self._seen, self._waiting], text, capacity, EXPIRY, number)
+
+    def push_waiting(self, node: str, text: str, waited: int, capacity: int, waits: int = EXPIRY) -> object:
+        """Push for a sender of a node that has waited for so many ms, and is waited for as long."""
+        self._pushed += 1
+        keys = [self._list, self._seen, self._waiting]
+        return self._run(PUSH, keys, text, capacity, EXPIRY, self._pushed, node, waited, waits)
+
+    def time(self) -> int:
+        """The server's, in ms."""
+        seconds, microseconds = map(int, self._server.command("TIME"))
+        return 1000 * seconds + microseconds // 1000
+
+    def who_waits(self) -> object:
+        return self._server.command("HKEYS", self._waiting)
 
     def items(self) -> list[str]:
         found = self._server.command("LRANGE", self._list, 0, -1)
@@ -100,6 +115,46 @@ def test_give_back_executed_late_or_twice(channel: Channel) -> None:
     assert channel.pop(2) == "one"
     assert channel.pop(3) == "two"
     assert channel.pop(4) is None
+
+
+def test_waiting_senders(channel: Channel) -> None:
+    """Nodes whose senders wait get places in the order in which they came; others leave them the last one."""
+    assert [channel.push(text, 3) for text in "abcd"] == [1, 1, 1, 0]
+    assert channel.push_waiting("second", "x", 1000, 3) == 0
+    assert channel.push_waiting("first", "x", 2000, 3) == 0
+    assert channel.push_waiting("third", "x", 500, 3) == 0
+    channel.pop(1)
+    # One place.
+    assert channel.push("plain", 3) == 0
+    assert channel.push_waiting("second", "x", 1000, 3) == 0
+    channel.pop(2)
+    # Two places: the first two have them, and whoever does not wait has what is more than the last.
+    assert channel.push_waiting("third", "x", 500, 3) == 0
+    assert channel.push_waiting("second", "second", 1000, 3) == 1
+    assert channel.who_waits() == [b"first", b"third"]
+    assert channel.push("plain", 3) == 0
+    assert channel.push_waiting("first", "first", 2000, 3) == 1
+    channel.pop(3)
+    channel.pop(4)
+    assert channel.push("plain", 3) == 1
+    assert channel.push("plain", 3) == 0
+    assert channel.push_waiting("third", "third", 500, 3) == 1
+    assert channel.who_waits() == []
+    assert channel.items() == ["first", "plain", "third"]
+
+
+def test_waiting_senders_that_are_gone(channel: Channel) -> None:
+    """Who has not asked again in its time waits no more."""
+    assert channel.push("old", 1) == 1
+    assert channel.push_waiting("gone", "x", 0, 1, waits=1) == 0
+    assert channel.push_waiting("there", "x", 0, 1) == 0
+    channel.pop(1)
+    # Later than the millisecond, by the server's clock.
+    began = channel.time()
+    while channel.time() <= began + 1:
+        pass
+    assert channel.push_waiting("there", "there", 0, 1) == 1
+    assert channel.who_waits() == []
 
 
 def test_full_and_sent_again(channel: Channel) -> None:

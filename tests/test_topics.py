@@ -58,6 +58,7 @@ def test_the_names_that_redis_sees() -> None:
     assert names.queue("jobs").partition == jobs
     assert names.queue("jobs").seen == b"asgi:3:seen:%d:0123456789abcdef" % jobs
     assert names.queue("jobs").taken == b"asgi:3:taken:0123456789abcdef:jobs"
+    assert names.queue("jobs").waiting == b"asgi:3:waiting:jobs"
     node = names.partition("ab" * 8)
     assert names.inbox("ab" * 8) == Topic(0, b"asgi:3:inbox:abababababababab", node)
     assert names.everybody == Topic(0, b"asgi:3:all", 0)
@@ -84,7 +85,10 @@ def test_namespaces_never_meet(name: str) -> None:
 @given(name=names, group=names)
 @pytest.mark.parametrize(
     "kind",
-    ["group", "members", "inbox", "queue", "taken", f"taken:{NODE}", "seen", "seen:1", "log", "fence", "all"],
+    [
+        *("group", "members", "inbox", "queue", "taken", f"taken:{NODE}", "seen", "seen:1", "waiting"),
+        *("log", "fence", "all"),
+    ],
 )
 def test_a_namespace_within_another(kind: str, name: str, group: str) -> None:
     """A prefix that begins with another one and with what follows that in its keys shares no name with it."""
@@ -93,7 +97,8 @@ def test_a_namespace_within_another(kind: str, name: str, group: str) -> None:
     for space in (outer, inner):
         queue, members = space.queue(name), space.group(group)
         stored.append([queue.topic.name, queue.taken, members.members])
-        every += [*stored[-1], queue.seen, members.topic.name, members.log, *space.lease_keys(0, b"{}")]
+        every += [*stored[-1], queue.seen, queue.waiting, members.topic.name, members.log]
+        every += space.lease_keys(0, b"{}")
         every += [space.inbox(NODE).name, space.everybody.name, space.fence(0).name]
     assert len(set(every)) == len(every)
     for space, own in zip((outer, inner), stored, strict=True):

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from ..envelopes import Envelope
 from ..topics import Topic
 
+# A sender that waits for a place in a normal channel and has not asked again for so long waits no more.
+WAITS_SECONDS = 1.0
+
 
 class Receiver(Protocol):
     """What a bus calls, always on the loop of its session and never re-entrantly from a call into the bus."""
@@ -182,6 +185,19 @@ class Bus(ABC):
     @abstractmethod
     def channel_route(self, channel: str) -> ChannelRoute:
         """Return the route to a channel that this session does not own: to its owner's inbox, or its queue."""
+
+    @abstractmethod
+    def waiting_route(self, channel: str) -> ChannelRoute:
+        """
+        Return the route to a normal channel for a sender that waits for a place, from this moment on.
+
+        Sending by it again after a ChannelFull goes on waiting: sessions get places in the order in which their
+        senders came, and no other sender gets the last place. A session uses one for each channel at a time.
+        """
+
+    @abstractmethod
+    def stop_waiting(self, channel: str) -> None:
+        """Give up what `waiting_route()` has kept for this session. It ends by itself in `WAITS_SECONDS`."""
 
     @abstractmethod
     def group_route(self, group: str) -> GroupRoute:

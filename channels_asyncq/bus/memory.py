@@ -18,7 +18,7 @@ from ..intake import Intake
 from ..options import Options
 from ..slices import Slice
 from ..topics import Topic, Topics, node_of
-from .base import Bus, Health, HostHealth, Link, Receiver
+from .base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver
 
 
 class Broker:
@@ -35,6 +35,8 @@ class Broker:
         self._taken: dict[tuple[str, str], tuple[int, Envelope]] = {}
         # By group and channel: when the membership was added, and when it lapses.
         self._members: defaultdict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+        # By normal channel and node: since when a sender waits for a place, and until when it is waited for.
+        self._waiting: defaultdict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
 
     def listen(self, topic: bytes, bus: MemoryBus) -> None:
         with self._lock:
@@ -105,15 +107,58 @@ class Broker:
                 if not members:
                     del self._members[group]
 
-    def push(self, channel: str, topic: bytes, envelope: Envelope, capacity: int) -> list[MemoryBus]:
+    def push(
+        self,
+        channel: str,
+        topic: bytes,
+        envelope: Envelope,
+        capacity: int,
+        waiter: tuple[str, float] | None = None,
+    ) -> list[MemoryBus]:
+        """Append to a normal channel. A `waiter` is a node with a sender that waits, and since when."""
         with self._lock:
             queue = self._queues.get(channel)
             if queue is None:
                 queue = self._queues[channel] = ChannelBuffer(channel, capacity, Tally())
             queue.resize(capacity)
-            if queue.offer(envelope) < 0:
+            may_push = not self._waiting or self._may_push(channel, queue, waiter)
+            if not may_push or queue.offer(envelope) < 0:
+                if waiter is not None:
+                    node, since = waiter
+                    self._waiting[channel][node] = since, monotonic() + WAITS_SECONDS
                 raise ChannelFull(f"channel {channel!r} holds {capacity} messages, its capacity")
+            if waiter is not None:
+                self._stop_waiting(channel, waiter[0])
             return self._publish(topic, None)
+
+    def _may_push(self, channel: str, queue: ChannelBuffer, waiter: tuple[str, float] | None) -> bool:
+        """
+        Tell whether a place is left by those who wait for one.
+
+        A sender that waits is behind those who came before it. One that does not leaves them the last place.
+        """
+        queue.drop_expired()
+        free = queue.maxsize - queue.qsize()
+        if waiter is None and free != 1:
+            return free > 0
+        now = monotonic()
+        for node, (since, until) in list(self._waiting.get(channel, {}).items()):
+            if until <= now:
+                self._stop_waiting(channel, node)
+            elif waiter is None or (since, node) < (waiter[1], waiter[0]):
+                free -= 1
+        return free > 0
+
+    def stop_waiting(self, channel: str, node: str) -> None:
+        with self._lock:
+            self._stop_waiting(channel, node)
+
+    def _stop_waiting(self, channel: str, node: str) -> None:
+        waiting = self._waiting.get(channel)
+        if waiting is not None:
+            waiting.pop(node, None)
+            if not waiting:
+                del self._waiting[channel]
 
     def pop(self, channel: str, node: str, number: int) -> Envelope | None:
         with self._lock:
@@ -200,14 +245,17 @@ def after_fork_in_child() -> None:
 class MemoryChannelRoute:
     """The route to a channel: to an inbox, or to the queue of a normal channel if there is none."""
 
-    def __init__(self, bus: MemoryBus, channel: str, inbox: Topic | None) -> None:
+    def __init__(
+        self, bus: MemoryBus, channel: str, inbox: Topic | None, waiter: tuple[str, float] | None = None
+    ) -> None:
         self._bus = bus
         self._channel = channel
         self._inbox = inbox
+        self._waiter = waiter
 
     async def send(self, payload: bytes) -> None:
         if self._inbox is None:
-            self._bus.push(self._channel, payload)
+            self._bus.push(self._channel, payload, self._waiter)
         else:
             await self._bus.publish(self._inbox, self._channel, payload, 0)
 
@@ -350,6 +398,12 @@ class MemoryBus(Bus):
         node = node_of(channel)
         return MemoryChannelRoute(self, channel, None if node is None else self._topics.inbox(node))
 
+    def waiting_route(self, channel: str) -> MemoryChannelRoute:
+        return MemoryChannelRoute(self, channel, None, (self.node, monotonic()))
+
+    def stop_waiting(self, channel: str) -> None:
+        self._broker.stop_waiting(channel, self.node)
+
     def group_route(self, group: str) -> MemoryGroupRoute:
         return MemoryGroupRoute(self, group, self._topics.group(group).topic)
 
@@ -371,11 +425,11 @@ class MemoryBus(Bus):
     async def discard_member(self, group: str, channel: str) -> None:
         self._broker.discard_member(group, channel)
 
-    def push(self, channel: str, payload: bytes) -> None:
+    def push(self, channel: str, payload: bytes, waiter: tuple[str, float] | None = None) -> None:
         envelope = self._wrap(payload, channel)
         topic = self._topics.queue(channel).topic.name
         capacity = self._options.capacity_of(channel)
-        self._hand_over(self._broker.push(channel, topic, envelope, capacity))
+        self._hand_over(self._broker.push(channel, topic, envelope, capacity, waiter))
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         future: asyncio.Future[Envelope | None] = self._loop.create_future()

@@ -40,7 +40,7 @@ from ..options import Options
 from ..sealing import LOG, QUEUE, TOPIC, Seal, place
 from ..slices import Slice
 from ..topics import NOT_LOGGED, Topic, Topics, node_of
-from .base import Bus, Health, HostHealth, Link, Receiver
+from .base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver
 from .connections import Connector, let_go
 from .delivery import Numbers, parse_position, stream_of
 from .layout import Layout, Lease, Standing
@@ -132,8 +132,25 @@ class QueueRoute:
         number = self._numbers.take()
         data = self._lease.format.pack(messages, self._bus.node, number, 0, self._bus.seal, self._place)
         expiry = _milliseconds(self._bus.options.expiry)
-        topic, _, seen, _ = self._queue
-        return _packed(b"EVALSHA", PUSH.sha, 2, topic.name, seen, data, self._capacity, expiry, number)
+        topic, _, seen, waiting, _ = self._queue
+        arguments = (data, self._capacity, expiry, number, *self._waits())
+        return _packed(b"EVALSHA", PUSH.sha, 3, topic.name, seen, waiting, *arguments)
+
+    def _waits(self) -> tuple[bytes | int, ...]:
+        """Return what the script is told of a sender that waits: nothing, it is one that does not."""
+        return ()
+
+
+class WaitingRoute(QueueRoute):
+    """The route to a normal channel for a sender that waits for a place since this was made."""
+
+    def __init__(self, bus: RedisBus, channel: str) -> None:
+        super().__init__(bus, channel)
+        self._since = monotonic()
+
+    def _waits(self) -> tuple[bytes | int, ...]:
+        waited = round(1000 * (monotonic() - self._since))
+        return self._bus.node, waited, _milliseconds(WAITS_SECONDS)
 
 
 class NameRoute:
@@ -1078,6 +1095,15 @@ class RedisBus(Bus):
             inbox = self._inboxes[node] = self._make_topic_route(topic, 0)
         return NameRoute(self, channel, topic, inbox)
 
+    def waiting_route(self, channel: str) -> WaitingRoute:
+        return WaitingRoute(self, channel)
+
+    def stop_waiting(self, channel: str) -> None:
+        queue = self.topics.queue(channel)
+        answer = self._shards[queue.topic.shard].ask(b"HDEL", queue.waiting, self.node)
+        if answer is not None:
+            answer.add_done_callback(_forget)
+
     def group_route(self, group: str) -> NameRoute:
         return NameRoute(self, group, self.topics.group(group).topic)
 
@@ -1141,7 +1167,7 @@ class RedisBus(Bus):
     # Normal channels
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
-        topic, taken, _, _ = self.topics.queue(channel)
+        topic, taken, *_ = self.topics.queue(channel)
         item = self._shards[topic.shard].ask(
             b"EVALSHA",
             POP.sha,
@@ -1171,7 +1197,7 @@ class RedisBus(Bus):
             answer.set_result(opened)
 
     def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
-        topic, taken, _, _ = self.topics.queue(channel)
+        topic, taken, *_ = self.topics.queue(channel)
         expiry = _milliseconds(self.options.expiry)
         return self._shards[topic.shard].ask(b"EVALSHA", GIVE_BACK.sha, 2, topic.name, taken, number, expiry)
 
@@ -1225,6 +1251,12 @@ def _packed(*command: bytes | str | int) -> bytes:
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+def _forget(answer: asyncio.Future[Any]) -> None:
+    """Take note of an answer that changes nothing, also if it is an error."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _run_id(info: asyncio.Future[bytes]) -> bytes:

@@ -10,6 +10,7 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.exceptions import ChannelClosed, ChannelLayerError
 from tests.contract import (
     DEADLINE,
+    MARKER,
     MakeLayer,
     assert_nothing_waits,
     both_kinds,
@@ -145,6 +146,31 @@ class SharedChannels:
         assert await receive(reader, "jobs") == note(0)
         await every([waits])
         assert await receive(reader, "jobs") == note(1)
+
+    async def test_writers_of_two_processes(self, make_layer: MakeLayer) -> None:
+        """Whoever came first gets the place, also if the other one's process looks more often by now."""
+        first, second = await make_layer(capacity=1), await make_layer(capacity=1)
+        await first.send("jobs", note(0))
+        writers = [await started(first.send_wait("jobs", note(1)))]
+        await time_passes(0.2)
+        writers.append(await started(second.send_wait("jobs", note(2))))
+        await time_passes(0.01)
+        assert await receive_many(second, "jobs", 3) == notes(3)
+        await every(writers)
+
+    async def test_writer_among_senders_that_do_not_wait(self, make_layer: MakeLayer) -> None:
+        """A writer that waits gets a place, though another process fills each that comes free at once."""
+        writer, sender = await make_layer(capacity=2), await make_layer(capacity=2)
+        for message in notes(2):
+            await sender.send("jobs", message)
+        waits = await started(writer.send_wait("jobs", MARKER))
+        await writer.group_send("nobody", MARKER)  # a round trip
+        async with asyncio.timeout(DEADLINE):
+            while not waits.done():
+                sends = [sender.send("jobs", note(3)) for _ in range(4)]
+                # Written at once: what is read is replaced before anybody else has a turn.
+                await asyncio.gather(sender.receive("jobs"), *sends, return_exceptions=True)
+        await waits
 
     async def test_send_wait_for_a_channel_of_another_process(self, make_layer: MakeLayer) -> None:
         """Nobody can wait for room in another process's channel: an error that says so."""

@@ -20,6 +20,7 @@ from tests.contract import (
     receive,
     receive_many,
     started,
+    time_passes,
 )
 from tests.contract.messages import Plain
 
@@ -62,6 +63,45 @@ class Waiting:
         await every(writers)
         assert sorted(message["n"] for message in arrived) == list(range(10))
         await assert_nothing_waits(layer, channel)
+
+    @both_kinds
+    async def test_first_come_first_served(self, make_layer: MakeLayer, kind: str) -> None:
+        """Writers get places in the order in which they came, however long the first ones have waited."""
+        layer = await make_layer(capacity=1)
+        channel = await channel_of(layer, kind)
+        await layer.send(channel, note(0))
+        writers = [await started(layer.send_wait(channel, note(1)))]
+        # It looks ever more seldom.
+        await time_passes(0.2)
+        writers += [await started(layer.send_wait(channel, note(n))) for n in range(2, 6)]
+        assert await receive_many(layer, channel, 6) == notes(6)
+        await every(writers)
+
+    @both_kinds
+    async def test_at_once(self, make_layer: MakeLayer, kind: str) -> None:
+        """Where there is room, a hundred writers do not wait for each other: their order is that of the calls."""
+        layer = await make_layer(capacity=100)
+        channel = await channel_of(layer, kind)
+        await every(layer.send_wait(channel, message) for message in notes(100))
+        assert await receive_many(layer, channel, 100) == notes(100)
+
+    @both_kinds
+    @pytest.mark.parametrize("end", ["timeout", "cancelled"])
+    async def test_who_gives_up_keeps_no_place(self, make_layer: MakeLayer, kind: str, end: str) -> None:
+        """When the last writer that waited has given up, send() has the place at once."""
+        layer = await make_layer(capacity=1)
+        channel = await channel_of(layer, kind)
+        await layer.send(channel, note(0))
+        waits = await started(layer.send_wait(channel, note(1), timeout=0.01 if end == "timeout" else None))
+        await layer.group_send("nobody", MARKER)  # a round trip
+        if end == "cancelled":
+            waits.cancel()
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.wait([waits])
+        assert waits.cancelled() or isinstance(waits.exception(), StillFull)
+        assert await receive(layer, channel) == note(0)
+        await layer.send(channel, note(2))
+        assert await receive(layer, channel) == note(2)
 
     @both_kinds
     async def test_timeout(self, make_layer: MakeLayer, kind: str) -> None:

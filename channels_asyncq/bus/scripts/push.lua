@@ -1,6 +1,8 @@
 -- Append an item to a normal channel.
--- KEYS: the list, which is also the topic of its wake-ups, and the numbers taken in from this node in this partition.
--- ARGV: item, capacity, expiry in ms, its number among the node's pushes in the partition.
+-- KEYS: the list, which is also the topic of its wake-ups; the numbers taken in from this node in this partition; the
+-- nodes whose senders wait for a place.
+-- ARGV: item, capacity, expiry in ms, its number among the node's pushes in the partition. For a sender that waits also its
+-- node, for how many ms it has waited, and for how many more it is waited for.
 -- Returns 1, also when this number was taken in before, or 0 when the channel is full. An item begins with the 13
 -- digits of its expiry, in ms of TIME.
 -- The numbers are "<highest>" or "<highest>,<missing>,...,": the missing ones are below it and were not taken in.
@@ -24,8 +26,33 @@ while head and (tonumber(string.sub(head, 1, 13)) or math.huge) <= now do
   redis.call('LPOP', KEYS[1])
   head = redis.call('LINDEX', KEYS[1], 0)
 end
-if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then
+local free = tonumber(ARGV[2]) - redis.call('LLEN', KEYS[1])
+local is_known = false
+-- A sender that waits is behind those who came before it. One that does not leaves them the last place.
+if ARGV[5] or free == 1 then
+  local since = ARGV[5] and string.format('%013d', now - ARGV[6])
+  local waiting = redis.call('HGETALL', KEYS[3])
+  for i = 1, #waiting, 2 do
+    local node, came, ends = waiting[i], string.match(waiting[i + 1], '^(%d+),(%d+)$')
+    if node == ARGV[5] then
+      is_known = true
+    elseif tonumber(ends) <= now then
+      redis.pcall('HDEL', KEYS[3], node)
+    elseif not since or came < since or (came == since and node < ARGV[5]) then
+      free = free - 1
+    end
+  end
+  if free <= 0 and ARGV[5] then
+    -- A server without room refuses this, and the sender waits all the same.
+    redis.pcall('HSET', KEYS[3], ARGV[5], since .. ',' .. string.format('%013d', now + ARGV[7]))
+    redis.pcall('PEXPIRE', KEYS[3], ARGV[7])
+  end
+end
+if free <= 0 then
   return 0
+end
+if is_known then
+  redis.call('HDEL', KEYS[3], ARGV[5])
 end
 if place then
   missing = string.sub(missing, 1, place) .. string.sub(missing, place + #ARGV[4] + 2)
