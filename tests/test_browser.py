@@ -76,7 +76,12 @@ def site(tmp_path: Path, own_redis_server: EmbeddedServer) -> Iterator[Site]:
 def browser() -> Iterator[Browser]:
     options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM,
+            args=options,
+            # Playwright's own: people's browsers do keep the pages that they leave.
+            ignore_default_args=["--disable-back-forward-cache"],
+        )
         yield browser
         browser.close()
 
@@ -241,6 +246,32 @@ def test_killed_message_server(open_page: OpenPage, site: Site) -> None:
     expect(ada, "#error").to_have_text("")
     say(grace, "back")
     expect(ada, ".message .text").to_have_text(["anybody?", "back"])
+
+
+def test_back_and_forward(open_page: OpenPage, site: Site) -> None:
+    """
+    Who leaves a room is gone, and who comes back with the browser's buttons is there once.
+
+    The browser keeps the page meanwhile, and shows it as it was.
+    """
+    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    is_live(ada)
+    expect(grace, "#here .who").to_have_text(["Grace", "Ada"])
+    ada.evaluate(
+        "addEventListener('pageshow', (event) => { document.title = `persisted: ${event.persisted}` })"
+    )
+    ada.click(".back")
+    for _ in range(2):
+        expect(grace, "#here .who").to_have_text(["Grace"])
+        ada.go_back(wait_until="commit")
+        is_live(ada)
+        playwright.expect(ada).to_have_title("persisted: true")
+        for page in (ada, grace):
+            expect(page, "#here .who").to_have_count(2)
+        say(grace, "welcome back")
+        expect(ada, ".message .text").to_contain_text(["welcome back"])
+        ada.go_forward(wait_until="commit")
+    expect(grace, "#here .who").to_have_text(["Grace"])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

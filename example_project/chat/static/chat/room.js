@@ -91,6 +91,17 @@ element("retry").addEventListener("click", retryNow);
 addEventListener("online", retryNow);
 document.addEventListener("visibilitychange", () => document.hidden || !retryTimer || retryNow());
 
+// A browser may keep a page that was left, to show it again on the way back, and its socket with it: the person would
+// stay in the room, and come back as a second one.
+addEventListener("pagehide", () => {
+  const left = socket;
+  socket = null; // so that its end is no reason to try again
+  clearTimeout(retryTimer);
+  retryTimer = 0;
+  left?.close();
+});
+addEventListener("pageshow", ({ persisted }) => persisted && retryNow());
+
 // ---- Frames from the server ----
 
 const handlers = {
