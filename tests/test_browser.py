@@ -128,14 +128,17 @@ def say(page: Page, text: str) -> None:
     expect(page, "#message").to_have_value("")
 
 
-def test_two_pages_talk(open_page: OpenPage) -> None:
-    """Each page sees the other, who is typing, what is said, whose it is, and how many words it was."""
+def test_two_pages_talk(open_page: OpenPage, site: Site) -> None:
+    """Each page sees its server, the other, who is typing, what is said, whose it is, how many words it was."""
     ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
     for page in (ada, grace):
         is_live(page)
         expect(page, "#here .who").to_have_text(
             ["Ada", "Grace"] if page is ada else ["Grace", "Ada"], timeout=20_000
         )
+    for number, page in enumerate((ada, grace)):
+        port = site.ports[number]
+        expect(page, "#server").to_have_text(f"server {port}, pid {site.daphnes[port].process.pid}")
     expect(ada, "#empty").to_be_visible()
     ada.type("#message", "Hello")
     expect(grace, "#typing").to_have_text("Ada is typing…")
@@ -179,13 +182,18 @@ def test_sync_view_button(open_page: OpenPage) -> None:
 
 
 def test_refused_message_is_told_and_kept_out(open_page: OpenPage) -> None:
-    """What the server refuses is told in the page."""
+    """What the server refuses is told in the page, and the words are back where they can be changed."""
     ada = open_page(0, "Ada")
     is_live(ada)
     ada.evaluate("document.getElementById('message').removeAttribute('maxlength')")
-    say(ada, "x" * 1001)
-    expect(ada, "#error").to_contain_text("1000 is the limit")
-    expect(ada, ".message").to_have_count(0)
+    for button in ("#send", "#send-view"):
+        ada.fill("#message", "x" * 1001)
+        ada.click(button)
+        expect(ada, "#error").to_contain_text("1000 is the limit")
+        expect(ada, ".message").to_have_count(0)
+        expect(ada, "#message").to_have_value("x" * 1001)
+        say(ada, "")
+        ada.evaluate("clearError()")
 
 
 def test_new_name_is_seen_and_kept(open_page: OpenPage) -> None:
@@ -214,12 +222,14 @@ def test_killed_server_reconnect_and_missed_messages(open_page: OpenPage, site: 
     expect(grace, ".message .text").to_have_text(["before"])
     site.kill(site.ports[0])
     expect(ada, "#state").to_have_text("Connection lost")
-    expect(ada, "#send").to_be_disabled()
     expect(ada, "#retry").to_be_visible()
+    expect(ada, "#here .who").to_have_text(["Ada", "Grace"])
+    expect(ada, "#as-of").to_contain_text("as of")
     say(grace, "meanwhile")
     expect(grace, "#here .who").to_have_text(["Grace"], timeout=20_000)
     site.start(site.ports[0])
     is_live(ada)
+    expect(ada, "#as-of").to_have_text("")
     expect(ada, ".message .text").to_have_text(["before", "meanwhile"])
     expect(grace, "#here .who").to_have_text(["Grace", "Ada"], timeout=20_000)
     say(ada, "after")
@@ -228,24 +238,96 @@ def test_killed_server_reconnect_and_missed_messages(open_page: OpenPage, site: 
 
 
 def test_killed_message_server(open_page: OpenPage, site: Site) -> None:
-    """During an outage the pages say so and keep what is said; afterwards each shows what the other said."""
+    """
+    During an outage the pages say so and keep what is said, by either button and once.
+
+    Afterwards each shows what the other said.
+    """
     ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
     is_live(ada)
     is_live(grace)
+    for page in (ada, grace):
+        expect(page, "#here .who").to_have_count(2)
     site.server.kill()
     for page in (ada, grace):
         expect(page, "#state").to_have_text("Live updates interrupted", timeout=20_000)
+        expect(page, "#outage").to_contain_text("What you write is kept")
+        expect(page, "#as-of").to_contain_text("as of")
+        expect(page, "#here .who").to_have_count(2)
     say(ada, "anybody?")
-    expect(ada, ".message .text").to_have_text(["anybody?"], timeout=20_000)
-    expect(ada, "#error").to_contain_text("messages are kept")
+    ada.fill("#message", "by way of a view")
+    with ada.expect_response(re.compile("/send/$")) as response:
+        ada.click("#send-view")
+        expect(ada, "#message").to_have_value("")  # before the answer
+    assert response.value.status == 202
+    expect(ada, ".message .text").to_have_text(["anybody?", "by way of a view"])
+    expect(ada, ".message .fate").to_have_text(["Kept; the others see it later"] * 2)
+    expect(ada, "#error").to_have_text("")
     site.server.restart()
     for page in (ada, grace):
         is_live(page)
-        expect(page, ".message .text").to_have_text(["anybody?"])
-        expect(page, "#here .who").to_have_count(2, timeout=20_000)
+        expect(page, ".message .text").to_have_text(["anybody?", "by way of a view"])
+        expect(page, "#here .who").to_have_count(2)
+        expect(page, "#outage").to_have_text("")
+        expect(page, ".message .fate").to_have_text(["", ""])
+        expect(page, "#tally").to_have_text("6 words")
     expect(ada, "#error").to_have_text("")
     say(grace, "back")
-    expect(ada, ".message .text").to_have_text(["anybody?", "back"])
+    expect(ada, ".message .text").to_have_text(["anybody?", "by way of a view", "back"])
+
+
+def test_words_wait_for_the_server(open_page: OpenPage, site: Site) -> None:
+    """What is written while there is no connection waits in the page, over a reload too, and is sent once."""
+    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    is_live(ada)
+    is_live(grace)
+    site.kill(site.ports[0])
+    expect(ada, "#state").to_have_text("Connection lost")
+    say(ada, "one")
+    ada.fill("#message", "two")
+    ada.click("#send-view")
+    expect(ada, "#message").to_have_value("")
+    expect(ada, ".message.waiting .fate").to_have_text(["Not sent yet"] * 2)
+    expect(ada, "#outage").to_contain_text("What you write waits here")
+    site.start(site.ports[0])
+    ada.reload()
+    for page in (ada, grace):
+        expect(page, ".message .text").to_have_text(["one", "two"])
+        expect(page, ".message.waiting").to_have_count(0)
+    ada.reload()
+    is_live(ada)
+    say(ada, "three")
+    for page in (ada, grace):
+        expect(page, ".message .text").to_have_text(["one", "two", "three"])
+
+
+def test_answer_that_is_lost_stores_nothing_twice(open_page: OpenPage) -> None:
+    """A message whose answer the page never saw is sent again and stored once."""
+    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    is_live(ada)
+    is_live(grace)
+    ada.evaluate("handlers.stored = handlers.message = () => {}; 0")
+    say(ada, "once")
+    expect(grace, ".message .text").to_have_text(["once"])
+    expect(ada, ".message.waiting .text").to_have_text(["once"])
+    ada.reload()
+    is_live(ada)
+    say(ada, "more")
+    for page in (ada, grace):
+        expect(page, ".message .text").to_have_text(["once", "more"])
+        expect(page, ".message.waiting").to_have_count(0)
+
+
+def test_missed_message_comes_with_the_next_roll_call(open_page: OpenPage, site: Site) -> None:
+    """A page that the layer brought nothing finds out what it lacks without reconnecting."""
+    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    is_live(ada)
+    is_live(grace)
+    grace.evaluate("heard = handlers.message; handlers.message = () => {}; 0")
+    say(ada, "unheard")
+    expect(ada, ".message .fate").to_have_text([""])
+    grace.evaluate("handlers.message = heard; 0")
+    expect(grace, ".message .text").to_have_text(["unheard"])
 
 
 def test_back_and_forward(open_page: OpenPage, site: Site) -> None:
@@ -288,6 +370,31 @@ def test_phone_and_desktop_fit(open_page: OpenPage, scheme: str) -> None:
             assert (width, height) == (size["width"], size["height"])
         page.goto("/".join(page.url.split("/")[:3]))
         assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+
+
+def test_targets_are_large_enough_for_a_finger(open_page: OpenPage) -> None:
+    """Whatever can be touched is 44 pixels high and wide, on a phone and on a desktop."""
+    for size in ({"width": 390, "height": 844}, {"width": 1280, "height": 800}):
+        page = open_page(0, "Ada", "/", viewport=size, has_touch=True)
+        found = targets(page)
+        page.goto(f"{page.url}chat/lobby/")
+        is_live(page)
+        say(page, "hello")
+        page.evaluate("lost(0); element('newest').hidden = false")
+        found |= targets(page)
+        assert {"retry", "newest", "send", "name", "send-view", "message", "room"} <= found.keys()
+        for name, (width, height) in found.items():
+            assert width >= 44 and height >= 44, name
+
+
+def targets(page: Page) -> dict[str, tuple[float, float]]:
+    """What a finger is to meet on a page, and its size."""
+    found: dict[str, tuple[float, float]] = page.evaluate(
+        """Object.fromEntries([...document.querySelectorAll("a, button, input:not([type=hidden]), textarea")]
+            .map((one) => [one, one.getBoundingClientRect()])
+            .map(([one, { width, height }]) => [one.id || one.className || one.textContent, [width, height]]))"""
+    )
+    return found
 
 
 def test_keyboard_alone(open_page: OpenPage) -> None:

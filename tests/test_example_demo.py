@@ -106,7 +106,7 @@ async def test_pages_survive_a_killed_message_server(demo: Demo) -> None:
         await ada.frame("layer", up=False)
         await grace.frame("layer", up=False)
         await ada.send(message="anybody?")
-        await ada.frame("message", text="anybody?")
+        await ada.frame("stored", text="anybody?")
         for page in (ada, grace):
             await page.frame("layer", up=True, within=40)
         await grace.send(after=0)

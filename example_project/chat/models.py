@@ -4,9 +4,8 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import models, transaction
-from django.db.models import F
 
-from chat.rules import AUTHOR_LENGTH, ROOM_LENGTH, TEXT_LENGTH
+from chat.rules import AUTHOR_LENGTH, KEY_LENGTH, ROOM_LENGTH, TEXT_LENGTH
 
 
 class Message(models.Model):
@@ -18,17 +17,39 @@ class Message(models.Model):
     author = models.CharField(max_length=AUTHOR_LENGTH)
     text = models.TextField(max_length=TEXT_LENGTH)
     sent_at = models.DateTimeField(auto_now_add=True)
+    # What the page calls the message before it has an id. NULLs are all different to a constraint.
+    key = models.CharField(max_length=KEY_LENGTH, null=True)
 
     class Meta:
         ordering = ("id",)
         indexes = (models.Index(fields=["room", "id"], name="chat_room_history"),)
+        constraints = (models.UniqueConstraint(fields=["room", "key"], name="chat_stored_once"),)
 
     def __str__(self) -> str:
         return f"{self.author} in {self.room}: {self.text[:40]}"
 
+    @classmethod
+    def store(cls, room: str, author: str, text: str, key: str | None = None) -> Message:
+        """Store a message; one with a key once, however often it is sent."""
+        if key is None:
+            return cls.objects.create(room=room, author=author, text=text)
+        message, _ = cls.objects.get_or_create(room=room, key=key, defaults={"author": author, "text": text})
+        return message
+
+    @classmethod
+    def newest_ids(cls, room: str, number: int) -> list[int]:
+        """Return the ids of a room's newest messages, the newest first."""
+        return list(cls.objects.filter(room=room).order_by("-id").values_list("id", flat=True)[:number])
+
     def as_dict(self) -> dict[str, Any]:
         """What a page needs to show the message; also what travels through the channel layer."""
-        return {"id": self.id, "author": self.author, "text": self.text, "sent_at": self.sent_at.isoformat()}
+        return {
+            "id": self.id,
+            "author": self.author,
+            "text": self.text,
+            "sent_at": self.sent_at.isoformat(),
+            "key": self.key,
+        }
 
 
 class Tally(models.Model):
@@ -37,14 +58,25 @@ class Tally(models.Model):
     room = models.CharField(max_length=ROOM_LENGTH, primary_key=True)
     messages = models.PositiveIntegerField(default=0)
     words = models.PositiveIntegerField(default=0)
+    counted_to = models.PositiveBigIntegerField(default=0)  # the id of the newest message in it
 
     def __str__(self) -> str:
         return f"{self.room}: {self.words} words in {self.messages} messages"
 
     @classmethod
-    def add(cls, room: str, words: int) -> Tally:
-        """Count one more message and return the new tally; safe with any number of workers."""
+    def count(cls, room: str) -> Tally:
+        """
+        Count the messages of a room that are not counted yet, and return its tally.
+
+        Each message counts once, with any number of workers, and however often they are asked. What nobody was
+        asked to count, because the channel layer was out, is counted with the next.
+        """
         with transaction.atomic():
-            cls.objects.get_or_create(room=room)
-            cls.objects.filter(room=room).update(messages=F("messages") + 1, words=F("words") + words)
-            return cls.objects.get(room=room)
+            tally, _ = cls.objects.select_for_update().get_or_create(room=room)
+            new = Message.objects.filter(room=room, id__gt=tally.counted_to).order_by("id")
+            for number, text in new.values_list("id", "text"):
+                tally.counted_to = number
+                tally.messages += 1
+                tally.words += len(text.split())
+            tally.save()
+            return tally

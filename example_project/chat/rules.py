@@ -10,6 +10,7 @@ from typing import Any
 ROOM_LENGTH = 50
 AUTHOR_LENGTH = 30
 TEXT_LENGTH = 1000
+KEY_LENGTH = 64
 FRAME_LENGTH = 16 * 1024
 ROOM_PATTERN = "[A-Za-z0-9_-]{1,50}"
 ROOM_RULE = "A room name is 1 to 50 letters (A to Z), digits, hyphens or underscores."
@@ -66,17 +67,27 @@ def clean_author(name: object) -> str:
     return name
 
 
+def clean_key(key: object) -> str | None:
+    """Return the key that a page gave its message, None if it gave none, or raise Refused."""
+    if key is None:
+        return None
+    if not isinstance(key, str) or not re.fullmatch(f"[A-Za-z0-9_-]{{8,{KEY_LENGTH}}}", key):
+        raise Refused(f"A key is 8 to {KEY_LENGTH} letters (A to Z), digits, hyphens or underscores.")
+    return key
+
+
 def guest_name() -> str:
     """A friendly name for somebody who gave none."""
     return f"{secrets.choice(_ADJECTIVES)} {secrets.choice(_ANIMALS)}"
 
 
-def parse_frame(text: str | None) -> tuple[str, Any]:
+def parse_frame(text: str | None) -> tuple[str, dict[str, Any]]:
     """
-    Return what a page's frame asks for, as (action, value).
+    Return what a page's frame asks for, and the frame, in which the action's value stands under its name.
 
     A frame is a JSON object with one of these keys: `{"message": "..."}`, `{"typing": true}`,
-    `{"name": "..."}`, `{"who": true}` or `{"after": 17}`.
+    `{"name": "..."}`, `{"who": true}` or `{"after": 17}`. A message may have a "key" of the page's own beside
+    it: then it can be sent again, and is stored once.
 
     Raises:
         Refused: it is anything else.
@@ -91,7 +102,7 @@ def parse_frame(text: str | None) -> tuple[str, Any]:
         raise Refused("That is not JSON.") from None
     for action in _ACTIONS if isinstance(frame, dict) else ():
         if action in frame:
-            return action, frame[action]
+            return action, frame
     raise Refused('Send a JSON object such as {"message": "hello"}.')
 
 

@@ -13,8 +13,12 @@ const FIRST_DELAY = 500;
 const LONGEST_DELAY = 20000;
 const SILENCE = 25000; // Rolls are called every ten seconds or so: a socket silent for this long is dead.
 const CLOSE_BAD_ROOM = 4404;
+const STABLE = 5000; // A connection that lives this long was a good one: the delays begin anew.
+const page = newKey(); // What the server knows us by when we come back.
 
 let socket = null;
+let state = "connecting";
+let changedAt = Date.now();
 let failures = 0;
 let retryAt = 0;
 let retryTimer = 0;
@@ -26,7 +30,7 @@ function connect() {
   show("connecting", failures ? "Reconnecting…" : "Connecting…");
   const address = new URL(`/ws/chat/${composer.dataset.room}/`, location.href);
   address.protocol = address.protocol.replace("http", "ws");
-  address.search = new URLSearchParams({ name: localStorage.getItem("name") ?? "", after: missedSince() });
+  address.search = new URLSearchParams({ name: localStorage.getItem("name") ?? "", page, after: missedSince() });
   const opened = new WebSocket(address);
   socket = opened;
   heardAt = Date.now();
@@ -42,9 +46,7 @@ function connect() {
 
 function lost(code) {
   socket = null;
-  setPresent([]);
-  typists.clear();
-  showTypists();
+  element("server").textContent = "";
   if (code === CLOSE_BAD_ROOM) {
     show("stopped", "This room cannot be opened");
     return;
@@ -63,11 +65,24 @@ function send(frame) {
   return true;
 }
 
-function show(state, words) {
+const OUTAGES = {
+  paused: "Live updates are interrupted. What you write is kept; the others see it afterwards.",
+  waiting: "There is no connection. What you write waits here and is sent when it is back.",
+};
+
+function show(next, words) {
+  if (next !== state) changedAt = Date.now();
+  state = next;
   element("connection").dataset.state = state;
   if (element("state").textContent !== words) element("state").textContent = words;
   element("retry").hidden = state !== "waiting";
-  element("send").disabled = state !== "live" && state !== "paused";
+  element("send").disabled = element("send-view").disabled = state === "stopped";
+  if (state !== "live") forgetTheRoll();
+  // "Reconnecting…" comes and goes with each attempt: the words about the outage stay.
+  if (state !== "connecting") {
+    element("outage").textContent = OUTAGES[state] ?? "";
+    if (state !== "live" && present.size) element("as-of").textContent = `as of ${clock(knownAt)}`;
+  }
   tick();
 }
 
@@ -75,6 +90,8 @@ function tick() {
   // The countdown is for the eye; a screen reader hears each change of state once.
   const seconds = Math.ceil((retryAt - Date.now()) / 1000);
   element("countdown").textContent = retryTimer && seconds > 0 ? `next try in ${seconds} s` : "";
+  if (state === "live" && Date.now() - changedAt > STABLE) failures = 0;
+  showFates();
   if (socket && Date.now() - heardAt > SILENCE) {
     const silent = socket;
     lost(0);
@@ -105,12 +122,13 @@ addEventListener("pageshow", ({ persisted }) => persisted && retryNow());
 // ---- Frames from the server ----
 
 const handlers = {
-  welcome({ member, name }) {
-    failures = 0;
+  welcome({ member, name, server }) {
     me = member;
     rename(name);
+    element("server").textContent = server.port ? `server ${server.port}, pid ${server.pid}` : `pid ${server.pid}`;
     show("live", "Live");
     clearError();
+    outbox.forEach(transmit);
   },
   history({ messages, truncated }) {
     if (truncated) {
@@ -123,7 +141,12 @@ const handlers = {
     element("empty").hidden = log.children.length > 0;
     if (stay) toEnd();
   },
+  stored(message) {
+    handlers.message(message);
+    kept.set(message.id, Date.now());
+  },
   message(message) {
+    kept.delete(message.id);
     const stay = isAtEnd() || message.author === nameField.value;
     if (message.id) add({ ...message, author: String(message.author) });
     else notice(message.text); // Published by another program: never stored, so without a number.
@@ -155,10 +178,13 @@ const handlers = {
     show("live", "Live");
     clearError();
     send({ after: missedSince() });
-    send({ who: true });
+    // All pages hear this at once, and one call serves all of them.
+    clearTimeout(rollTimer);
+    rollTimer = setTimeout(() => send({ who: true }), Math.random() * 500);
   },
-  error({ text }) {
+  error({ text, key }) {
     element("error").textContent = text;
+    takeBack(key);
   },
 };
 
@@ -172,7 +198,8 @@ function missedSince() {
   return Math.max(0, highest - 20);
 }
 
-function add({ id, author, text, sent_at }) {
+function add({ id, author, text, sent_at, key }) {
+  settle(key);
   if (element(`message-${id}`)) return;
   highest = Math.max(highest, id);
   const sent = new Date(sent_at);
@@ -184,13 +211,13 @@ function add({ id, author, text, sent_at }) {
   item.dataset.sent = sent.getTime();
   item.classList.toggle("own", author === nameField.value);
   const meta = make("div", "meta");
-  const time = make("time", "", sent.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }));
+  const time = make("time", "", clock(sent));
   time.dateTime = sent_at;
   time.title = sent.toLocaleString();
   meta.append(make("span", "author", author), time);
   const body = make("div", "text", text);
   body.dir = "auto";
-  item.append(meta, face(author), body);
+  item.append(meta, face(author), body, make("div", "fate"));
 
   let before = log.lastElementChild;
   while (before && !(Number(before.dataset.number) < id)) before = before.previousElementSibling;
@@ -217,6 +244,10 @@ function dayLine(date, number) {
   line.dataset.number = number;
   line.dataset.day = date.toDateString();
   return line;
+}
+
+function clock(time) {
+  return new Date(time).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 }
 
 function make(tag, className, text = "") {
@@ -252,16 +283,21 @@ new ResizeObserver(() => element("newest").hidden && toEnd()).observe(scroll);
 const TIME_TO_ANSWER = 1500;
 let me = "";
 let present = new Map();
+const typists = new Map();
 let answers = null;
 let rollTimer = 0;
+let settleTimer = 0;
+let knownAt = Date.now();
 
-function rollCall() {
+function rollCall({ recent }) {
+  askForMissing(recent);
   // Keep the old list on the page until everybody has had time to answer; then only the answers count.
   if (!answers) {
-    setTimeout(() => {
-      const answered = answers ?? [];
+    settleTimer = setTimeout(() => {
+      const answered = answers;
       answers = null;
       setPresent(answered);
+      element("as-of").textContent = "";
     }, TIME_TO_ANSWER);
   }
   answers = new Map();
@@ -270,7 +306,24 @@ function rollCall() {
   rollTimer = setTimeout(() => send({ who: true }), 5000 + Math.random() * 5000);
 }
 
+function forgetTheRoll() {
+  // In an outage the answers do not come: nobody has left.
+  clearTimeout(settleTimer);
+  answers = null;
+  typists.clear();
+  showTypists();
+}
+
+function askForMissing(recent) {
+  // A call came over the room: what it names has reached the others, or they ask for it as we do.
+  const ids = Array.isArray(recent) ? recent.filter(Number.isSafeInteger) : [];
+  ids.forEach((id) => kept.delete(id));
+  const missing = ids.filter((id) => !element(`message-${id}`));
+  if (missing.length) send({ after: Math.max(0, Math.min(...missing) - 1) });
+}
+
 function setPresent(people) {
+  knownAt = Date.now();
   present = new Map(people);
   const sorted = [...present].sort(([a, one], [b, other]) => (b === me) - (a === me) || one.localeCompare(other));
   element("here").replaceChildren(...sorted.map(([member, name]) => {
@@ -284,7 +337,6 @@ function setPresent(people) {
 
 // ---- Typing ----
 
-const typists = new Map();
 let typedAt = 0;
 
 function showTypists() {
@@ -312,35 +364,116 @@ function fit() {
   messageField.style.height = `${messageField.scrollHeight + 2}px`;
 }
 
-function sent() {
-  messageField.value = "";
-  typedAt = 0;
-  fit();
-  clearError();
-  messageField.focus();
-}
-
 function clearError() {
   element("error").textContent = "";
 }
 
-composer.addEventListener("submit", async (event) => {
+// What was written and is not stored yet, by a key of our own. It is sent again until the server says that it is stored;
+// the server knows the key again, and stores it once. The tab keeps it over a reload.
+const OUTBOX = `outbox:${composer.dataset.room}`;
+const outbox = new Map(JSON.parse(sessionStorage.getItem(OUTBOX) ?? "[]"));
+const kept = new Map(); // the ids of what is stored and was not heard over the room, and since when
+
+function newKey() {
+  // Not randomUUID(): over plain HTTP that is for localhost only.
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function saveOutbox() {
+  sessionStorage.setItem(OUTBOX, JSON.stringify([...outbox]));
+}
+
+function put(text) {
+  const key = newKey();
+  outbox.set(key, text);
+  saveOutbox();
+  showWaiting(text, key);
+  messageField.value = "";
+  typedAt = 0;
+  fit();
+  clearError();
+  toEnd();
+  messageField.focus();
+  return key;
+}
+
+function showWaiting(text, key) {
+  const item = make("li", "message own waiting");
+  item.id = `waiting-${key}`;
+  const body = make("div", "text", text);
+  body.dir = "auto";
+  item.append(body, make("div", "fate"));
+  element("outbox").append(item);
+  element("empty").hidden = true;
+}
+
+function settle(key) {
+  if (!outbox.delete(key)) return;
+  saveOutbox();
+  element(`waiting-${key}`).remove();
+}
+
+function takeBack(key) {
+  // Refused: the words go back to where they can be changed.
+  const text = outbox.get(key);
+  if (text === undefined) return;
+  settle(key);
+  messageField.value = [text, messageField.value].filter(Boolean).join("\n");
+  fit();
+}
+
+function transmit(text, key) {
+  send({ message: text, key });
+}
+
+async function post(text, key) {
+  // The same message by an ordinary POST to a synchronous Django view, CSRF token and all.
+  const body = new FormData(composer);
+  body.set("message", text);
+  body.set("key", key);
+  try {
+    const response = await fetch(composer.action, { method: "POST", body });
+    const answer = await response.json().catch(() => ({}));
+    if (response.ok) {
+      if (response.status === 202) handlers.stored(answer);
+      else handlers.message(answer);
+      return;
+    }
+    element("error").textContent = answer.error ?? `The server answered ${response.status}.`;
+    if (response.status === 400) return takeBack(key);
+  } catch {
+    // No connection: it waits for one.
+  }
+  if (outbox.has(key)) transmit(text, key);
+}
+
+function showFates() {
+  // At once where it is known, and after a second in any case.
+  for (const item of element("outbox").children) {
+    setFate(item, state === "live" || state === "paused" ? "Sending…" : "Not sent yet");
+  }
+  for (const item of log.querySelectorAll(".message:has(.fate:not(:empty))")) {
+    if (!kept.has(Number(item.dataset.number))) setFate(item, "");
+  }
+  for (const [id, since] of kept) {
+    const item = element(`message-${id}`);
+    if (item && (state !== "live" || Date.now() - since > 1000)) setFate(item, "Kept; the others see it later");
+  }
+}
+
+function setFate(item, words) {
+  const fate = item.querySelector(".fate");
+  if (fate.textContent !== words) fate.textContent = words;
+}
+
+composer.addEventListener("submit", (event) => {
   event.preventDefault();
   const text = messageField.value.trim();
-  if (!text) return;
-  if (event.submitter?.value !== "view") {
-    if (send({ message: text })) sent();
-    return;
-  }
-  // The same message by an ordinary POST to a synchronous Django view, CSRF token and all.
-  try {
-    const response = await fetch(composer.action, { method: "POST", body: new FormData(composer) });
-    if (response.ok) return sent();
-    const { error } = await response.json().catch(() => ({}));
-    element("error").textContent = error ?? `The server answered ${response.status}.`;
-  } catch {
-    element("error").textContent = "The server cannot be reached.";
-  }
+  if (!text || state === "stopped") return;
+  const key = put(text);
+  if (event.submitter?.value === "view") post(text, key);
+  else transmit(text, key);
+  showFates();
 });
 
 messageField.addEventListener("keydown", (event) => {
@@ -369,4 +502,5 @@ nameField.addEventListener("keydown", (event) => {
 });
 
 nameField.value = localStorage.getItem("name") ?? "";
+outbox.forEach(showWaiting);
 connect();
