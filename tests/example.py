@@ -165,7 +165,12 @@ class Demo(Program):
             "demo",
             f"--port={self.first}",
             f"--second-port={self.second}",
-            environment={"CHAT_DATABASE": str(folder / "chat.sqlite3"), **environment},
+            # Buffered, as for everybody who has its output in a pipe.
+            environment={
+                "CHAT_DATABASE": str(folder / "chat.sqlite3"),
+                "PYTHONUNBUFFERED": "",
+                **environment,
+            },
         )
 
     def wait_until_ready(self) -> None:
@@ -186,6 +191,7 @@ class Page:
     async def __aenter__(self) -> Self:
         origin: Any = f"http://{HOST}:{self.port}"
         self.socket = await websockets.asyncio.client.connect(self.address, origin=origin, proxy=None)
+        self.server = (await self.frame("welcome"))["server"]
         await self.frame("history")
         return self
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
-from tests.example import HOST, Demo, Page, Program, free_port, get, is_listening, is_running
+from tests.example import HOST, PROJECT, Demo, Page, Program, free_port, get, is_listening, is_running
 
 pytest.importorskip("daphne")
 
@@ -72,17 +74,23 @@ async def test_demo_stops_everything(demo: Demo, how: signal.Signals) -> None:
 
 @pytest.mark.slow
 async def test_killed_server_is_noticed_and_comes_back(demo: Demo) -> None:
-    """After kill -9 of one Daphne the roll is right at once, the demo names it, and it is started again."""
+    """
+    After kill -9 of one Daphne the roll is right at once, the demo names it, and it is started again.
+
+    The numbers are those of the processes that answer, before and after.
+    """
     async with Page(demo.second, "Grace") as grace:
-        async with Page(demo.first, "Ada"):
+        async with Page(demo.first, "Ada") as ada:
+            assert ada.server == {"port": demo.first, "pid": demo.pid_of("first Daphne")}
             assert await grace.is_here("Ada", "Grace") == {"Ada", "Grace"}
             os.kill(demo.pid_of("first Daphne"), signal.SIGKILL)
             assert await grace.is_here("Grace") == {"Grace"}
         demo.wait_for(rf"Daphne on port {demo.first} was killed by SIGKILL")
         await grace.send(message="still here")
         await grace.frame("message", text="still here")
-        demo.wait_for(rf"Daphne on port {demo.first} answers again")
+        again = demo.wait_for(rf"Daphne on port {demo.first} answers again \(pid (\d+)\)")
         async with Page(demo.first, "Ada") as ada:
+            assert ada.server == {"port": demo.first, "pid": int(again[1])}
             assert await ada.is_here("Ada", "Grace") == {"Ada", "Grace"}
     assert demo.stop() == 0
 
@@ -113,6 +121,49 @@ async def test_pages_survive_a_killed_message_server(demo: Demo) -> None:
         assert [message["text"] for message in (await grace.frame("history"))["messages"]] == ["anybody?"]
         await ada.send(message="back")
         await grace.frame("message", text="back")
+    assert demo.stop() == 0
+    _, _, lines = demo.output.partition("Ctrl-C stops everything.\n\n")
+    assert "channels_asyncq.connection" in lines
+    for line in lines.splitlines():
+        assert re.match(r" *(demo|worker|daphne \d+) \| ", line) or line == "Everything has been stopped."
+
+
+def test_ports_and_progress_come_first(tmp_path: Path) -> None:
+    """The ports are said before anything is started, and each process when it answers."""
+    with Demo(tmp_path) as demo:
+        demo.wait_until_ready()
+        steps = (
+            rf"starting on ports {demo.first} and {demo.second}\n",
+            r"message server: .* at 127\.0\.0\.1:\d+\n",
+            rf"Daphne on port {demo.first} answers \(pid \d+\)\.\n",
+            r"The chat runs\.",
+        )
+        found = [demo.wait_for(step).start() for step in steps]
+        assert found == sorted(found)
+        demo.wait_for(rf"Daphne on port {demo.second} answers \(pid \d+\)\.\n")
+        demo.wait_for(r"The worker answers \(pid \d+\)\.\n")
+
+
+def test_reader_of_the_output_that_goes_stops_everything(tmp_path: Path) -> None:
+    """In `manage.py demo | head` the demo ends with its reader, leaves nothing behind, and does not complain."""
+    errors = tmp_path / "errors"
+    demo = Demo(tmp_path)
+    with errors.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *demo.arguments],
+            cwd=PROJECT,
+            env=demo.environment,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    assert b"starting on ports" in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert errors.read_bytes() == b""
+    assert not is_listening(demo.first)
+    assert not is_listening(demo.second)
 
 
 def test_process_that_ends_by_itself_ends_the_demo(demo: Demo) -> None:

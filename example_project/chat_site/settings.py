@@ -60,14 +60,24 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+# Without it the clock of the logs would be Chicago's. Pages show times by the reader's own clock.
+TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
 
-# Django's own messages, also without DEBUG; the rest is left to the server's logging.
+# Everybody's messages in one form; Django's own also without DEBUG. How much of the rest is said is the server's
+# to decide (`daphne -v`): the root logger has no level here.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"plain": {"format": "{levelname} {name}: {message}", "style": "{"}},
+    "formatters": {
+        "plain": {
+            "format": "{asctime} {levelname} {name}: {message}",
+            "datefmt": "%H:%M:%S",
+            "style": "{",
+        }
+    },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "root": {"handlers": ["console"]},
     "loggers": {"django": {"handlers": ["console"], "level": "INFO", "propagate": False}},
 }

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import http.client
+import logging
 import os
 import signal
 import socket
@@ -25,7 +26,8 @@ PROJECT = Path(__file__).resolve().parents[3]
 HOST = "127.0.0.1"
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
-RESTART_DELAY = 10.0
+RESTART_DELAY = 0.2  # A process is back before its page has given up twice.
+OUTAGE = 10.0  # The message server stays away for long enough to see what the pages make of it.
 
 Say = Callable[[str, str], None]
 
@@ -54,8 +56,8 @@ class Child:
         """
         Keep the process running, until this is cancelled.
 
-        When somebody kills it, it is started again after a while, as a supervisor would do: that is an
-        experiment worth making.
+        When somebody kills it, it is started again at once, as a supervisor would do: that is an experiment
+        worth making.
 
         Raises:
             ProcessEnded: it ended by itself, or did not answer.
@@ -63,8 +65,8 @@ class Child:
         while True:
             process = await self._start(environment, say)
             await self._wait_for_answer(process)
-            if self.was_killed:
-                say("demo", f"{self.name} answers again (pid {process.pid}).")
+            again = " again" if self.was_killed else ""
+            say("demo", f"{self.name} answers{again} (pid {process.pid}).")
             self.ready.set()
             code = await process.wait()
             if self.output is not None:
@@ -72,7 +74,7 @@ class Child:
             if code >= 0:
                 raise ProcessEnded(self._obituary(code))
             self.was_killed = True
-            say("demo", f"{self._obituary(code)} It is started again in {RESTART_DELAY:g} seconds.")
+            say("demo", f"{self._obituary(code)} It is started again.")
             await asyncio.sleep(RESTART_DELAY)
 
     async def stop(self) -> None:
@@ -147,6 +149,18 @@ class Child:
         )
 
 
+class SayingHandler(logging.Handler):
+    """Hands log records of this process on as lines of the demo: they get a label like all others."""
+
+    def __init__(self, say: Say) -> None:
+        super().__init__()
+        self.say = say
+        self.setFormatter(logging.Formatter("{levelname} {name}: {message}", style="{"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say("demo", self.format(record))
+
+
 class Command(BaseCommand):
     help = (
         "Run the chat on this machine as it would run in production: a Redis or Valkey server (that of "
@@ -165,8 +179,13 @@ class Command(BaseCommand):
             raise CommandError(f"Two servers cannot share port {first}: choose another with --second-port.")
         # Daphne lists each request from its level 1 on.
         self.daphne_verbosity = str(max(0, options["verbosity"] - 1))
+        self.stop = asyncio.Event()
+        for logger in (logging.getLogger(), logging.getLogger("django")):
+            logger.handlers[:] = [SayingHandler(self.say)]
+        self.say("demo", f"starting on ports {first} and {second}")
         try:
             with EmbeddedServer() as server:
+                self.say("demo", f"message server: {describe(server)}")
                 call_command("migrate", verbosity=0)
                 connections.close_all()
                 asyncio.run(self.run(server, first, second))
@@ -176,15 +195,14 @@ class Command(BaseCommand):
             raise CommandError(f"{error}\nEverything else has been stopped.") from error
         except KeyboardInterrupt:
             pass
-        self.stdout.write("Everything has been stopped.")
+        self.write("Everything has been stopped.")
 
     async def run(self, server: EmbeddedServer, first: int, second: int) -> None:
         """Start everything, look after it until a signal comes, stop everything."""
-        stop = asyncio.Event()
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             # Windows has no such handlers; there Ctrl-C is a KeyboardInterrupt.
             with contextlib.suppress(NotImplementedError, AttributeError):
-                asyncio.get_running_loop().add_signal_handler(getattr(signal, name), stop.set)
+                asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self.stop.set)
         environment = os.environ | {
             "DJANGO_SETTINGS_MODULE": "chat_site.settings",
             "PYTHONUNBUFFERED": "1",
@@ -197,9 +215,9 @@ class Command(BaseCommand):
         arguments = ["manage.py", "runworker", "wordcount"]
         worker = Child("The worker", "worker", arguments, lambda: worker_answers(layer))
         children = [*daphnes, worker]
-        self.say("demo", f"starting two Daphne processes and a worker over {describe(server)}")
+        self.say("demo", "starting two Daphne processes and a worker")
         tasks = [
-            asyncio.create_task(stop.wait(), name="stop signal"),
+            asyncio.create_task(self.stop.wait(), name="stop signal"),
             asyncio.create_task(self.keep_server(server, children), name="server"),
             *(asyncio.create_task(child.keep(environment, self.say), name=child.name) for child in children),
         ]
@@ -233,10 +251,8 @@ class Command(BaseCommand):
         while True:
             await asyncio.sleep(0.5)
             if not server.is_running:
-                self.say(
-                    "demo", f"The message server is gone. It is started again in {RESTART_DELAY:g} seconds."
-                )
-                await asyncio.sleep(RESTART_DELAY)
+                self.say("demo", f"The message server is gone. It is started again in {OUTAGE:g} seconds.")
+                await asyncio.sleep(OUTAGE)
                 await asyncio.to_thread(server.restart)
                 self.say("demo", f"The message server answers again (pid {server.pid}).")
 
@@ -255,22 +271,32 @@ class Command(BaseCommand):
             "    Write in one window and read in the other: two processes, one room.",
             "    Press 'Send from a sync view': an ordinary Django view reaches the same people.",
             "    Look at the word count: the worker keeps it, in a third process.",
-            f"    kill -9 {first:<8} the first Daphne. Its page reconnects; the other sees who is gone.",
+            f"    kill -9 {first:<8} the first Daphne. Its page keeps what you write, and is soon back.",
             f"    kill -9 {worker:<8} the worker. Messages wait for it and are counted when it is back.",
         ]
         if not server.external:
             lines.append(
                 f"    kill -9 {server.pid:<8} the message server. The pages say so and catch up afterwards."
             )
-        lines += ["", "What is killed is started again after a while. Ctrl-C stops everything.", ""]
-        self.stdout.write("\n".join(lines))
-        self.stdout.flush()  # into a file or a pipe too
+        lines += ["", "What is killed is started again, with a new number. Ctrl-C stops everything.", "", ""]
+        self.write("\n".join(lines))
 
     def say(self, label: str, text: str) -> None:
         """Write a line of one of the processes, or of the demo itself."""
         style = self.style.WARNING if label == "demo" else self.style.HTTP_INFO
         for line in text.splitlines():
-            self.stdout.write(f"{style(f'{label:>11} |')} {line}")
+            self.write(f"{style(f'{label:>11} |')} {line}")
+
+    def write(self, text: str) -> None:
+        """Write at once, into a file or a pipe too. When nobody reads any more, stop everything."""
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except BrokenPipeError:
+            # What is written from now on goes nowhere: Python itself flushes once more at its end.
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            self.stop.set()
 
 
 def check_port(option: str, port: int) -> None:
@@ -314,6 +340,8 @@ async def worker_answers(layer: AsyncQueueChannelLayer) -> bool:
         await asyncio.wait_for(layer.receive(channel), 5)
     except (TimeoutError, LayerUnavailable):
         return False
+    finally:
+        layer.close_channel(channel)
     return True
 
 
