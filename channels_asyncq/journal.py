@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
+from . import threads
 from .clock import monotonic
 
 CONNECTION = logging.getLogger("channels_asyncq.connection")
@@ -11,6 +13,11 @@ LOSS = logging.getLogger("channels_asyncq.loss")
 WIRE = logging.getLogger("channels_asyncq.wire")
 
 EVERY = 10.0
+#: A fault that lasts is said again after `EVERY`, then after twice as long, and so on up to this.
+LONGEST = 640.0
+#: One that was not met for so long is a new one.
+FORGOTTEN = 60.0
+_MOST_FAULTS = 64
 
 
 def record(logger: logging.Logger, level: int, code: str, text: str, *arguments: object) -> None:
@@ -39,3 +46,59 @@ class Throttle:
             text += " (and %d more since the last such line)"
             arguments = (*arguments, left_out)
         record(logger, logging.WARNING, code, text, *arguments)
+
+
+@dataclass(slots=True)
+class _Fault:
+    met_at: float
+    due: float
+    distance: float = EVERY
+    left_out: int = 0
+
+
+class Faults:
+    """
+    Faults that may last, of all who meet them, from any thread: one line at once, then ever more seldom.
+
+    Each next line says how often the same fault was met since the last one. A fault is an event code and a cause.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threads.lock()
+        self._known: dict[tuple[str, str], _Fault] = {}
+
+    def warn(
+        self,
+        logger: logging.Logger,
+        code: str,
+        cause: str,
+        text: str,
+        *arguments: object,
+        level: int = logging.WARNING,
+    ) -> None:
+        left_out = self._met(code, cause)
+        if left_out is None:
+            return
+        if left_out:
+            text += " (and %d more since the last such line)"
+            arguments = (*arguments, left_out)
+        record(logger, level, code, text, *arguments)
+
+    def _met(self, code: str, cause: str) -> int | None:
+        """Note that a fault was met; return how often it was left out if a line is due."""
+        with self._lock:
+            now = monotonic()
+            fault = self._known.pop((code, cause), None)
+            if fault is None or now - fault.met_at >= FORGOTTEN:
+                fault = _Fault(now, now)
+                if len(self._known) >= _MOST_FAULTS:
+                    del self._known[next(iter(self._known))]  # the one that was met longest ago
+            self._known[code, cause] = fault
+            fault.met_at = now
+            if now < fault.due:
+                fault.left_out += 1
+                return None
+            fault.due = now + fault.distance
+            fault.distance = min(2 * fault.distance, LONGEST)
+            left_out, fault.left_out = fault.left_out, 0
+            return left_out

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from channels_asyncq import journal
-from channels_asyncq.journal import CONNECTION, EVERY, LOSS, WIRE, Throttle, record
+from channels_asyncq.journal import CONNECTION, EVERY, FORGOTTEN, LOSS, WIRE, Faults, Throttle, record
 from tests.clock import Clock
 
 
@@ -86,3 +86,50 @@ def test_codes_are_apart(clock: Clock, caplog: pytest.LogCaptureFixture) -> None
 def test_the_pause_is_ten_seconds() -> None:
     """What the documentation says."""
     assert journal.EVERY == 10.0
+
+
+def test_fault_that_lasts(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """A fault met every second for an hour: at once, then after 10 s, 20, 40 ... with how often it was met."""
+    faults = Faults()
+    said: list[int] = []
+    for second in range(3601):
+        faults.warn(CONNECTION, "connection.failed", "refused", "cannot connect: %s", "refused")
+        if len(caplog.records) > len(said):
+            said.append(second)
+        clock.turn(1)
+    assert said == [0, 10, 30, 70, 150, 310, 630, 1270, 1910, 2550, 3190]
+    assert caplog.records[2].getMessage() == (
+        "cannot connect: refused (and 19 more since the last such line) [connection.failed]"
+    )
+
+
+def test_faults_are_apart(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Another cause is another fault, and so is another event; that of somebody else is the same."""
+    faults = Faults()
+    for _ in range(3):
+        faults.warn(CONNECTION, "connection.failed", "refused", "refused")
+        faults.warn(CONNECTION, "connection.failed", "wrong password", "wrong password")
+        faults.warn(CONNECTION, "connection.lost", "refused", "lost", level=logging.INFO)
+    assert [line.getMessage().split(" [")[0] for line in caplog.records] == ["refused", "wrong password"]
+
+
+def test_fault_that_was_gone(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """One that comes back after a minute is said at once again, without a count."""
+    faults = Faults()
+    for _ in range(20):
+        faults.warn(CONNECTION, "connection.failed", "refused", "refused")
+        clock.turn(5)
+    count = len(caplog.records)
+    clock.turn(FORGOTTEN - 5)
+    faults.warn(CONNECTION, "connection.failed", "refused", "refused")
+    assert [line.getMessage() for line in caplog.records[count:]] == ["refused [connection.failed]"]
+
+
+def test_many_causes_are_few_in_memory(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Causes that never repeat are forgotten, those met longest ago first."""
+    faults = Faults()
+    for number in range(1000):
+        faults.warn(CONNECTION, "connection.failed", "lasting", "lasting")
+        faults.warn(CONNECTION, "connection.failed", f"error {number}", "one of many")
+    assert len(faults._known) <= journal._MOST_FAULTS
+    assert sum("lasting" in line.getMessage() for line in caplog.records) == 1
