@@ -659,7 +659,7 @@ def _url_arguments(where: str, url: str, transport: Transport) -> dict[str, Any]
             found["host"] = unquote(parts.hostname)
         if port is not None:
             found["port"] = port
-        database = re.fullmatch(r"/?(\d*)", parts.path, re.ASCII)
+        database = re.fullmatch(r"/?(\d*)/?", parts.path, re.ASCII)
         if database is None:
             _refuse(
                 where, url, "what follows the port is the database number, as in redis://localhost:6379/0."

@@ -254,6 +254,8 @@ def test_valkey_is_another_name(rest: str) -> None:
         "rediss://:pw@[::1]:7/0?ssl_cert_reqs=none&ssl_check_hostname=no",
         "unix://u:pw@/run/r.sock?db=1",
         "redis://h?socket_keepalive=yes&retry_on_timeout=0",
+        "rediss://h/0/",
+        "redis://h:1/3/?client_name=me",
     ],
 )
 def test_url_is_read_as_redis_py_reads_it(url: str) -> None:
