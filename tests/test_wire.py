@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channels_asyncq.bus import wire
-from channels_asyncq.bus.wire import NoAnswer, NotSent, WireProtocol
+from channels_asyncq.bus.wire import ClosedIdle, NoAnswer, NotSent, WireProtocol
 from channels_asyncq.slices import SLICE
 from channels_asyncq.testing import EmbeddedServer
 
@@ -1719,3 +1719,40 @@ def test_server_that_does_not_read(runner: asyncio.Runner) -> None:
         await server.wait_closed()
 
     runner.run(run())
+
+
+class TestIdle:
+    """Which ends are those of a server that closes idle connections."""
+
+    @staticmethod
+    async def end(session: Session) -> Exception | None:
+        session.wire.connection_lost(None)
+        await session.ended.wait()
+        return session.lost[0]
+
+    async def test_idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Everything is answered, and nothing was asked for a second."""
+        clock = Clock(monkeypatch)
+        session = Session()
+        session.wire.call("PING")
+        await turns()
+        session.feed(b"+PONG\r\n")
+        clock.now += 1.0
+        error = await self.end(session)
+        assert isinstance(error, ClosedIdle)
+        assert error.seconds == 1.0
+
+    @pytest.mark.parametrize("case", ["used just now", "unanswered", "never used", "subscriber"])
+    async def test_not_idle(self, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+        """What was used, waits for an answer, was never used, or gets messages is not idle."""
+        clock = Clock(monkeypatch)
+        session = Session(subscriber=case == "subscriber")
+        if case != "never used":
+            session.wire.call("PING")
+            await turns()
+        if case != "unanswered":
+            session.feed(b"+PONG\r\n" if case != "never used" else b"")
+        clock.now += 0.9 if case == "used just now" else 5.0
+        error = await self.end(session)
+        assert isinstance(error, ConnectionResetError)
+        assert not isinstance(error, ClosedIdle)

@@ -29,7 +29,7 @@ try:
 except ImportError:  # not on Windows
     ioctl = None  # type: ignore[assignment]
 
-__all__ = ["Answer", "NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol", "fail"]
+__all__ = ["Answer", "ClosedIdle", "NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol", "fail"]
 
 # What the reader answers when it needs more bytes. None and False are legitimate replies.
 _MORE = object()
@@ -39,6 +39,8 @@ _MORE = object()
 _READ_SECONDS = SLICE
 # While something is unanswered, this share of the timeout passes between two looks at whether bytes move.
 _LOOK = 0.25
+# No server closes a connection as idle that was used within so many seconds.
+_IDLE = 1.0
 # When a subscriber's connection has answered so many commands, their callbacks get the turn.
 _MOST_ANSWERED = 512
 
@@ -49,6 +51,14 @@ class NotSent(ConnectionError):
 
 class NoAnswer(ConnectionError):
     """The command was written, and the connection ended before its reply: it may have been executed."""
+
+
+class ClosedIdle(ConnectionResetError):
+    """The server closed a connection for commands on which nothing had been asked for `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the server closed the connection, which was idle for {seconds:.0f} s")
+        self.seconds = seconds
 
 
 class Answer(Protocol):
@@ -190,6 +200,7 @@ class WireProtocol(asyncio.Protocol):
         # were written before it.
         self._marks: deque[tuple[int, float, int]] = deque()
         self._bytes_written = 0
+        self._written_at = 0.0
         # What the last look at the oldest mark found: how many bytes had left, the number of the mark if some of
         # its bytes had not, and what had arrived. And when bytes were last seen to move.
         self._bytes_left = 0
@@ -430,7 +441,8 @@ class WireProtocol(asyncio.Protocol):
         marks = self._marks
         while marks and marks[0][0] <= self.replies:
             marks.popleft()
-        marks.append((self.commands, monotonic(), self._bytes_written))
+        self._written_at = now = monotonic()
+        marks.append((self.commands, now, self._bytes_written))
         self._bytes_written += len(data)
         if self._timer is None:
             self._set_timer(self._timeout * _LOOK)
@@ -744,7 +756,7 @@ class WireProtocol(asyncio.Protocol):
             if exc is not None:
                 self._error = exc
             elif not self._closing or self._unanswered:
-                self._error = ConnectionResetError("the server closed the connection")
+                self._error = self._end_of_server()
         if self._is_stalled and not self._is_aborted:
             # What was received is delivered before its end is told: _continue() comes back to _finish().
             if self._timer is not None:
@@ -752,6 +764,12 @@ class WireProtocol(asyncio.Protocol):
             self._timer = self._loop.call_later(self._timeout, self._finish, context=self._context)
         else:
             self._finish()
+
+    def _end_of_server(self) -> ConnectionResetError:
+        idle = monotonic() - self._written_at
+        if self._on_message is None and self._written_at and not self._unanswered and idle >= _IDLE:
+            return ClosedIdle(idle)
+        return ConnectionResetError("the server closed the connection")
 
     def abort(self, exc: Exception) -> None:
         """
