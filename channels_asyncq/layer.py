@@ -24,6 +24,7 @@ from django.dispatch import receiver
 from . import relay, threads
 from .buffers import ChannelBuffer, ChannelView
 from .bus.base import Health
+from .bus.connections import check_hosts
 from .bus.lines import Outages
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
 from .bus.redis import RedisBus
@@ -135,6 +136,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
     def __init__(self, **config: Unpack[Config]) -> None:
         self.options = options = Options.from_config(config)
+        check_hosts(options)
         self._configured = replace(options)
         # They have these values already: nothing is changed.
         super().__init__(options.expiry, options.capacity, options.channel_capacity)  # type: ignore[arg-type]

@@ -11,10 +11,10 @@ import contextvars
 import itertools
 import math
 from collections.abc import Awaitable, Callable
-from time import monotonic
 
 from .buffers import ChannelBuffer, Tally
 from .bus.base import Bus
+from .clock import monotonic
 from .envelopes import Envelope
 from .exceptions import ChannelClosed
 

@@ -482,7 +482,7 @@ class TestLayersThatAreDropped:
         url = make_layer().options.hosts[0].url
 
         def use_and_close() -> "weakref.ref[AsyncQueueChannelLayer]":
-            layer = AsyncQueueChannelLayer(hosts=[url], prefix="dropped")
+            layer = AsyncQueueChannelLayer(hosts=[url or ""], prefix="dropped")
             loop = asyncio.new_event_loop()
 
             async def main() -> None:
@@ -506,7 +506,7 @@ class TestLayersThatAreDropped:
         [host] = other.options.hosts
 
         async def main() -> None:
-            layer = AsyncQueueChannelLayer(hosts=[host.url], prefix=prefix)
+            layer = AsyncQueueChannelLayer(hosts=[host.url or ""], prefix=prefix)
             (member,) = await members_of(layer, "room", 1)
             opened = await layer.open_channel()
             await layer.group_add("room", opened.name)

@@ -14,10 +14,12 @@ from hiredis import Reader
 
 from channels_asyncq.bus import lines
 from channels_asyncq.bus.connections import Connector
-from channels_asyncq.bus.lines import Line, Outage
+from channels_asyncq.bus.lines import Line, Outage, Outages
+from channels_asyncq.bus.remedies import Diagnosis
 from channels_asyncq.bus.wire import NoAnswer, NotSent, WireProtocol
 from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
 from channels_asyncq.options import Options
+from tests.clock import Clock
 from tests.contract import codes, eventually, every, started
 
 DEADLINE = 10.0
@@ -75,12 +77,18 @@ class Hosts:
         self.waiting = 0
         self.most_waiting = 0
         self.error: Exception | None = None
+        #: What waiting does not help against.
+        self.incurable: set[str] = set()
         self.is_open = asyncio.Event()
         self.is_open.set()
         #: New connections take nothing before they end.
         self.takes_nothing = False
         self.wires: list[WireProtocol] = []
         self.transports: list[Transport] = []
+
+    async def diagnose(self, exc: Exception) -> Diagnosis:
+        words = exc.reason if isinstance(exc, LayerUnavailable) else str(exc)
+        return Diagnosis(words, words, words not in self.incurable)
 
     async def connect(self, make_protocol: Callable[[], WireProtocol]) -> WireProtocol:
         self.attempts += 1
@@ -253,6 +261,135 @@ class TestBackOff:
         await recorded.down()
         await recorded.up()
         assert delays == [0.05]
+
+
+class TestIncurable:
+    """What waiting does not help against."""
+
+    async def test_fails_at_once(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """Who waits is told now, and so is who comes later, on whatever line of the process."""
+        outage = Outage()
+        recorded = make(outage=outage)
+        hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
+        for line in (recorded.line, recorded.line, make(outage=outage).line):
+            with pytest.raises(LayerUnavailable, match="wrong port"):
+                await every([line.with_room()])
+
+    async def test_unanswered_fails_at_once(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """What the last connection left unanswered is not kept for one that will not come."""
+        recorded = make()
+        wire = await recorded.up()
+        hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
+        answer = wire.call("PUBLISH", "1")
+        await turns()
+        await recorded.down()
+        with pytest.raises(NoAnswer, match="wrong port"):
+            await every([answer])
+
+    async def test_mended(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """It is tried again all the same: somebody may mend it."""
+        recorded = make()
+        hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
+        with pytest.raises(LayerUnavailable):
+            await every([recorded.line.with_room()])
+        hosts.error = None
+        await eventually(lambda: recorded.line.wire is not None)
+        await every([recorded.line.with_room()])
+
+
+class TestSaidOnce:
+    """What both connections to a host, of all event loops, have to say."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        clock = Clock()
+        clock.put_into(monkeypatch, ["journal"])
+        return clock
+
+    async def test_failures(
+        self,
+        hosts: Hosts,
+        make: Callable[..., Recorded],
+        delays: list[float],
+        clock: Clock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """One line for all attempts of both; the next one has their count."""
+        outages = Outages()
+        hosts.error = LayerUnavailable(hosts.address, "refused")
+        for name in ("commands", "pushes"):
+            make(outage=outages.of(0, name)).line.start()
+        await eventually(lambda: hosts.attempts >= 20)
+        assert codes(caplog) == ["connection.failed"]
+        clock.turn(10)
+        before = hosts.attempts
+        await eventually(lambda: hosts.attempts >= before + 10)
+        assert codes(caplog) == ["connection.failed"] * 2
+        assert "more since the last such line" in caplog.text
+
+    async def test_losses(
+        self, hosts: Hosts, make: Callable[..., Recorded], clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A server that ends both."""
+        outages = Outages()
+        both = [make(outage=outages.of(0, name)) for name in ("commands", "pushes")]
+        for recorded in both:
+            await recorded.up()
+        for transport in list(hosts.transports):
+            transport.end(None)
+        await eventually(lambda: all(recorded.losses for recorded in both))
+        assert codes(caplog) == ["connection.lost"]
+
+
+class TestIdle:
+    """A server that closes idle connections (`timeout`)."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        clock = Clock()
+        clock.put_into(monkeypatch, ["bus.wire"])
+        return clock
+
+    async def close_idle(self, recorded: Recorded, clock: Clock, idle: float = 1.2) -> None:
+        wire = await recorded.up()
+        answer = wire.call("PUBLISH", "1")
+        await turns()
+        wire.data_received(b":1\r\n")
+        await every([answer])
+        clock.turn(idle)
+        await recorded.down()
+
+    async def test_is_no_warning(
+        self, hosts: Hosts, make: Callable[..., Recorded], clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is told as information."""
+        caplog.set_level(logging.INFO)
+        await self.close_idle(make(), clock)
+        [line] = [line for line in caplog.records if line.__dict__.get("code") == "connection.lost"]
+        assert line.levelno == logging.INFO
+        assert "idle for 1 s" in line.getMessage()
+
+    async def test_second_time(self, hosts: Hosts, make: Callable[..., Recorded], clock: Clock) -> None:
+        """From then on the connection is used in time; the first time may have been a restart."""
+        recorded = make()
+        await self.close_idle(recorded, clock)
+        await recorded.up()
+        await turns(100)
+        assert recorded.line._keeper is None
+        await self.close_idle(recorded, clock)
+        await recorded.up()
+        await eventually(lambda: hosts.transports[-1].written.count(b"PING") == 2)
+
+    async def test_another_end_between(
+        self, hosts: Hosts, make: Callable[..., Recorded], clock: Clock
+    ) -> None:
+        """What ends a connection in use says nothing about idle ones."""
+        recorded = make()
+        await self.close_idle(recorded, clock)
+        await self.close_idle(recorded, clock, idle=0.5)
+        await self.close_idle(recorded, clock)
+        await recorded.up()
+        assert recorded.line._keeper is None
 
 
 class TestReconnecting:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -27,11 +29,13 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from channels_asyncq.bus.wire import WireProtocol
-from channels_asyncq.exceptions import LayerUnavailable
-from channels_asyncq.options import Host
+from channels_asyncq.bus.remedies import PLAIN, PROXY, TLS, WEB, Diagnosis, Remedies
+from channels_asyncq.bus.wire import NoAnswer, NotSent, WireProtocol
+from channels_asyncq.clock import monotonic
+from channels_asyncq.exceptions import ChannelLayerError, LayerUnavailable
+from channels_asyncq.options import Host, Options
 
-__all__ = ["Connector", "let_go"]
+__all__ = ["Connector", "check_hosts", "let_go"]
 
 # redis-py would retry, check health and decode behind our back; deadlines and reconnects are the bus's.
 _NOT_FOR_US = frozenset(
@@ -49,6 +53,7 @@ _NOT_FOR_US = frozenset(
     }
 )
 _SECRETS = ("password", "ssl_password")
+_TLS_FILES = {"ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_ca_path"}
 
 # From 7.2 on redis-py wants the name of the library by driver_info, and warns of the arguments before it.
 _HAS_DRIVER_INFO = "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
@@ -60,6 +65,22 @@ _NO_SETINFO: Mapping[str, Any] = (
 _USER_TIMEOUT_MS = 10_000
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
+# A look at a port, after an error that does not say why: seconds for each thing that may be said, and for all.
+_LISTEN = 0.3
+_LOOK = 1.5
+# What it found is not looked for again for so long.
+_LOOK_EVERY = 10.0
+# A handshake that takes longer may have gone to a port without TLS, where nobody ever answers it.
+_LONG_HANDSHAKE = 0.5
+
+
+class Unreachable(LayerUnavailable):
+    """No connection was made, and what that means."""
+
+    def __init__(self, address: str, diagnosis: Diagnosis) -> None:
+        super().__init__(address, diagnosis.reason)
+        self.diagnosis = diagnosis
+
 
 class Connector:
     """
@@ -68,14 +89,19 @@ class Connector:
     Args:
         host: one entry of `Options.hosts` that is not memory.
         connect_timeout: seconds that a whole `connect()` may take: asking Sentinels, TLS and AUTH included.
+        remedies: what errors of this host mean.
 
     Raises:
         ImproperlyConfigured: the installed redis-py does not take the host's arguments.
     """
 
-    def __init__(self, host: Host, *, connect_timeout: float = 5.0) -> None:
+    def __init__(self, host: Host, *, connect_timeout: float = 5.0, remedies: Remedies | None = None) -> None:
         self._host = host
         self._connect_timeout = connect_timeout
+        self.remedies = remedies or Remedies(host, "asgi", {})
+        self._looking = asyncio.Lock()
+        self._looked_at = -_LOOK_EVERY
+        self._found = ""
         given: dict[str, Any] = dict(host.arguments)
         if host.transport == "tls":
             given |= _for_tls(given)
@@ -99,6 +125,8 @@ class Connector:
         self._sentinel_arguments = _for_redis_py(watch)
         every = [given, watch]
         self._secrets = {_text(source[name]) for source in every for name in _SECRETS if source.get(name)}
+        # Where it leads: the master's, once a Sentinel has named it.
+        self._target = self._arguments
         try:
             self._connection_class(**self._arguments)
             self._sentinel_class(**self._sentinel_arguments)
@@ -113,6 +141,40 @@ class Connector:
         """Where this leads, for messages: no credentials."""
         return self._host.address
 
+    def check(self) -> None:
+        """
+        Read the files that TLS needs, as each connection will.
+
+        Raises:
+            ImproperlyConfigured: one of them, or another argument of TLS, cannot be used.
+        """
+        for connection_class, arguments in (
+            (self._connection_class, self._arguments),
+            (self._sentinel_class, self._sentinel_arguments),
+        ):
+            for name in _TLS_FILES & arguments.keys():
+                self._check_file(name, arguments[name])
+            context = getattr(connection_class(**arguments), "ssl_context", None)
+            try:
+                if context is not None:
+                    context.get()
+            except (OSError, ValueError, TypeError) as exc:
+                raise ImproperlyConfigured(
+                    f"CHANNEL_LAYERS: TLS to {self.address} cannot be set up with the ssl_ arguments in `hosts` "
+                    f"(files, password of the key, ciphers): {self._without_secrets(exc)}"
+                ) from None
+
+    def _check_file(self, name: str, path: str | None) -> None:
+        if path is None:
+            return
+        try:
+            os.scandir(path).close() if os.path.isdir(path) else open(path, "rb").close()
+        except (OSError, ValueError) as exc:
+            raise ImproperlyConfigured(
+                f"CHANNEL_LAYERS: {name} = {path!r} for {self.address}: this process cannot read it: "
+                f"{getattr(exc, 'strerror', None) or exc}"
+            ) from None
+
     async def connect(self, make_protocol: Callable[[], WireProtocol]) -> WireProtocol:
         """
         Return a protocol of `make_protocol` on a new connection: authenticated, its database selected.
@@ -122,23 +184,43 @@ class Connector:
         Raises:
             LayerUnavailable: whatever the reason; its text has no credentials.
         """
+        watching: asyncio.Task[bool] | None = None
         try:
             async with asyncio.timeout(self._connect_timeout) as deadline:
-                return await self._connect(make_protocol)
+                if self._host.transport == "tls":
+                    watching = asyncio.create_task(
+                        self._watch_handshake(deadline),
+                        name=f"channels_asyncq watching TLS to {self.address}",
+                    )
+                try:
+                    return await self._connect(make_protocol)
+                finally:
+                    if watching is not None:
+                        watching.cancel()
         except Exception as exc:
-            if deadline.expired():
-                reason = f"no connection within {self._connect_timeout:g} s"
+            if not deadline.expired():
+                words = _words_of(exc)
+            elif watching is not None and watching.done() and not watching.cancelled() and watching.result():
+                words = PLAIN
             else:
-                reason = self._without_secrets(exc)
+                words = f"no connection within {self._connect_timeout:g} s"
             # The server's text may hold what it was sent, and then a traceback must not show it either.
             cause = exc if not self._has_secrets(exc) else None
-            raise LayerUnavailable(self.address, reason) from cause
+            raise Unreachable(self.address, self.remedies.diagnose(words, self._hidden)) from cause
+
+    async def _watch_handshake(self, deadline: asyncio.Timeout) -> bool:
+        """End a handshake that goes to a port without TLS, which waits for more of it; return whether it did."""
+        await asyncio.sleep(_LONG_HANDSHAKE)
+        if await self._look() != PLAIN:
+            return False
+        deadline.reschedule(asyncio.get_running_loop().time())
+        return True
 
     async def _connect(self, make_protocol: Callable[[], WireProtocol]) -> WireProtocol:
         arguments = self._arguments
         if self._host.sentinels:
             name, port = await self._find_master()
-            arguments = arguments | {"host": name, "port": port}
+            arguments = self._target = arguments | {"host": name, "port": port}
         connection: Any = self._connection_class(**arguments)
         try:
             await connection.connect()
@@ -149,6 +231,86 @@ class Connector:
             raise
         _tune(transport, arguments)
         return protocol
+
+    # Why not
+
+    async def diagnose(self, exc: Exception) -> Diagnosis:
+        """
+        Return what an error of `connect()`, or of the first commands on the connection, means.
+
+        Where the connection ended without a word, the port is looked at.
+        """
+        if isinstance(exc, Unreachable):
+            diagnosis = exc.diagnosis
+        else:
+            if isinstance(exc, LayerUnavailable):
+                words = exc.reason
+            elif isinstance(exc, (NoAnswer, NotSent, ChannelLayerError)) and exc.__cause__ is not None:
+                words = _words_of(exc.__cause__)
+            else:
+                words = _words_of(exc)
+            # After AUTH no server quotes the password.
+            diagnosis = self.remedies.diagnose(words)
+        if diagnosis.is_wordless and (found := await self._look()):
+            return self.remedies.diagnose(found)
+        return diagnosis
+
+    async def _look(self) -> str:
+        """
+        Return what the server says, or speaks, on a connection of its own; nothing if that explains nothing.
+
+        A server may say why it ends a connection, and end it before that is read. Only after an error, and not
+        more often than every ten seconds.
+        """
+        async with self._looking:
+            if monotonic() - self._looked_at >= _LOOK_EVERY:
+                self._found = ""
+                with suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(_LOOK):
+                        self._found = await self._look_at_port()
+                self._looked_at = monotonic()
+            return self._found
+
+    async def _look_at_port(self) -> str:
+        is_tls = self._host.transport == "tls"
+        reader, writer = await self._open_plain()
+        try:
+            said = b"" if is_tls else await _heard(reader)
+            if not said:
+                writer.write(b"*1\r\n$4\r\nPING\r\n")
+                said = await _heard(reader)
+            if not said or said.startswith(b"\x15"):  # a TLS alert
+                return TLS if not is_tls and await self._speaks_tls() else ""
+            if said.startswith((b"HTTP/", b"<")):
+                return WEB
+            if is_tls:
+                return PLAIN if said.startswith((b"+", b"-")) else ""
+            if said.startswith((b"-ERR max number", b"-DENIED")):
+                return said[1:].decode(errors="replace").splitlines()[0]
+            writer.write(b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
+            return PROXY if await _heard(reader) == b"" else ""
+        finally:
+            writer.transport.abort()
+
+    async def _open_plain(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._host.transport == "unix":
+            return await asyncio.open_unix_connection(self._target["path"])
+        return await asyncio.open_connection(self._target["host"], self._target["port"])
+
+    async def _speaks_tls(self) -> bool:
+        if self._host.transport == "unix":
+            return False
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # nothing is sent over it
+        try:
+            _, writer = await asyncio.open_connection(self._target["host"], self._target["port"], ssl=context)
+        except ssl.SSLError as exc:
+            return "ALERT" in str(exc)
+        writer.transport.abort()
+        return True
+
+    # Sentinels
 
     async def _find_master(self) -> tuple[str, int]:
         """Ask the Sentinels, one after the other, and leave no connection to them."""
@@ -185,10 +347,12 @@ class Connector:
         return master["ip"], int(master["port"])
 
     def _without_secrets(self, exc: BaseException) -> str:
-        text = " ".join(str(exc).split())
+        return self._hidden(_words_of(exc))
+
+    def _hidden(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text or type(exc).__name__
+        return text
 
     def _has_secrets(self, exc: BaseException | None) -> bool:
         """Does the error, or one that it came from, tell a password?"""
@@ -197,6 +361,33 @@ class Connector:
                 return True
             exc = exc.__cause__ or exc.__context__
         return False
+
+
+def _words_of(exc: BaseException) -> str:
+    return " ".join(str(exc).split()) or type(exc).__name__
+
+
+async def _heard(reader: asyncio.StreamReader) -> bytes | None:
+    """Return what comes within a moment: nothing if the connection ends, None if nothing comes."""
+    try:
+        async with asyncio.timeout(_LISTEN):
+            return await reader.read(1000)
+    except TimeoutError:
+        return None
+    except OSError:
+        return b""
+
+
+def check_hosts(options: Options) -> None:
+    """
+    Make sure that connections to the hosts can be made, as far as can be told without one.
+
+    Raises:
+        ImproperlyConfigured: redis-py or the TLS library does not take what `hosts` says.
+    """
+    for host in options.hosts:
+        if host.kind != "memory":
+            Connector(host).check()
 
 
 def _text(value: object) -> str:

@@ -16,10 +16,10 @@ from django.core.exceptions import ImproperlyConfigured
 from .. import threads
 from ..clock import monotonic
 from ..exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
-from ..journal import CONNECTION, Throttle, record
+from ..journal import CONNECTION, Faults, record
 from ..options import Options
 from .connections import Connector
-from .wire import NotSent, Unanswered, WireProtocol
+from .wire import ClosedIdle, NotSent, Unanswered, WireProtocol
 
 # Of our own: the state of the global one belongs to the application.
 _jitter = random.Random()
@@ -42,7 +42,9 @@ class Outage:
     has a connection, or nobody has said it again for longer than an attempt takes: its loop may have ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults | None = None) -> None:
+        #: What is said of this host in the log.
+        self.faults = faults or Faults()
         self._lock = threads.lock()
         self._reason = ""
         self._until = self._served_at = 0.0
@@ -68,13 +70,22 @@ class Outages:
     """What a process knows of the hosts of a layer, for all its sessions: a new one need not find out itself."""
 
     def __init__(self) -> None:
-        self._outages: defaultdict[tuple[int, str], Outage] = defaultdict(Outage)
+        self._outages: dict[tuple[int, str], Outage] = {}
+        self._faults: defaultdict[int, Faults] = defaultdict(Faults)
         self._lock = threads.lock()
 
     def of(self, host: int, name: str) -> Outage:
         """Return what is known of a host, given by its place in `hosts`, by the lines of this name."""
         with self._lock:
-            return self._outages[host, name]
+            outage = self._outages.get((host, name))
+            if outage is None:
+                outage = self._outages[host, name] = Outage(self._faults[host])
+            return outage
+
+    def faults_of(self, host: int) -> Faults:
+        """Return what is said in the log of a host, for all connections to it."""
+        with self._lock:
+            return self._faults[host]
 
 
 class Line:
@@ -100,6 +111,7 @@ class Line:
             |      |       |         |              | for what the server answered
     refused | yes  | no    | yes     | is written   | `serves()`: up; loss: overdue
 
+    An attempt that fails for what waiting cannot help against makes it overdue at once.
     Overdue, everything that waits or is unanswered fails, and so does what a connection leaves unanswered. The
     timer is set at the loss, to `send_timeout`. While the server refuses, only `serves()` is an answer.
     A line begins as waiting, or as overdue if the process knows that the host is out.
@@ -133,7 +145,6 @@ class Line:
         # An attempt takes no longer, with the pause before it.
         self._attempt_seconds = _LONGEST_DELAY + 2 * max(1.0, options.send_timeout)
         self._was_silent = False
-        self._throttle = Throttle()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         # In the order in which they came: what waits longest is sent first.
@@ -145,6 +156,10 @@ class Line:
         self._is_late = False
         # Replies of the present connection to what was called before it was up.
         self._replies_to_set_up = 0
+        # What the last connection was closed as, if that was as an idle one; and how long one may be idle.
+        self._closed_idle: ClosedIdle | None = None
+        self._longest_idle: float | None = None
+        self._keeper: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._context = contextvars.Context()
         self.wire: WireProtocol | None = None
@@ -194,13 +209,12 @@ class Line:
                         self._on_lost()
                     raise
             except ImproperlyConfigured as exc:
-                self._note_failure(exc)
+                self._note_failure(str(exc), str(exc))
                 self._stop_timer()
                 self._give_up_waiting(exc)
             except Exception as exc:
                 # Whatever it is, a server that answers nonsense included: the next attempt may succeed.
-                self._note_failure(exc)
-                self._tell_outage(began)
+                await self._failed(exc, began)
             else:
                 # An end of the connection that came in between has set is_lost; on_lost() found no `wire`.
                 if not wire.is_lost:
@@ -224,15 +238,26 @@ class Line:
         if isinstance(self._overdue, LayerUnavailable):
             self._outage.failed(self.reason, since, self._attempt_seconds)
 
-    def _note_failure(self, exc: Exception) -> None:
+    async def _failed(self, exc: Exception, began: float) -> None:
+        """Say why an attempt failed. If waiting cannot help, whoever waits is told now."""
+        # Until that is known: it may take a moment.
         self.reason = exc.reason if isinstance(exc, LayerUnavailable) else str(exc) or type(exc).__name__
-        self._throttle.warn(
+        diagnosis = await self._connector.diagnose(exc)
+        self._note_failure(diagnosis.reason, diagnosis.cause)
+        if not diagnosis.heals:
+            self._stop_timer()
+            self._give_up_waiting(self.unavailable())
+        self._tell_outage(began)
+
+    def _note_failure(self, reason: str, cause: str) -> None:
+        self.reason = reason
+        self._outage.faults.warn(
             CONNECTION,
             "connection.failed",
-            "cannot connect %s to %s: %s",
-            self._name,
+            cause,
+            "cannot connect to %s: %s",
             self._connector.address,
-            self.reason,
+            reason,
         )
 
     def _came_up(self, wire: WireProtocol) -> None:
@@ -259,6 +284,7 @@ class Line:
                 self._connector.address,
             )
         self.was_up = True
+        self._keep_alive(wire)
         self._admit(wire)
         self._on_change()
 
@@ -274,6 +300,21 @@ class Line:
             if not waiter.done():
                 waiter.set_result(wire)
         self._loop.call_soon(self._admit, wire, context=self._context)
+
+    def _keep_alive(self, wire: WireProtocol) -> None:
+        """Ask for something in time where the server closes idle connections."""
+        if self._longest_idle is None or self.wire is not wire or wire.is_lost:
+            return
+        if self._keeper is not None:
+            wire.call("PING")
+        self._keeper = self._loop.call_later(
+            self._longest_idle / 2, self._keep_alive, wire, context=self._context
+        )
+
+    def _stop_keeper(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            self._keeper = None
 
     def serves(self) -> None:
         """Note that the outage is over: the connection is there, and the server does what it is told."""
@@ -312,6 +353,8 @@ class Line:
             return
         self.wire = self.open_wire = None
         self._was_silent = isinstance(error, TimeoutError)
+        self._stop_keeper()
+        self._learn_idle(error)
         self._unanswered += wire.unanswered
         if self._on_lost is not None:
             self._on_lost()
@@ -331,14 +374,24 @@ class Line:
         self.start()
         self._on_change()
         # Last: the application's handlers of logs may raise.
-        self._throttle.warn(
+        is_idle = isinstance(error, ClosedIdle)
+        self._outage.faults.warn(
             CONNECTION,
             "connection.lost",
-            "lost the connection for %s to %s: %s",
-            self._name,
+            "idle" if is_idle else self.reason,
+            "lost a connection to %s: %s",
             self._connector.address,
             self.reason,
+            level=logging.INFO if is_idle else logging.WARNING,
         )
+
+    def _learn_idle(self, error: Exception | None) -> None:
+        """Note how long a connection may be idle, when two in a row were closed so: one may be a restart."""
+        before, self._closed_idle = self._closed_idle, error if isinstance(error, ClosedIdle) else None
+        if before is None or self._closed_idle is None:
+            self._longest_idle = None
+        else:
+            self._longest_idle = min(before.seconds, self._closed_idle.seconds)
 
     def _end_trial(self, wire: WireProtocol) -> None:
         """Judge a connection that ended before the outage did."""
@@ -461,6 +514,7 @@ class Line:
         """End the connection and the attempts at one. Safe to call twice."""
         self._is_closed = True
         self._stop_timer()
+        self._stop_keeper()
         self._give_up_waiting(LayerClosed())
         task, self._task = self._task, None
         if task is not None and not task.done():
@@ -475,6 +529,7 @@ class Line:
         """End the connection and the attempts at one now, after a close() that was cancelled."""
         self._is_closed = True
         self._stop_timer()
+        self._stop_keeper()
         self._give_up_waiting(LayerClosed())
         if self._task is not None:
             self._task.cancel()

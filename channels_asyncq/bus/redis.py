@@ -35,7 +35,7 @@ from ..envelopes import (
 )
 from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..external import ExternalMessage
-from ..journal import CONNECTION, WIRE, Throttle, record
+from ..journal import CONNECTION, WIRE
 from ..options import Options
 from ..sealing import LOG, QUEUE, TOPIC, Seal, place
 from ..slices import Slice
@@ -46,6 +46,7 @@ from .delivery import Numbers, parse_position, stream_of
 from .layout import Layout, Lease, Standing
 from .lines import Line, Outages, own
 from .recovery import LogReader
+from .remedies import Remedies, unsupported
 from .sending import Message, Sender, Sending, TopicRoute, is_script_missing
 from .subscriptions import Subscription, SubscriptionLedger
 from .watch import UNWRITABLE, Findings, Watch
@@ -190,6 +191,8 @@ class Shard:
         self.connector = connector
         self.ledger = SubscriptionLedger()
         self._subscribing: WireProtocol | None = None
+        # What was refused while the connection for pushes is set up: the same error may be that of all of it.
+        self._refused: list[tuple[bytes, ReplyError]] = []
         # By topic: the UNSUBSCRIBE that has no reply yet.
         self._leaving: dict[bytes, asyncio.Future[Any]] = {}
         # What arrived last and was not taken: its bytes and, the first one last, those left of its envelopes.
@@ -229,7 +232,7 @@ class Shard:
         self._watch = Watch(connector.address, self._partitions, bus.options.recovery)
         self._has_changed = False  # what the server may have lost by that is told already
         self._context = contextvars.Context()
-        self._throttle = Throttle()
+        self._faults = bus.outages.faults_of(index)
         options = bus.options
         self.commands = Line(
             connector,
@@ -251,7 +254,7 @@ class Shard:
             on_message=self._on_message,
             outage=bus.outages.of(index, "pushes"),
         )
-        self.sender = Sender(self.commands, connector.address, options.prefix, self._load_scripts)
+        self.sender = Sender(self.commands, connector.address, connector.remedies, self._load_scripts)
         self.call = self.sender.call
 
     @property
@@ -281,23 +284,32 @@ class Shard:
         layout = self.lease.layout
         leased = wire.call(*self._lease_command(layout))
         info, memory = wire.call("INFO", "server"), wire.call("INFO", "memory")
-        await asyncio.wait([role, *scripts, leased, info, memory])
-        try:
-            answer = role.result()
-        except ReplyError as exc:
-            # A user without permission for ROLE may well have all the others.
-            if not str(exc).startswith(("NOPERM", "ERR")):
-                raise
-        else:
-            if not isinstance(answer, list) or not answer or answer[0] != b"master":
-                raise LayerUnavailable(self.connector.address, "it is a replica; only masters are used")
-        for script in scripts:
-            script.result()
+        replies = [role, *scripts, leased, info, memory]
+        await asyncio.wait(replies)
+        _raise_last_words(replies)
+        self._check_server(role, info)
+        _raise_refusals([*scripts, leased])
         self._commands_run_id = _run_id(info)
         if memory.exception() is None:
             self._watch.warn_of_evictions(memory.result())
         if self.lease.learn(leased.result(), layout) not in _LET_IN:
             await self._hold_lease(wire.call)
+
+    def _check_server(self, role: asyncio.Future[Any], info: asyncio.Future[bytes]) -> None:
+        """
+        Raise for a server that cannot be used, by what it says to ROLE and INFO.
+
+        It may refuse either: a user without permission for these may well have all the others.
+        """
+        refusal = role.exception()
+        if refusal is not None and not str(refusal).startswith(("NOPERM", "ERR")):
+            raise refusal
+        problem = unsupported(info.result()) if info.exception() is None else None
+        answer = [b"master"] if refusal is not None else role.result()
+        if problem is None and (not isinstance(answer, list) or not answer or answer[0] != b"master"):
+            problem = "it is a replica; only masters are used"
+        if problem is not None:
+            raise LayerUnavailable(self.connector.address, problem)
 
     def _load_scripts(self, wire: WireProtocol) -> list[asyncio.Future[Any]]:
         return [wire.call("SCRIPT", "LOAD", script.text) for script in self._bus.scripts]
@@ -331,7 +343,7 @@ class Shard:
                 wire.call(*command).add_done_callback(partial(self._asked, wire, command, answer, loads))
             else:
                 refused = str(self.sender.refused(error))
-                self._throttle.warn(WIRE, "command.refused", "%s", refused)
+                self._faults.warn(WIRE, "command.refused", refused, "%s", refused)
                 answer.set_exception(ConnectionAbortedError(refused))
         else:
             answer.set_exception(error)
@@ -478,15 +490,18 @@ class Shard:
         self.ledger.want(self._fence_topic.name, NOT_LOGGED)
         self.ledger.want(self._layouts, NOT_LOGGED)
         self._held = None
+        self._refused = []
         log.discards = log.has_positions
         self._subscribing = wire
         info = wire.call("INFO", "server")
-        last = await self._subscribe_to_all(wire)
+        fence, last = await self._subscribe_to_all(wire)
         # Replies come in the order of the commands: with the last one, all are there.
-        await asyncio.wait([info, last])
-        # A refused topic was told to those who want it; the others must not suffer.
-        if not isinstance(last.exception(), ReplyError):
-            last.result()
+        await asyncio.wait([info, fence, last])
+        _raise_last_words([info, last])
+        # A refused topic was told to those who want it; the others must not suffer. Without the fence nobody can.
+        fence.result()
+        for topic, error in self._refused:
+            self._note_refused(topic, error)
         run_id, last_run_id = _run_id(info), self._pushes_run_id
         await self.commands.up()
         if run_id and self._commands_run_id and run_id != self._commands_run_id:
@@ -515,18 +530,21 @@ class Shard:
             self._fence_in(_FENCE_EVERY)
         self._pushes_run_id = run_id
 
-    async def _subscribe_to_all(self, wire: WireProtocol) -> asyncio.Future[Any]:
-        """Send SUBSCRIBE for each topic that is wanted, in slices; return the reply to the last one."""
+    async def _subscribe_to_all(self, wire: WireProtocol) -> tuple[asyncio.Future[Any], asyncio.Future[Any]]:
+        """Send SUBSCRIBE for each topic that is wanted, in slices; return the fence's reply and the last one."""
         turn = Slice()
         # The fence's topic is always wanted.
         reply: asyncio.Future[Any] | None = None
+        fence: asyncio.Future[Any] | None = None
         for entry in self.ledger:
             # Since the last turn it may have been given up, or wanted anew and sent.
             if not entry.is_sent and self.ledger.get(entry.topic) is entry:
                 reply = self._send_subscribe(wire, entry)
+                if entry.topic == self._fence_topic.name:
+                    fence = reply
             await turn.rest()
-        assert reply is not None
-        return reply
+        assert reply is not None and fence is not None
+        return fence, reply
 
     def _pushes_lost(self) -> None:
         self.ledger.disconnect()
@@ -712,16 +730,24 @@ class Shard:
             if self.ledger.confirm(entry):
                 self._bus.receiver.on_subscribed(entry.topic)
         elif isinstance(error, ReplyError):
-            record(
-                CONNECTION,
-                logging.ERROR,
-                "subscription.refused",
-                "%s refused a subscription to %s: %s",
-                self.connector.address,
-                entry.topic.decode(),
-                error,
-            )
+            if self.pushes.wire is None:
+                self._refused.append((entry.topic, error))
+            else:
+                self._note_refused(entry.topic, error)
             self.ledger.refuse(entry, self.sender.refused(error))
+
+    def _note_refused(self, topic: bytes, error: ReplyError) -> None:
+        diagnosis = self.connector.remedies.diagnose(str(error))
+        self._faults.warn(
+            CONNECTION,
+            "subscription.refused",
+            diagnosis.cause,
+            "%s refused a subscription to %s: %s",
+            self.connector.address,
+            topic.decode(),
+            diagnosis.reason,
+            level=logging.ERROR,
+        )
 
     def subscribe(self, topic: Topic) -> None:
         entry = self.ledger.want(topic.name, topic.partition)
@@ -937,8 +963,15 @@ class RedisBus(Bus):
         self._is_up = False
         self._is_closed = False
         connect_timeout = max(1.0, options.send_timeout)
+        texts = {script.sha.decode(): script.text.decode() for script in self.scripts}
         self._shards = [
-            Shard(self, index, Connector(host, connect_timeout=connect_timeout))
+            Shard(
+                self,
+                index,
+                Connector(
+                    host, connect_timeout=connect_timeout, remedies=Remedies(host, options.prefix, texts)
+                ),
+            )
             for index, host in enumerate(options.hosts)
         ]
 
@@ -1257,6 +1290,30 @@ def _forget(answer: asyncio.Future[Any]) -> None:
     """Take note of an answer that changes nothing, also if it is an error."""
     if not answer.cancelled():
         answer.exception()
+
+
+def _raise_last_words(replies: Collection[asyncio.Future[Any]]) -> None:
+    """Raise why the connection ended, if it did: what the server said before, as that no more clients fit."""
+    errors = [reply.exception() for reply in replies]
+    ends = [error for error in errors if error is not None and not isinstance(error, ReplyError)]
+    if ends:
+        # What a user may not do ends no connection.
+        words = [
+            error
+            for error in errors
+            if isinstance(error, ReplyError) and not str(error).startswith(("NOPERM", "ERR unknown"))
+        ]
+        raise words[0] if words else ends[0]
+
+
+def _raise_refusals(replies: Collection[asyncio.Future[Any]]) -> None:
+    """Raise what was refused; where these are rights, all of them."""
+    refusals = list(
+        dict.fromkeys(str(error) for reply in replies if (error := reply.exception()) is not None)
+    )
+    if refusals:
+        rights = [refusal for refusal in refusals if refusal.startswith("NOPERM")]
+        raise ReplyError("; ".join(rights or refusals[:1]))
 
 
 def _run_id(info: asyncio.Future[bytes]) -> bytes:

@@ -19,6 +19,7 @@ from .delivery import Numbers
 from .layout import Lease
 from .lines import Line, own
 from .pacing import EARLY
+from .remedies import Remedies
 from .watch import UNWRITABLE
 from .wire import Answer, NoAnswer, NotSent, WireProtocol, fail
 
@@ -218,13 +219,13 @@ class Sender:
         self,
         line: Line,
         address: str,
-        prefix: str,
+        remedies: Remedies,
         load_scripts: Callable[[WireProtocol], list[asyncio.Future[Any]]],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._line = line
         self._address = address
-        self._prefix = prefix
+        self._remedies = remedies
         self._load_scripts = load_scripts
         # Replies to SCRIPT LOAD that are due; then, until a time of the loop, why it is no use.
         self._loading = 0
@@ -369,7 +370,7 @@ class Sender:
             return loads < _MOST_LOADS and self._load(wire)
         text = _words_of(exc)
         if text.startswith(_UNSERVING):
-            self._line.give_up(wire, text)
+            self._line.give_up(wire, self._remedies.diagnose(text).reason)
             return True
         return False
 
@@ -406,10 +407,7 @@ class Sender:
                 )
         if text.startswith((*UNWRITABLE, "BUSY")):
             return LayerUnavailable(self._address, text, is_refusal=True)
-        if text.startswith("NOPERM"):
-            prefix = self._prefix
-            text += f" (the user needs the patterns ~{prefix}:* and &{prefix}:*, and the commands of scripts)"
-        return ChannelLayerError(f"{self._address} refused: {text}")
+        return ChannelLayerError(f"{self._address} refused: {self._remedies.diagnose(text).reason}")
 
 
 def is_script_missing(exc: BaseException) -> bool:

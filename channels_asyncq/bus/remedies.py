@@ -1,0 +1,236 @@
+"""
+What the errors of a connection mean, and what helps: a table. No I/O.
+
+A row is found by the words of redis-py, the TLS library, the operating system or the server. It adds the remedy
+to these words and says whether waiting may help.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from ..options import Host
+
+__all__ = ["PLAIN", "PROXY", "TLS", "WEB", "Diagnosis", "Heals", "Remedies", "unsupported"]
+
+#: The oldest server that has what the scripts use (XTRIM MINID, INFO errorstats).
+OLDEST = (6, 2)
+
+# What a look at the port itself has found.
+PLAIN = "the port answers in plain text, without TLS"
+TLS = "the port speaks TLS"
+WEB = "a web server answers there"
+PROXY = "it answers PING and closes the connection at INFO"
+
+
+class Heals(Enum):
+    """Whether an error may end while a send waits."""
+
+    YES = auto()
+    NO = auto()
+    #: Only if the credentials come from a provider: the next ones may be right.
+    WITH_PROVIDER = auto()
+
+
+class _Row(NamedTuple):
+    words: re.Pattern[str]
+    remedy: str
+    heals: Heals
+
+
+def _row(words: str, remedy: str, heals: Heals = Heals.NO) -> _Row:
+    return _Row(re.compile(words), remedy, heals)
+
+
+# The first row that fits counts. In a remedy `{user}`, `{prefix}` and `{rights}` stand for those of the host.
+_TABLE = (
+    # What is spoken there.
+    _row(
+        f"{PLAIN}|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|HTTP_REQUEST",
+        "Use redis:// in place of rediss://, or the port on which the server speaks TLS",
+    ),
+    _row(
+        rf'{TLS}|got "\\x1[56]" as reply type byte',
+        "Use rediss:// in place of redis://, or the port on which the server speaks plain text",
+    ),
+    _row(
+        f'{WEB}|got "[<H]" as reply type byte',
+        "That is HTTP: check host and port in `hosts`; a Redis or Valkey server is mostly at port 6379",
+    ),
+    # Certificates.
+    _row(
+        "CERTIFICATE_VERIFY_FAILED.*(mismatch|not valid for)",
+        "Give the host by a name or address that the server's certificate has, or have this one put into it",
+    ),
+    _row("CERTIFICATE_VERIFY_FAILED.*expired", "Renew the server's certificate"),
+    _row(
+        "CERTIFICATE_VERIFY_FAILED.*not yet valid", "Compare the clocks of this machine and of the server's"
+    ),
+    _row(
+        "CERTIFICATE_VERIFY_FAILED",
+        "Name the file of the authority that signed the server's certificate: "
+        "rediss://HOST?ssl_ca_certs=/path/of/ca.pem",
+    ),
+    _row(
+        "ALERT_CERTIFICATE_REQUIRED|ALERT_BAD_CERTIFICATE|ALERT_UNKNOWN_CA|HANDSHAKE_FAILURE",
+        "The server may want a certificate of its clients: give ssl_certfile and ssl_keyfile",
+    ),
+    # Who may.
+    _row(
+        "WRONGPASS|invalid username-password pair|invalid password",
+        "Check the password of the user {user} in `hosts`; in a URL, special characters are percent-encoded",
+        Heals.WITH_PROVIDER,
+    ),
+    _row(
+        "NOAUTH|Authentication required",
+        "Give the password in `hosts`, as in redis://:PASSWORD@HOST or redis://USER:PASSWORD@HOST",
+        Heals.WITH_PROVIDER,
+    ),
+    _row(
+        "called without any password|AUTH, but no password is set",
+        "Leave the password out of `hosts`, or set one in the server (requirepass)",
+    ),
+    _row(
+        "NOPERM|ACL failure in script|The user executing the script can't|has no permissions",
+        "Grant the user {user} {rights} (all that is needed: access control, on the page of advanced settings)",
+    ),
+    # What the server is, and how it is set up.
+    _row(
+        "DENIED .*protected mode",
+        "Set a password in the server (requirepass) and give it in `hosts`, or connect over 127.0.0.1",
+    ),
+    _row(
+        "max number of clients",
+        "Raise `maxclients` of the server, or close other connections: each event loop has two, and each process "
+        "two more for callers without a lasting loop",
+        Heals.YES,
+    ),
+    _row(
+        r"CLUSTERDOWN|CROSSSLOT|^MOVED |^ASK \d|not allowed in cluster mode",
+        "That is a node of a Redis Cluster, which is not supported: use one server, or list several in `hosts`",
+    ),
+    _row(
+        r"^it is Redis \d",
+        f"Redis {OLDEST[0]}.{OLDEST[1]} is the oldest that works: update the server, or use Valkey",
+    ),
+    _row(
+        "^it is a Sentinel",
+        'Name the Sentinels so: {{"sentinels": [("HOST", 26379)], "master_name": "mymaster"}}',
+    ),
+    _row(
+        f"{PROXY}|unknown command .?(ROLE|SCRIPT|EVALSHA|SUBSCRIBE|PUBLISH|SELECT)",
+        "A proxy that passes neither pub/sub nor scripts, such as Twemproxy, cannot be used, and neither can a "
+        "server whose commands were renamed: connect to the server itself",
+    ),
+    _row(
+        "DB index is out of range|invalid DB index",
+        "The server has fewer databases: use a lower number in the URL, or raise its `databases`",
+    ),
+    # How to get there.
+    _row(
+        "(?i)name or service not known|nodename nor servname|name resolution|no address associated|getaddrinfo",
+        "The name does not resolve: check the host in `hosts`, and the DNS of this machine or container",
+        Heals.YES,
+    ),
+    _row(
+        "Connect call failed|Connection refused|[Cc]onnecting to /.*No such file",
+        "Nobody listens there: check that the server runs, and host and port (or path) in `hosts`",
+        Heals.YES,
+    ),
+    _row(
+        "(?i)connecting to /.*permission denied",
+        "The user of this process may not use the socket: check its mode (unixsocketperm) and owner",
+    ),
+)
+
+# An end without a word: more can be learnt by a look at the port.
+_WORDLESS = re.compile(
+    "(?i)connection reset|broken pipe|closed the connection|closed by server|connection lost|EOF occurred"
+)
+
+_COMMAND_REFUSED = re.compile(r"run the '([\w|]+)' command")
+# Redis 7.0 does not name the command that a script may not run, but where that is.
+_PLACE = re.compile(r"script: ([0-9a-f]{40}), on @user_script:(\d+)")
+_COMMAND = re.compile(r"redis\.p?call\(\s*'(\w+)'")
+# An explanation of many sentences, as that of the protected mode, is cut after the first.
+_MOST_WORDS = 200
+_SENTENCE = re.compile(r"(?<=[.!?]) ")
+
+
+class Diagnosis(NamedTuple):
+    """
+    What an error means.
+
+    `reason`: its words, and the remedy if there is one. `cause`: the same for errors that differ in words only.
+    `heals`: waiting may help. `is_wordless`: the connection ended, and nobody said why.
+    """
+
+    reason: str
+    cause: str
+    heals: bool
+    is_wordless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Remedies:
+    """The table for one host. `scripts` are the texts of the scripts, by SHA-1."""
+
+    host: Host
+    prefix: str
+    scripts: Mapping[str, str]
+
+    def diagnose(self, words: str, clean: Callable[[str], str] = str) -> Diagnosis:
+        """Return what an error means; of an error that was diagnosed already, the same. `clean` hides secrets."""
+        row = next((row for row in _TABLE if row.words.search(words)), None)
+        if row is None:
+            reason = clean(words)
+            return Diagnosis(reason, reason, True, _WORDLESS.search(words) is not None)
+        remedy = row.remedy.format(user=self._user, prefix=self.prefix, rights=self._rights(words))
+        heals = row.heals is Heals.YES or (row.heals is Heals.WITH_PROVIDER and self._has_provider)
+        if remedy in words:
+            return Diagnosis(words, remedy, heals)
+        said = clean(_shortened(words))
+        return Diagnosis(f"{said}{'' if said.endswith(('.', '?', '!')) else '.'} {remedy}", remedy, heals)
+
+    @property
+    def _user(self) -> str:
+        return repr(self.host.arguments.get("username") or "default")
+
+    @property
+    def _has_provider(self) -> bool:
+        return self.host.arguments.get("credential_provider") is not None
+
+    def _rights(self, words: str) -> str:
+        """Return what the user lacks, as ACL SETUSER takes it; all of it where the server does not say."""
+        commands = _COMMAND_REFUSED.findall(words)
+        for sha, number in _PLACE.findall(words):
+            lines = self.scripts.get(sha, "").splitlines()
+            called = _COMMAND.search(lines[int(number) - 1]) if int(number) <= len(lines) else None
+            if called is not None and "to the channel" not in words:
+                commands.append(called[1].lower())
+        rights = [f"+{command}" for command in dict.fromkeys(commands)]
+        if re.search(r"\bkeys?\b", words):
+            rights.append(f"~{self.prefix}:*")
+        if re.search(r"\bchannels?\b", words):
+            rights.append(f"&{self.prefix}:*")
+        return " ".join(rights) or f"~{self.prefix}:* &{self.prefix}:* and the commands of the layer"
+
+
+def _shortened(words: str) -> str:
+    return words if len(words) <= _MOST_WORDS else _SENTENCE.split(words, maxsplit=1)[0]
+
+
+def unsupported(info: bytes) -> str | None:
+    """Return what INFO server says a server is that cannot be used; None if it may be, or does not say."""
+    said = dict(line.partition(":")[::2] for line in info.decode(errors="replace").splitlines())
+    if said.get("redis_mode") == "sentinel":
+        return "it is a Sentinel"
+    version = said.get("redis_version", "")
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST:
+        return f"it is Redis {version}"
+    return None
