@@ -132,7 +132,7 @@ async def test_waiting_for_a_place(make_each: MakeLayer) -> None:
 
 async def test_silent_server(make_layer: MakeLayer, own_redis_server: EmbeddedServer) -> None:
     """A send to a server that answers nothing fails when its time is over, though the clock is frozen."""
-    layer = await make_layer(hosts=[own_redis_server.url], send_timeout=0.5)
+    layer = await make_layer(hosts=[own_redis_server.url], send_timeout=2)
     await layer.new_channel()
     await layer.group_send("room", note(0))
     with frozen():
@@ -178,7 +178,7 @@ def in_a_thread(work: Callable[[], object]) -> BaseException | None:
 
 def test_sync_send_to_a_silent_server(own_redis_server: EmbeddedServer, prefix: str) -> None:
     """It fails when its time is over, and so does the next one when the clock goes on."""
-    layer = AsyncQueueChannelLayer(hosts=[own_redis_server.url], prefix=prefix, send_timeout=0.5)
+    layer = AsyncQueueChannelLayer(hosts=[own_redis_server.url], prefix=prefix, send_timeout=2)
 
     def send() -> None:
         layer.prepare_group_send("room", note(0))()
