@@ -16,6 +16,7 @@ import pytest
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from channels import db
 from django.db import connections
+from freezegun import freeze_time
 
 from channels_asyncq import database
 from tests.consumers import KINDS, OURS, Kind, Message, installed, make, talks
@@ -204,6 +205,21 @@ async def test_damaged_connection(kind: Kind, site: Database, prefix: str, damag
     site.configure(CONN_MAX_AGE=600)
     site.also = damage
     await _three_queries(kind, site, prefix)
+    assert site.were_open == [False] * 3
+
+
+async def test_frozen_clock(kind: Kind, site: Database, prefix: str) -> None:
+    """A connection grows old by Django's clock, also where a test turns that by hand."""
+    if site._settings["OPTIONS"].get("pool"):
+        pytest.skip("Django allows no pool of persistent connections")
+    site.configure(CONN_MAX_AGE=600)
+    with freeze_time("2100-01-01", real_asyncio=True) as frozen:
+
+        def grow_old(connection: Any) -> None:
+            frozen.tick(601)
+
+        site.also = grow_old
+        await _three_queries(kind, site, prefix)
     assert site.were_open == [False] * 3
 
 
