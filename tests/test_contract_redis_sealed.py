@@ -279,7 +279,7 @@ async def test_an_expiry_that_is_set_later(make_layer: MakeLayer, monkeypatch: p
     (member,) = await members_of(layer, "room", 1)
     layer.expiry = 100
     now, before = time.time_ns, iter([60 * 10**9])
-    monkeypatch.setattr("channels_asyncq.sealing.time.time_ns", lambda: now() - next(before, 0))
+    monkeypatch.setattr("channels_asyncq.sealing.time_ns", lambda: now() - next(before, 0))
     await layer.group_send("room", note(1))
     assert await receive(layer, member) == note(1)
 
