@@ -713,6 +713,13 @@ class Hub:
                 return envelope
         return None
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a message, or holds a channel open to read from it."""
+        return bool(self._watchers) or any(
+            buffer.is_awaited or buffer.is_kept for buffer in self.channels.values()
+        )
+
     def watch(self) -> asyncio.Future[None]:
         """Return a future that is done after the next delivery, or when a channel or the hub is closed."""
         watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()

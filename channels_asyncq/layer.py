@@ -418,7 +418,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         if session is not None and isinstance(channel, str):
             buffer = session.hub.channels.get(channel)
             if buffer is not None:
-                return session.opened(buffer.take() or await buffer.get_next())
+                envelope = buffer.take()
+                if envelope is None:
+                    if session.is_resting:
+                        session.rest_no_more()
+                    envelope = await buffer.get_next()
+                return session.opened(envelope)
         self.require_valid_channel_name(channel, receive=True)
         return await (await self._session()).receive(channel)
 
@@ -644,6 +649,19 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             self._owners.clear()
         leave_broker(self.options.prefix, self.options.hosts[0].db, self)
         return sessions
+
+    async def close_pools(self) -> None:
+        """
+        Close the running loop's connections; they are opened again when the loop next uses the layer.
+
+        For code that was written for channels_redis: here connections need no closing before the loop ends.
+        Channels, messages in them and memberships stay, and what is sent meanwhile is read from the logs.
+        Connections stay too while somebody on the loop waits for a message or an answer. A loop that only sent
+        for a moment has none: the relay's are those of the whole process. Cancelling is safe.
+        """
+        session = self._sessions.get(asyncio.get_running_loop())
+        if session is not None and not session.is_closed:
+            await session.rest()
 
     def close_from_thread(self) -> None:
         """

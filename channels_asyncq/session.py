@@ -285,6 +285,8 @@ class Session:
         self._overruns_lock = threads.lock()
         #: Whether the server has confirmed the inbox.
         self.is_announced = False
+        #: Whether the connections were closed until they are needed; they may be there again.
+        self.is_resting = False
         self._was_up = False
         self._held_since = 0.0
         self._is_pausing = False
@@ -408,6 +410,8 @@ class Session:
         return message
 
     async def _next(self, channel: str) -> Envelope:
+        if self.is_resting:
+            self.rest_no_more()
         buffer = self.hub.channels.get(channel)
         if buffer is not None:
             return await buffer.get()
@@ -984,6 +988,39 @@ class Session:
                 self._bus.unsubscribe(self._topics.queue(reader.channel).topic)
         if self.hub.channels or self.hub.closed_names or self._readers:
             self._sweep_later()
+
+    # Resting
+
+    async def rest(self) -> None:
+        """
+        Close the connections until this loop uses the layer again, unless something here waits for them.
+
+        Channels, what waits in them and memberships stay. Cancelling is safe.
+        """
+        await self._bus.answered()
+        if self.is_closed or self._is_awaited():
+            return
+        closing = self._bus.rest()
+        if closing is not None:
+            # It is no outage: nobody is told that it is over.
+            self.is_announced = self._was_up = False
+            self.is_resting = True
+            await closing
+
+    def _is_awaited(self) -> bool:
+        """Tell whether somebody would wait in vain without connections."""
+        return (
+            bool(self._requests or self._lines or self._joining or self._closing)
+            or self._retry is not None
+            or self._slices.is_busy
+            or self.hub.is_awaited
+            or not all(reader.is_idle for reader in self._readers.values())
+        )
+
+    def rest_no_more(self) -> None:
+        """Open the connections again: somebody waits for a message."""
+        self.is_resting = False
+        self._bus.start()
 
     # Ending
 

@@ -135,7 +135,20 @@ class Bus(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Begin connecting; never waits."""
+        """Begin connecting, unless that is done or under way; never waits."""
+
+    async def answered(self) -> None:
+        """Return when what was sent before has its answers, or never will have them."""
+        return
+
+    def rest(self) -> Awaitable[None] | None:
+        """
+        Close the connections until something is sent or `start()` is called; the result is done when they are.
+
+        What is subscribed to stays so: what was missed is read from the logs, as after a lost connection. None if
+        there is nothing to close, or something waits for an answer.
+        """
+        return None
 
     @abstractmethod
     async def close(self) -> None:

@@ -9,7 +9,8 @@ import copy
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -110,6 +111,7 @@ class Line:
     overdue | no   | no    | yes     | fails        | connection: up, or refused if the last one was given up
             |      |       |         |              | for what the server answered
     refused | yes  | no    | yes     | is written   | `serves()`: up; loss: overdue
+    resting | no   | no    | no      | waits        | `start()`: waiting, as at the beginning
 
     An attempt that fails for what waiting cannot help against makes it overdue at once.
     Overdue, everything that waits or is unanswered fails, and so does what a connection leaves unanswered. The
@@ -509,6 +511,41 @@ class Line:
                 raise own(self._overdue)
             with contextlib.suppress(LayerUnavailable):
                 await self._next_wire()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is unanswered, or waits for the connection."""
+        wire = self.wire
+        return bool(self._waiters or self._unanswered or (wire is not None and wire.pending))
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether there is no connection, and none is being made."""
+        return self.wire is None and self._task is None
+
+    def rest(self) -> Coroutine[Any, Any, None]:
+        """
+        End the connection, or the attempts at one, until the next `start()`. Not for a line that is busy.
+
+        The coroutine only waits for the end: a new connection may be made meanwhile.
+        """
+        self._end_outage()
+        task, self._task = self._task, None
+        wire, self.wire, self.open_wire = self.wire, None, None
+        self.was_up = self.is_refusing = False
+        self._delay = _FIRST_DELAY
+        self.reason = "closed until it is needed"
+        if self._on_lost is not None:
+            self._on_lost()
+        return self._ended(task, wire)
+
+    @staticmethod
+    async def _ended(task: asyncio.Task[None] | None, wire: WireProtocol | None) -> None:
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        if wire is not None:
+            await wire.close()
 
     async def close(self) -> None:
         """End the connection and the attempts at one. Safe to call twice."""

@@ -10,7 +10,7 @@ import math
 import random
 import weakref
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -265,6 +265,8 @@ class Shard:
         reconnects = self.commands.reconnects + self.pushes.reconnects
         if self.is_up:
             return Link(self.connector.address, "connected", reconnects)
+        if self.commands.is_resting and self.pushes.is_resting:
+            return Link(self.connector.address, "closed", reconnects, self.commands.reason)
         reason = self.commands.reason or self.pushes.reason
         return Link(self.connector.address, "connecting", reconnects, reason)
 
@@ -276,6 +278,7 @@ class Shard:
             self._bus.receiver.on_answerable()
             if self.pushes.wire is None:
                 self._renew_later()
+                self.pushes.start()  # if both were resting
         self._bus.on_change()
 
     async def _set_up_commands(self, wire: WireProtocol) -> None:
@@ -901,6 +904,21 @@ class Shard:
         self.commands.start()
         self.pushes.start()
 
+    async def answered(self) -> None:
+        wire = self.commands.wire
+        if wire is not None and not wire.is_lost:
+            await asyncio.wait([wire.call("PING")])
+
+    @property
+    def is_busy(self) -> bool:
+        return self.commands.is_busy or self.pushes.is_busy or self._changing is not None
+
+    def rest(self) -> Awaitable[object]:
+        closing = asyncio.gather(self.commands.rest(), self.pushes.rest())
+        # Nor is the lease renewed: it runs out.
+        self._stop_renewal()
+        return closing
+
     async def close(self) -> None:
         self._is_closed = True
         self._stop_fence()
@@ -978,6 +996,16 @@ class RedisBus(Bus):
     def start(self) -> None:
         for shard in self._shards:
             shard.start()
+
+    async def answered(self) -> None:
+        await asyncio.gather(*(shard.answered() for shard in self._shards))
+
+    def rest(self) -> Awaitable[None] | None:
+        if self._is_closed or any(shard.is_busy for shard in self._shards):
+            return None
+        # It is no outage: nobody is told that it was down.
+        self._is_up = False
+        return _all_done([shard.rest() for shard in self._shards])
 
     async def close(self) -> None:
         self._is_closed = True
@@ -1284,6 +1312,10 @@ def _packed(*command: bytes | str | int) -> bytes:
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+async def _all_done(awaitables: Iterable[Awaitable[object]]) -> None:
+    await asyncio.gather(*awaitables)
 
 
 def _forget(answer: asyncio.Future[Any]) -> None:
