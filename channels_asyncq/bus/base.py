@@ -8,11 +8,21 @@ from collections.abc import Awaitable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from channels.exceptions import ChannelFull
+
 from ..envelopes import Envelope
 from ..topics import Topic
 
 # A sender that waits for a place in a normal channel and has not asked again for so long waits no more.
 WAITS_SECONDS = 1.0
+
+
+def channel_full(channel: str, capacity: int) -> ChannelFull:
+    """Return the error for a message that a normal channel has no place for."""
+    return ChannelFull(
+        f"channel {channel!r} holds {capacity} messages, its capacity, or one less while others wait for it; "
+        "start more readers, raise `capacity` or `channel_capacity`, or use send_wait()"
+    )
 
 
 class Receiver(Protocol):

@@ -7,8 +7,6 @@ import weakref
 from collections import defaultdict
 from collections.abc import Awaitable
 
-from channels.exceptions import ChannelFull
-
 from .. import threads
 from ..buffers import ChannelBuffer, Tally
 from ..clock import monotonic
@@ -18,7 +16,7 @@ from ..intake import Intake
 from ..options import Options
 from ..slices import Slice
 from ..topics import Topic, Topics, node_of
-from .base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver
+from .base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver, channel_full
 
 
 class Broker:
@@ -126,7 +124,7 @@ class Broker:
                 if waiter is not None:
                     node, since = waiter
                     self._waiting[channel][node] = since, monotonic() + WAITS_SECONDS
-                raise ChannelFull(f"channel {channel!r} holds {capacity} messages, its capacity")
+                raise channel_full(channel, capacity)
             if waiter is not None:
                 self._stop_waiting(channel, waiter[0])
             return self._publish(topic, None)

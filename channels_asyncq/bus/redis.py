@@ -16,7 +16,6 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
-from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
@@ -40,7 +39,7 @@ from ..options import Options
 from ..sealing import LOG, QUEUE, TOPIC, Seal, place
 from ..slices import Slice
 from ..topics import NOT_LOGGED, Topic, Topics, node_of
-from .base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver
+from .base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver, channel_full
 from .connections import Connector, let_go
 from .delivery import Numbers, parse_position, stream_of
 from .layout import Layout, Lease, Standing
@@ -124,10 +123,7 @@ class QueueRoute:
 
     async def send(self, payload: bytes) -> None:
         if not await self._sender.send(self, self._names, payload):
-            raise ChannelFull(
-                f"channel {self._channel!r} holds {self._capacity} messages, its capacity; start more readers, "
-                "raise `capacity` or `channel_capacity`, or use send_wait()"
-            )
+            raise channel_full(self._channel, self._capacity)
 
     def pack(self, messages: list[Message]) -> bytes:
         number = self._numbers.take()
