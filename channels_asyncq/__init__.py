@@ -85,11 +85,17 @@ def get_layer(alias: str = "default") -> "AsyncQueueChannelLayer":
     Raises:
         ImproperlyConfigured: there is no such alias in CHANNEL_LAYERS, or its BACKEND is another one.
     """
-    from channels.layers import get_channel_layer
+    from channels.layers import channel_layers, get_channel_layer
     from django.core.exceptions import ImproperlyConfigured
 
     from .layer import AsyncQueueChannelLayer
+    from .options import Options
 
+    if alias not in channel_layers.backends and alias in channel_layers.configs:
+        config: object = channel_layers.configs[alias].get("CONFIG", {})
+        if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+            # Channels takes it apart, and Python's error about that names no setting.
+            Options.from_config(config)
     layer = get_channel_layer(alias)
     if isinstance(layer, AsyncQueueChannelLayer):
         return layer

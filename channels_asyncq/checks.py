@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,26 +14,87 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
+from .bus.connections import check_hosts
 from .layer import AsyncQueueChannelLayer
 from .options import DEFAULT_PORT, Host, Options
 
+_BACKEND = "channels_asyncq.AsyncQueueChannelLayer"
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+# How much another path resembles ours that is a typo, and no layer of somebody else.
+_ALIKE = 0.8
 
-def _configured() -> Iterator[tuple[str, dict[str, Any]]]:
+
+def _entries() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the aliases of CHANNEL_LAYERS with their entries, as far as these are such."""
+    configured = getattr(settings, "CHANNEL_LAYERS", {})
+    if isinstance(configured, Mapping):
+        for alias, entry in configured.items():
+            if isinstance(entry, Mapping):
+                yield alias, entry
+
+
+def _backend(path: object) -> object:
+    """Return what a BACKEND names, None if it cannot be imported."""
+    if not isinstance(path, str) or not _DOTTED.fullmatch(path):
+        return None
+    try:
+        return import_string(path)
+    except ImportError:
+        return None  # Channels reports that itself, when the layer is used
+
+
+def _is_ours(path: object) -> bool:
+    backend = _backend(path)
+    return isinstance(backend, type) and issubclass(backend, AsyncQueueChannelLayer)
+
+
+def _configured() -> Iterator[tuple[str, Any]]:
     """Yield the aliases whose BACKEND is this layer, with their CONFIG."""
-    for alias, entry in getattr(settings, "CHANNEL_LAYERS", {}).items():
-        try:
-            backend = import_string(entry["BACKEND"])
-        except (KeyError, ImportError):
-            continue  # Channels reports that itself, when the layer is used
-        if isinstance(backend, type) and issubclass(backend, AsyncQueueChannelLayer):
+    for alias, entry in _entries():
+        if _is_ours(entry.get("BACKEND")):
             yield alias, entry.get("CONFIG", {})
 
 
-def _options(config: dict[str, Any]) -> Options | None:
+def _options(config: Any) -> Options | None:
     try:
         return Options.from_config(config)
     except ImproperlyConfigured:
         return None
+
+
+@register(Tags.compatibility)
+def check_backends(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E002: CHANNEL_LAYERS, or an entry of it, is of a wrong type, or names this layer with a typo."""
+    configured = getattr(settings, "CHANNEL_LAYERS", {})
+    if not isinstance(configured, Mapping):
+        # Its value may hold passwords.
+        return [_no_backend(f"CHANNEL_LAYERS must be a dict of aliases, and is {type(configured).__name__}.")]
+    messages: list[CheckMessage] = []
+    for alias, entry in configured.items():
+        if not isinstance(entry, Mapping):
+            messages.append(_no_backend(f"CHANNEL_LAYERS[{alias!r}] must be a dict with BACKEND and CONFIG."))
+        elif "BACKEND" in entry and (problem := _problem_of(entry["BACKEND"])) is not None:
+            messages.append(
+                _no_backend(f"CHANNEL_LAYERS[{alias!r}]: BACKEND = {entry['BACKEND']!r}: {problem}")
+            )
+    return messages
+
+
+def _no_backend(problem: str) -> CheckMessage:
+    return Error(problem, hint=f'"BACKEND": "{_BACKEND}"', id="channels_asyncq.E002")
+
+
+def _problem_of(backend: object) -> str | None:
+    """Return what is wrong with a BACKEND, None if nothing is, or if it may be meant for another layer."""
+    if not isinstance(backend, str):
+        return f"must be the path of a class as a str, such as {_BACKEND!r}."
+    if _is_ours(backend):
+        return None
+    if backend.partition(".")[0] != __package__:
+        likeness = difflib.SequenceMatcher(None, backend.strip(), _BACKEND).ratio()
+        if likeness < _ALIKE or _backend(backend) is not None:
+            return None
+    return f"is no channel layer that can be imported. Did you mean {_BACKEND!r}?"
 
 
 @register(Tags.compatibility)
@@ -43,6 +105,7 @@ def check_config(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
     for alias, config in _configured():
         try:
             options = Options.from_config(config)
+            check_hosts(options)
         except ImproperlyConfigured as exc:
             messages.append(Error(f"CHANNEL_LAYERS[{alias!r}]: {exc}", id="channels_asyncq.E001"))
             continue
@@ -99,11 +162,15 @@ def _named(host: str) -> str:
 
 def _caches() -> Iterator[tuple[str, _Place]]:
     """Yield the aliases of CACHES that are on a Redis or Valkey server, with each place."""
-    for alias, entry in getattr(settings, "CACHES", {}).items():
-        location = entry.get("LOCATION", "")
+    caches = getattr(settings, "CACHES", {})
+    for alias, entry in caches.items() if isinstance(caches, Mapping) else ():
+        if not isinstance(entry, Mapping):
+            continue
+        location, options = entry.get("LOCATION", ""), entry.get("OPTIONS")
+        options = options if isinstance(options, Mapping) else {}
         urls = re.split("[;,]", location) if isinstance(location, str) else location
         for url in urls if isinstance(urls, (list, tuple)) else ():
-            place = _place_of_cache(url.strip(), entry.get("OPTIONS") or {}) if isinstance(url, str) else None
+            place = _place_of_cache(url.strip(), options) if isinstance(url, str) else None
             if place is not None:
                 yield alias, place
 

@@ -179,13 +179,17 @@ class Options:
         return frozenset(filter(None, (self.on_loss, self.on_disconnect, self.on_reconnect)))
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Options:
+    def from_config(cls, config: Any) -> Options:
         """
         Return the options that `config` describes; what it leaves out has its default.
 
         Raises:
             ImproperlyConfigured: an unknown key, a wrong type or an impossible value.
         """
+        if not isinstance(config, Mapping):
+            _refuse(
+                "CONFIG", config, f'must be a dict such as {{"hosts": ["{DEFAULT_URL}"]}}, or be left out.'
+            )
         values: dict[str, Any] = {}
         for key, value in config.items():
             if key in _CHECKS:

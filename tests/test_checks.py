@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.core.checks import Tags, run_checks
+from django.core.exceptions import ImproperlyConfigured
+
+import channels_asyncq
+from channels_asyncq import checks
 
 OURS = "channels_asyncq.AsyncQueueChannelLayer"
 
@@ -45,6 +50,110 @@ def test_bad_config(settings: Any) -> None:
     assert "'chat'" in text and "capactiy" in text and "capacity" in text
 
 
+REDIS = "django.core.cache.backends.redis.RedisCache"
+
+
+def cache(location: object, backend: str = REDIS, **options: Any) -> dict[str, Any]:
+    return {"default": {"BACKEND": backend, "LOCATION": location, "OPTIONS": options}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, [], ["redis://localhost"], "redis://localhost", 5, {5: "redis://localhost"}],
+    ids=repr,
+)
+def test_config_of_a_wrong_type(settings: Any, config: Any) -> None:
+    """E001 for a CONFIG that is no dict of names; and the layer says the same when it is asked for."""
+    settings.CHANNEL_LAYERS = layers(chat=config)
+    ((code, text),) = found()
+    assert code == "channels_asyncq.E001"
+    assert "'chat'" in text and ("CONFIG = " in text or "5 = " in text)
+    with pytest.raises(ImproperlyConfigured, match=r"CONFIG|there is no such key"):
+        channels_asyncq.get_layer("chat")
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        5,
+        "redis://localhost",
+        b"redis://localhost",
+        {"host": "localhost"},
+        [5],
+        [None],
+        [{"address": 5}],
+        object(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_hosts_of_a_wrong_type(settings: Any, hosts: Any) -> None:
+    """E001 names the key."""
+    settings.CHANNEL_LAYERS = layers(chat={"hosts": hosts})
+    ((code, text),) = found()
+    assert code == "channels_asyncq.E001"
+    assert "'chat'" in text and "hosts" in text and "must be" in text
+
+
+def test_file_that_is_not_there(settings: Any) -> None:
+    """E001 for a file of TLS that cannot be read."""
+    settings.CHANNEL_LAYERS = layers(chat={"hosts": ["rediss://localhost?ssl_ca_certs=/no/such/file"]})
+    ((code, text),) = found()
+    assert code == "channels_asyncq.E001"
+    assert "/no/such/file" in text
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "channels_asyncq.AsyncQueueChanelLayer",
+        "channels_asyncq.layers.AsyncQueueChannelLayer",
+        "chanels_asyncq.AsyncQueueChannelLayer",
+        "channels_asyncq.AsyncQueueChannelLayer ",
+        ".channels_asyncq.AsyncQueueChannelLayer",
+        "channels_asyncq",
+        "channels_asyncq.sync",
+    ],
+)
+def test_backend_with_a_typo(settings: Any, backend: str) -> None:
+    """E002 names the right one."""
+    settings.CHANNEL_LAYERS = {"chat": {"BACKEND": backend}}
+    ((code, text),) = found()
+    assert code == "channels_asyncq.E002"
+    assert "'chat'" in text and repr(backend) in text and f"{OURS!r}" in text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        "channels_asyncq.AsyncQueueChannelLayer",
+        {"chat": None},
+        {"chat": "channels_asyncq.AsyncQueueChannelLayer"},
+        {"chat": {"BACKEND": channels_asyncq.AsyncQueueChannelLayer}},
+        {"chat": {"BACKEND": 5}},
+        {"chat": {"BACKEND": None}},
+    ],
+    ids=repr,
+)
+def test_layers_of_a_wrong_type(settings: Any, value: Any) -> None:
+    """E002 says what belongs there, and no other check stumbles."""
+    settings.CHANNEL_LAYERS = value
+    ((code, text),) = found(deploy=True)
+    assert code == "channels_asyncq.E002"
+    assert "CHANNEL_LAYERS" in text and "must be" in text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [], {"default": None}, {"default": {"LOCATION": 5}}, cache("redis://h") | {"o": {"OPTIONS": 5}}],
+)
+def test_caches_of_a_wrong_type(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    """That is for Django to say, which stumbles over it; no check of ours does."""
+    monkeypatch.setattr(checks, "settings", SimpleNamespace(CHANNEL_LAYERS=layers(chat={}), CACHES=value))
+    assert checks.check_caches(None) == []
+
+
 def test_memory_in_production(settings: Any) -> None:
     """W001 comes with --deploy only, and not for a CONFIG that is wrong anyway."""
     settings.CHANNEL_LAYERS = layers(a={"hosts": ["memory://"]}, b={"hosts": "memory://"}, c={"prefix": "c"})
@@ -59,13 +168,6 @@ def test_two_aliases_in_one_place(settings: Any) -> None:
     ((code, text),) = found()
     assert code == "channels_asyncq.W002"
     assert "'a'" in text and "'b'" in text
-
-
-REDIS = "django.core.cache.backends.redis.RedisCache"
-
-
-def cache(location: object, backend: str = REDIS, **options: Any) -> dict[str, Any]:
-    return {"default": {"BACKEND": backend, "LOCATION": location, "OPTIONS": options}}
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ class Connector:
             try:
                 if context is not None:
                     context.get()
-            except (OSError, ValueError, TypeError) as exc:
+            except (OSError, ValueError, TypeError, OverflowError) as exc:
                 raise ImproperlyConfigured(
                     f"CHANNEL_LAYERS: TLS to {self.address} cannot be set up with the ssl_ arguments in `hosts` "
                     f"(files, password of the key, ciphers): {self._without_secrets(exc)}"
