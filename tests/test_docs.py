@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -419,6 +420,27 @@ def test_links(page: Path) -> None:
         assert other.exists(), target
         if anchor:
             assert anchor in anchors(other), target
+
+
+def test_links_of_the_readme_lead_somewhere_on_pypi() -> None:
+    """In the package's long description every link and picture has an address, ours that of what is there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    assert [fragment["path"] for fragment in hook["fragments"]] == ["README.md"]
+    text = README.read_text()
+    for substitution in hook["substitutions"]:
+        text = re.sub(substitution["pattern"], substitution["replacement"], text)
+    link, picture = (
+        f"{project['project']['urls']['Source']}/blob/main/",
+        "https://raw.githubusercontent.com/channels-asyncq/channels-asyncq/main/",
+    )
+    found = re.findall(r"(!?)\[[^]]*\]\(([^)\s]+)\)", FENCE.sub("", text))
+    assert all(re.match("https://|#", target) for _, target in found)
+    assert all(target.startswith(picture) for mark, target in found if mark)
+    ours = [target.removeprefix(link).removeprefix(picture) for _, target in found if "asyncq/" in target]
+    assert len(ours) > 15
+    for target in ours:
+        assert (ROOT / target.partition("#")[0]).exists(), target
 
 
 def test_index_lists_every_page() -> None:
