@@ -168,9 +168,11 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         self.have_counted()
 
     async def call_the_roll(self) -> None:
-        """Ask the room who is here, and tell it which messages it should have."""
+        """Ask the room who is here, tell it which messages it should have, and see that these are counted."""
         recent = await database_sync_to_async(Message.newest_ids)(self.room, RECENT)
         self.publish("chat.roll_call", recent=recent)
+        if recent and not await Tally.objects.filter(room=self.room, counted_to__gte=recent[0]).aexists():
+            self.have_counted()
 
     def have_counted(self) -> None:
         """Ask a worker to count what was said."""
@@ -184,8 +186,6 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         await self.tell("history", messages=messages[:HISTORY][::-1], truncated=truncated)
         tally = await Tally.objects.filter(room=self.room).afirst()
         await self.tell("tally", messages=tally.messages if tally else 0, words=tally.words if tally else 0)
-        if messages and (tally is None or tally.counted_to < messages[0]["id"]):
-            self.have_counted()  # Nobody could be asked when it was said.
 
     async def tell(self, kind: str, **frame: Any) -> None:
         """Send one frame to this page."""

@@ -20,6 +20,7 @@ let socket = null;
 let state = "connecting";
 let changedAt = Date.now();
 let failures = 0;
+let askAt = 0;
 let retryAt = 0;
 let retryTimer = 0;
 let heardAt = 0;
@@ -30,7 +31,7 @@ function connect() {
   show("connecting", failures ? "Reconnecting…" : "Connecting…");
   const address = new URL(`/ws/chat/${composer.dataset.room}/`, location.href);
   address.protocol = address.protocol.replace("http", "ws");
-  address.search = new URLSearchParams({ name: localStorage.getItem("name") ?? "", page, after: missedSince() });
+  address.search = new URLSearchParams({ name: localStorage.getItem("name") ?? "", page, after: complete });
   const opened = new WebSocket(address);
   socket = opened;
   heardAt = Date.now();
@@ -66,7 +67,7 @@ function send(frame) {
 }
 
 const OUTAGES = {
-  paused: "Live updates are interrupted. What you write is kept; the others see it afterwards.",
+  paused: "Live updates are interrupted. What you write is kept; the others see it a little later.",
   waiting: "There is no connection. What you write waits here and is sent when it is back.",
 };
 
@@ -92,6 +93,11 @@ function tick() {
   element("countdown").textContent = retryTimer && seconds > 0 ? `next try in ${seconds} s` : "";
   if (state === "live" && Date.now() - changedAt > STABLE) failures = 0;
   showFates();
+  if (state === "paused" && Date.now() > askAt) {
+    // The servers hear nothing of each other, but they share a database: the chat goes on, in larger steps.
+    askAt = Date.now() + 2000 + Math.random() * 2000;
+    send({ after: complete });
+  }
   if (socket && Date.now() - heardAt > SILENCE) {
     const silent = socket;
     lost(0);
@@ -138,6 +144,7 @@ const handlers = {
     }
     const stay = isAtEnd();
     messages.forEach(add);
+    if (messages.length) complete = messages.at(-1).id;
     element("empty").hidden = log.children.length > 0;
     if (stay) toEnd();
   },
@@ -177,7 +184,7 @@ const handlers = {
     if (!up) return show("paused", "Live updates interrupted");
     show("live", "Live");
     clearError();
-    send({ after: missedSince() });
+    send({ after: complete });
     // All pages hear this at once, and one call serves all of them.
     clearTimeout(rollTimer);
     rollTimer = setTimeout(() => send({ who: true }), Math.random() * 500);
@@ -191,11 +198,17 @@ const handlers = {
 // ---- Messages ----
 
 let highest = 0;
+let complete = 0; // Up to this id nothing is missing here: the database numbers in the order in which it stores.
 
-function missedSince() {
-  // Two servers may announce their messages in another order than they stored them, so ask for a few that
-  // are here already: add() drops what it knows.
-  return Math.max(0, highest - 20);
+function lookForMissing(recent) {
+  const ids = Array.isArray(recent) ? recent.filter(Number.isSafeInteger) : [];
+  if (!ids.length) return;
+  const newest = Math.max(...ids);
+  // Whoever is in the room has heard this call too, and looks for what it lacks as we do.
+  for (const id of kept.keys()) if (id <= newest) kept.delete(id);
+  const known = Math.min(...ids) <= complete && ids.every((id) => element(`message-${id}`));
+  if (known) complete = Math.max(complete, newest);
+  else send({ after: complete });
 }
 
 function add({ id, author, text, sent_at, key }) {
@@ -290,7 +303,7 @@ let settleTimer = 0;
 let knownAt = Date.now();
 
 function rollCall({ recent }) {
-  askForMissing(recent);
+  lookForMissing(recent);
   // Keep the old list on the page until everybody has had time to answer; then only the answers count.
   if (!answers) {
     settleTimer = setTimeout(() => {
@@ -312,14 +325,6 @@ function forgetTheRoll() {
   answers = null;
   typists.clear();
   showTypists();
-}
-
-function askForMissing(recent) {
-  // A call came over the room: what it names has reached the others, or they ask for it as we do.
-  const ids = Array.isArray(recent) ? recent.filter(Number.isSafeInteger) : [];
-  ids.forEach((id) => kept.delete(id));
-  const missing = ids.filter((id) => !element(`message-${id}`));
-  if (missing.length) send({ after: Math.max(0, Math.min(...missing) - 1) });
 }
 
 function setPresent(people) {
@@ -351,7 +356,7 @@ setInterval(showTypists, 1000);
 
 messageField.addEventListener("input", () => {
   fit();
-  if (messageField.value && Date.now() - typedAt > 2000) {
+  if (messageField.value && state === "live" && Date.now() - typedAt > 2000) {
     typedAt = Date.now();
     send({ typing: true });
   }
