@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from typing import Any
@@ -1450,3 +1452,20 @@ async def test_sequence_numbers_follow_the_calls(make: MakeOwner, redis_url: str
     await every([_wait(send) for send in sends])
     await eventually(lambda: len(owner.arrived) == 2000, "everything")
     assert [envelope.seq for _, envelope in owner.arrived] == list(range(1, 2001))
+
+
+async def test_closed_while_it_comes_up(redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bus whose connections come up in the turn in which it is closed sends no fences, and is freed."""
+    leave = Shard._leave
+
+    async def leave_when_it_is_up(shard: Shard) -> None:
+        await eventually(lambda: shard.is_up, "both connections")
+        await leave(shard)
+
+    monkeypatch.setattr(Shard, "_leave", leave_when_it_is_up)
+    owner = Owner(redis_url, prefix)
+    owner.bus.start()
+    await owner.bus.close()
+    reference = weakref.ref(owner)
+    del owner
+    await eventually(lambda: gc.collect() >= 0 and reference() is None, "the end of the bus")

@@ -614,6 +614,8 @@ class Shard:
             await arrived
 
     def _fence_in(self, seconds: float) -> None:
+        if self._is_closed:
+            return  # it came up in the turn in which it was closed
         self._stop_renewal()
         seconds *= _jitter.uniform(0.8, 1.2)
         loop = asyncio.get_running_loop()
