@@ -148,8 +148,9 @@ async def test_frozen_event_loop(make_each: MakeLayer) -> None:
     channel = await member_of(layer)
     with freeze_time(FAR):
         await layer.group_send("room", note(0))
+        assert await receive(layer, channel) == note(0)
         await layer.send(channel, note(1))
-        assert [await receive(layer, channel) for _ in range(2)] == [note(0), note(1)]
+        assert await receive(layer, channel) == note(1)
     await layer.group_send("room", note(2))
     assert await receive(layer, channel) == note(2)
 
