@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import re
 import shutil
@@ -543,7 +544,26 @@ async def test_sentinel_that_does_not_know(watched: EmbeddedServer) -> None:
     error = await unavailable({"sentinels": [("127.0.0.1", watched.port)], "master_name": "other"})
     assert f"127.0.0.1:{watched.port}" in error.reason
     assert "'other'" in error.reason
+    assert "Check `sentinels`" in error.reason
+    assert "'other'" in str(copy.copy(error))
     await no_clients_left(watched)
+
+
+async def test_sentinel_that_hangs_up() -> None:
+    """A Sentinel that ends the connection without a word, before any has named the master: nothing to look at."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+
+    async with serving(hang_up) as port:
+        host = connector({"sentinels": [("127.0.0.1", port)], "master_name": "mymaster"})
+        for error in (
+            await unavailable({"sentinels": [("127.0.0.1", port)], "master_name": "mymaster"}),
+            ConnectionResetError("Connection reset by peer"),
+        ):
+            diagnosis = await host.diagnose(error)
+            assert diagnosis.heals
+            assert "mymaster" in diagnosis.reason or "reset" in diagnosis.reason
 
 
 async def test_sentinel_that_is_silent(own_redis_server: EmbeddedServer, watched: EmbeddedServer) -> None:

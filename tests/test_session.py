@@ -456,6 +456,8 @@ class TestBadServers:
         assert all(isinstance(one, ChannelLayerError) and "NOPERM" in str(one) for one in errors), errors
         assert len(set(map(id, errors))) == 4
         server.restore()
+        # The next attempt to connect asks again.
+        await eventually(lambda: layer.statistics().connected, "the link")
         channel = await layer.new_channel()
         other = await make_redis_like(layer)
         try:

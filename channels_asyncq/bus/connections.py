@@ -15,7 +15,6 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import redis
@@ -65,9 +64,12 @@ _NO_SETINFO: Mapping[str, Any] = (
 _USER_TIMEOUT_MS = 10_000
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
-# A look at a port, after an error that does not say why: seconds for each thing that may be said, and for all.
+# A look at a port, after an error that does not say why: seconds for what may be said unasked, and after a
+# handshake; for an answer, which comes at once unless a machine is busy; and for all.
 _LISTEN = 0.3
-_LOOK = 1.5
+_LISTEN_UNDER_TLS = 1.0
+_ANSWER = 2.0
+_LOOK = 6.0
 # What it found is not looked for again for so long.
 _LOOK_EVERY = 10.0
 # A handshake that takes longer may have gone to a port without TLS, where nobody ever answers it.
@@ -80,6 +82,9 @@ class Unreachable(LayerUnavailable):
     def __init__(self, address: str, diagnosis: Diagnosis) -> None:
         super().__init__(address, diagnosis.reason)
         self.diagnosis = diagnosis
+
+    def __reduce__(self) -> tuple[type[LayerUnavailable], tuple[str, str, bool]]:
+        return LayerUnavailable, (self.address, self.reason, False)
 
 
 class Connector:
@@ -125,8 +130,8 @@ class Connector:
         self._sentinel_arguments = _for_redis_py(watch)
         every = [given, watch]
         self._secrets = {_text(source[name]) for source in every for name in _SECRETS if source.get(name)}
-        # Where it leads: the master's, once a Sentinel has named it.
-        self._target = self._arguments
+        # Where it leads; with Sentinels not before one has named the master.
+        self._target = {} if host.sentinels else self._arguments
         try:
             self._connection_class(**self._arguments)
             self._sentinel_class(**self._sentinel_arguments)
@@ -263,9 +268,10 @@ class Connector:
         more often than every ten seconds.
         """
         async with self._looking:
-            if monotonic() - self._looked_at >= _LOOK_EVERY:
+            if self._target and monotonic() - self._looked_at >= _LOOK_EVERY:
                 self._found = ""
-                with suppress(OSError, TimeoutError):
+                # Whatever goes wrong: it explains nothing, and the attempts at a connection go on.
+                with contextlib.suppress(Exception):
                     async with asyncio.timeout(_LOOK):
                         self._found = await self._look_at_port()
                 self._looked_at = monotonic()
@@ -275,22 +281,38 @@ class Connector:
         is_tls = self._host.transport == "tls"
         reader, writer = await self._open_plain()
         try:
-            said = b"" if is_tls else await _heard(reader)
+            said = b"" if is_tls else await _heard(reader, _LISTEN)
             if not said:
                 writer.write(b"*1\r\n$4\r\nPING\r\n")
-                said = await _heard(reader)
+                said = await _heard(reader, _ANSWER)
+            if is_tls:
+                return PLAIN if said and said.startswith((b"+", b"-")) else await self._words_under_tls()
             if not said or said.startswith(b"\x15"):  # a TLS alert
-                return TLS if not is_tls and await self._speaks_tls() else ""
+                return TLS if await self._speaks_tls() else ""
             if said.startswith((b"HTTP/", b"<")):
                 return WEB
-            if is_tls:
-                return PLAIN if said.startswith((b"+", b"-")) else ""
             if said.startswith((b"-ERR max number", b"-DENIED")):
                 return said[1:].decode(errors="replace").splitlines()[0]
             writer.write(b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
-            return PROXY if await _heard(reader) == b"" else ""
+            return PROXY if await _heard(reader, _ANSWER) == b"" else ""
         finally:
             writer.transport.abort()
+
+    async def _words_under_tls(self) -> str:
+        """Return what comes after a handshake and nothing more: a server may judge our certificate then."""
+        connection: Any = self._connection_class(**self._arguments)
+        try:
+            reader, writer = await asyncio.open_connection(
+                self._target["host"], self._target["port"], ssl=connection.ssl_context.get()
+            )
+            try:
+                async with asyncio.timeout(_LISTEN_UNDER_TLS):
+                    await reader.read(1)
+            finally:
+                writer.transport.abort()
+        except ssl.SSLError as exc:
+            return str(exc)
+        return ""
 
     async def _open_plain(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._host.transport == "unix":
@@ -367,10 +389,10 @@ def _words_of(exc: BaseException) -> str:
     return " ".join(str(exc).split()) or type(exc).__name__
 
 
-async def _heard(reader: asyncio.StreamReader) -> bytes | None:
-    """Return what comes within a moment: nothing if the connection ends, None if nothing comes."""
+async def _heard(reader: asyncio.StreamReader, seconds: float) -> bytes | None:
+    """Return what comes within so many seconds: nothing if the connection ends, None if nothing comes."""
     try:
-        async with asyncio.timeout(_LISTEN):
+        async with asyncio.timeout(seconds):
             return await reader.read(1000)
     except TimeoutError:
         return None

@@ -187,8 +187,8 @@ class Shard:
         self.connector = connector
         self.ledger = SubscriptionLedger()
         self._subscribing: WireProtocol | None = None
-        # What was refused while the connection for pushes is set up: the same error may be that of all of it.
-        self._refused: list[tuple[bytes, ReplyError]] = []
+        # By topic, what was refused while the connection for pushes is set up: maybe why it does not come up.
+        self._refused: dict[bytes, ReplyError] = {}
         # By topic: the UNSUBSCRIBE that has no reply yet.
         self._leaving: dict[bytes, asyncio.Future[Any]] = {}
         # What arrived last and was not taken: its bytes and, the first one last, those left of its envelopes.
@@ -489,7 +489,6 @@ class Shard:
         self.ledger.want(self._fence_topic.name, NOT_LOGGED)
         self.ledger.want(self._layouts, NOT_LOGGED)
         self._held = None
-        self._refused = []
         log.discards = log.has_positions
         self._subscribing = wire
         info = wire.call("INFO", "server")
@@ -499,8 +498,9 @@ class Shard:
         _raise_last_words([info, last])
         # A refused topic was told to those who want it; the others must not suffer. Without the fence nobody can.
         fence.result()
-        for topic, error in self._refused:
+        for topic, error in self._refused.items():
             self._note_refused(topic, error)
+        self._refused.clear()
         run_id, last_run_id = _run_id(info), self._pushes_run_id
         await self.commands.up()
         if run_id and self._commands_run_id and run_id != self._commands_run_id:
@@ -728,11 +728,12 @@ class Shard:
     def _subscribed(self, entry: Subscription, reply: asyncio.Future[Any]) -> None:
         error = reply.exception()
         if error is None:
+            self._refused.pop(entry.topic, None)
             if self.ledger.confirm(entry):
                 self._bus.receiver.on_subscribed(entry.topic)
         elif isinstance(error, ReplyError):
             if self.pushes.wire is None:
-                self._refused.append((entry.topic, error))
+                self._refused[entry.topic] = error
             else:
                 self._note_refused(entry.topic, error)
             self.ledger.refuse(entry, self.sender.refused(error))
@@ -779,6 +780,8 @@ class Shard:
             await self.pushes.up()
             return
         self.subscribe(topic)  # again, if it was refused
+        if self.pushes.wire is None and (refusal := self._refused.get(topic.name)) is not None:
+            raise self.sender.refused(refusal) from refusal
         self.pushes.raise_if_overdue()
         self.pushes.start()
         waiter: asyncio.Future[None] = self._bus.loop.create_future()

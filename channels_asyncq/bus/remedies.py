@@ -48,6 +48,12 @@ def _row(words: str, remedy: str, heals: Heals = Heals.NO) -> _Row:
 
 # The first row that fits counts. In a remedy `{user}`, `{prefix}` and `{rights}` stand for those of the host.
 _TABLE = (
+    # Each Sentinel may have its own reason, and the next time another.
+    _row(
+        "^no Sentinel names a master",
+        "Check `sentinels`, `master_name` and `sentinel_kwargs` in `hosts`",
+        Heals.YES,
+    ),
     # What is spoken there.
     _row(
         f"{PLAIN}|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|HTTP_REQUEST",
