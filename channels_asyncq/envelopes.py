@@ -60,7 +60,7 @@ class Envelope:
     One message under way or waiting: the encoded message and what the layer must know about it.
 
     The same object waits in the buffer of every member of a group in one event loop, so nobody changes it after
-    it was put there. `expires_at` is a time of `time.monotonic()`; `excluded` holds full channel names.
+    it was put there. `expires_at` is a time of `clock.monotonic()`; `excluded` holds full channel names.
     `message` is the decoded form of a payload that came over the wire and was checked, or that somebody here has
     decoded: `Session.opened()` gives the first receiver this one and each other one a dict of its own.
     """
