@@ -188,7 +188,7 @@ async def test_certificate_of_the_client(
     await fails_at_once(layer, "give ssl_certfile and ssl_keyfile")
 
 
-@pytest.mark.parametrize("name", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_ca_path"])
+@pytest.mark.parametrize("name", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
 def test_file_that_is_not_there(name: str) -> None:
     """A missing file is an error of the settings, when the layer is made."""
     with pytest.raises(
@@ -198,12 +198,12 @@ def test_file_that_is_not_there(name: str) -> None:
 
 
 def test_file_that_is_no_certificate(tmp_path: Path) -> None:
-    """So is one with something else in it; the password of a key is not shown."""
+    """So is one with something else in it; no password is shown."""
     (tmp_path / "ca.pem").write_text("no certificate")
     host = {
         "address": "rediss://localhost",
-        "ssl_certfile": str(tmp_path / "ca.pem"),
-        "ssl_password": "s3cret",
+        "ssl_ca_certs": str(tmp_path / "ca.pem"),
+        "password": "s3cret",
     }
     with pytest.raises(
         ImproperlyConfigured, match="TLS to rediss://localhost:6379/0 cannot be set up"
