@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import sync
-    from .buffers import ChannelView
     from .bus.base import Health, HostHealth, Link
     from .exceptions import (
         ChannelClosed,
@@ -15,10 +14,11 @@ if TYPE_CHECKING:
         LayerUnavailable,
         StillFull,
     )
-    from .external import ExternalMessage
     from .layer import AsyncQueueChannelLayer, OpenChannel
-    from .options import Config, ExternalConfig, Overflow, RecoveryConfig, SerializerFormat
-    from .session import Statistics
+    from .local.buffers import ChannelView
+    from .messages.external import ExternalMessage
+    from .session.session import Statistics
+    from .settings.options import Config, ExternalConfig, Overflow, RecoveryConfig, SerializerFormat
 
 __all__ = [
     "AsyncQueueChannelLayer",
@@ -49,18 +49,18 @@ __version__ = "0.1.0"
 # Imported when they are asked for: every run of pytest imports this package for its plugin, whatever it tests.
 _HOMES = {
     "AsyncQueueChannelLayer": "layer",
-    "ChannelView": "buffers",
-    "Config": "options",
-    "ExternalConfig": "options",
-    "ExternalMessage": "external",
+    "ChannelView": "local.buffers",
+    "Config": "settings.options",
+    "ExternalConfig": "settings.options",
+    "ExternalMessage": "messages.external",
     "Health": "bus.base",
     "HostHealth": "bus.base",
     "Link": "bus.base",
     "OpenChannel": "layer",
-    "Overflow": "options",
-    "RecoveryConfig": "options",
-    "SerializerFormat": "options",
-    "Statistics": "session",
+    "Overflow": "settings.options",
+    "RecoveryConfig": "settings.options",
+    "SerializerFormat": "settings.options",
+    "Statistics": "session.session",
 }
 
 
@@ -89,7 +89,7 @@ def get_layer(alias: str = "default") -> "AsyncQueueChannelLayer":
     from django.core.exceptions import ImproperlyConfigured
 
     from .layer import AsyncQueueChannelLayer
-    from .options import Options
+    from .settings.options import Options
 
     if alias not in channel_layers.backends and alias in channel_layers.configs:
         config: object = channel_layers.configs[alias].get("CONFIG", {})

@@ -14,9 +14,9 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from .bus.connections import check_hosts
+from .bus.resp.connector import check_hosts
 from .layer import AsyncQueueChannelLayer
-from .options import DEFAULT_PORT, Host, Options
+from .settings.options import DEFAULT_PORT, Host, Options
 
 _BACKEND = "channels_asyncq.AsyncQueueChannelLayer"
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")

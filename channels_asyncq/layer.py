@@ -21,20 +21,21 @@ from channels.layers import BaseChannelLayer, channel_layers
 from django.core.signals import setting_changed
 from django.dispatch import receiver
 
-from . import relay, threads
-from .buffers import ChannelBuffer, ChannelView
+from . import threads
 from .bus.base import Health
-from .bus.connections import check_hosts
-from .bus.lines import Outages
 from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
-from .bus.redis import RedisBus
-from .callers import Caller, LoopState
-from .codecs import Codec
+from .bus.redis.bus import RedisBus
+from .bus.resp.connector import check_hosts
+from .bus.resp.supervisor import Outages
 from .exceptions import ChannelClosed, LayerClosed
-from .external import ExternalMessage
-from .options import Config, Options
-from .session import BusFactory, EndedSessions, Session, Statistics, check_closable
-from .topics import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
+from .local.buffers import ChannelBuffer, ChannelView
+from .messages.codecs import Codec
+from .messages.external import ExternalMessage
+from .names import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
+from .process import relay
+from .process.callers import Caller, LoopState
+from .session.session import BusFactory, EndedSessions, Session, Statistics, check_closable
+from .settings.options import Config, Options
 
 T = TypeVar("T")
 # Something to do with a session: it returns an awaitable, or None if it is done.

@@ -161,7 +161,7 @@ def _has_running_loop() -> bool:
 
 
 async def _elsewhere(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    from .relay import relay
+    from .process.relay import relay
 
     __tracebackhide__ = True
     return await relay().run(make)
@@ -243,7 +243,7 @@ def asyncq_listen() -> Iterator[Callable[..., Listener]]:
 
 
 def _relay_wait(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    from .relay import relay
+    from .process.relay import relay
 
     __tracebackhide__ = True
     return relay().wait(make)

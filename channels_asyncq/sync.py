@@ -20,7 +20,7 @@ from typing import Any
 from channels import DEFAULT_CHANNEL_LAYER
 
 from . import get_layer, threads
-from .journal import LOSS, record
+from .events import LOSS, record
 from .layer import AsyncQueueChannelLayer
 
 __all__ = ["group_send", "send"]

@@ -13,7 +13,7 @@ import django
 import hypothesis
 import pytest
 
-from channels_asyncq import flow
+from channels_asyncq.local import flow
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.resp_server import RespServer

@@ -14,9 +14,9 @@ from channels.exceptions import ChannelFull
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from channels_asyncq.buffers import ChannelBuffer, Tally
-from channels_asyncq.envelopes import NOTICE, Envelope
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
+from channels_asyncq.local.buffers import ChannelBuffer, Tally
+from channels_asyncq.messages.envelopes import NOTICE, Envelope
 from tests.clock import Clock
 from tests.contract import ended, eventually, every, started
 
@@ -26,7 +26,7 @@ NEVER = float("inf")
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    clock.put_into(monkeypatch, ["buffers"])
+    clock.put_into(monkeypatch, ["local.buffers"])
     return clock
 
 
@@ -626,7 +626,7 @@ class BufferMachine(RuleBasedStateMachine):
     def begin(self, capacity: int) -> None:
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
-        self.clock.put_into(self.patch, ["buffers"])
+        self.clock.put_into(self.patch, ["local.buffers"])
         self.tally = Tally()
         self.rooms = 0
         self.buffer = ChannelBuffer("chat", capacity, self.tally, self.has_room)

@@ -24,7 +24,7 @@ from django.utils.safestring import mark_safe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels_asyncq.codecs import MAX_DEPTH, MAX_SET_DEPTH, BadPayload, Codec, decode_json
+from channels_asyncq.messages.codecs import MAX_DEPTH, MAX_SET_DEPTH, BadPayload, Codec, decode_json
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 CODECS = {
@@ -312,7 +312,7 @@ def test_each_decode_gives_its_own_message() -> None:
 
 def test_plain_message_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message of usual values costs one call of ormsgpack; no Python looks at its values."""
-    monkeypatch.setattr("channels_asyncq.codecs._plain", None)
+    monkeypatch.setattr("channels_asyncq.messages.codecs._plain", None)
     message = {
         "type": "chat.message",
         "id": 2**40,

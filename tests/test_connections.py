@@ -21,11 +21,11 @@ from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError
 from redis.asyncio.connection import Connection
 
-from channels_asyncq.bus import connections
-from channels_asyncq.bus.connections import Connector
-from channels_asyncq.bus.wire import WireProtocol
+from channels_asyncq.bus.resp import connector as connections
+from channels_asyncq.bus.resp.connector import Connector
+from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.exceptions import LayerUnavailable
-from channels_asyncq.options import Options
+from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import DEADLINE, eventually
 

@@ -10,7 +10,8 @@ import pytest
 from channels.exceptions import StopConsumer
 from channels.layers import channel_layers
 
-from channels_asyncq import AsyncQueueChannelLayer, ChannelClosed, LayerClosed, consumers
+from channels_asyncq import AsyncQueueChannelLayer, ChannelClosed, LayerClosed
+from channels_asyncq.consumers import conversation
 from tests.clock import Clock
 from tests.consumers import OURS, Message, Talk, installed, make, talks
 from tests.contract import eventually, steps
@@ -246,7 +247,7 @@ async def test_idle_consumer_keeps_its_channel(
 ) -> None:
     """A consumer that is in a handler for longer than `expiry` reads the same channel afterwards."""
     clock = Clock()
-    clock.put_into(monkeypatch, ["buffers", "hub", "session"])
+    clock.put_into(monkeypatch, ["local.buffers", "local.hub", "session.session"])
     async with installed(make("asyncq.memory", "", prefix, expiry=0.1)) as layer:
         name: list[str] = []
 
@@ -577,7 +578,7 @@ async def test_error_of_send_that_is_none_of_the_client(
     layer: AsyncQueueChannelLayer, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An OSError of something between us and the server, while the client is there, ends the consumer."""
-    monkeypatch.setattr(consumers, "GRACE", 0.05)
+    monkeypatch.setattr(conversation, "GRACE", 0.05)
     refusal = ConnectionResetError("the session store")
     talk = begin(Member)
     await talk.accepted()

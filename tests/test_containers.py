@@ -12,9 +12,9 @@ from channels.exceptions import MessageTooLarge
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq import containers
-from channels_asyncq.codecs import BadPayload, Codec, decode_json
-from channels_asyncq.containers import MOST_CONTAINERS, are_too_many, are_too_many_in_json
+from channels_asyncq.messages import containers
+from channels_asyncq.messages.codecs import BadPayload, Codec, decode_json
+from channels_asyncq.messages.containers import MOST_CONTAINERS, are_too_many, are_too_many_in_json
 
 MSGPACK, JSON = Codec(), Codec("json")
 NESTED = range(7, 10)

@@ -19,8 +19,9 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from channels.exceptions import ChannelFull
 
-from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, intake, sync
-from channels_asyncq.session import Session
+from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, sync
+from channels_asyncq.local import mailbox as intake
+from channels_asyncq.session.session import Session
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 from tests.contract import (
     DEADLINE,
@@ -319,7 +320,7 @@ class TestLoopsThatWereClosedAlone:
         self, make_layer: MakeLayerAnywhere, way: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """flush() expects no answer of a loop that was closed."""
-        monkeypatch.setattr("channels_asyncq.session._FLUSH_WAIT", 10 * DEADLINE)
+        monkeypatch.setattr("channels_asyncq.session.session._FLUSH_WAIT", 10 * DEADLINE)
         layer = make_layer()
 
         async def flush() -> None:
@@ -343,9 +344,9 @@ class TestLoopsThatWereClosedAlone:
         with asyncio.Runner() as runner:
             runner.run(layer.new_channel())
             close_alone(layer)
-            monkeypatch.setattr("channels_asyncq.session._FLUSH_WAIT", 0.01)
+            monkeypatch.setattr("channels_asyncq.session.session._FLUSH_WAIT", 0.01)
             runner.run(other.flush())
-            monkeypatch.setattr("channels_asyncq.session._FLUSH_WAIT", 10 * DEADLINE)
+            monkeypatch.setattr("channels_asyncq.session.session._FLUSH_WAIT", 10 * DEADLINE)
             runner.run(asyncio.wait_for(other.flush(), DEADLINE))
 
     def test_its_channel_is_refused(self, make_layer: MakeLayerAnywhere) -> None:

@@ -9,8 +9,9 @@ from functools import partial
 
 import pytest
 
-from channels_asyncq import AsyncQueueChannelLayer, callers
+from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
+from channels_asyncq.process import callers
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import (

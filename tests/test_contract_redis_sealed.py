@@ -268,7 +268,7 @@ async def test_sent_again_after_long(make_layer: MakeLayer, monkeypatch: pytest.
     layer = await make_layer(**KEYS, expiry=5, send_timeout=30)
     (member,) = await members_of(layer, "room", 1)
     now, before = time.time_ns, iter([25 * 10**9])
-    monkeypatch.setattr("channels_asyncq.sealing.time_ns", lambda: now() - next(before, 0))
+    monkeypatch.setattr("channels_asyncq.messages.sealing.time_ns", lambda: now() - next(before, 0))
     await layer.group_send("room", note(1))
     assert await receive(layer, member) == note(1)
 
@@ -279,7 +279,7 @@ async def test_an_expiry_that_is_set_later(make_layer: MakeLayer, monkeypatch: p
     (member,) = await members_of(layer, "room", 1)
     layer.expiry = 100
     now, before = time.time_ns, iter([60 * 10**9])
-    monkeypatch.setattr("channels_asyncq.sealing.time_ns", lambda: now() - next(before, 0))
+    monkeypatch.setattr("channels_asyncq.messages.sealing.time_ns", lambda: now() - next(before, 0))
     await layer.group_send("room", note(1))
     assert await receive(layer, member) == note(1)
 
@@ -292,7 +292,7 @@ async def test_what_comes_too_late_is_told(
     layer = await make_layer(**KEYS, expiry=5, recovery=recovery, on_loss="layer.loss")
     (member,) = await members_of(layer, "room", 1)
     now, before = time.time_ns, iter([60 * 10**9])
-    monkeypatch.setattr("channels_asyncq.sealing.time_ns", lambda: now() - next(before, 0))
+    monkeypatch.setattr("channels_asyncq.messages.sealing.time_ns", lambda: now() - next(before, 0))
     await layer.group_send("room", note(1))
     await eventually(lambda: dropped(layer) == 1, "the drop")
     await layer.health()

@@ -16,9 +16,9 @@ import redis
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.bus import redis as redis_bus
-from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import pack, pack_names
+from channels_asyncq.bus.redis import bus as redis_bus
+from channels_asyncq.messages.codecs import Codec
+from channels_asyncq.messages.envelopes import pack, pack_names
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import (

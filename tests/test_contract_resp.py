@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from channels_asyncq.bus import lines
+from channels_asyncq.bus.resp import supervisor as lines
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract, resp_server
 from tests.contract import LetTimePass, MakeLayer

@@ -18,7 +18,7 @@ from channels import db
 from django.db import connections
 from freezegun import freeze_time
 
-from channels_asyncq import database
+from channels_asyncq.consumers import database
 from tests.consumers import KINDS, OURS, Kind, Message, installed, make, talks
 
 ALIAS = "hygiene"

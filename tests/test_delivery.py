@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq.bus.delivery import (
+from channels_asyncq.bus.redis.sequences import (
     Numbers,
     SeenNumbers,
     format_position,

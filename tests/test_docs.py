@@ -22,9 +22,11 @@ from channels.layers import channel_layers
 from django.core.exceptions import ImproperlyConfigured
 
 import channels_asyncq
-from channels_asyncq import AsyncQueueChannelLayer, Statistics, exceptions, options, session
+from channels_asyncq import AsyncQueueChannelLayer, Statistics, exceptions
 from channels_asyncq.bus.base import Link
-from channels_asyncq.options import Options
+from channels_asyncq.session import session
+from channels_asyncq.settings import options
+from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer, server_binaries
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq.envelopes import (
+from channels_asyncq.messages.envelopes import (
     BATCH_SIZE,
     CONTROL,
     HEADER_ONLY,

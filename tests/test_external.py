@@ -12,7 +12,7 @@ from channels import consumer
 from channels.generic import http, websocket
 
 from channels_asyncq import AsyncQueueChannelLayer, ExternalMessage
-from channels_asyncq.external import CONSUMER_NAMES
+from channels_asyncq.messages.external import CONSUMER_NAMES
 from tests.consumers import OURS, Message, TracedLayer, installed, talks
 from tests.contract import MakeLayer, Publish, assert_nothing_waits, eventually, members_of, note, receive
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.bus import redis as bus
+from channels_asyncq.bus.redis import bus as bus
 from channels_asyncq.testing import EmbeddedServer, server_binaries
 from tests import contract, resp_server
 from tests.contract import MakeLayer, codes, eventually, member_of, note, receive

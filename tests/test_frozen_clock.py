@@ -12,7 +12,7 @@ import pytest
 from freezegun import freeze_time
 
 from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerUnavailable, StillFull, clock
-from channels_asyncq.bus import redis as bus_redis
+from channels_asyncq.bus.redis import bus as bus_redis
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 from tests import contract
 from tests.contract import (

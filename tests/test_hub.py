@@ -16,13 +16,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from channels_asyncq import buffers
-from channels_asyncq.buffers import ChannelBuffer
-from channels_asyncq.envelopes import NOTICE, Envelope
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
-from channels_asyncq.flow import MOST, PER_ENVELOPE, WaitBudget
-from channels_asyncq.hub import CLOSED_NAMES_KEPT, MOST_CLOSED_NAMES, Hub
-from channels_asyncq.options import Host, Options
+from channels_asyncq.local import buffers
+from channels_asyncq.local.buffers import ChannelBuffer
+from channels_asyncq.local.flow import MOST, PER_ENVELOPE, WaitBudget
+from channels_asyncq.local.hub import CLOSED_NAMES_KEPT, MOST_CLOSED_NAMES, Hub
+from channels_asyncq.messages.envelopes import NOTICE, Envelope
+from channels_asyncq.settings.options import Host, Options
 from channels_asyncq.slices import SLICE, Slices
 from tests.clock import Clock
 from tests.contract import codes, eventually, every, started
@@ -35,7 +35,7 @@ ROOM = b"asgi:0:group:room"
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    clock.put_into(monkeypatch, ["buffers", "hub", "slices"])
+    clock.put_into(monkeypatch, ["local.buffers", "local.hub", "slices"])
     return clock
 
 
@@ -1210,9 +1210,9 @@ class HubMachine(RuleBasedStateMachine):
     def begin(self, overflow: str) -> None:
         self.patch = pytest.MonkeyPatch()
         self.clock = Clock()
-        self.clock.put_into(self.patch, ["buffers", "hub", "slices"])
+        self.clock.put_into(self.patch, ["local.buffers", "local.hub", "slices"])
         # Thousands of examples would each be worth a line.
-        self.patch.setattr("channels_asyncq.journal.LOSS.disabled", True)
+        self.patch.setattr("channels_asyncq.events.LOSS.disabled", True)
         self.overflow = overflow
         self.subscribed: set[bytes] = set()
         options = Options(

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from channels_asyncq import intake as intake_module
-from channels_asyncq.envelopes import Envelope
-from channels_asyncq.intake import Intake
+from channels_asyncq.local import mailbox as intake_module
+from channels_asyncq.local.mailbox import Intake
+from channels_asyncq.messages.envelopes import Envelope
 from channels_asyncq.slices import SLICE
 from tests.clock import Clock
 from tests.contract import ended, eventually, every, started, steps
@@ -154,7 +154,7 @@ async def test_drained_and_filled_again(intake: Intake, session: Session) -> Non
 async def test_drained_while_others_never_cease(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits has an end, though more comes than is taken in a slice."""
     clock = Clock()
-    clock.put_into(monkeypatch, ["intake"])
+    clock.put_into(monkeypatch, ["local.mailbox"])
 
     intake = Intake(asyncio.get_running_loop(), lambda topic, envelope: answer(envelope))
 
@@ -200,7 +200,7 @@ async def test_put_while_draining(session: Session) -> None:
 async def test_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 3 ms of offering the loop gets a turn, whoever drains; the rest follows in order, without a pause."""
     clock = Clock()
-    clock.put_into(monkeypatch, ["intake"])
+    clock.put_into(monkeypatch, ["local.mailbox"])
     most = 0
 
     def offer(topic: bytes, envelope: Envelope) -> bool:
@@ -223,7 +223,7 @@ async def test_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatc
 async def test_close_while_it_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left for the next turn is dropped and counted by close(), and nobody waits for it."""
     clock = Clock()
-    clock.put_into(monkeypatch, ["intake"])
+    clock.put_into(monkeypatch, ["local.mailbox"])
 
     def offer(topic: bytes, envelope: Envelope) -> bool:
         clock.turn(1.0)

@@ -6,15 +6,15 @@ import logging
 
 import pytest
 
-from channels_asyncq import journal
-from channels_asyncq.journal import CONNECTION, EVERY, FORGOTTEN, LOSS, WIRE, Faults, Throttle, record
+from channels_asyncq import events as journal
+from channels_asyncq.events import CONNECTION, EVERY, FORGOTTEN, LOSS, WIRE, Faults, Throttle, record
 from tests.clock import Clock
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    clock.put_into(monkeypatch, ["journal"])
+    clock.put_into(monkeypatch, ["events"])
     return clock
 
 

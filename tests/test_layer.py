@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import channels_asyncq
-from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, Statistics, get_layer, session
+from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, Statistics, get_layer
 from channels_asyncq import layer as layer_module
-from channels_asyncq.session import Statistics as SessionStatistics
+from channels_asyncq.session import session
+from channels_asyncq.session.session import Statistics as SessionStatistics
 from tests.contract import note, receive
 
 

@@ -13,12 +13,12 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerUnavailable
-from channels_asyncq.bus import layout as bus_layout
-from channels_asyncq.bus import redis as bus_redis
-from channels_asyncq.bus.layout import Layout
-from channels_asyncq.bus.redis import LEASE_SCRIPT, RedisBus
-from channels_asyncq.envelopes import Envelope, Format, Formats, pack, unpack
-from channels_asyncq.options import Options
+from channels_asyncq.bus.redis import bus as bus_redis
+from channels_asyncq.bus.redis import layout as bus_layout
+from channels_asyncq.bus.redis.bus import LEASE_SCRIPT, RedisBus
+from channels_asyncq.bus.redis.layout import Layout
+from channels_asyncq.messages.envelopes import Envelope, Format, Formats, pack, unpack
+from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
 from tests.contract import (

@@ -12,13 +12,13 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import Reader
 
-from channels_asyncq.bus import lines
-from channels_asyncq.bus.connections import Connector
-from channels_asyncq.bus.lines import Line, Outage, Outages
-from channels_asyncq.bus.remedies import Diagnosis
-from channels_asyncq.bus.wire import NoAnswer, NotSent, WireProtocol
+from channels_asyncq.bus.resp import supervisor as lines
+from channels_asyncq.bus.resp.connector import Connector
+from channels_asyncq.bus.resp.protocol import NoAnswer, NotSent, WireProtocol
+from channels_asyncq.bus.resp.remedies import Diagnosis
+from channels_asyncq.bus.resp.supervisor import Line, Outage, Outages
 from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
-from channels_asyncq.options import Options
+from channels_asyncq.settings.options import Options
 from tests.clock import Clock
 from tests.contract import codes, eventually, every, started
 
@@ -303,7 +303,7 @@ class TestSaidOnce:
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock = Clock()
-        clock.put_into(monkeypatch, ["journal"])
+        clock.put_into(monkeypatch, ["events"])
         return clock
 
     async def test_failures(
@@ -347,7 +347,7 @@ class TestIdle:
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock = Clock()
-        clock.put_into(monkeypatch, ["bus.wire"])
+        clock.put_into(monkeypatch, ["bus.resp.protocol"])
         return clock
 
     async def close_idle(self, recorded: Recorded, clock: Clock, idle: float = 1.2) -> None:

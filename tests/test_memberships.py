@@ -8,12 +8,12 @@ from typing import cast
 
 import pytest
 
-from channels_asyncq import memberships
 from channels_asyncq.bus.base import Bus
 from channels_asyncq.exceptions import LayerUnavailable
-from channels_asyncq.memberships import Memberships
-from channels_asyncq.options import Options
-from channels_asyncq.topics import Topics
+from channels_asyncq.names import Topics
+from channels_asyncq.session import memberships
+from channels_asyncq.session.memberships import Memberships
+from channels_asyncq.settings.options import Options
 from tests.clock import Clock
 from tests.contract import eventually, started, steps
 
@@ -48,7 +48,7 @@ class Server:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    clock.put_into(monkeypatch, ["memberships"])
+    clock.put_into(monkeypatch, ["session.memberships"])
     return clock
 
 

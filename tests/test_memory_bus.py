@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 from channels.exceptions import ChannelFull
 
-from channels_asyncq import AsyncQueueChannelLayer, intake, sync
+from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.bus.base import WAITS_SECONDS
 from channels_asyncq.bus.memory import Broker
-from channels_asyncq.envelopes import Envelope
+from channels_asyncq.local import mailbox as intake
+from channels_asyncq.messages.envelopes import Envelope
 from tests.clock import Clock
 from tests.contract import ended, eventually, layers, members_of, note, notes, receive, receive_many, started
 

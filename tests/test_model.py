@@ -3,7 +3,7 @@ No silent loss, in any order of events: the outboxes, the logs, the positions an
 
 The state is real (`Numbers`, `SeenNumbers`, `LogReader`, `SubscriptionLedger`, the envelopes); the server, the
 connections and the clock are played here, and hypothesis chooses what happens next. `Receiver.shell` below does
-what `Shard` in bus/redis.py does with them, in the same order.
+what `Shard` in bus/redis/bus.py does with them, in the same order.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from hypothesis.stateful import (
 )
 
 from channels_asyncq import slices
-from channels_asyncq.bus import recovery
-from channels_asyncq.bus.delivery import Numbers, format_position, parse_position
-from channels_asyncq.bus.recovery import LogReader
-from channels_asyncq.bus.subscriptions import SubscriptionLedger
-from channels_asyncq.envelopes import HEADER_ONLY, Envelope, pack, pack_names, unpack
-from channels_asyncq.options import Options
-from channels_asyncq.topics import NOT_LOGGED
+from channels_asyncq.bus.redis import recovery
+from channels_asyncq.bus.redis.recovery import LogReader
+from channels_asyncq.bus.redis.sequences import Numbers, format_position, parse_position
+from channels_asyncq.bus.redis.subscriptions import SubscriptionLedger
+from channels_asyncq.messages.envelopes import HEADER_ONLY, Envelope, pack, pack_names, unpack
+from channels_asyncq.names import NOT_LOGGED
+from channels_asyncq.settings.options import Options
 from tests.test_recovery import Recorder
 
 # Small, so that a few steps reach what takes a thousand in earnest.

@@ -14,8 +14,8 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection, parse_url
 
-from channels_asyncq import options
-from channels_asyncq.options import Host, Options
+from channels_asyncq.settings import options
+from channels_asyncq.settings.options import Host, Options
 
 
 def host(entry: Any) -> Host:

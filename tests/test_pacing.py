@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from channels_asyncq.bus.pacing import EARLY, Pace, pace_of
+from channels_asyncq.bus.resp.pacing import EARLY, Pace, pace_of
 
 
 @pytest.mark.parametrize(

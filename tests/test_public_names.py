@@ -11,8 +11,8 @@ from typing import Any
 
 import channels_asyncq
 from channels_asyncq import Config, ExternalConfig, OpenChannel, RecoveryConfig
-from channels_asyncq.external import External
-from channels_asyncq.options import Options, Recovery
+from channels_asyncq.messages.external import External
+from channels_asyncq.settings.options import Options, Recovery
 
 PUBLIC = ["", ".consumers", ".generic.websocket", ".pytest_plugin", ".sync", ".testing"]
 

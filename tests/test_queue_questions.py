@@ -8,11 +8,11 @@ from typing import cast
 
 import pytest
 
-from channels_asyncq.buffers import Tally
 from channels_asyncq.bus.base import Bus
-from channels_asyncq.envelopes import Envelope
 from channels_asyncq.exceptions import ChannelClosed
-from channels_asyncq.queues import QueueReader
+from channels_asyncq.local.buffers import Tally
+from channels_asyncq.messages.envelopes import Envelope
+from channels_asyncq.session.queues import QueueReader
 from tests.contract import eventually, started
 
 Answer = asyncio.Future[Envelope | None]
@@ -174,7 +174,7 @@ async def test_refused(
     bus: Questions, reader: QueueReader, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A question that the server refuses is asked again after a while, with the link up all the time."""
-    monkeypatch.setattr("channels_asyncq.queues._PAUSE_AFTER_REFUSAL", 0.01)
+    monkeypatch.setattr("channels_asyncq.session.queues._PAUSE_AFTER_REFUSAL", 0.01)
     receiving = await started(reader.get())
     if what == "give_back":
         await cancelled(receiving)

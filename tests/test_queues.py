@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from channels_asyncq import queues
-from channels_asyncq.buffers import Tally
 from channels_asyncq.bus.base import Bus
-from channels_asyncq.envelopes import Envelope
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
-from channels_asyncq.queues import QueueReader
+from channels_asyncq.local.buffers import Tally
+from channels_asyncq.messages.envelopes import Envelope
+from channels_asyncq.session import queues
+from channels_asyncq.session.queues import QueueReader
 from tests.contract import ended, eventually, every, started, steps
 
 

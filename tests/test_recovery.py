@@ -8,22 +8,15 @@ from typing import Any
 import pytest
 
 from channels_asyncq import slices
-from channels_asyncq.bus import recovery
 from channels_asyncq.bus.base import Receiver
-from channels_asyncq.bus.delivery import parse_position
-from channels_asyncq.bus.recovery import LogReader
-from channels_asyncq.bus.subscriptions import SubscriptionLedger
-from channels_asyncq.envelopes import (
-    HEADER_ONLY,
-    BadEnvelope,
-    Envelope,
-    pack,
-    pack_names,
-    unpack,
-)
+from channels_asyncq.bus.redis import recovery
+from channels_asyncq.bus.redis.recovery import LogReader
+from channels_asyncq.bus.redis.sequences import parse_position
+from channels_asyncq.bus.redis.subscriptions import SubscriptionLedger
 from channels_asyncq.exceptions import LayerUnavailable
-from channels_asyncq.options import Options
-from channels_asyncq.topics import NOT_LOGGED
+from channels_asyncq.messages.envelopes import HEADER_ONLY, BadEnvelope, Envelope, pack, pack_names, unpack
+from channels_asyncq.names import NOT_LOGGED
+from channels_asyncq.settings.options import Options
 
 A, B = b"a" * 8, b"b" * 8
 NOW = 1_700_000_000_000

@@ -15,16 +15,16 @@ import pytest
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
-from channels_asyncq.bus import redis
 from channels_asyncq.bus.base import ChannelRoute, GroupRoute
-from channels_asyncq.bus.redis import POP, SCRIPTS, RedisBus, Shard
-from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import CONTROL, HEADER_ONLY, Envelope, unpack
+from channels_asyncq.bus.redis import bus as redis
+from channels_asyncq.bus.redis.bus import POP, SCRIPTS, RedisBus, Shard
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
-from channels_asyncq.options import Options, Recovery
-from channels_asyncq.sealing import TOPIC, Seal, place
+from channels_asyncq.messages.codecs import Codec
+from channels_asyncq.messages.envelopes import CONTROL, HEADER_ONLY, Envelope, unpack
+from channels_asyncq.messages.sealing import TOPIC, Seal, place
+from channels_asyncq.names import Topic, Topics, new_node
+from channels_asyncq.settings.options import Options, Recovery
 from channels_asyncq.testing import EmbeddedServer
-from channels_asyncq.topics import Topic, Topics, new_node
 from tests import resp_server
 from tests.chaos.proxy import proxied
 from tests.contract import codes, ended, eventually, every, started
@@ -668,8 +668,8 @@ async def test_fence_behind_a_message_that_takes_long(
     make: MakeOwner, redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A listener is not deaf while a message arrives over a slow link: it may be in no log."""
-    monkeypatch.setattr("channels_asyncq.bus.redis._FENCE_EVERY", 0.05)
-    monkeypatch.setattr("channels_asyncq.bus.redis._LONGEST_FENCE", 0.3)
+    monkeypatch.setattr("channels_asyncq.bus.redis.bus._FENCE_EVERY", 0.05)
+    monkeypatch.setattr("channels_asyncq.bus.redis.bus._LONGEST_FENCE", 0.3)
     async with proxied(redis_server.port) as proxy:
         owner = await make(proxy.url, recovery={}, send_timeout=5.0)
         await owner.join()
@@ -684,8 +684,8 @@ async def test_lease_while_a_fence_is_waited_for(
     make: MakeOwner, redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, prefix: str
 ) -> None:
     """A fence may be under way for longer than a lease holds; it is renewed meanwhile."""
-    monkeypatch.setattr("channels_asyncq.bus.redis._FENCE_EVERY", 0.05)
-    monkeypatch.setattr("channels_asyncq.bus.redis._LONGEST_FENCE", 0.3)
+    monkeypatch.setattr("channels_asyncq.bus.redis.bus._FENCE_EVERY", 0.05)
+    monkeypatch.setattr("channels_asyncq.bus.redis.bus._LONGEST_FENCE", 0.3)
     async with proxied(redis_server.port) as proxy:
         owner = await make(proxy.url, recovery={}, send_timeout=5.0)
         await owner.join()

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 
-from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, LayerUnavailable, callers, sync
-from channels_asyncq import relay as relay_module
-from channels_asyncq.relay import Errand, Relay, RelayLoop, relay
+from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, LayerUnavailable, sync
+from channels_asyncq.process import callers
+from channels_asyncq.process import relay as relay_module
+from channels_asyncq.process.relay import Errand, Relay, RelayLoop, relay
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import (
     DEADLINE,

@@ -17,9 +17,9 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, LayerUnavailable
-from channels_asyncq.bus.redis import LEASE_SCRIPT, SCRIPTS
-from channels_asyncq.bus.remedies import PROXY, Remedies, unsupported
-from channels_asyncq.options import Options
+from channels_asyncq.bus.redis.bus import LEASE_SCRIPT, SCRIPTS
+from channels_asyncq.bus.resp.remedies import PROXY, Remedies, unsupported
+from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
 from tests.contract import DEADLINE, MakeLayer, codes, eventually, every, layers, note, time_passes

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hiredis import ReplyError
 
-from channels_asyncq.bus.connections import Connector
-from channels_asyncq.bus.redis import PUSH
-from channels_asyncq.bus.wire import NoAnswer, WireProtocol
+from channels_asyncq.bus.redis.bus import PUSH
+from channels_asyncq.bus.resp.connector import Connector
+from channels_asyncq.bus.resp.protocol import NoAnswer, WireProtocol
 from channels_asyncq.exceptions import LayerUnavailable
-from channels_asyncq.options import Options
+from channels_asyncq.settings.options import Options
 from tests import resp_server
 from tests.contract import eventually
 from tests.resp_server import RespServer

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq import sealing
-from channels_asyncq.envelopes import (
+from channels_asyncq.messages import sealing
+from channels_asyncq.messages.envelopes import (
     CONTROL,
     ENCRYPTED,
     HEADER_ONLY,
@@ -23,7 +23,7 @@ from channels_asyncq.envelopes import (
     pack_names,
     unpack,
 )
-from channels_asyncq.sealing import CLOCK_ALLOWANCE, FUTURE_ALLOWANCE, LOG, QUEUE, TOPIC, Seal, place
+from channels_asyncq.messages.sealing import CLOCK_ALLOWANCE, FUTURE_ALLOWANCE, LOG, QUEUE, TOPIC, Seal, place
 
 NODE, OTHER = b"a" * 8, b"b" * 8
 ROOM = place(LOG, b"asgi:0:group:room")
@@ -189,7 +189,7 @@ def test_age(age: float, problem: str | None, monkeypatch: pytest.MonkeyPatch) -
     seal = seal_of(max_age=29.5)
     data = one()
     made = int.from_bytes(data[32:40]) * 1_000_000
-    monkeypatch.setattr("channels_asyncq.sealing.time_ns", lambda: made + round(age * 10**9))
+    monkeypatch.setattr("channels_asyncq.messages.sealing.time_ns", lambda: made + round(age * 10**9))
     if problem is None:
         assert unpack(data, seal, ROOM)
     else:

@@ -17,12 +17,8 @@ from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq import session as session_module
-from channels_asyncq.buffers import ChannelBuffer
-from channels_asyncq.bus.redis import POP
-from channels_asyncq.bus.wire import WireProtocol
-from channels_asyncq.codecs import Codec
-from channels_asyncq.envelopes import CONTROL, Envelope, pack, pack_names, unpack
+from channels_asyncq.bus.redis.bus import POP
+from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.exceptions import (
     ChannelClosed,
     ChannelLayerError,
@@ -30,10 +26,14 @@ from channels_asyncq.exceptions import (
     LayerUnavailable,
     StillFull,
 )
-from channels_asyncq.flow import MOST
-from channels_asyncq.session import Asked, Session
+from channels_asyncq.local.buffers import ChannelBuffer
+from channels_asyncq.local.flow import MOST
+from channels_asyncq.messages.codecs import Codec
+from channels_asyncq.messages.envelopes import CONTROL, Envelope, pack, pack_names, unpack
+from channels_asyncq.names import node_of
+from channels_asyncq.session import session as session_module
+from channels_asyncq.session.session import Asked, Session
 from channels_asyncq.testing import EmbeddedServer
-from channels_asyncq.topics import node_of
 from tests import contract, resp_server
 from tests.clock import Clock
 from tests.contract import (

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from channels_asyncq.bus.subscriptions import Subscription, SubscriptionLedger
+from channels_asyncq.bus.redis.subscriptions import Subscription, SubscriptionLedger
 from channels_asyncq.exceptions import LayerUnavailable
 
 # The table: (state, what happens) -> (state, what the call answers). A state is None where there is no entry.

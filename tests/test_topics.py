@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq.topics import NOT_LOGGED, Topic, Topics, new_node, node_of
+from channels_asyncq.names import NOT_LOGGED, Topic, Topics, new_node, node_of
 
 NODE = "0123456789abcdef"
 
@@ -133,7 +133,7 @@ def test_partitions_are_used_evenly() -> None:
 
 def test_the_hash_is_that_of_every_process() -> None:
     """A process with another seed for hashes finds the same slice."""
-    code = "from channels_asyncq.topics import Topics; print(Topics('p', 64, [0], 'n').partition('room'))"
+    code = "from channels_asyncq.names import Topics; print(Topics('p', 64, [0], 'n').partition('room'))"
     answers = {
         subprocess.run(
             [sys.executable, "-c", code],

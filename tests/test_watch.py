@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from channels_asyncq.bus import watch
-from channels_asyncq.bus.watch import Findings, Watch
-from channels_asyncq.options import Recovery
+from channels_asyncq.bus.redis import watch
+from channels_asyncq.bus.redis.watch import Findings, Watch
+from channels_asyncq.settings.options import Recovery
 from tests.contract import codes
 
 NOW = 1_700_000_000_000

@@ -17,8 +17,8 @@ from hiredis import ProtocolError, ReplyError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels_asyncq.bus import wire
-from channels_asyncq.bus.wire import ClosedIdle, NoAnswer, NotSent, WireProtocol
+from channels_asyncq.bus.resp import protocol as wire
+from channels_asyncq.bus.resp.protocol import ClosedIdle, NoAnswer, NotSent, WireProtocol
 from channels_asyncq.slices import SLICE
 from channels_asyncq.testing import EmbeddedServer
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from channels.exceptions import ChannelFull
 
-from ..envelopes import Envelope
-from ..topics import Topic
+from ..messages.envelopes import Envelope
+from ..names import Topic
 
 # A sender that waits for a place in a normal channel and has not asked again for so long waits no more.
 WAITS_SECONDS = 1.0

@@ -8,14 +8,14 @@ from collections import defaultdict
 from collections.abc import Awaitable
 
 from .. import threads
-from ..buffers import ChannelBuffer, Tally
 from ..clock import monotonic
-from ..codecs import Codec
-from ..envelopes import Envelope
-from ..intake import Intake
-from ..options import Options
+from ..local.buffers import ChannelBuffer, Tally
+from ..local.mailbox import Intake
+from ..messages.codecs import Codec
+from ..messages.envelopes import Envelope
+from ..names import Topic, Topics, node_of
+from ..settings.options import Options
 from ..slices import Slice
-from ..topics import Topic, Topics, node_of
 from .base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver, channel_full
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from channels.generic import websocket
 from channels.generic.websocket import JsonWebsocketConsumer, WebsocketConsumer
 
-from ..consumers import AsyncConsumer
+from ..consumers.consumer import AsyncConsumer
 
 __all__ = [
     "AsyncJsonWebsocketConsumer",

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from channels_asyncq import AsyncQueueChannelLayer, journal
-from channels_asyncq.bus import redis as bus
-from channels_asyncq.envelopes import pack, pack_names
-from channels_asyncq.flow import MOST, PER_ENVELOPE
-from channels_asyncq.options import Recovery
-from channels_asyncq.session import Session
+from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq import events as journal
+from channels_asyncq.bus.redis import bus as bus
+from channels_asyncq.local.flow import MOST, PER_ENVELOPE
+from channels_asyncq.messages.envelopes import pack, pack_names
+from channels_asyncq.session.session import Session
+from channels_asyncq.settings.options import Recovery
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import note

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.bus import redis as bus
+from channels_asyncq.bus.redis import bus as bus
 from channels_asyncq.exceptions import DeliveryUnknown
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract

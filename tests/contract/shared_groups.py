@@ -10,7 +10,7 @@ from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.exceptions import LayerClosed
-from channels_asyncq.flow import WaitBudget
+from channels_asyncq.local.flow import WaitBudget
 from tests.contract import (
     DEADLINE,
     MARKER,

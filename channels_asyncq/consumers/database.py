@@ -29,7 +29,7 @@ def _on_connection_created(connection: BaseDatabaseWrapper, **_: object) -> None
     _note(connection)
 
 
-connection_created.connect(_on_connection_created, dispatch_uid="channels_asyncq.database")
+connection_created.connect(_on_connection_created, dispatch_uid="channels_asyncq.consumers.database")
 
 
 def _close_old_connections() -> int:

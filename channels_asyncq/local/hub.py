@@ -8,14 +8,14 @@ from typing import TypeVar
 
 from channels.exceptions import ChannelFull
 
+from ..clock import monotonic
+from ..events import LOSS, Throttle
+from ..exceptions import ChannelClosed
+from ..messages.envelopes import Envelope
+from ..settings.options import Options
+from ..slices import Slices
 from .buffers import ChannelBuffer, Tally
-from .clock import monotonic
-from .envelopes import Envelope
-from .exceptions import ChannelClosed
 from .flow import MOST, WaitBudget
-from .journal import LOSS, Throttle
-from .options import Options
-from .slices import Slices
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ import itertools
 import math
 from collections.abc import Awaitable, Callable
 
-from .buffers import ChannelBuffer, Tally
-from .bus.base import Bus
-from .clock import monotonic
-from .envelopes import Envelope
-from .exceptions import ChannelClosed
+from ..bus.base import Bus
+from ..clock import monotonic
+from ..exceptions import ChannelClosed
+from ..local.buffers import ChannelBuffer, Tally
+from ..messages.envelopes import Envelope
 
 # The buffer holds the one message that is taken from the server and not yet handed on.
 _CAPACITY = 1

@@ -9,10 +9,10 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from ..envelopes import FORMATS, Format, Formats
-from ..exceptions import LayerUnavailable
-from ..options import Options
-from ..sealing import fingerprint_of, root_of
+from ...exceptions import LayerUnavailable
+from ...messages.envelopes import FORMATS, Format, Formats
+from ...messages.sealing import fingerprint_of, root_of
+from ...settings.options import Options
 
 #: Seconds for which a lease holds. It is renewed every five.
 LEASE = 20.0

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from ..names import NODE_BYTES
 from .sealing import SEAL_SIZE, BadSeal, Seal, TooOld
-from .topics import NODE_BYTES
 
 WIRE_VERSION = 1
 ENCRYPTED = 1

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from hiredis import Reader, ReplyError, pack_command
 
-from ..clock import monotonic
-from ..slices import SLICE
+from ...clock import monotonic
+from ...slices import SLICE
 from .pacing import EARLY, Pace, pace_of
 
 try:

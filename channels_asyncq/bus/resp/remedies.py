@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
-from ..options import Host
+from ...settings.options import Host
 
 __all__ = ["PLAIN", "PROXY", "TLS", "WEB", "Diagnosis", "Heals", "Remedies", "unsupported"]
 

@@ -6,11 +6,11 @@ import asyncio
 import contextvars
 from collections.abc import Collection
 
-from .bus.base import Bus
-from .clock import monotonic
-from .exceptions import ChannelLayerError
-from .options import Options
-from .topics import Topics
+from ..bus.base import Bus
+from ..clock import monotonic
+from ..exceptions import ChannelLayerError
+from ..names import Topics
+from ..settings.options import Options
 
 # The last so many are kept.
 _MOST = 10_000

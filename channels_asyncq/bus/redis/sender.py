@@ -11,17 +11,17 @@ from typing import Any, Protocol
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
-from ..clock import monotonic
-from ..envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size
-from ..exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
-from ..sealing import Seal
-from .delivery import Numbers
+from ...clock import monotonic
+from ...exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
+from ...messages.envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size
+from ...messages.sealing import Seal
+from ..resp.pacing import EARLY
+from ..resp.protocol import Answer, NoAnswer, NotSent, WireProtocol, fail
+from ..resp.remedies import Remedies
+from ..resp.supervisor import Line, own
 from .layout import Lease
-from .lines import Line, own
-from .pacing import EARLY
-from .remedies import Remedies
+from .sequences import Numbers
 from .watch import UNWRITABLE
-from .wire import Answer, NoAnswer, NotSent, WireProtocol, fail
 
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS")

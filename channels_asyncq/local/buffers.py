@@ -11,9 +11,9 @@ from typing import cast
 
 from channels.exceptions import ChannelFull
 
-from .clock import monotonic
-from .envelopes import NOTICE, Envelope
-from .exceptions import ChannelClosed
+from ..clock import monotonic
+from ..exceptions import ChannelClosed
+from ..messages.envelopes import NOTICE, Envelope
 
 # Of buffers that have had none: nobody can put anything in.
 _NOTHING = cast("deque[Envelope]", ())

@@ -19,9 +19,11 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError, pack_command
 
-from ..clock import monotonic
-from ..codecs import BadPayload, Codec, decode_json
-from ..envelopes import (
+from ...clock import monotonic
+from ...events import CONNECTION, WIRE
+from ...exceptions import ChannelLayerError, LayerUnavailable
+from ...messages.codecs import BadPayload, Codec, decode_json
+from ...messages.envelopes import (
     EXTERNAL,
     FORMATS,
     HEADER_ONLY,
@@ -32,24 +34,22 @@ from ..envelopes import (
     batch_size,
     pack_names,
 )
-from ..exceptions import ChannelLayerError, LayerUnavailable
-from ..external import ExternalMessage
-from ..journal import CONNECTION, WIRE
-from ..options import Options
-from ..sealing import LOG, QUEUE, TOPIC, Seal, place
-from ..slices import Slice
-from ..topics import NOT_LOGGED, Topic, Topics, node_of
-from .base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver, channel_full
-from .connections import Connector, let_go
-from .delivery import Numbers, parse_position, stream_of
+from ...messages.external import ExternalMessage
+from ...messages.sealing import LOG, QUEUE, TOPIC, Seal, place
+from ...names import NOT_LOGGED, Topic, Topics, node_of
+from ...settings.options import Options
+from ...slices import Slice
+from ..base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver, channel_full
+from ..resp.connector import Connector, let_go
+from ..resp.protocol import WireProtocol
+from ..resp.remedies import Remedies, unsupported
+from ..resp.supervisor import Line, Outages, own
 from .layout import Layout, Lease, Standing
-from .lines import Line, Outages, own
 from .recovery import LogReader
-from .remedies import Remedies, unsupported
-from .sending import Message, Sender, Sending, TopicRoute, is_script_missing
+from .sender import Message, Sender, Sending, TopicRoute, is_script_missing
+from .sequences import Numbers, parse_position, stream_of
 from .subscriptions import Subscription, SubscriptionLedger
 from .watch import UNWRITABLE, Findings, Watch
-from .wire import WireProtocol
 
 _WAKE = b"+"
 _ITEM_EXPIRY_DIGITS = 13

@@ -28,11 +28,11 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from channels_asyncq.bus.remedies import PLAIN, PROXY, TLS, WEB, Diagnosis, Remedies
-from channels_asyncq.bus.wire import NoAnswer, NotSent, WireProtocol
+from channels_asyncq.bus.resp.protocol import NoAnswer, NotSent, WireProtocol
+from channels_asyncq.bus.resp.remedies import PLAIN, PROXY, TLS, WEB, Diagnosis, Remedies
 from channels_asyncq.clock import monotonic
 from channels_asyncq.exceptions import ChannelLayerError, LayerUnavailable
-from channels_asyncq.options import Host, Options
+from channels_asyncq.settings.options import Host, Options
 
 __all__ = ["Connector", "check_hosts", "let_go"]
 

@@ -8,9 +8,9 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from .clock import monotonic
-from .envelopes import Envelope
-from .slices import SLICE
+from ..clock import monotonic
+from ..messages.envelopes import Envelope
+from ..slices import SLICE
 
 # Envelopes that may wait for one loop; senders of other loops cannot be made to wait, so more are dropped.
 LIMIT = 10_000

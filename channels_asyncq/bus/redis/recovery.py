@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..clock import monotonic
-from ..envelopes import FORMATS, HEADER_ONLY, BadEnvelope, Envelope, Formats
-from ..options import Options
-from ..slices import Slice
-from ..topics import NOT_LOGGED
-from .base import Receiver
-from .delivery import SeenNumbers, format_position, milliseconds_of, parse_position, stream_of
+from ...clock import monotonic
+from ...messages.envelopes import FORMATS, HEADER_ONLY, BadEnvelope, Envelope, Formats
+from ...names import NOT_LOGGED
+from ...settings.options import Options
+from ...slices import Slice
+from ..base import Receiver
+from .sequences import SeenNumbers, format_position, milliseconds_of, parse_position, stream_of
 from .subscriptions import Subscription, SubscriptionLedger
 
 _PAGE = 500

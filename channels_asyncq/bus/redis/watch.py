@@ -6,8 +6,8 @@ import logging
 import re
 from dataclasses import dataclass
 
-from ..journal import CONNECTION, LOSS, Throttle, record
-from ..options import Recovery
+from ...events import CONNECTION, LOSS, Throttle, record
+from ...settings.options import Recovery
 
 #: Errors of a server that answers and publishes, and writes nothing now.
 UNWRITABLE = ("OOM", "MISCONF", "NOREPLICAS")

@@ -16,23 +16,23 @@ from typing import Any
 from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
-from . import threads
-from .buffers import ChannelView
-from .bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
-from .callers import LoopState
-from .clock import monotonic, time_ns
-from .codecs import Codec
-from .envelopes import CONTROL, EXTERNAL, NOTICE, Envelope
-from .exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
-from .external import ExternalMessage
-from .hub import Hub, Member
-from .intake import LIMIT, Intake
-from .journal import LOSS, WIRE, record
+from .. import threads
+from ..bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
+from ..clock import monotonic, time_ns
+from ..events import LOSS, WIRE, record
+from ..exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
+from ..local.buffers import ChannelView
+from ..local.hub import Hub, Member
+from ..local.mailbox import LIMIT, Intake
+from ..messages.codecs import Codec
+from ..messages.envelopes import CONTROL, EXTERNAL, NOTICE, Envelope
+from ..messages.external import ExternalMessage
+from ..names import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
+from ..process.callers import LoopState
+from ..settings.options import Options
+from ..slices import SHORT, Slice, Slices
 from .memberships import Memberships
-from .options import Options
 from .queues import QueueReader, SendersLine
-from .slices import SHORT, Slice, Slices
-from .topics import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
 
 BusFactory = Callable[[Options, Topics, Codec, str, Receiver], Bus]
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from .. import threads
-from ..clock import monotonic
-from ..exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
-from ..journal import CONNECTION, Faults, record
-from ..options import Options
-from .connections import Connector
-from .wire import ClosedIdle, NotSent, Unanswered, WireProtocol
+from ... import threads
+from ...clock import monotonic
+from ...events import CONNECTION, Faults, record
+from ...exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
+from ...settings.options import Options
+from .connector import Connector
+from .protocol import ClosedIdle, NotSent, Unanswered, WireProtocol
 
 # Of our own: the state of the global one belongs to the application.
 _jitter = random.Random()

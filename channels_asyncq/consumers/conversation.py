@@ -1,36 +1,19 @@
-"""
-The consumers of Channels, leaner inside: change the import, and nothing else.
-
-`AsyncConsumer` is `channels.consumer.AsyncConsumer` with another way of waiting for its two sources, the client
-and the channel layer, and without a trip to the database's thread where nothing is to be done there. It works
-with every channel layer, and with none. `SyncConsumer` is the one of Channels.
-"""
+"""One client of a consumer, and the order in which what comes from it and from the channel layer is handled."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import iscoroutinefunction
-from channels import consumer
-from channels.consumer import SyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
-from channels.layers import get_channel_layer
 
+from ..exceptions import ChannelClosed
 from . import database
-from .exceptions import ChannelClosed
-from .external import ExternalMessage
-from .layer import AsyncQueueChannelLayer
+from .sources import NOTHING, Asked, Message, Source
 
 if TYPE_CHECKING:
-    from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
-    from channels.consumer import _ChannelScope
-
-__all__ = ["AsyncConsumer", "SyncConsumer", "get_handler_name"]
-
-Message = dict[str, Any]
+    pass
 
 #: The WebSocket close codes for a client that does not keep up: "try again later", and what stands in for it
 #: under a server that sends no code below 3000 (Daphne).
@@ -38,101 +21,6 @@ CLOSE_TRY_AGAIN = 1013
 CLOSE_TRY_AGAIN_PRIVATE = 4013
 # A server that refuses what we send says within this time that the client has gone; else something is wrong.
 GRACE = 1.0
-
-
-class Source(Protocol):
-    """Where messages come from. Of our own layer, the channel itself (`layer.OpenChannel`)."""
-
-    def take(self) -> Message | None: ...
-    @property
-    def empty(self) -> Callable[[], bool]: ...
-    @property
-    def wake(self) -> Callable[[asyncio.Future[None]], None]: ...
-    @property
-    def stop_waking(self) -> Callable[[asyncio.Future[None]], None]: ...
-
-
-class Asked:
-    """
-    A `receive()` of a server or of a layer as a source.
-
-    It is called for one message at a time, and not before somebody looks for the next: whoever is behind it sees
-    how fast we are, and can slow down its end.
-    """
-
-    __slots__ = ("_receive", "_task", "waiter")
-
-    def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
-        self._receive = receive
-        self._task: asyncio.Future[Any] | None = None
-        self.waiter: asyncio.Future[None] | None = None
-
-    def ask(self) -> None:
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._receive())
-            self._task.add_done_callback(self._on_answer)
-
-    def _on_answer(self, task: asyncio.Future[Any]) -> None:
-        waiter, self.waiter = self.waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    def empty(self) -> bool:
-        return self._task is None or not self._task.done()
-
-    def held(self) -> Message | None:
-        """
-        Return the message that has come, without taking it.
-
-        Raises whatever `receive()` raised.
-        """
-        task = self._task
-        if task is None:
-            self.ask()
-            return None
-        return task.result() if task.done() else None
-
-    def take(self) -> Message | None:
-        """Return the message that has come. The next one is not asked for before somebody looks again."""
-        message = self.held()
-        if message is not None:
-            self._task = None
-        return message
-
-    def wake(self, waiter: asyncio.Future[None]) -> None:
-        self.waiter = waiter
-
-    def stop_waking(self, waiter: asyncio.Future[None]) -> None:
-        self.waiter = None
-
-    async def stop(self) -> None:
-        """Give up asking. Whatever that raises at the other end comes too late to matter."""
-        task, self._task = self._task, None
-        if task is None:
-            return
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # looked at, so that nobody complains
-
-
-class Nothing:
-    """The source of a consumer without a channel layer, or of one that has lost its channel or its client."""
-
-    def empty(self) -> bool:
-        return True
-
-    def take(self) -> Message | None:
-        return None
-
-    def wake(self, waiter: asyncio.Future[None]) -> None:
-        pass
-
-    def stop_waking(self, waiter: asyncio.Future[None]) -> None:
-        pass
-
-
-NOTHING = Nothing()
 
 
 class Client:
@@ -323,96 +211,6 @@ class Conversation:
         except (OSError, RuntimeError) as error:
             client.refusal = error
             raise
-
-
-class AsyncConsumer(consumer.AsyncConsumer):
-    """
-    A consumer whose handlers are coroutines: the behaviour of Channels', with less work for each message.
-
-    What is different, for those who look: a `websocket.send` message from the channel layer goes to the client
-    as it is; a client that is gone while something is sent to it is met by the disconnect handler, under every
-    server; what the layer itself has to say (`on_loss` and the like) needs no handler; a channel that is closed
-    by `overflow="close"` closes the WebSocket with 1013.
-    """
-
-    # For type checkers, which then know `exclude=`; with another BACKEND it is another layer, without one None.
-    channel_layer: AsyncQueueChannelLayer
-    # Of the class, because consumers need not call our __init__(), and their tests may call dispatch().
-    _asyncq: Conversation | None = None
-
-    async def __call__(
-        self, scope: _ChannelScope, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
-        """Dispatch what the server and the channel layer bring to handlers by type, until StopConsumer."""
-        self.scope = scope
-        client = Client(send)
-        self.base_send = client
-        self._asyncq = conversation = Conversation(client, receive, scope["type"] == "websocket")
-        layer = get_channel_layer(self.channel_layer_alias)
-        self.channel_layer = layer  # type: ignore[assignment]
-        if isinstance(layer, AsyncQueueChannelLayer):
-            conversation.notices = layer.notices
-        # A dispatch() of the consumer's own is to see them all.
-        passes_on = type(self).dispatch is AsyncConsumer.dispatch and not hasattr(self, "websocket_send")
-        if layer is None:
-            await conversation.run(NOTHING, self.dispatch, passes_on)
-        elif isinstance(layer, AsyncQueueChannelLayer) and _reads_as_we_do(layer):
-            channel = await layer.open_channel()
-            try:
-                self._use(channel.name)
-                await conversation.run(channel, self.dispatch, passes_on)
-            finally:
-                channel.close()
-        else:
-            self._use(await layer.new_channel())
-            messages = Asked(self.channel_receive)
-            try:
-                await conversation.run(messages, self.dispatch, passes_on)
-            finally:
-                await messages.stop()
-                if isinstance(layer, AsyncQueueChannelLayer) and not layer.is_closed:
-                    layer.close_channel(self.channel_name)
-
-    def _use(self, channel: str) -> None:
-        self.channel_name = channel
-        self.channel_receive = partial(self.channel_layer.receive, channel)  # type: ignore[assignment]
-
-    async def dispatch(self, message: Message) -> None:
-        """
-        Hand a message to the handler that its type names.
-
-        A message from outside for which there is none is counted and logged, and dropped.
-
-        Raises:
-            ValueError: there is none.
-        """
-        handler = getattr(self, get_handler_name(message), None)
-        conversation = self._asyncq
-        if isinstance(message, ExternalMessage) and not iscoroutinefunction(handler):
-            handler = None  # an attribute, or a method that is not for messages
-        if handler:
-            if conversation is None:
-                await database.close_old_connections()
-            elif conversation.must_visit_database():
-                await conversation.visit_database()
-            await handler(message)
-        elif conversation is not None and message["type"] == "websocket.send":
-            await conversation.pass_on(message)
-        elif isinstance(message, ExternalMessage):
-            _drop(message, self.channel_layer, type(self).__name__)
-        elif conversation is None or message["type"] not in conversation.notices:
-            raise ValueError(f"No handler for message type {message['type']}")
-
-
-def _drop(message: ExternalMessage, layer: object, reader: str) -> None:
-    """Have a message that nobody handles counted, and go on."""
-    if isinstance(layer, AsyncQueueChannelLayer):
-        layer.drop_unhandled(message, reader)
-
-
-def _reads_as_we_do(layer: AsyncQueueChannelLayer) -> bool:
-    """Is `receive()` our own? Somebody's subclass may want to see every message."""
-    return type(layer).receive is AsyncQueueChannelLayer.receive
 
 
 async def _turn() -> None:

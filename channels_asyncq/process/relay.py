@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from . import threads
-from .clock import monotonic
-from .exceptions import LayerClosed
+from .. import threads
+from ..clock import monotonic
+from ..exceptions import LayerClosed
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from enum import Enum
 
-from .clock import monotonic
+from ..clock import monotonic
 
 # A loop gets a session of its own after this many seconds or sends; until then the relay sends for it.
 _MOMENT_SECONDS = 1.0
