@@ -9,8 +9,7 @@ import copy
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -148,6 +147,8 @@ class Line:
         self._attempt_seconds = _LONGEST_DELAY + 2 * max(1.0, options.send_timeout)
         self._was_silent = False
         self._task: asyncio.Task[None] | None = None
+        # Of connections that were closed until they are needed.
+        self._endings: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         # In the order in which they came: what waits longest is sent first.
         self._waiters: dict[asyncio.Future[WireProtocol], None] = {}
@@ -523,26 +524,35 @@ class Line:
         """Whether there is no connection, and none is being made."""
         return self.wire is None and self._task is None
 
-    def rest(self) -> Coroutine[Any, Any, None]:
+    def rest(self) -> Awaitable[None]:
         """
         End the connection, or the attempts at one, until the next `start()`. Not for a line that is busy.
 
-        The coroutine only waits for the end: a new connection may be made meanwhile.
+        The result only waits for the end, and cancelling it ends nothing else. A new connection may be made meanwhile.
         """
         self._end_outage()
+        self._stop_keeper()
         task, self._task = self._task, None
+        if task is not None:
+            task.cancel()  # now: it must not come up any more
         wire, self.wire, self.open_wire = self.wire, None, None
         self.was_up = self.is_refusing = False
         self._delay = _FIRST_DELAY
         self.reason = "closed until it is needed"
         if self._on_lost is not None:
             self._on_lost()
-        return self._ended(task, wire)
+        ending = self._loop.create_task(
+            self._ended(task, wire),
+            name=f"channels_asyncq closing {self._name} to {self._connector.address}",
+            context=contextvars.Context(),
+        )
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        return asyncio.shield(ending)
 
     @staticmethod
     async def _ended(task: asyncio.Task[None] | None, wire: WireProtocol | None) -> None:
-        if task is not None and not task.done():
-            task.cancel()
+        if task is not None:
             await asyncio.wait([task])
         if wire is not None:
             await wire.close()
@@ -561,6 +571,8 @@ class Line:
         if wire is not None:
             wire.keeps_unanswered = False  # nobody sends again what it leaves
             await wire.close()
+        if self._endings:
+            await asyncio.wait(self._endings)
 
     def abort(self) -> None:
         """End the connection and the attempts at one now, after a close() that was cancelled."""
@@ -570,6 +582,8 @@ class Line:
         self._give_up_waiting(LayerClosed())
         if self._task is not None:
             self._task.cancel()
+        for ending in self._endings:
+            ending.cancel()
         wire, self.wire, self.open_wire = self.wire, None, None
         if wire is not None:
             wire.keeps_unanswered = False
