@@ -238,6 +238,52 @@ async def test_cancelled(layer: AsyncQueueChannelLayer, connections: Callable[[]
     assert connections() == 2
 
 
+async def test_cancelled_while_it_closes(
+    layer: AsyncQueueChannelLayer, connections: Callable[[], int]
+) -> None:
+    """Cancelled when the connections are to be closed, they are closed all the same."""
+    await members_of(layer, "room", 1)
+    closing = asyncio.create_task(layer.close_pools())
+    while [link.state for link in layer.statistics().links] != ["closed"]:
+        await asyncio.sleep(0)
+    closing.cancel()
+    await ended(closing)
+    await eventually(lambda: connections() == 0)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda layer: layer.new_channel(), id="new_channel"),
+        pytest.param(lambda layer: layer.group_add("room", "jobs"), id="group_add"),
+        pytest.param(add, id="group_add, own"),
+        pytest.param(wait_and_receive, id="receive"),
+        pytest.param(lambda layer: layer.flush(), id="flush"),
+        pytest.param(is_healthy, id="health"),
+    ],
+)
+async def test_beside_another_use(
+    layer: AsyncQueueChannelLayer, use: Callable[[AsyncQueueChannelLayer], Awaitable[object]]
+) -> None:
+    """What is under way in another task of the loop ends, also while the connections are being made."""
+
+    async def close() -> None:
+        while not using.done():
+            await layer.close_pools()
+            await asyncio.sleep(0)
+
+    for _ in range(10):
+        await layer.close_pools()
+        using = asyncio.ensure_future(use(layer))
+        closing = asyncio.create_task(close())
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await using
+        finally:
+            using.cancel()
+            await closing
+
+
 async def test_of_a_closed_layer(layer: AsyncQueueChannelLayer) -> None:
     """It has nothing to close, and opens nothing."""
     await layer.new_channel()

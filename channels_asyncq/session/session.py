@@ -437,6 +437,8 @@ class Session:
             if envelope is not None:
                 return envelope
             self._require_open(prefix)
+            if self.is_resting:
+                self.rest_no_more()
             await self.hub.watch()
 
     def _reader(self, channel: str) -> QueueReader:

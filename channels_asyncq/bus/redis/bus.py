@@ -912,7 +912,9 @@ class Shard:
 
     @property
     def is_busy(self) -> bool:
-        return self.commands.is_busy or self.pushes.is_busy or self._changing is not None
+        # Who waits for a confirmation has nothing under way while the connection is set up.
+        is_awaited = self._changing is not None or self.ledger.is_awaited
+        return self.commands.is_busy or self.pushes.is_busy or is_awaited
 
     def rest(self) -> Awaitable[object]:
         closing = asyncio.gather(self.commands.rest(), self.pushes.rest())

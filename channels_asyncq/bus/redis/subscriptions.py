@@ -92,6 +92,11 @@ class SubscriptionLedger:
         for entry in self._entries.values():
             entry.is_sent = entry.is_confirmed = False
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a confirmation."""
+        return any(entry.waiters for entry in self._entries.values())
+
     def fail_waiters(self, error: Exception) -> None:
         """End the waiting for confirmations; the topics stay wanted."""
         for entry in self._entries.values():
