@@ -528,7 +528,7 @@ class Line:
         """
         End the connection, or the attempts at one, until the next `start()`. Not for a line that is busy.
 
-        The result only waits for the end, and cancelling it ends nothing else. A new connection may be made meanwhile.
+        The result only waits for the end: a new connection may be made meanwhile, and cancelling changes nothing.
         """
         self._end_outage()
         self._stop_keeper()
