@@ -27,12 +27,18 @@ class Joinable(Protocol):
 
 
 def _patcher() -> ModuleType | None:
-    """Return the module that has replaced the threads of this process, or None."""
+    """
+    Return the module that has made greenlets take turns in this process, or None.
+
+    It may have left threads alone: where a greenlet that reads lets others run, one that sends must too.
+    """
     gevent = sys.modules.get(_GEVENT)
-    if gevent is not None and gevent.is_module_patched("threading"):
+    if gevent is not None and (gevent.is_module_patched("threading") or gevent.is_module_patched("socket")):
         return gevent
     eventlet = sys.modules.get(_EVENTLET)
-    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+    if eventlet is not None and (
+        eventlet.is_monkey_patched("thread") or eventlet.is_monkey_patched("socket")
+    ):
         return eventlet
     return None
 

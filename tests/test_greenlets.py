@@ -42,11 +42,12 @@ async def result_of(config: dict[str, Any], kind: str, what: str, *, logs: int =
     return json.loads(output)
 
 
-@pytest.mark.parametrize("what", ["many", "late"])
+@pytest.mark.parametrize("what", ["many", "late", "sockets"])
 async def test_many_greenlets_send(config: dict[str, Any], kind: str, what: str) -> None:
     """
     Fifty greenlets send at once by `sync`, while another one runs an event loop by `async_to_sync`: every message
-    arrives once, and nothing is logged. Also where they came to be after the layer.
+    arrives once, and nothing is logged. Also where they came to be after the layer, or where only
+    sockets and the like were replaced.
     """
     assert await result_of(config, kind, what) == {"heard": list(range(MESSAGES))}
 
