@@ -280,10 +280,13 @@ class Channels(SpecifiedChannels):
                 await layer.send(channel, message)
             assert await receive_many(layer, channel, 2) == notes(2)
 
-    async def test_a_capacity_that_is_set_later_ends_the_waiting(self, make_layer: MakeLayer) -> None:
+    @both_kinds
+    async def test_a_capacity_that_is_set_later_ends_the_waiting(
+        self, make_layer: MakeLayer, kind: str
+    ) -> None:
         """A send_wait() that waits in a full channel gets the place that a higher capacity makes."""
         layer = await make_layer(capacity=1)
-        channel = await layer.new_channel()
+        channel = await channel_of(layer, kind)
         await layer.send(channel, note(0))
         writer = await started(layer.send_wait(channel, note(1)))
         layer.capacity = 2

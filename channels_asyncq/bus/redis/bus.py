@@ -145,6 +145,10 @@ class WaitingRoute(QueueRoute):
         super().__init__(bus, channel)
         self._since = monotonic()
 
+    async def send(self, payload: bytes) -> None:
+        self._capacity = self._bus.options.capacity_of(self._channel)  # it may have been set meanwhile
+        await super().send(payload)
+
     def _waits(self) -> tuple[bytes | int, ...]:
         waited = round(1000 * (monotonic() - self._since))
         return self._bus.node, waited, _milliseconds(WAITS_SECONDS)
