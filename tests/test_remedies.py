@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import os
 import shutil
@@ -23,7 +24,7 @@ from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
 from tests.contract import DEADLINE, MakeLayer, codes, eventually, every, layers, note, time_passes
-from tests.resp_server import RespServer
+from tests.resp_server import Answer, RespServer
 
 # Long: a test in which a send waited for it would be over before.
 PATIENCE = 10 * DEADLINE
@@ -292,6 +293,39 @@ async def test_right_to_subscribe(
         assert "Grant the user 'bob' +subscribe (" in await refusal(join(layer))
     await every([layer.group_send("room", note(1))])
     assert codes(caplog) == ["connection.failed"]
+
+
+# What passes
+
+NO_PASSWORD = "NOAUTH Authentication required."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [resp_server.error(NO_PASSWORD), resp_server.half(closes=True), resp_server.close(executes=False)],
+    ids=["refused", "cut", "closed"],
+)
+async def test_odd_answer_once(server: RespServer, make: MakeLayer, answer: Answer) -> None:
+    """A server that is just set up may refuse or hang up once: sends and joins wait for the next attempt."""
+    for name in ("INFO", "ROLE", "SCRIPT", "PING"):
+        server.script(name, answer)
+    layer = await make(hosts=[server.url])
+    await every([layer.group_send("room", note(1)), join(layer)])
+
+
+async def test_error_of_a_server_that_served(server: RespServer, make: MakeLayer) -> None:
+    """What served before may serve again, whatever it says meanwhile: sends wait as in any outage."""
+    layer = await make(hosts=[server.url])
+    await every([layer.group_send("room", note(1)), join(layer)])
+    for name in ("INFO", "ROLE", "SCRIPT"):
+        server.always(name, resp_server.error(NO_PASSWORD))
+    seen = len(server.received("INFO"))
+    server.cut()
+    waiting = asyncio.gather(layer.group_send("room", note(2)), join(layer))
+    await eventually(lambda: len(server.received("INFO")) > seen + 8, "attempts")
+    assert not waiting.done()
+    server.restore()
+    await every([waiting])
 
 
 # What the server is, and how it is set up

@@ -70,6 +70,9 @@ _LISTEN = 0.3
 _LISTEN_UNDER_TLS = 1.0
 _ANSWER = 2.0
 _LOOK = 6.0
+# An end of a connection without a word is believed when it came so often in a row, so many seconds apart.
+_ENDS = 3
+_BETWEEN_ENDS = 0.1
 # What it found is not looked for again for so long.
 _LOOK_EVERY = 10.0
 # A handshake that takes longer may have gone to a port without TLS, where nobody ever answers it.
@@ -293,8 +296,24 @@ class Connector:
                 return WEB
             if said.startswith((b"-ERR max number", b"-DENIED")):
                 return said[1:].decode(errors="replace").splitlines()[0]
+        finally:
+            writer.transport.abort()
+        for _ in range(_ENDS):
+            if not await self._ends_at_info():
+                return ""
+            await asyncio.sleep(_BETWEEN_ENDS)
+        return PROXY
+
+    async def _ends_at_info(self) -> bool:
+        """Tell whether a connection is closed at INFO that has answered PING."""
+        reader, writer = await self._open_plain()
+        try:
+            writer.write(b"*1\r\n$4\r\nPING\r\n")
+            said = await _heard(reader, _ANSWER)
+            if not said or not said.endswith(b"\r\n"):
+                return False
             writer.write(b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
-            return PROXY if await _heard(reader, _ANSWER) == b"" else ""
+            return await _heard(reader, _ANSWER) == b""
         finally:
             writer.transport.abort()
 

@@ -20,11 +20,14 @@ from ...exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
 from ...settings.options import Options
 from .connector import Connector
 from .protocol import ClosedIdle, NotSent, Unanswered, WireProtocol
+from .remedies import Diagnosis
 
 # Of our own: the state of the global one belongs to the application.
 _jitter = random.Random()
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 2.0
+# What waiting cannot help against is believed when so many attempts in a row have met it.
+_SURE = 3
 # How `send_timeout` is shared out when a server goes silent: to notice it, and to come back.
 _NOTICE = 0.6
 
@@ -58,6 +61,12 @@ class Outage:
     def served(self) -> None:
         with self._lock:
             self._until, self._served_at = 0.0, monotonic()
+
+    @property
+    def has_served(self) -> bool:
+        """Whether a line of the process has ever had a connection: then whatever is wrong may pass again."""
+        with self._lock:
+            return self._served_at > 0
 
     @property
     def reason(self) -> str | None:
@@ -112,7 +121,8 @@ class Line:
     refused | yes  | no    | yes     | is written   | `serves()`: up; loss: overdue
     resting | no   | no    | no      | waits        | `start()`: waiting, as at the beginning
 
-    An attempt that fails for what waiting cannot help against makes it overdue at once.
+    Attempts that fail for what waiting cannot help against, several in a row to a host that never served, make it
+    overdue at once.
     Overdue, everything that waits or is unanswered fails, and so does what a connection leaves unanswered. The
     timer is set at the loss, to `send_timeout`. While the server refuses, only `serves()` is an answer.
     A line begins as waiting, or as overdue if the process knows that the host is out.
@@ -157,6 +167,8 @@ class Line:
         self._due = 0.0
         # The timer ran out while bytes moved, or on a loop that was blocked.
         self._is_late = False
+        # The attempts in a row that failed for one cause that waiting cannot help against.
+        self._hopeless = ("", 0)
         # Replies of the present connection to what was called before it was up.
         self._replies_to_set_up = 0
         # What the last connection was closed as, if that was as an idle one; and how long one may be idle.
@@ -242,15 +254,22 @@ class Line:
             self._outage.failed(self.reason, since, self._attempt_seconds)
 
     async def _failed(self, exc: Exception, began: float) -> None:
-        """Say why an attempt failed. If waiting cannot help, whoever waits is told now."""
+        """Say why an attempt failed. If it is sure that waiting cannot help, whoever waits is told now."""
         # Until that is known: it may take a moment.
         self.reason = exc.reason if isinstance(exc, LayerUnavailable) else str(exc) or type(exc).__name__
         diagnosis = await self._connector.diagnose(exc)
         self._note_failure(diagnosis.reason, diagnosis.cause)
-        if not diagnosis.heals:
+        if self._is_hopeless(diagnosis):
             self._stop_timer()
             self._give_up_waiting(self.unavailable())
         self._tell_outage(began)
+
+    def _is_hopeless(self, diagnosis: Diagnosis) -> bool:
+        """Tell whether waiting cannot help. A server that is restarted or set up may say so for a moment."""
+        cause, number = self._hopeless
+        number = 0 if diagnosis.heals else number + 1 if diagnosis.cause == cause else 1
+        self._hopeless = diagnosis.cause, number
+        return number >= _SURE and not self._outage.has_served
 
     def _note_failure(self, reason: str, cause: str) -> None:
         self.reason = reason
@@ -264,6 +283,7 @@ class Line:
         )
 
     def _came_up(self, wire: WireProtocol) -> None:
+        self._hopeless = ("", 0)
         self._replies_to_set_up = wire.replies
         if self._resends:
             wire.keeps_unanswered = True
