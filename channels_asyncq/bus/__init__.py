@@ -1,0 +1,1 @@
+"""What carries messages between sessions: in memory, or over Redis."""

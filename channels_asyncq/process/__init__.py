@@ -1,0 +1,1 @@
+"""What the event loops and threads of one process share."""

@@ -1,0 +1,1 @@
+"""One event loop in a layer: what it reads, what it sends, and whom it asks."""

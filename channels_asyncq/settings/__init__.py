@@ -1,0 +1,1 @@
+"""From `CONFIG` to validated options."""

@@ -1,0 +1,1 @@
+"""The bus over Redis or Valkey: sends, subscriptions, logs, normal channels, leases."""

@@ -1,0 +1,1 @@
+"""Connections: from a host in the settings to commands, replies and messages."""
