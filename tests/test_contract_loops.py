@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import socket
 import sys
 import threading
 import time
@@ -393,6 +394,33 @@ class TestLoopsThatWereClosedAlone:
                 eventually(lambda: not of_the_closed & clients_of(own_redis_server), "the end of both")
             )
             runner.run(layer.close())
+
+    def test_connections_that_were_being_made_end(self, prefix: str) -> None:
+        """A connection is closed too that the server has not answered yet, whoever holds the loop's tasks."""
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)  # of the task that will not end
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            layer = AsyncQueueChannelLayer(
+                hosts=[f"redis://127.0.0.1:{server.getsockname()[1]}"], prefix=prefix
+            )
+
+            async def asked() -> tuple[socket.socket, asyncio.Task[str]]:
+                task = asyncio.create_task(layer.new_channel())
+                server.setblocking(False)
+                while True:
+                    peer, _ = await asyncio.get_running_loop().sock_accept(server)
+                    if b"SCRIPT" in await asyncio.get_running_loop().sock_recv(peer, 4096):
+                        return peer, task
+                    peer.close()
+
+            peer, task = loop.run_until_complete(asked())
+            loop.close()
+            layer.look_for_ended_sessions()
+            with peer:
+                peer.settimeout(DEADLINE)
+                while peer.recv(65536):
+                    pass
+            assert not task.done()
 
     @pytest.mark.parametrize("kind", ["tcp", "unix", "tls", "uvloop"])
     def test_its_sockets_are_closed_without_a_warning(

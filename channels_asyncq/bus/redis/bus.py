@@ -1300,10 +1300,10 @@ class RedisBus(Bus):
 
     def transports(self) -> list[asyncio.BaseTransport]:
         return [
-            wire.transport
+            transport
             for shard in self._shards
-            for wire in (shard.commands.wire, shard.pushes.wire)
-            if wire is not None and wire.transport is not None
+            for line in (shard.commands, shard.pushes)
+            for transport in line.transports()
         ]
 
     def links(self) -> list[Link]:

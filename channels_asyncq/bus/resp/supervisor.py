@@ -8,6 +8,7 @@ import contextvars
 import copy
 import logging
 import random
+import weakref
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
@@ -159,6 +160,8 @@ class Line:
         self._task: asyncio.Task[None] | None = None
         # Of connections that were closed until they are needed.
         self._endings: set[asyncio.Task[None]] = set()
+        # All that may be there: one is being set up, another closed.
+        self._wires: weakref.WeakSet[WireProtocol] = weakref.WeakSet()
         self._timer: asyncio.TimerHandle | None = None
         # In the order in which they came: what waits longest is sent first.
         self._waiters: dict[asyncio.Future[WireProtocol], None] = {}
@@ -218,6 +221,8 @@ class Line:
                 wire = await self._connector.connect(self._make_wire)
                 try:
                     await self._set_up(wire)
+                except GeneratorExit:
+                    raise  # this is collected, with an event loop that was closed
                 except BaseException as exc:
                     wire.abort(ConnectionAbortedError(f"{exc}"))
                     if self._on_lost is not None:
@@ -246,7 +251,12 @@ class Line:
             on_message=self._on_message,
             timeout=self._send_timeout * _NOTICE,
         )
+        self._wires.add(wire)
         return wire
+
+    def transports(self) -> list[asyncio.BaseTransport]:
+        """Return the transports of its connections, also of those that are being set up or closed."""
+        return [wire.transport for wire in list(self._wires) if wire.transport is not None]
 
     def _tell_outage(self, since: float) -> None:
         """Tell the process what this line knows, if it is overdue because it has no connection."""
@@ -372,6 +382,7 @@ class Line:
             self._timer = None
 
     def _lost(self, wire: WireProtocol, error: Exception | None) -> None:
+        self._wires.discard(wire)  # another file may get the number of its socket
         if self.wire is not wire:
             return
         self.wire = self.open_wire = None
