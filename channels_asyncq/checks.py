@@ -20,6 +20,8 @@ from .settings.options import DEFAULT_PORT, Host, Options
 
 _BACKEND = "channels_asyncq.AsyncQueueChannelLayer"
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+# What Channels reads of an entry; TEST_CONFIG by make_test_backend().
+_READ = ("BACKEND", "CONFIG", "TEST_CONFIG")
 # How much another path resembles ours that is a typo, and no layer of somebody else.
 _ALIKE = 0.8
 
@@ -64,7 +66,7 @@ def _options(config: Any) -> Options | None:
 
 @register(Tags.compatibility)
 def check_backends(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E002: CHANNEL_LAYERS, or an entry of it, is of a wrong type, or names this layer with a typo."""
+    """E002: CHANNEL_LAYERS or an entry has a wrong type, or our path a typo. W004: a key that nobody reads."""
     configured = getattr(settings, "CHANNEL_LAYERS", {})
     if not isinstance(configured, Mapping):
         # Its value may hold passwords.
@@ -77,11 +79,21 @@ def check_backends(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             messages.append(
                 _no_backend(f"CHANNEL_LAYERS[{alias!r}]: BACKEND = {entry['BACKEND']!r}: {problem}")
             )
+        elif _is_ours(entry.get("BACKEND")):
+            messages += [_unread(alias, key) for key in entry if key not in _READ]
     return messages
 
 
 def _no_backend(problem: str) -> CheckMessage:
     return Error(problem, hint=f'"BACKEND": "{_BACKEND}"', id="channels_asyncq.E002")
+
+
+def _unread(alias: object, key: object) -> CheckMessage:
+    return Warning(
+        f"CHANNEL_LAYERS[{alias!r}] has the key {key!r}, which nobody reads.",
+        hint='The settings of the layer go into "CONFIG".',
+        id="channels_asyncq.W004",
+    )
 
 
 def _problem_of(backend: object) -> str | None:

@@ -122,6 +122,25 @@ def test_backend_with_a_typo(settings: Any, backend: str) -> None:
     assert "'chat'" in text and repr(backend) in text and f"{OURS!r}" in text
 
 
+@pytest.mark.parametrize("key", ["OPTIONS", "config", "LOCATION", 5])
+def test_key_that_nobody_reads(settings: Any, key: Any) -> None:
+    """W004: what stands beside CONFIG would be ignored without a word."""
+    settings.CHANNEL_LAYERS = {"chat": {"BACKEND": OURS, "TEST_CONFIG": {}, key: {"hosts": ["memory://"]}}}
+    ((code, text),) = found()
+    assert code == "channels_asyncq.W004"
+    assert "'chat'" in text and repr(key) in text
+
+
+def test_credentials_of_a_wrong_type(settings: Any) -> None:
+    """E001, and no connection that fails for ever for a word that says nothing."""
+    host = {"host": "localhost", "port": 6379, "credential_provider": "secret"}
+    settings.CHANNEL_LAYERS = layers(chat={"hosts": [host]})
+    ((code, text),) = found()
+    assert code == "channels_asyncq.E001"
+    assert "credential_provider" in text and "must be an object such as a redis.CredentialProvider" in text
+    assert "secret" not in text
+
+
 @pytest.mark.parametrize(
     "value",
     [

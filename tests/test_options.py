@@ -7,6 +7,7 @@ import re
 import ssl
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 
 from channels_asyncq.settings import options
 from channels_asyncq.settings.options import Host, Options
+
+PROVIDER = SimpleNamespace(get_credentials=tuple)
 
 
 def host(entry: Any) -> Host:
@@ -488,7 +491,7 @@ BAD: list[tuple[dict[Any, Any], str, str]] = [
     ({"hosts": [{"path": "/x", "host": "h"}]}, "hosts[0]", "either path"),
     ({"hosts": [{"path": "/x", "ssl": True}]}, "hosts[0]", "either path"),
     (
-        {"hosts": [{"host": "h", "credential_provider": object(), "password": "x"}]},
+        {"hosts": [{"host": "h", "credential_provider": PROVIDER, "password": "x"}]},
         "hosts[0]",
         "either credential",
     ),
@@ -554,7 +557,7 @@ SECRET = "s3cr3t"
         {"hosts": [{"path": "/x", "host": "h", "password": SECRET}]},
         # By hand: repr() has an address.
         pytest.param(
-            {"hosts": [{"host": "h", "password": SECRET, "credential_provider": object()}]},
+            {"hosts": [{"host": "h", "password": SECRET, "credential_provider": PROVIDER}]},
             id="password beside credential_provider",
         ),
         {"hosts": [{"address": "redis://:a@h", "password": SECRET}]},

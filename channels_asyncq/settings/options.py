@@ -470,7 +470,10 @@ _ARGUMENTS: dict[str, _Argument] = {
     "db": _NATURAL,
     "username": _TEXT,
     "password": _Argument(lambda value: isinstance(value, (str, bytes)), "a str"),
-    "credential_provider": _ANY,
+    "credential_provider": _Argument(
+        lambda value: hasattr(value, "get_credentials") or hasattr(value, "get_credentials_async"),
+        "an object such as a redis.CredentialProvider",
+    ),
     "client_name": _TEXT,
     "lib_name": _TEXT,
     "lib_version": _TEXT,
