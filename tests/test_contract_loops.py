@@ -21,7 +21,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, sync
-from channels_asyncq.local import mailbox as intake
+from channels_asyncq.local import mailbox
 from channels_asyncq.session.session import Session
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 from tests.contract import (
@@ -672,7 +672,7 @@ class TestLoopsTogether:
         Three loops overrun a fourth, which drops messages for its full channel at the same time: each message is
         delivered or counted, whenever the threads are switched.
         """
-        monkeypatch.setattr(intake, "LIMIT", 3)
+        monkeypatch.setattr(mailbox, "LIMIT", 3)
         layer = make_layer(capacity=5, recovery=None)
         senders, each = 3, 100
 
@@ -698,7 +698,7 @@ class TestLoopsTogether:
         self, make_layer: MakeLayerAnywhere, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Four threads send to a channel of a loop that stands still: what is not received is a ChannelFull."""
-        monkeypatch.setattr(intake, "LIMIT", 10)
+        monkeypatch.setattr(mailbox, "LIMIT", 10)
         layer = make_layer(capacity=1000)
         channel = await layer.new_channel()
         refused: list[ChannelFull] = []

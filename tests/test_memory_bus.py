@@ -12,7 +12,7 @@ from channels.exceptions import ChannelFull
 from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.bus.base import WAITS_SECONDS
 from channels_asyncq.bus.memory import Broker
-from channels_asyncq.local import mailbox as intake
+from channels_asyncq.local import mailbox
 from channels_asyncq.messages.envelopes import Envelope
 from tests.clock import Clock
 from tests.contract import ended, eventually, layers, members_of, note, notes, receive, receive_many, started
@@ -166,7 +166,7 @@ async def test_wake_up_for_a_loop_that_has_too_much(
     A reader of a normal channel is woken, however many messages wait for its loop; only those beyond the limit
     count as dropped.
     """
-    monkeypatch.setattr(intake, "LIMIT", 3)
+    monkeypatch.setattr(mailbox, "LIMIT", 3)
     [channel] = await members_of(memory_layer, "room", 1)
     reading = await started(memory_layer.receive("jobs"))
 

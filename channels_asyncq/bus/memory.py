@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from .. import threads
 from ..clock import monotonic
 from ..local.buffers import ChannelBuffer, Tally
-from ..local.mailbox import Intake
+from ..local.mailbox import Mailbox
 from ..messages.codecs import Codec
 from ..messages.envelopes import Envelope
 from ..names import Topic, Topics, node_of
@@ -67,7 +67,7 @@ class Broker:
 
     def publish(self, topic: bytes, envelope: Envelope | None) -> list[MemoryBus]:
         """
-        Hand an envelope, or a wake-up (None), to every listener's intake; return the listeners.
+        Hand an envelope, or a wake-up (None), to every listener's mailbox; return the listeners.
 
         The lock makes one order for all of them.
         """
@@ -285,8 +285,8 @@ class MemoryBus(Bus):
         self._wanted: set[bytes] = set()
         # By topic that is wanted again: of what was put in so far, its envelopes were sent before that.
         self._not_before: dict[bytes, int] = {}
-        self._intake = Intake(loop, self._receive)
-        # Normal channels whose wake-up is in the intake.
+        self._mailbox = Mailbox(loop, self._receive)
+        # Normal channels whose wake-up is in the mailbox.
         self._waking: set[bytes] = set()
         self._is_closed = False
 
@@ -296,9 +296,9 @@ class MemoryBus(Bus):
             # One for each topic is enough, and its reader would wait for ever without it.
             if topic not in self._waking:
                 self._waking.add(topic)
-                self._intake.put_always(topic, _WAKE)
+                self._mailbox.put_always(topic, _WAKE)
             return True
-        if self._intake.put(topic, envelope):
+        if self._mailbox.put(topic, envelope):
             return True
         self._receiver.on_overrun()
         return False
@@ -315,7 +315,7 @@ class MemoryBus(Bus):
 
     def _is_too_old(self, topic: bytes) -> bool:
         """Tell whether what is offered on this topic was sent before it was wanted again."""
-        if self._intake.taken < self._not_before.get(topic, 0):
+        if self._mailbox.taken < self._not_before.get(topic, 0):
             return True
         self._not_before.pop(topic, None)
         return False
@@ -325,9 +325,9 @@ class MemoryBus(Bus):
         count = len(buses)
         for bus in buses:
             if bus is self:
-                # At once: whatever reached the intake earlier has gone before.
-                self._intake.drain()
-            elif not bus._intake.drain_soon():
+                # At once: whatever reached the mailbox earlier has gone before.
+                self._mailbox.drain()
+            elif not bus._mailbox.drain_soon():
                 self._broker.forget(bus, bus.node)
                 count -= 1
         return count
@@ -344,7 +344,7 @@ class MemoryBus(Bus):
                 await turn.rest()
         finally:
             self._broker.forget(self, self.node)
-            self._intake.close()
+            self._mailbox.close()
 
     def let_go(self) -> None:
         self._is_closed = True  # the broker finds out by itself
@@ -355,8 +355,8 @@ class MemoryBus(Bus):
         return self._loop.is_closed()
 
     def subscribe(self, topic: Topic) -> None:
-        if topic.name not in self._wanted and not self._intake.is_empty:
-            self._not_before[topic.name] = self._intake.put_so_far
+        if topic.name not in self._wanted and not self._mailbox.is_empty:
+            self._not_before[topic.name] = self._mailbox.put_so_far
         self._wanted.add(topic.name)
         self._broker.listen(topic.name, self)
 
@@ -385,8 +385,8 @@ class MemoryBus(Bus):
     async def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> int:
         buses = self._broker.publish(topic.name, self._wrap(payload, target, flags))
         count = self._hand_over(buses)
-        if not self._intake.is_empty:
-            await self._intake.drained()
+        if not self._mailbox.is_empty:
+            await self._mailbox.drained()
         return count
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
@@ -411,9 +411,9 @@ class MemoryBus(Bus):
         envelope = self._wrap(payload, group, excluded=excluded)
         buses, members = self._broker.group_send(group, topic, envelope)
         self._hand_over(buses)
-        if not self._intake.is_empty:
+        if not self._mailbox.is_empty:
             # A full member is waited for, as the reader of a socket would be.
-            await self._intake.drained()
+            await self._mailbox.drained()
         return [channel.encode() for channel in members]
 
     async def add_member(self, group: str, channel: str, seconds: float | None = None) -> None:
@@ -448,7 +448,7 @@ class MemoryBus(Bus):
         """Read them anew with each message, as ever."""
 
     def resume(self) -> None:
-        self._intake.drain()
+        self._mailbox.drain()
 
     def waiting(self) -> dict[str, int]:
         return self._broker.waiting()

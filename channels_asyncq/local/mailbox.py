@@ -16,11 +16,11 @@ from ..slices import SLICE
 LIMIT = 10_000
 
 
-class Intake:
+class Mailbox:
     """
     A first-in, first-out door into one event loop's session.
 
-    `offer(topic, envelope)` takes an envelope or answers False, which stops the intake until `drain()` is called
+    `offer(topic, envelope)` takes an envelope or answers False, which stops the mailbox until `drain()` is called
     again. `put()`, `put_always()` and `drain_soon()` may be called from any thread, all else only on the loop.
     """
 
@@ -49,7 +49,7 @@ class Intake:
         self._pending.append((topic, envelope))
 
     def drain_soon(self) -> bool:
-        """Have the loop drain the intake, from any thread; False if the loop is closed."""
+        """Have the loop drain the mailbox, from any thread; False if the loop is closed."""
         if self._is_scheduled:
             return not self._loop.is_closed()
         self._is_scheduled = True

@@ -23,7 +23,7 @@ from ..events import LOSS, WIRE, record
 from ..exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
 from ..local.buffers import ChannelView
 from ..local.hub import Hub, Member
-from ..local.mailbox import LIMIT, Intake
+from ..local.mailbox import LIMIT, Mailbox
 from ..messages.codecs import Codec
 from ..messages.envelopes import CONTROL, EXTERNAL, NOTICE, Envelope
 from ..messages.external import ExternalMessage
@@ -266,7 +266,7 @@ class Session:
             options, self._group_is_empty, self._has_room, self._make_notice, self._slices, self._chores
         )
         self._bus = make_bus(options, self._topics, codec, self.node, self)
-        self.intake = Intake(self.loop, self.on_envelope)
+        self.mailbox = Mailbox(self.loop, self.on_envelope)
         self._inbox = self._topics.inbox(self.node)
         self._everybody = self._topics.everybody
         self._readers: dict[bytes, QueueReader] = {}
@@ -504,12 +504,12 @@ class Session:
 
     def hand_over(self, channel: str, payload: bytes) -> bool:
         """Take a message for one of this session's channels, from any thread; False if the loop is closed."""
-        if not self.intake.put(self._inbox.name, self._own(payload, channel)):
+        if not self.mailbox.put(self._inbox.name, self._own(payload, channel)):
             raise ChannelFull(
                 f"{LIMIT} messages wait for the event loop of channel {channel!r}: it is blocked, or slower than "
                 "its senders; send less, or use a normal channel"
             )
-        return self.intake.drain_soon()
+        return self.mailbox.drain_soon()
 
     async def send_wait(self, channel: str, payload: bytes, timeout: float | None) -> None:  # noqa: ASYNC109
         """
@@ -834,7 +834,7 @@ class Session:
     def _go_on(self) -> None:
         """Take in what arrived while earlier envelopes were delivered."""
         self._bus.resume()
-        self.intake.drain()
+        self.mailbox.drain()
 
     def _may_open(self, channel: str) -> bool:
         """Tell whether a name from elsewhere is that of a channel of ours, and may still be read."""
@@ -948,7 +948,7 @@ class Session:
     def _tell_everybody(self, kind: str) -> None:
         self.hub.broadcast(self._own(self._codec.encode({"type": kind}), ""))
 
-    # Flow: a full channel stops the intake of messages while there is time to wait for its reader (see Hub)
+    # Flow: a full channel stops the mailbox of messages while there is time to wait for its reader (see Hub)
 
     def _hold(self) -> None:
         if self._retry is not None:
@@ -1090,7 +1090,7 @@ class Session:
                 closing.cancel()
         finally:
             self.state = LoopState.ENDED
-            self.intake.close()
+            self.mailbox.close()
             await self._bus.close()
 
     def let_go(self) -> None:

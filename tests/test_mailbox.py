@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from channels_asyncq.local import mailbox as intake_module
-from channels_asyncq.local.mailbox import Intake
+from channels_asyncq.local import mailbox as mailbox_module
+from channels_asyncq.local.mailbox import Mailbox
 from channels_asyncq.messages.envelopes import Envelope
 from channels_asyncq.slices import SLICE
 from tests.clock import Clock
@@ -40,68 +40,68 @@ def session() -> Session:
 
 
 @pytest.fixture
-async def intake(session: Session) -> Intake:
-    return Intake(asyncio.get_running_loop(), session.offer)
+async def mailbox(session: Session) -> Mailbox:
+    return Mailbox(asyncio.get_running_loop(), session.offer)
 
 
-def put(intake: Intake, *texts: str) -> list[bool]:
-    return [intake.put(b"topic", Envelope(text.encode(), "x")) for text in texts]
+def put(mailbox: Mailbox, *texts: str) -> list[bool]:
+    return [mailbox.put(b"topic", Envelope(text.encode(), "x")) for text in texts]
 
 
-async def test_in_order(intake: Intake, session: Session) -> None:
+async def test_in_order(mailbox: Mailbox, session: Session) -> None:
     """What was put is offered in order, when it is drained and not before."""
-    assert intake.is_empty
-    put(intake, "a", "b")
-    assert session.taken == [] and not intake.is_empty
-    intake.drain()
-    assert session.taken == ["a", "b"] and intake.is_empty
+    assert mailbox.is_empty
+    put(mailbox, "a", "b")
+    assert session.taken == [] and not mailbox.is_empty
+    mailbox.drain()
+    assert session.taken == ["a", "b"] and mailbox.is_empty
 
 
-async def test_what_is_not_taken_is_offered_again(intake: Intake, session: Session) -> None:
-    """An envelope that is not taken stops the intake, keeps its place, and is not overtaken."""
+async def test_what_is_not_taken_is_offered_again(mailbox: Mailbox, session: Session) -> None:
+    """An envelope that is not taken stops the mailbox, keeps its place, and is not overtaken."""
     session.stops_at = "b"
-    put(intake, "a", "b", "c")
+    put(mailbox, "a", "b", "c")
     for _ in range(3):
-        intake.drain()
-    put(intake, "d")
-    intake.drain()
-    assert session.taken == ["a"] and session.offered == 5 and not intake.is_empty
+        mailbox.drain()
+    put(mailbox, "d")
+    mailbox.drain()
+    assert session.taken == ["a"] and session.offered == 5 and not mailbox.is_empty
     session.stops_at = None
-    intake.drain()
+    mailbox.drain()
     assert session.taken == ["a", "b", "c", "d"]
 
 
-async def test_a_limit(intake: Intake, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_limit(mailbox: Mailbox, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Senders that cannot be made to wait are told when too much waits; places come free by draining."""
-    monkeypatch.setattr(intake_module, "LIMIT", 3)
-    assert put(intake, *"abcd") == [True, True, True, False]
-    intake.drain()
-    assert put(intake, "e") == [True]
-    intake.drain()
+    monkeypatch.setattr(mailbox_module, "LIMIT", 3)
+    assert put(mailbox, *"abcd") == [True, True, True, False]
+    mailbox.drain()
+    assert put(mailbox, "e") == [True]
+    mailbox.drain()
     assert session.taken == ["a", "b", "c", "e"]
 
 
-async def test_drain_soon(intake: Intake, session: Session) -> None:
+async def test_drain_soon(mailbox: Mailbox, session: Session) -> None:
     """The loop drains once in a turn, however often it is asked to."""
     for text in "abc":
-        put(intake, text)
-        assert intake.drain_soon()
+        put(mailbox, text)
+        assert mailbox.drain_soon()
     assert session.taken == []
     await steps(1)
     assert session.taken == ["a", "b", "c"] and session.offered == 3
-    put(intake, "d")
-    assert intake.drain_soon()
+    put(mailbox, "d")
+    assert mailbox.drain_soon()
     await steps(1)
     assert session.taken[-1] == "d"
 
 
-async def test_from_other_threads(intake: Intake, session: Session) -> None:
+async def test_from_other_threads(mailbox: Mailbox, session: Session) -> None:
     """What threads put arrives on the loop, all of it, in the order of each."""
 
     def sender(name: str) -> None:
         for number in range(500):
-            assert put(intake, f"{name}{number:03}") == [True]
-            assert intake.drain_soon()
+            assert put(mailbox, f"{name}{number:03}") == [True]
+            assert mailbox.drain_soon()
 
     threads = [threading.Thread(target=sender, args=(name,)) for name in "abcd"]
     for thread in threads:
@@ -118,37 +118,37 @@ async def test_from_other_threads(intake: Intake, session: Session) -> None:
 def test_a_loop_that_is_closed(session: Session) -> None:
     """drain_soon() says that nobody drains any more, the first time and later."""
     loop = asyncio.new_event_loop()
-    intake = Intake(loop, session.offer)
+    mailbox = Mailbox(loop, session.offer)
     loop.close()
-    put(intake, "a")
-    assert [intake.drain_soon(), intake.drain_soon()] == [False, False]
+    put(mailbox, "a")
+    assert [mailbox.drain_soon(), mailbox.drain_soon()] == [False, False]
     assert session.taken == []
 
 
-async def test_drained(intake: Intake, session: Session) -> None:
+async def test_drained(mailbox: Mailbox, session: Session) -> None:
     """drained() returns at once when nothing waits, else when everything was taken."""
     async with asyncio.timeout(20):
-        await intake.drained()
+        await mailbox.drained()
     session.stops_at = "b"
-    put(intake, "a", "b")
-    waiting = [await started(intake.drained()) for _ in range(2)]
-    intake.drain()
+    put(mailbox, "a", "b")
+    waiting = [await started(mailbox.drained()) for _ in range(2)]
+    mailbox.drain()
     await steps(3)
     assert not any(waiter.done() for waiter in waiting)
     session.stops_at = None
-    intake.drain()
+    mailbox.drain()
     await every(waiting)
 
 
-async def test_drained_and_filled_again(intake: Intake, session: Session) -> None:
-    """Who waits is told when what waited then is taken, though others have filled the intake again."""
-    put(intake, "a")
-    waiting = await started(intake.drained())
+async def test_drained_and_filled_again(mailbox: Mailbox, session: Session) -> None:
+    """Who waits is told when what waited then is taken, though others have filled the mailbox again."""
+    put(mailbox, "a")
+    waiting = await started(mailbox.drained())
     session.stops_at = "b"
-    put(intake, "b")
-    intake.drain()
+    put(mailbox, "b")
+    mailbox.drain()
     await every([waiting])
-    assert session.taken == ["a"] and not intake.is_empty
+    assert session.taken == ["a"] and not mailbox.is_empty
 
 
 async def test_drained_while_others_never_cease(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,45 +156,45 @@ async def test_drained_while_others_never_cease(session: Session, monkeypatch: p
     clock = Clock()
     clock.put_into(monkeypatch, ["local.mailbox"])
 
-    intake = Intake(asyncio.get_running_loop(), lambda topic, envelope: answer(envelope))
+    mailbox = Mailbox(asyncio.get_running_loop(), lambda topic, envelope: answer(envelope))
 
     def answer(envelope: Envelope) -> bool:
         clock.turn(0.22 * SLICE)
         if len(session.taken) < 1000:
-            put(intake, "more", "more")
+            put(mailbox, "more", "more")
         return session.offer(b"", envelope)
 
-    put(intake, "a", "b")
-    waiting = await started(intake.drained())
-    intake.drain()
+    put(mailbox, "a", "b")
+    waiting = await started(mailbox.drained())
+    mailbox.drain()
     await every([waiting])
     assert len(session.taken) < 1000
-    intake.close()
+    mailbox.close()
 
 
-async def test_drained_cancelled(intake: Intake, session: Session) -> None:
+async def test_drained_cancelled(mailbox: Mailbox, session: Session) -> None:
     """Cancelling who waits leaves the envelopes, and the others who wait."""
-    put(intake, "a")
-    first, second = await started(intake.drained()), await started(intake.drained())
+    put(mailbox, "a")
+    first, second = await started(mailbox.drained()), await started(mailbox.drained())
     first.cancel()
     await ended(first)
-    intake.drain()
+    mailbox.drain()
     await every([second])
     assert session.taken == ["a"] and first.cancelled()
 
 
 async def test_put_while_draining(session: Session) -> None:
     """What is put by what is being offered is taken in the same go."""
-    intake = Intake(asyncio.get_running_loop(), lambda topic, envelope: answer(envelope))
+    mailbox = Mailbox(asyncio.get_running_loop(), lambda topic, envelope: answer(envelope))
 
     def answer(envelope: Envelope) -> bool:
         if envelope.payload == b"a":
-            put(intake, "b")
+            put(mailbox, "b")
         return session.offer(b"", envelope)
 
-    put(intake, "a")
-    intake.drain()
-    assert session.taken == ["a", "b"] and intake.is_empty
+    put(mailbox, "a")
+    mailbox.drain()
+    assert session.taken == ["a", "b"] and mailbox.is_empty
 
 
 async def test_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,17 +207,17 @@ async def test_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatc
         clock.turn(0.22 * SLICE)
         return session.offer(topic, envelope)
 
-    intake = Intake(asyncio.get_running_loop(), offer)
+    mailbox = Mailbox(asyncio.get_running_loop(), offer)
     texts = [f"{number:02}" for number in range(50)]
-    put(intake, *texts)
-    while not intake.is_empty:
+    put(mailbox, *texts)
+    while not mailbox.is_empty:
         before = len(session.taken)
-        intake.drain()
-        intake.drain()
+        mailbox.drain()
+        mailbox.drain()
         most = max(most, len(session.taken) - before)
         await steps(1)
     assert session.taken == texts and most == 5
-    await intake.drained()
+    await mailbox.drained()
 
 
 async def test_close_while_it_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,23 +229,23 @@ async def test_close_while_it_drains_in_slices(session: Session, monkeypatch: py
         clock.turn(1.0)
         return session.offer(topic, envelope)
 
-    intake = Intake(asyncio.get_running_loop(), offer)
-    put(intake, "a", "b")
-    intake.drain()
-    waiting = await started(intake.drained())
-    put(intake, "c")
+    mailbox = Mailbox(asyncio.get_running_loop(), offer)
+    put(mailbox, "a", "b")
+    mailbox.drain()
+    waiting = await started(mailbox.drained())
+    put(mailbox, "c")
     assert session.taken[:1] == ["a"]
-    count = intake.close()
+    count = mailbox.close()
     await every([waiting])
     await steps(3)
-    assert len(session.taken) + count == 3 and intake.is_empty
+    assert len(session.taken) + count == 3 and mailbox.is_empty
 
 
-async def test_close(intake: Intake, session: Session) -> None:
+async def test_close(mailbox: Mailbox, session: Session) -> None:
     """close() drops what waits and says how many that were; nobody waits for it any more; twice is fine."""
     session.stops_at = "a"
-    put(intake, "a", "b")
-    waiting = await started(intake.drained())
-    assert [intake.close(), intake.close()] == [2, 0]
+    put(mailbox, "a", "b")
+    waiting = await started(mailbox.drained())
+    assert [mailbox.close(), mailbox.close()] == [2, 0]
     await every([waiting])
-    assert session.taken == [] and intake.is_empty
+    assert session.taken == [] and mailbox.is_empty
