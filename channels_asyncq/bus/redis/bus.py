@@ -43,11 +43,11 @@ from ..base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver, chann
 from ..resp.connector import Connector, let_go
 from ..resp.protocol import WireProtocol
 from ..resp.remedies import Remedies, unsupported
-from ..resp.supervisor import Line, Outages, own
+from ..resp.supervisor import Outages, SupervisedConnection, own
 from .layout import Layout, Lease, Standing
 from .recovery import LogReader
 from .sender import Message, Sender, Sending, TopicRoute, is_script_missing
-from .sequences import Numbers, parse_position, stream_of
+from .sequences import Sequence, parse_position, stream_of
 from .subscriptions import Subscription, SubscriptionLedger
 from .watch import UNWRITABLE, Findings, Watch
 
@@ -234,7 +234,7 @@ class Shard:
         self._context = contextvars.Context()
         self._faults = bus.outages.faults_of(index)
         options = bus.options
-        self.commands = Line(
+        self.commands = SupervisedConnection(
             connector,
             "commands",
             options,
@@ -243,7 +243,7 @@ class Shard:
             resends=True,
             outage=bus.outages.of(index, "commands"),
         )
-        self.pushes = Line(
+        self.pushes = SupervisedConnection(
             connector,
             "pushes",
             options,
@@ -967,8 +967,8 @@ class RedisBus(Bus):
         self.seal = Seal(keys, self._max_age, self.node) if keys else None
         self.loop = asyncio.get_running_loop()
         # Of the sends by stream, and of the pushes by partition.
-        self._numbers: defaultdict[int, Numbers] = defaultdict(Numbers)
-        self._pushes: defaultdict[int, Numbers] = defaultdict(Numbers)
+        self._numbers: defaultdict[int, Sequence] = defaultdict(Sequence)
+        self._pushes: defaultdict[int, Sequence] = defaultdict(Sequence)
         recovery = options.recovery
         self.scripts: tuple[Script, ...] = SCRIPTS
         self._is_logged: Callable[[str], bool] = lambda group: False
@@ -1187,7 +1187,7 @@ class RedisBus(Bus):
     def lease_of(self, topic: Topic) -> Lease:
         return self._shards[topic.shard].lease
 
-    def push_numbers(self, partition: int) -> Numbers:
+    def push_numbers(self, partition: int) -> Sequence:
         """Return what counts this session's pushes to the normal channels of a partition."""
         return self._pushes[partition]
 

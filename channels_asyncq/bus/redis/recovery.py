@@ -13,7 +13,7 @@ from ...names import NOT_LOGGED
 from ...settings.options import Options
 from ...slices import Slice
 from ..base import Receiver
-from .sequences import SeenNumbers, format_position, milliseconds_of, parse_position, stream_of
+from .sequences import DuplicateFilter, format_position, milliseconds_of, parse_position, stream_of
 from .subscriptions import Subscription, SubscriptionLedger
 
 _PAGE = 500
@@ -53,7 +53,7 @@ class LogReader:
         self._open = open_envelopes
         self._unpack_headers = unpack_headers
         self._formats = formats
-        self._seen = SeenNumbers()
+        self._seen = DuplicateFilter()
         self._resumed: asyncio.Future[None] | None = None
         # What a catch_up() that failed half way found lost, by reason: the positions are past it already.
         self._lost: defaultdict[str, set[bytes]] = defaultdict(set)

@@ -18,9 +18,9 @@ from ...messages.sealing import Seal
 from ..resp.pacing import EARLY
 from ..resp.protocol import Answer, NoAnswer, NotSent, WireProtocol, fail
 from ..resp.remedies import Remedies
-from ..resp.supervisor import Line, own
+from ..resp.supervisor import SupervisedConnection, own
 from .layout import Lease
-from .sequences import Numbers
+from .sequences import Sequence
 from .watch import UNWRITABLE
 
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
@@ -130,7 +130,7 @@ class TopicRoute:
         self,
         sender: Sender,
         lease: Lease,
-        numbers: Numbers,
+        numbers: Sequence,
         command: tuple[bytes, ...],
         node: bytes,
         flags: int,
@@ -217,7 +217,7 @@ class Sender:
 
     def __init__(
         self,
-        line: Line,
+        line: SupervisedConnection,
         address: str,
         remedies: Remedies,
         load_scripts: Callable[[WireProtocol], list[asyncio.Future[Any]]],

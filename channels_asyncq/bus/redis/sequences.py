@@ -38,7 +38,7 @@ def stream_of(partition: int, *, is_logged: bool) -> int:
     return partition if is_logged else ~partition
 
 
-class Numbers:
+class Sequence:
     """The numbers of one stream of a node's sends or pushes, from 1, in the order of the writes."""
 
     __slots__ = ("_last",)
@@ -63,7 +63,7 @@ class Seen:
         self.last_used = 0.0
 
 
-class SeenNumbers:
+class DuplicateFilter:
     """
     The highest number that was delivered of each stream of each node; what is not above it is a repeat, or late.
 

@@ -98,7 +98,7 @@ class Outages:
             return self._faults[host]
 
 
-class Line:
+class SupervisedConnection:
     """
     One connection that is made again whenever it is lost.
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels_asyncq.bus.redis.sequences import (
-    Numbers,
-    SeenNumbers,
+    DuplicateFilter,
+    Sequence,
     format_position,
     milliseconds_of,
     parse_position,
@@ -62,13 +62,13 @@ class TestNumbers:
 
     def test_consecutive_within_each_partition(self) -> None:
         """Each partition counts for itself, from 1."""
-        outbox: defaultdict[int, Numbers] = defaultdict(Numbers)
+        outbox: defaultdict[int, Sequence] = defaultdict(Sequence)
         assert [outbox[partition].take() for partition in (3, 3, 0, 3, 0)] == [1, 2, 1, 3, 2]
 
     @given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 5))))
     def test_no_gaps_and_no_repeats(self, takes: list[tuple[int, int]]) -> None:
         """Whatever the order of the sends, a partition's numbers are 1, 2, 3..., also several at a time."""
-        outbox: defaultdict[int, Numbers] = defaultdict(Numbers)
+        outbox: defaultdict[int, Sequence] = defaultdict(Sequence)
         given_out: defaultdict[int, list[int]] = defaultdict(list)
         for partition, count in takes:
             first = outbox[partition].take(count)
@@ -82,13 +82,13 @@ class TestSeenNumbers:
 
     def test_first_number_may_be_any(self) -> None:
         """Of a node that nothing was heard of, nothing was seen, and to ask notes nothing."""
-        seen = SeenNumbers()
+        seen = DuplicateFilter()
         assert seen.highest(A, 0) == 0
         assert len(seen) == 0
 
     def test_one_per_node_and_stream(self) -> None:
         """The same number of another node, or in another stream, is another message."""
-        seen = SeenNumbers()
+        seen = DuplicateFilter()
         seen.of(A, 0).highest = 7
         assert seen.highest(A, 0) == seen.of(A, 0).highest == 7
         assert seen.highest(A, 1) == 0
@@ -98,7 +98,7 @@ class TestSeenNumbers:
 
     def test_sweep_forgets_what_is_unused(self) -> None:
         """What is unused for more than 15 minutes is forgotten; use keeps it."""
-        seen = SeenNumbers()
+        seen = DuplicateFilter()
         for node, highest, last_used in ((A, 1, 0.0), (B, 1, 0.0), (B, 2, 500.0)):
             entry = seen.of(node, 0)
             entry.highest, entry.last_used = highest, last_used

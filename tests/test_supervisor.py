@@ -1,4 +1,4 @@
-"""Line: one connection that is made again, what waits for it, and what it carries over."""
+"""SupervisedConnection: one connection that is made again, what waits for it, and what it carries over."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from channels_asyncq.bus.resp import supervisor as lines
 from channels_asyncq.bus.resp.connector import Connector
 from channels_asyncq.bus.resp.protocol import NoAnswer, NotSent, WireProtocol
 from channels_asyncq.bus.resp.remedies import Diagnosis
-from channels_asyncq.bus.resp.supervisor import Line, Outage, Outages
+from channels_asyncq.bus.resp.supervisor import Outage, Outages, SupervisedConnection
 from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
 from channels_asyncq.settings.options import Options
 from tests.clock import Clock
@@ -121,7 +121,7 @@ class Recorded:
         self.losses = 0
         self.overdue: list[Exception] = []
         self.set_up_error: Exception | None = None
-        self.line = Line(
+        self.line = SupervisedConnection(
             cast(Connector, hosts),
             "commands",
             Options.from_config({"send_timeout": send_timeout}),
