@@ -284,6 +284,17 @@ async def test_beside_another_use(
             await closing
 
 
+async def test_of_several_hosts(own_redis_server: EmbeddedServer, redis_url: str, prefix: str) -> None:
+    """A send to one host opens the connections to all again: members of groups on another one hear, too."""
+    async with layers(hosts=[own_redis_server.url, redis_url], prefix=prefix) as make_layer:
+        layer = await make_layer()
+        await members_of(layer, "room", 1)
+        await layer.close_pools()
+        assert [link.state for link in layer.statistics().links] == ["closed"] * 2
+        await layer.group_send("room", note(1))
+        await eventually(lambda: [link.state for link in layer.statistics().links] == ["connected"] * 2)
+
+
 async def test_of_a_closed_layer(layer: AsyncQueueChannelLayer) -> None:
     """It has nothing to close, and opens nothing."""
     await layer.new_channel()

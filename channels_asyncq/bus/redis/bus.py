@@ -278,7 +278,7 @@ class Shard:
             self._bus.receiver.on_answerable()
             if self.pushes.wire is None:
                 self._renew_later()
-                self.pushes.start()  # if both were resting
+                self._bus.start()  # if it was resting
         self._bus.on_change()
 
     async def _set_up_commands(self, wire: WireProtocol) -> None:
