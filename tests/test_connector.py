@@ -561,8 +561,9 @@ async def test_sentinel_that_hangs_up() -> None:
             await unavailable({"sentinels": [("127.0.0.1", port)], "master_name": "mymaster"}),
             ConnectionResetError("Connection reset by peer"),
         ):
-            diagnosis = await host.diagnose(error)
+            diagnosis = host.diagnose(error)
             assert diagnosis.heals
+            assert await host.look() is None
             assert "mymaster" in diagnosis.reason or "reset" in diagnosis.reason
 
 

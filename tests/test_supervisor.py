@@ -67,6 +67,9 @@ class Transport(asyncio.Transport):
         pass
 
 
+WORDLESS = "Connection reset by peer"
+
+
 class Hosts:
     """Stands in for a Connector: connects, refuses, or keeps the caller waiting, as it is told."""
 
@@ -83,12 +86,17 @@ class Hosts:
         self.is_open.set()
         #: New connections take nothing before they end.
         self.takes_nothing = False
+        self.looks = 0
         self.wires: list[WireProtocol] = []
         self.transports: list[Transport] = []
 
-    async def diagnose(self, exc: Exception) -> Diagnosis:
+    def diagnose(self, exc: Exception) -> Diagnosis:
         words = exc.reason if isinstance(exc, LayerUnavailable) else str(exc)
-        return Diagnosis(words, words, words not in self.incurable)
+        return Diagnosis(words, words, words not in self.incurable, words == WORDLESS)
+
+    async def look(self) -> Diagnosis | None:
+        self.looks += 1
+        return None
 
     async def connect(self, make_protocol: Callable[[], WireProtocol]) -> WireProtocol:
         self.attempts += 1
@@ -275,17 +283,47 @@ class TestIncurable:
             with pytest.raises(LayerUnavailable, match="wrong port"):
                 await every([line.with_room()])
 
-    async def test_what_served_may_serve_again(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
-        """It is an outage like any other then: what the last connection left unanswered waits."""
+    @pytest.mark.parametrize("times", [1, 2])
+    async def test_said_in_passing(self, hosts: Hosts, make: Callable[..., Recorded], times: int) -> None:
+        """A server that is just set up may say so once or twice: sends wait for the next attempt."""
         recorded = make()
-        wire = await recorded.up()
         hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
-        answer = wire.call("PUBLISH", "1")
-        await turns()
+        waiting = asyncio.create_task(recorded.line.with_room())
+        await eventually(lambda: hosts.attempts == times)
+        hosts.error = None
+        await every([waiting])
+
+    async def test_said_after_it_served(
+        self, hosts: Hosts, make: Callable[..., Recorded], delays: list[float]
+    ) -> None:
+        """What served before may do so again: that is an outage, for other lines of the process too."""
+        outage = Outage()
+        recorded = make(outage=outage)
+        await recorded.up()
+        hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
         await recorded.down()
         before = hosts.attempts
-        await eventually(lambda: hosts.attempts >= before + 5)
-        assert not answer.done()
+        waiting = [
+            asyncio.create_task(line.with_room()) for line in (recorded.line, make(outage=outage).line)
+        ]
+        await eventually(lambda: hosts.attempts > before + 10)
+        assert not any(task.done() for task in waiting)
+        hosts.error = None
+        await every(waiting)
+
+    async def test_ends_without_a_word(
+        self, hosts: Hosts, make: Callable[..., Recorded], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The first is followed by an attempt, and not held up by a look at the port; the second is."""
+        recorded = make()
+        hosts.error = LayerUnavailable(hosts.address, WORDLESS)
+        recorded.line.start()
+        await eventually(lambda: hosts.attempts == 1)
+        await turns()
+        assert not hosts.looks and not codes(caplog)
+        await eventually(lambda: hosts.looks == 1)
+        assert hosts.attempts == 2
+        assert codes(caplog) == ["connection.failed"]
 
     async def test_mended(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """It is tried again all the same: somebody may mend it."""

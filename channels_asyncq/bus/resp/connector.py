@@ -242,12 +242,8 @@ class Connector:
 
     # Why not
 
-    async def diagnose(self, exc: Exception) -> Diagnosis:
-        """
-        Return what an error of `connect()`, or of the first commands on the connection, means.
-
-        Where the connection ended without a word, the port is looked at.
-        """
+    def diagnose(self, exc: Exception) -> Diagnosis:
+        """Return what an error of `connect()`, or of the first commands on the connection, means by its words."""
         if isinstance(exc, Unreachable):
             diagnosis = exc.diagnosis
         else:
@@ -259,9 +255,12 @@ class Connector:
                 words = _words_of(exc)
             # After AUTH no server quotes the password.
             diagnosis = self.remedies.diagnose(words)
-        if diagnosis.is_wordless and (found := await self._look()):
-            return self.remedies.diagnose(found)
         return diagnosis
+
+    async def look(self) -> Diagnosis | None:
+        """Look at the port, after connections that ended without a word; None if that explains nothing."""
+        found = await self._look()
+        return self.remedies.diagnose(found) if found else None
 
     async def _look(self) -> str:
         """

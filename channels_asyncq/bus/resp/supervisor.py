@@ -29,6 +29,8 @@ _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 2.0
 # What waiting cannot help against is believed when so many attempts in a row have met it.
 _SURE = 3
+# So many in a row that end without a word are worth a look at the port.
+_WORTH_A_LOOK = 2
 # How `send_timeout` is shared out when a server goes silent: to notice it, and to come back.
 _NOTICE = 0.6
 
@@ -172,6 +174,8 @@ class SupervisedConnection:
         self._is_late = False
         # The attempts in a row that failed for one cause that waiting cannot help against.
         self._hopeless = ("", 0)
+        # Those in a row that ended without a word.
+        self._wordless = 0
         # Replies of the present connection to what was called before it was up.
         self._replies_to_set_up = 0
         # What the last connection was closed as, if that was as an idle one; and how long one may be idle.
@@ -267,7 +271,15 @@ class SupervisedConnection:
         """Say why an attempt failed. If it is sure that waiting cannot help, whoever waits is told now."""
         # Until that is known: it may take a moment.
         self.reason = exc.reason if isinstance(exc, LayerUnavailable) else str(exc) or type(exc).__name__
-        diagnosis = await self._connector.diagnose(exc)
+        diagnosis = self._connector.diagnose(exc)
+        if diagnosis.is_wordless:
+            self._wordless += 1
+            if self._wordless < _WORTH_A_LOOK:
+                self._tell_outage(began)
+                return  # the next attempt comes at once, and a look would hold it up
+            diagnosis = await self._connector.look() or diagnosis
+        else:
+            self._wordless = 0
         self._note_failure(diagnosis.reason, diagnosis.cause)
         if self._is_hopeless(diagnosis):
             self._stop_timer()
@@ -294,6 +306,7 @@ class SupervisedConnection:
 
     def _came_up(self, wire: WireProtocol) -> None:
         self._hopeless = ("", 0)
+        self._wordless = 0
         self._replies_to_set_up = wire.replies
         if self._resends:
             wire.keeps_unanswered = True
