@@ -313,6 +313,19 @@ async def test_odd_answer_once(server: RespServer, make: MakeLayer, answer: Answ
     await every([layer.group_send("room", note(1)), join(layer)])
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["the server closed the connection", "[Errno 104] Connection reset by peer", "[Errno 32] Broken pipe"],
+)
+def test_end_without_a_word(words: str) -> None:
+    """One fault, whichever way it is noticed, as with a proxy whose server is away; and where to look."""
+    found = remedies().diagnose(words)
+    assert found.is_wordless and found.heals
+    assert found.reason.startswith(words) and "proxy or load balancer" in found.reason
+    assert found.cause == remedies().diagnose("Connection lost").cause
+    assert remedies().diagnose(found.reason) == found
+
+
 async def test_error_of_a_server_that_served(server: RespServer, make: MakeLayer) -> None:
     """What served before may serve again, whatever it says meanwhile: sends wait as in any outage."""
     layer = await make(hosts=[server.url])

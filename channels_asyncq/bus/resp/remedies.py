@@ -157,6 +157,10 @@ _TABLE = (
 _WORDLESS = re.compile(
     "(?i)connection reset|broken pipe|closed the connection|closed by server|connection lost|EOF occurred"
 )
+_NO_WORD = (
+    "Nobody said why: look into the server's log; if a proxy or load balancer is before it, check that this one "
+    "reaches the server"
+)
 
 _COMMAND_REFUSED = re.compile(r"run the '([\w|]+)' command")
 # Redis 7.0 does not name the command that a script may not run, but where that is.
@@ -194,13 +198,14 @@ class Remedies:
         row = next((row for row in _TABLE if row.words.search(words)), None)
         if row is None:
             reason = clean(words)
-            return Diagnosis(reason, reason, True, _WORDLESS.search(words) is not None)
+            if _WORDLESS.search(words) is None:
+                return Diagnosis(reason, reason, True)
+            return Diagnosis(_with(_NO_WORD, reason), _NO_WORD, True, is_wordless=True)
         remedy = row.remedy.format(user=self._user, prefix=self.prefix, rights=self._rights(words))
         heals = row.heals is Heals.YES or (row.heals is Heals.WITH_PROVIDER and self._has_provider)
         if remedy in words:
             return Diagnosis(words, remedy, heals)
-        said = clean(_shortened(words))
-        return Diagnosis(f"{said}{'' if said.endswith(('.', '?', '!')) else '.'} {remedy}", remedy, heals)
+        return Diagnosis(_with(remedy, clean(_shortened(words))), remedy, heals)
 
     @property
     def _user(self) -> str:
@@ -224,6 +229,12 @@ class Remedies:
         if re.search(r"\bchannels?\b", words):
             rights.append(f"&{self.prefix}:*")
         return " ".join(rights) or f"~{self.prefix}:* &{self.prefix}:* and the commands of the layer"
+
+
+def _with(remedy: str, said: str) -> str:
+    if remedy in said:
+        return said
+    return f"{said}{'' if said.endswith(('.', '?', '!')) else '.'} {remedy}"
 
 
 def _shortened(words: str) -> str:
