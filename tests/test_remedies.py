@@ -143,7 +143,7 @@ async def test_http(make: MakeLayer, caplog: pytest.LogCaptureFixture, url: str,
     with web_server() as port:
         layer = await make(hosts=[url.format(port)])
         await fails_at_once(layer, remedy)
-    assert len(lines(caplog)) == 1
+        assert len(lines(caplog)) == 1
 
 
 # Certificates

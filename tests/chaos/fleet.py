@@ -261,6 +261,8 @@ async def _heard_to_the_end(
     expected = {channel: len(world.senders) * (1 + (channel in direct)) for channel in channels}
     expected |= dict.fromkeys(JOBS, len(world.senders))
     until = time.monotonic() + HEALING
+    # A last message may be among those of which somebody was told that they are lost.
+    again_at = until - HEALING / 2
     while True:
         ends: dict[str, int] = {}
         for receiver in world.receivers:
@@ -269,6 +271,10 @@ async def _heard_to_the_end(
         missing = {name: count - ends[name] for name, count in expected.items() if ends[name] < count}
         if not missing:
             return []
+        if time.monotonic() > again_at:
+            again_at = until + 1
+            await asyncio.gather(*(receiver.do("forget_ends") for receiver in world.receivers))
+            await asyncio.gather(*(sender.do("end_again") for sender in world.senders))
         if time.monotonic() > until:
             links = [await player.do("figures") for player in world.senders + world.receivers]
             return [f"after {HEALING:g} s the last messages are missing: {missing}; {links}"]

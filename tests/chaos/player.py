@@ -7,6 +7,8 @@ Times are of the machine's monotonic clock, which all processes share.
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -24,6 +26,8 @@ class Player(Agent):
         self._streams: list[asyncio.Task[None]] = []
         # By name: begin, end and error of each send; the number is its place.
         self._sent: dict[str, list[Entry]] = {}
+        # By name: sends a last message; False if it was not sent.
+        self._ending: dict[str, Callable[[], Awaitable[bool]]] = {}
         self._heard: dict[str, list[Entry]] = {}
         self._ends: dict[str, set[tuple[str, str]]] = {}
         self._reading: list[asyncio.Task[None]] = []
@@ -69,8 +73,16 @@ class Player(Agent):
         while not self._stopped.is_set():
             await asyncio.gather(*(one() for _ in range(rng.randint(1, burst))))
             await asyncio.sleep(rng.expovariate(1 / pause))
-        while not await one(is_end=True):  # noqa: ASYNC110
+        self._ending[name] = partial(one, is_end=True)
+        await self._end(name)
+
+    async def _end(self, name: str) -> None:
+        while not await self._ending[name]():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+    async def do_end_again(self) -> None:
+        """Send another last message to every name: of the first it may have been told that it is lost."""
+        await asyncio.gather(*map(self._end, self._ending))
 
     async def do_stop(self) -> None:
         """Send a last message to every name, one that arrives at the server, and return."""
@@ -146,6 +158,11 @@ class Player(Agent):
     async def do_ends(self) -> dict[str, int]:
         """By channel, how many streams have been heard to their end."""
         return {channel: len(ends) for channel, ends in self._ends.items()}
+
+    async def do_forget_ends(self) -> None:
+        """Wait for other last messages than those that have been heard."""
+        for ends in self._ends.values():
+            ends.clear()
 
     async def do_heard(self, channel: str) -> list[Entry]:
         return self._heard[channel]

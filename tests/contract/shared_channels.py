@@ -155,8 +155,11 @@ class SharedChannels:
         await time_passes(0.2)
         writers.append(await started(second.send_wait("jobs", note(2))))
         await time_passes(0.01)
-        assert await receive_many(second, "jobs", 3) == notes(3)
+        received = await receive_many(second, "jobs", 3)
         await every(writers)
+        if first.statistics().reconnects:  # it may have been away when a place came free
+            received.sort(key=lambda message: message["n"])
+        assert received == notes(3)
 
     async def test_writer_among_senders_that_do_not_wait(self, make_layer: MakeLayer) -> None:
         """A writer that waits gets a place, though another process fills each that comes free at once."""
