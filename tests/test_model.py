@@ -1,7 +1,7 @@
 """
 No silent loss, in any order of events: the outboxes, the logs, the positions and the numbers seen together.
 
-The state is real (`Sequence`, `DuplicateFilter`, `LogReader`, `SubscriptionLedger`, the envelopes); the server,
+The state is real (`SequenceNumbers`, `DuplicateFilter`, `LogReader`, `SubscriptionLedger`, the envelopes); the server,
 the connections and the clock are played here, and hypothesis chooses what happens next. `Receiver.shell` below
 does what `Shard` in bus/redis/bus.py does with them, in the same order.
 """
@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from channels_asyncq import slices
 from channels_asyncq.bus.redis import recovery
 from channels_asyncq.bus.redis.recovery import LogReader
-from channels_asyncq.bus.redis.sequences import Sequence, format_position, parse_position
+from channels_asyncq.bus.redis.sequences import SequenceNumbers, format_position, parse_position
 from channels_asyncq.bus.redis.subscriptions import SubscriptionLedger
 from channels_asyncq.messages.envelopes import HEADER_ONLY, Envelope, pack, pack_names, unpack
 from channels_asyncq.names import NOT_LOGGED
@@ -107,7 +107,7 @@ class Sender:
 
     def __init__(self, node: bytes) -> None:
         self.node = node
-        self.numbers: defaultdict[int, Sequence] = defaultdict(Sequence)
+        self.numbers: defaultdict[int, SequenceNumbers] = defaultdict(SequenceNumbers)
         self.unanswered: deque[Command] = deque()
         self.connection: Connection | None = Connection()
 

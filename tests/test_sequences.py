@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from channels_asyncq.bus.redis.sequences import (
     DuplicateFilter,
-    Sequence,
+    SequenceNumbers,
     format_position,
     milliseconds_of,
     parse_position,
@@ -62,13 +62,13 @@ class TestNumbers:
 
     def test_consecutive_within_each_partition(self) -> None:
         """Each partition counts for itself, from 1."""
-        outbox: defaultdict[int, Sequence] = defaultdict(Sequence)
+        outbox: defaultdict[int, SequenceNumbers] = defaultdict(SequenceNumbers)
         assert [outbox[partition].take() for partition in (3, 3, 0, 3, 0)] == [1, 2, 1, 3, 2]
 
     @given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 5))))
     def test_no_gaps_and_no_repeats(self, takes: list[tuple[int, int]]) -> None:
         """Whatever the order of the sends, a partition's numbers are 1, 2, 3..., also several at a time."""
-        outbox: defaultdict[int, Sequence] = defaultdict(Sequence)
+        outbox: defaultdict[int, SequenceNumbers] = defaultdict(SequenceNumbers)
         given_out: defaultdict[int, list[int]] = defaultdict(list)
         for partition, count in takes:
             first = outbox[partition].take(count)

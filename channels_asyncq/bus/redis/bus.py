@@ -47,7 +47,7 @@ from ..resp.supervisor import Outages, SupervisedConnection, own
 from .layout import Layout, Lease, Standing
 from .recovery import LogReader
 from .sender import Message, Sender, Sending, TopicRoute, is_script_missing
-from .sequences import Sequence, parse_position, stream_of
+from .sequences import SequenceNumbers, parse_position, stream_of
 from .subscriptions import Subscription, SubscriptionLedger
 from .watch import UNWRITABLE, Findings, Watch
 
@@ -967,8 +967,8 @@ class RedisBus(Bus):
         self.seal = Seal(keys, self._max_age, self.node) if keys else None
         self.loop = asyncio.get_running_loop()
         # Of the sends by stream, and of the pushes by partition.
-        self._numbers: defaultdict[int, Sequence] = defaultdict(Sequence)
-        self._pushes: defaultdict[int, Sequence] = defaultdict(Sequence)
+        self._numbers: defaultdict[int, SequenceNumbers] = defaultdict(SequenceNumbers)
+        self._pushes: defaultdict[int, SequenceNumbers] = defaultdict(SequenceNumbers)
         recovery = options.recovery
         self.scripts: tuple[Script, ...] = SCRIPTS
         self._is_logged: Callable[[str], bool] = lambda group: False
@@ -1187,7 +1187,7 @@ class RedisBus(Bus):
     def lease_of(self, topic: Topic) -> Lease:
         return self._shards[topic.shard].lease
 
-    def push_numbers(self, partition: int) -> Sequence:
+    def push_numbers(self, partition: int) -> SequenceNumbers:
         """Return what counts this session's pushes to the normal channels of a partition."""
         return self._pushes[partition]
 

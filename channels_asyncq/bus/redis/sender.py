@@ -20,7 +20,7 @@ from ..resp.protocol import Answer, NoAnswer, NotSent, WireProtocol, fail
 from ..resp.remedies import Remedies
 from ..resp.supervisor import SupervisedConnection, own
 from .layout import Lease
-from .sequences import Sequence
+from .sequences import SequenceNumbers
 from .watch import UNWRITABLE
 
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
@@ -130,7 +130,7 @@ class TopicRoute:
         self,
         sender: Sender,
         lease: Lease,
-        numbers: Sequence,
+        numbers: SequenceNumbers,
         command: tuple[bytes, ...],
         node: bytes,
         flags: int,

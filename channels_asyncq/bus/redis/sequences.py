@@ -38,7 +38,7 @@ def stream_of(partition: int, *, is_logged: bool) -> int:
     return partition if is_logged else ~partition
 
 
-class Sequence:
+class SequenceNumbers:
     """The numbers of one stream of a node's sends or pushes, from 1, in the order of the writes."""
 
     __slots__ = ("_last",)
