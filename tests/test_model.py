@@ -1,9 +1,9 @@
 """
 No silent loss, in any order of events: the outboxes, the logs, the positions and the numbers seen together.
 
-The state is real (`SequenceNumbers`, `DuplicateFilter`, `LogReader`, `SubscriptionLedger`, the envelopes); the server,
-the connections and the clock are played here, and hypothesis chooses what happens next. `Receiver.shell` below
-does what `Shard` in bus/redis/bus.py does with them, in the same order.
+The state is real (`SequenceNumbers`, `DuplicateFilter`, `LogReader`, `SubscriptionLedger`, the envelopes); the
+server, the connections and the clock are played here, and hypothesis chooses what happens next. `Receiver.shell`
+below does what `Shard` in bus/redis/bus.py does with them, in the same order.
 """
 
 from __future__ import annotations

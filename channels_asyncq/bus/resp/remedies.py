@@ -7,6 +7,7 @@ to these words and says whether waiting may help.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ PLAIN = "the port answers in plain text, without TLS"
 TLS = "the port speaks TLS"
 WEB = "a web server answers there"
 PROXY = "it answers PING and closes the connection at INFO"
+
+
+# Somebody listens there, and hung up before redis-py could say anything.
+_RESET = f"Error {errno.ECONNRESET} connecting"
 
 
 class Heals(Enum):
@@ -143,7 +148,7 @@ _TABLE = (
         Heals.YES,
     ),
     _row(
-        "Connect call failed|Connection refused|[Cc]onnecting to /.*No such file",
+        f"^(?!{_RESET}).*Connect call failed|Connection refused|[Cc]onnecting to /.*No such file",
         "Nobody listens there: check that the server runs, and host and port (or path) in `hosts`",
         Heals.YES,
     ),
@@ -156,6 +161,7 @@ _TABLE = (
 # An end without a word: more can be learnt by a look at the port.
 _WORDLESS = re.compile(
     "(?i)connection reset|broken pipe|closed the connection|closed by server|connection lost|EOF occurred"
+    f"|{_RESET}"
 )
 _NO_WORD = (
     "Nobody said why: look into the server's log; if a proxy or load balancer is before it, check that this one "
