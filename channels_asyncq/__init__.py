@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .local.buffers import ChannelView
     from .messages.external import ExternalMessage
     from .session.session import Statistics
-    from .settings.options import Config, ExternalConfig, Overflow, RecoveryConfig, SerializerFormat
+    from .settings.config import Config, ExternalConfig, RecoveryConfig
+    from .settings.keys import Overflow, SerializerFormat
 
 __all__ = [
     "AsyncQueueChannelLayer",
@@ -50,16 +51,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncQueueChannelLayer": "layer",
     "ChannelView": "local.buffers",
-    "Config": "settings.options",
-    "ExternalConfig": "settings.options",
+    "Config": "settings.config",
+    "ExternalConfig": "settings.config",
     "ExternalMessage": "messages.external",
     "Health": "bus.base",
     "HostHealth": "bus.base",
     "Link": "bus.base",
     "OpenChannel": "layer",
-    "Overflow": "settings.options",
-    "RecoveryConfig": "settings.options",
-    "SerializerFormat": "settings.options",
+    "Overflow": "settings.keys",
+    "RecoveryConfig": "settings.config",
+    "SerializerFormat": "settings.keys",
     "Statistics": "session.session",
 }
 

@@ -16,7 +16,8 @@ from django.utils.module_loading import import_string
 
 from .bus.resp.connector import check_hosts
 from .layer import AsyncQueueChannelLayer
-from .settings.options import DEFAULT_PORT, Host, Options
+from .settings.hosts import DEFAULT_PORT, Host
+from .settings.options import Options
 
 _BACKEND = "channels_asyncq.AsyncQueueChannelLayer"
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")

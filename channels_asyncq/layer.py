@@ -35,7 +35,8 @@ from .names import MAX_NAME_LENGTH, check_channel_name, check_group_name, checke
 from .process import relay
 from .process.callers import Caller, LoopState
 from .session.session import BusFactory, EndedSessions, Session, Statistics, check_closable
-from .settings.options import Config, Options
+from .settings.config import Config
+from .settings.options import Options
 
 T = TypeVar("T")
 # Something to do with a session: it returns an awaitable, or None if it is done.

@@ -25,7 +25,7 @@ import channels_asyncq
 from channels_asyncq import AsyncQueueChannelLayer, Statistics, exceptions
 from channels_asyncq.bus.base import Link
 from channels_asyncq.session import session
-from channels_asyncq.settings import options
+from channels_asyncq.settings import arguments
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer, server_binaries
 
@@ -300,7 +300,7 @@ def test_arguments_of_hosts() -> None:
         for name in code_in(row[0])
     }
     assert len(named) > 15
-    assert named <= {*options._ARGUMENTS, *options._TLS_ARGUMENTS}
+    assert named <= {*arguments.ARGUMENTS, *arguments.TLS_ARGUMENTS}
 
 
 def test_keys_of_migrating() -> None:

@@ -22,7 +22,8 @@ from channels_asyncq.local.buffers import ChannelBuffer
 from channels_asyncq.local.flow import MOST, PER_ENVELOPE, WaitBudget
 from channels_asyncq.local.hub import CLOSED_NAMES_KEPT, MOST_CLOSED_NAMES, Hub
 from channels_asyncq.messages.envelopes import NOTICE, Envelope
-from channels_asyncq.settings.options import Host, Options
+from channels_asyncq.settings.hosts import Host
+from channels_asyncq.settings.options import Options
 from channels_asyncq.slices import SLICE, Slices
 from tests.clock import Clock
 from tests.contract import codes, eventually, every, started

@@ -15,8 +15,9 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection, parse_url
 
-from channels_asyncq.settings import options
-from channels_asyncq.settings.options import Host, Options
+from channels_asyncq.settings import arguments, options
+from channels_asyncq.settings.hosts import Host
+from channels_asyncq.settings.options import Options
 
 PROVIDER = SimpleNamespace(get_credentials=tuple)
 
@@ -326,7 +327,7 @@ def test_every_argument_of_redis_py_is_decided_on() -> None:
         for name, parameter in inspect.signature(connection.__init__).parameters.items()
         if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
     }
-    decided = set(options._ARGUMENTS) | set(options._TLS_ARGUMENTS) | set(options._REFUSED_ARGUMENTS)
+    decided = set(arguments.ARGUMENTS) | set(arguments.TLS_ARGUMENTS) | set(arguments.REFUSED_ARGUMENTS)
     assert theirs <= decided
 
 

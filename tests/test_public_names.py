@@ -12,7 +12,8 @@ from typing import Any
 import channels_asyncq
 from channels_asyncq import Config, ExternalConfig, OpenChannel, RecoveryConfig
 from channels_asyncq.messages.external import External
-from channels_asyncq.settings.options import Options, Recovery
+from channels_asyncq.settings.keys import Recovery
+from channels_asyncq.settings.options import Options
 
 PUBLIC = ["", ".consumers", ".generic.websocket", ".pytest_plugin", ".sync", ".testing"]
 

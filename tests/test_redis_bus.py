@@ -23,7 +23,8 @@ from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import CONTROL, HEADER_ONLY, Envelope, unpack
 from channels_asyncq.messages.sealing import TOPIC, Seal, place
 from channels_asyncq.names import Topic, Topics, new_node
-from channels_asyncq.settings.options import Options, Recovery
+from channels_asyncq.settings.keys import Recovery
+from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
 from tests.chaos.proxy import proxied

@@ -8,7 +8,7 @@ import pytest
 
 from channels_asyncq.bus.redis import watch
 from channels_asyncq.bus.redis.watch import Findings, Watch
-from channels_asyncq.settings.options import Recovery
+from channels_asyncq.settings.keys import Recovery
 from tests.contract import codes
 
 NOW = 1_700_000_000_000

@@ -19,7 +19,7 @@ from channels_asyncq.bus.redis import bus as bus
 from channels_asyncq.local.flow import MOST, PER_ENVELOPE
 from channels_asyncq.messages.envelopes import pack, pack_names
 from channels_asyncq.session.session import Session
-from channels_asyncq.settings.options import Recovery
+from channels_asyncq.settings.keys import Recovery
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import note

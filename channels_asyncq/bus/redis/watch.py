@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from ...events import CONNECTION, LOSS, Throttle, record
-from ...settings.options import Recovery
+from ...settings.keys import Recovery
 
 #: Errors of a server that answers and publishes, and writes nothing now.
 UNWRITABLE = ("OOM", "MISCONF", "NOREPLICAS")

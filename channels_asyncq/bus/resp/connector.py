@@ -32,7 +32,8 @@ from channels_asyncq.bus.resp.protocol import NoAnswer, NotSent, WireProtocol
 from channels_asyncq.bus.resp.remedies import PLAIN, PROXY, TLS, WEB, Diagnosis, Remedies
 from channels_asyncq.clock import monotonic
 from channels_asyncq.exceptions import ChannelLayerError, LayerUnavailable
-from channels_asyncq.settings.options import Host, Options
+from channels_asyncq.settings.hosts import Host
+from channels_asyncq.settings.options import Options
 
 __all__ = ["Connector", "check_hosts", "let_go"]
 

@@ -1,0 +1,205 @@
+"""What may stand for each key of `CONFIG`: a function for each kind of value."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, get_args
+
+from django.core.exceptions import ImproperlyConfigured
+
+from ..messages.external import External
+from .refusals import refuse, suggestion
+
+Overflow = Literal["drop_newest", "drop_oldest", "close"]
+SerializerFormat = Literal["msgpack", "json"]
+
+MAX_PARTITIONS = 4096
+# Of seconds, of bytes of a message and of entries of a log. The scripts write a time as 13 digits of ms, and no
+# log begins before 1970. The header has 32 bits for the length of a message.
+MOST = 10**9
+#: Bytes of a message that a log can be told to keep, at most: there is room for seven of them.
+MOST_LOGGED = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """
+    What each partition's log keeps: for how long, how many, how large; and which groups are not logged.
+
+    `required`: a message that the server refuses to log is not sent.
+    """
+
+    seconds: float = 60.0
+    messages: int = 10000
+    message_bytes: int = 64 * 1024
+    exclude: tuple[re.Pattern[str], ...] = ()
+    required: bool = False
+
+    def is_logged(self, group: str) -> bool:
+        return not any(pattern.match(group) for pattern in self.exclude)
+
+
+def is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def integer(key: str, value: Any, *, least: int, most: int | None = None) -> int:
+    if not is_int(value) or value < least or (most is not None and value > most):
+        refuse(key, value, f"must be an int, {least} {f'to {most}' if most is not None else 'or more'}.")
+    return int(value)
+
+
+def positive_integer(key: str, value: Any) -> int:
+    return integer(key, value, least=1)
+
+
+def message_size(key: str, value: Any) -> int:
+    return integer(key, value, least=1, most=MOST)
+
+
+def partitions(key: str, value: Any) -> int:
+    return integer(key, value, least=1, most=MAX_PARTITIONS)
+
+
+def seconds(key: str, value: Any) -> float:
+    if not is_seconds(value) or value > MOST:
+        refuse(key, value, f"must be a number of seconds greater than 0, {MOST} at most.")
+    return float(value)
+
+
+def prefix(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value) or set(value) & set("{}*?[]\\"):
+        # It begins every name on the server: braces are Cluster's hash tags, the others ACL patterns.
+        refuse(key, value, "must be a str of printable ASCII without spaces and without any of {}*?[]\\.")
+    return value
+
+
+def choice(key: str, value: Any, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        refuse(key, value, f"must be one of {', '.join(map(repr, choices))}.")
+    return value
+
+
+def overflow(key: str, value: Any) -> str:
+    return choice(key, value, get_args(Overflow))
+
+
+def serializer_format(key: str, value: Any) -> str:
+    return choice(key, value, get_args(SerializerFormat))
+
+
+def message_type(key: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        refuse(key, value, 'must be None or a message type such as "redis.disconnected".')
+    return value
+
+
+def bytes_or_none(key: str, value: Any) -> int | None:
+    return None if value is None else integer(key, value, least=1)
+
+
+def recovery(key: str, value: Any) -> Recovery | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        refuse(key, value, 'must be None or a dict such as {"seconds": 60, "messages": 10000}.')
+    values: dict[str, Any] = {}
+    for name, part in value.items():
+        at = f"{key}[{name!r}]"
+        if name == "seconds":
+            values[name] = seconds(at, part)
+        elif name == "messages":
+            values[name] = integer(at, part, least=100, most=MOST)
+        elif name == "message_bytes":
+            if not is_int(part) or not 1024 <= part <= MOST_LOGGED:
+                refuse(
+                    at,
+                    part,
+                    f"must be an int, 1024 to {MOST_LOGGED}: a log has room for few that are larger. "
+                    "Store those, and send a key to them.",
+                )
+            values[name] = int(part)
+        elif name == "required":
+            if not isinstance(part, bool):
+                refuse(at, part, "must be True or False.")
+            values[name] = part
+        elif name == "exclude":
+            values[name] = patterns(at, part, 'patterns of groups such as ["typing.*"]')
+        else:
+            known = ["seconds", "messages", "message_bytes", "exclude", "required"]
+            refuse(at, part, f"there is no such key. {suggestion(name, known)}")
+    return Recovery(**values)
+
+
+def external(key: str, value: Any) -> External | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        refuse(key, value, 'must be None or a dict such as {"types": ["news.*"], "groups": ["board.*"]}.')
+    examples = {
+        "types": 'patterns of types such as ["news.*"]',
+        "groups": 'patterns of groups such as ["board.*"]',
+    }
+    values: dict[str, tuple[re.Pattern[str], ...]] = {}
+    for name, part in value.items():
+        at = f"{key}[{name!r}]"
+        if name not in examples:
+            refuse(at, part, f"there is no such key. {suggestion(name, examples)}")
+        values[name] = patterns(at, part, examples[name])
+    return External(**values)
+
+
+def patterns(key: str, value: Any, what: str) -> tuple[re.Pattern[str], ...]:
+    if not isinstance(value, (list, tuple)):
+        refuse(key, value, f"must be a list of {what}.")
+    for glob in value:
+        is_pattern = isinstance(glob, re.Pattern) and isinstance(glob.pattern, str)
+        if not (is_pattern or (isinstance(glob, str) and glob)):
+            refuse(key, glob, "must be a glob or a compiled pattern of str.")
+    return tuple(re.compile(fnmatch.translate(glob)) if isinstance(glob, str) else glob for glob in value)
+
+
+def channel_capacity(key: str, value: Any) -> tuple[tuple[re.Pattern[str], int], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        refuse(key, value, 'must be a dict of patterns and capacities such as {"http.*": 200}.')
+    compiled = []
+    for glob, capacity in value.items():
+        at = f"{key}[{glob!r}]"
+        pattern = re.compile(fnmatch.translate(glob)) if isinstance(glob, str) and glob else glob
+        if not isinstance(pattern, re.Pattern) or not isinstance(pattern.pattern, str):
+            refuse(at, capacity, 'the key must be a glob such as "http.*" or a compiled str pattern.')
+        compiled.append((pattern, positive_integer(at, capacity)))
+    return tuple(compiled)
+
+
+def encryption_keys(key: str, value: Any) -> tuple[bytes, ...]:
+    # The values are never shown.
+    def refuse_keys(problem: str) -> NoReturn:
+        raise ImproperlyConfigured(f"CHANNEL_LAYERS: {key}: {problem}")
+
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)):
+        refuse_keys(
+            f"must be a list of keys (str or bytes), even if there is only one; not {type(value).__name__}."
+        )
+    keys = []
+    for position, entry in enumerate(value):
+        if not isinstance(entry, (str, bytes)) or not entry:
+            what = f"not {type(entry).__name__}" if not isinstance(entry, (str, bytes)) else "not empty"
+            refuse_keys(f"entry {position} must be str or bytes, {what}.")
+        keys.append(entry.encode() if isinstance(entry, str) else bytes(entry))
+    if keys and importlib.util.find_spec("cryptography") is None:
+        refuse_keys("encryption needs the cryptography package: pip install channels_asyncq[cryptography]")
+    return tuple(keys)
