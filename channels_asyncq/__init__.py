@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .layer import AsyncQueueChannelLayer, OpenChannel
     from .local.buffers import ChannelView
     from .messages.external import ExternalMessage
-    from .session.session import Statistics
+    from .session.statistics import Statistics
     from .settings.config import Config, ExternalConfig, RecoveryConfig
     from .settings.keys import Overflow, SerializerFormat
 
@@ -61,7 +61,7 @@ _HOMES = {
     "Overflow": "settings.keys",
     "RecoveryConfig": "settings.config",
     "SerializerFormat": "settings.keys",
-    "Statistics": "session.session",
+    "Statistics": "session.statistics",
 }
 
 

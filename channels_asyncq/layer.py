@@ -34,7 +34,9 @@ from .messages.external import ExternalMessage
 from .names import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
 from .process import relay
 from .process.callers import Caller, LoopState
-from .session.session import BusFactory, EndedSessions, Session, Statistics, check_closable
+from .session.owners import EndedSessions, check_closable
+from .session.session import BusFactory, Session
+from .session.statistics import Statistics
 from .settings.config import Config
 from .settings.options import Options
 

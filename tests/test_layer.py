@@ -19,7 +19,7 @@ import channels_asyncq
 from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, Statistics, get_layer
 from channels_asyncq import layer as layer_module
 from channels_asyncq.session import session
-from channels_asyncq.session.session import Statistics as SessionStatistics
+from channels_asyncq.session.statistics import Statistics as SessionStatistics
 from tests.contract import note, receive
 
 

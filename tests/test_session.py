@@ -31,8 +31,10 @@ from channels_asyncq.local.flow import MOST
 from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import CONTROL, Envelope, pack, pack_names, unpack
 from channels_asyncq.names import node_of
+from channels_asyncq.session import control
 from channels_asyncq.session import session as session_module
-from channels_asyncq.session.session import Asked, Session
+from channels_asyncq.session.control import Asked
+from channels_asyncq.session.session import Session
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract, resp_server
 from tests.clock import Clock
@@ -953,7 +955,7 @@ class TestOwners:
 
     def test_what_is_remembered_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of the memberships that were asked for last it is known what was done; of earlier ones nothing."""
-        monkeypatch.setattr(session_module, "_MOST_ASKED", 3)
+        monkeypatch.setattr(control, "_MOST_ASKED", 3)
         asked = Asked()
         for group, number in (("one", 5), ("two", 5), ("three", 5), ("one", 6), ("four", 5)):
             what = "a" * 16, group, "channel"

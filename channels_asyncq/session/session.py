@@ -9,7 +9,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
 from .. import threads
-from ..bus.base import Bus, ChannelRoute, GroupRoute, Health, Link, Receiver
+from ..bus.base import Bus, ChannelRoute, GroupRoute, Health, Receiver
 from ..clock import monotonic, time_ns
 from ..events import LOSS, WIRE, record
 from ..exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
@@ -31,8 +30,11 @@ from ..names import Topic, Topics, check_channel_name, check_group_name, is_node
 from ..process.callers import LoopState
 from ..settings.options import Options
 from ..slices import SHORT, Slice, Slices
+from .control import Asked, Request
 from .memberships import Memberships
+from .owners import EndedSessions, check_closable, not_here
 from .queues import QueueReader, SendersLine
+from .statistics import Statistics
 
 BusFactory = Callable[[Options, Topics, Codec, str, Receiver], Bus]
 
@@ -40,12 +42,9 @@ BusFactory = Callable[[Options, Topics, Codec, str, Receiver], Bus]
 _ASK_AGAIN = 0.5
 # The process is gone when so long nobody was there to hear it.
 _GONE_AFTER = 2.5
-# Of so many memberships that others asked for last it is known what was done.
-_MOST_ASKED = 10_000
 # Random digits for names are fetched from the system for so many at once.
 _NAMES_AT_ONCE = 64
 _MOST_ROUTES = 8192
-_MOST_ENDED = 10_000
 # Everybody else has this long to confirm a flush; one who is disconnected cannot.
 _FLUSH_WAIT = 1.0
 _MOST_SECONDS_BETWEEN_SWEEPS = 30.0
@@ -72,163 +71,6 @@ _REASONS = {
         "this one does not read",
     ),
 }
-
-
-@dataclass(slots=True)
-class Request:
-    """What other sessions were asked to do: the future is done when `expected` of them have confirmed."""
-
-    done: asyncio.Future[None]
-    expected: int | None = None
-    confirmed: int = 0
-
-    def look(self) -> None:
-        if self.expected is not None and self.confirmed >= self.expected and not self.done.done():
-            self.done.set_result(None)
-
-
-@dataclass(slots=True)
-class Latest:
-    """The highest number of a request that was done, and of one that is under way."""
-
-    done: int = 0
-    under_way: int = 0
-
-
-class Asked:
-    """
-    What other sessions asked this one to do: a repeat that comes late must not be done after its opposite.
-
-    A session numbers its requests in the order of its calls. So of each session that asks, group and channel the
-    highest numbers are all that counts. The last 10,000 of these are remembered.
-
-    number               | what was or is done            | what becomes of the request
-    ---------------------|--------------------------------|------------------------------------------------
-    up to `done`         | this request, or a later one   | it is confirmed
-    up to `under_way`    | this request, or a later one   | nothing: it is asked again if that one fails
-    higher               | nothing                        | it is done
-    """
-
-    def __init__(self) -> None:
-        self._latest: dict[tuple[str, str, str], Latest] = {}
-
-    def was_done(self, what: tuple[str, str, str], number: int) -> bool:
-        latest = self._latest.get(what)
-        return latest is not None and number <= latest.done
-
-    def begin(self, what: tuple[str, str, str], number: int) -> bool:
-        """Note that a request is under way; False if it, or a later one, is already."""
-        latest = self._latest.pop(what, None) or Latest()
-        self._latest[what] = latest  # as the last
-        if len(self._latest) > _MOST_ASKED:
-            del self._latest[next(iter(self._latest))]
-        if number <= latest.under_way:
-            return False
-        latest.under_way = number
-        return True
-
-    def end(self, what: tuple[str, str, str], number: int, *, is_done: bool) -> None:
-        latest = self._latest.get(what)
-        if latest is None:
-            return
-        if number == latest.under_way:
-            latest.under_way = 0
-        if is_done:
-            latest.done = max(latest.done, number)
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """
-    A snapshot. Counts are since the start of the sessions they are from.
-
-    `queued` holds (channel, waiting messages), largest first, of the channels in which any wait; `dropped`
-    counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", "unhandled" for messages from
-    outside without a handler, "dead_owner" for changes of membership that the owner of a channel never
-    confirmed, and "server_forgot" for normal channels whose waiting messages the server may have lost. `told`
-    counts the channels that were told of a loss (or would have been, if `on_loss` were set), by reason. `links`
-    has an entry per session and host.
-    """
-
-    channels: int = 0
-    groups: int = 0
-    queued: tuple[tuple[str, int], ...] = ()
-    delivered: int = 0
-    external: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    told: dict[str, int] = field(default_factory=dict)
-    links: tuple[Link, ...] = ()
-
-    @property
-    def reconnects(self) -> int:
-        """How often a connection was made again."""
-        return sum(link.reconnects for link in self.links)
-
-    @property
-    def connected(self) -> bool:
-        """Whether every connection is there, but for those of loops that have ended. False if there is none."""
-        return {link.state for link in self.links} - {"closed"} == {"connected"}
-
-    def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(
-            channels=self.channels + other.channels,
-            groups=self.groups + other.groups,
-            queued=tuple(sorted(self.queued + other.queued, key=lambda entry: -entry[1])),
-            delivered=self.delivered + other.delivered,
-            external=self.external + other.external,
-            dropped=dict(Counter(self.dropped) + Counter(other.dropped)),
-            told=dict(Counter(self.told) + Counter(other.told)),
-            links=self.links + other.links,
-        )
-
-
-def check_closable(channel: str, node: str | None) -> None:
-    """
-    Raises:
-        ChannelLayerError: the channel belongs to another session than that of `node`.
-    """
-    if node_of(channel) not in (None, node):
-        raise _not_here(channel, "close it there")
-
-
-def _not_here(channel: str, remedy: str) -> ChannelLayerError:
-    """Return the error for what only the owner of a channel can do; `remedy` says what to do if it has one."""
-    if node_of(channel):
-        return ChannelLayerError(f"channel {channel!r} belongs to another event loop or process; {remedy}")
-    return ChannelLayerError(
-        f"channel {channel!r} was not made by new_channel(), which has the 16 digits of an event loop's session "
-        "before the exclamation mark: nobody has this channel. Use the names that new_channel() returns, or for "
-        "a channel that any process may read a name without an exclamation mark"
-    )
-
-
-class EndedSessions:
-    """The sessions of a layer that have ended, by node: the last 10,000. From any thread."""
-
-    def __init__(self) -> None:
-        self._nodes: dict[str, None] = {}
-        self._lock = threads.lock()
-
-    def add(self, node: str) -> None:
-        with self._lock:
-            self._nodes[node] = None
-            if len(self._nodes) > _MOST_ENDED:
-                del self._nodes[next(iter(self._nodes))]
-
-    def __contains__(self, node: str) -> bool:
-        return node in self._nodes
-
-    def refuse(self, node: str, channel: str) -> None:
-        """
-        Raises:
-            ChannelLayerError: the session that made the channel has ended.
-        """
-        if node in self:
-            raise ChannelLayerError(
-                f"channel {channel!r} was made on an event loop of this process that has ended: nobody can "
-                "receive from it. Make it, join groups and receive on one event loop: in one coroutine, not in "
-                "an async_to_sync() for each"
-            )
 
 
 class Session:
@@ -424,7 +266,7 @@ class Session:
         if node != self.node:
             self._look_for_ended()
             self._ended_sessions.refuse(node, channel)
-            raise _not_here(channel, "receive on the loop that called new_channel()")
+            raise not_here(channel, "receive on the loop that called new_channel()")
         if channel.endswith("!"):
             return await self._next_of_all(channel)
         self._require_open(channel)
@@ -532,7 +374,7 @@ class Session:
             self.hub.note_put(buffer)
             return
         if node is not None:
-            raise _not_here(channel, "send_wait() cannot see how full it is: use send(), or a normal channel")
+            raise not_here(channel, "send_wait() cannot see how full it is: use send(), or a normal channel")
         until = math.inf if timeout is None else monotonic() + timeout
         ask = partial(self._is_taken, channel, payload, self._bus.waiting_route(channel))
         is_sent = False
