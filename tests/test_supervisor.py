@@ -325,6 +325,18 @@ class TestIncurable:
         assert hosts.attempts == 2
         assert codes(caplog) == ["connection.failed"]
 
+    async def test_ends_without_a_word_after_words(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """What was said before in the same outage stays the reason: a server may say so every other time."""
+        recorded = make()
+        hosts.error = LayerUnavailable(hosts.address, "too many clients")
+        recorded.line.start()
+        await eventually(lambda: hosts.attempts == 1)
+        await turns()
+        hosts.error = LayerUnavailable(hosts.address, WORDLESS)
+        await eventually(lambda: hosts.attempts == 2)
+        await turns()
+        assert recorded.line.reason == "too many clients"
+
     async def test_mended(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """It is tried again all the same: somebody may mend it."""
         recorded = make()

@@ -269,8 +269,9 @@ class SupervisedConnection:
 
     async def _failed(self, exc: Exception, began: float) -> None:
         """Say why an attempt failed. If it is sure that waiting cannot help, whoever waits is told now."""
-        # Until that is known: it may take a moment.
-        self.reason = exc.reason if isinstance(exc, LayerUnavailable) else str(exc) or type(exc).__name__
+        if not self._hopeless[0]:
+            # Until more is known, which may take a moment. What was found before in this outage says more.
+            self.reason = exc.reason if isinstance(exc, LayerUnavailable) else str(exc) or type(exc).__name__
         diagnosis = self._connector.diagnose(exc)
         if diagnosis.is_wordless:
             self._wordless += 1
