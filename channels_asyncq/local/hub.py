@@ -261,8 +261,16 @@ class Hub:
             del self.channels[buffer.channel]
 
     def options_changed(self) -> None:
-        """Hold the channels to their capacities, and the groups to `group_expiry`, as they are now; in slices."""
-        self._chores.run(self._adjust())
+        """
+        Hold the channels to their capacities, and the groups to `group_expiry`, as they are now.
+
+        At once where there are few, as in tests, whose next send is to find them changed; else in slices.
+        """
+        if len(self.channels) + len(self.groups) <= _MANY:
+            for _ in self._adjust():
+                pass
+        else:
+            self._chores.run(self._adjust())
 
     def _adjust(self) -> Iterator[bool]:
         for buffers in _chunks(list(self.channels.values()), _SOME):

@@ -296,6 +296,8 @@ SCENARIOS = {
             options={"client_output_buffer_limit": "pubsub 64kb 32kb 1"},
             pause=0.06,
             size=14_000,
+            # On a busy machine receivers come back so late that a log, which holds 600 of these, is not enough.
+            may_tell=frozenset({"trimmed"}),
         ),
         Scenario(
             "short_logs",
