@@ -190,7 +190,7 @@ class Bus(ABC):
 
     @abstractmethod
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
-        """Try out each host, for so many seconds at most. An outage is a result, and no error."""
+        """Try out each host, within a timeout in seconds. An outage is a result, and no error."""
 
     @abstractmethod
     async def checked(self, topic: Topic) -> None:

@@ -654,7 +654,7 @@ class Shard:
         seconds: float,
         is_last: bool = False,
     ) -> None:
-        """Look for a fence after so many seconds."""
+        """Look for a fence after a delay in seconds."""
         look = partial(self._is_deaf, fence, wire, looks, wire.arrived, is_last)
         self._fence_timer = asyncio.get_running_loop().call_later(seconds, look, context=self._context)
 

@@ -27,7 +27,7 @@ from .watch import UNWRITABLE
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS")
 # A command whose script is missing is sent again so often, each time after loading the scripts.
 _MOST_LOADS = 3
-# After so many seconds it is tried again to load scripts that the server did not take.
+# Seconds until scripts that the server refused are loaded again.
 _PAUSE_AFTER_REFUSAL = 1.0
 # A log that is full of entries of up to 1 KiB keeps as many as `recovery` says; a larger one trims it to fewer.
 _SMALL_ENTRY = 1024

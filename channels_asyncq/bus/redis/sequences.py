@@ -47,7 +47,7 @@ class SequenceNumbers:
         self._last = 0
 
     def take(self, count: int = 1) -> int:
-        """Return the first of so many numbers that nobody had before."""
+        """Reserve consecutive numbers that nobody had before; return the first."""
         first = self._last + 1
         self._last += count
         return first

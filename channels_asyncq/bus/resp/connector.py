@@ -71,7 +71,7 @@ _LISTEN = 0.3
 _LISTEN_UNDER_TLS = 1.0
 _ANSWER = 2.0
 _LOOK = 6.0
-# An end of a connection without a word is believed when it came so often in a row, so many seconds apart.
+# How many connections in a row must end at INFO for a proxy to be diagnosed, and the seconds between them.
 _ENDS = 3
 _BETWEEN_ENDS = 0.1
 # What it found is not looked for again for so long.
@@ -409,7 +409,7 @@ def _words_of(exc: BaseException) -> str:
 
 
 async def _heard(reader: asyncio.StreamReader, seconds: float) -> bytes | None:
-    """Return what comes within so many seconds: nothing if the connection ends, None if nothing comes."""
+    """Return what arrives before the timeout: nothing if the connection ends, None if nothing arrives."""
     try:
         async with asyncio.timeout(seconds):
             return await reader.read(1000)

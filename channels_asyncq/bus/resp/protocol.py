@@ -35,13 +35,13 @@ __all__ = ["Answer", "ClosedIdle", "NoAnswer", "NotSent", "OpenCommand", "Unansw
 _MORE = object()
 
 
-# Messages and replies are handed on for so many seconds before the loop gets a turn.
+# Seconds for which messages and replies are handed on before the loop gets a turn.
 _READ_SECONDS = SLICE
 # While something is unanswered, this share of the timeout passes between two looks at whether bytes move.
 _LOOK = 0.25
-# No server closes a connection as idle that was used within so many seconds.
+# A connection that was used within these seconds was not closed for being idle.
 _IDLE = 1.0
-# When a subscriber's connection has answered so many commands, their callbacks get the turn.
+# Replies on a subscriber's connection after which their callbacks get the turn.
 _MOST_ANSWERED = 512
 
 
