@@ -31,7 +31,7 @@ from .exceptions import ChannelClosed, LayerClosed
 from .local.buffers import ChannelBuffer, ChannelView
 from .messages.codecs import Codec
 from .messages.external import ExternalMessage
-from .names import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, node_of
+from .names import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, owner_of
 from .process import relay
 from .process.callers import Caller, LoopState
 from .session.owners import EndedSessions, check_closable
@@ -262,7 +262,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                     session.hub.close_channel(channel)
                 caller.closed_names.clear()
             self._sessions[loop] = session
-            self._owners[session.node] = session
+            self._owners[session.session_id] = session
         await session.start()
         return session
 
@@ -288,9 +288,9 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 else:
                     self._caller(loop).state = LoopState.ENDING
                     self._ending.add(session)
-                self._ended_sessions.add(session.node)
+                self._ended_sessions.add(session.session_id)
                 del self._sessions[loop]
-                self._owners.pop(session.node, None)
+                self._owners.pop(session.session_id, None)
 
     def _relayed_caller(self, loop: asyncio.AbstractEventLoop) -> Caller | None:
         """Return the loop's account with the relay, or None if it is to send with a session of its own."""
@@ -350,7 +350,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
     async def new_channel(self, prefix: str = "specific.") -> str:
         """
-        Return a new name that only the running loop reads: `<prefix>.<node>!<local>`.
+        Return a new name that only the running loop reads: `<prefix>.<session id>!<local>`.
 
         The first call waits until the server has confirmed the session's inbox, at most `send_timeout`.
 
@@ -394,7 +394,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             check_channel_name(channel)
         payload = self._encode(message)
         if not is_own:
-            owner = self._owners.get(node_of(channel))
+            owner = self._owners.get(owner_of(channel))
             if owner is not None and owner is not session and _hand_over(owner, channel, payload):
                 return
         if session is None or session.state is not LoopState.SETTLED:
@@ -516,7 +516,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         payload = self._encode(message)
 
         def send() -> None:
-            owner = self._owners.get(node_of(channel))
+            owner = self._owners.get(owner_of(channel))
             if owner is None or not _hand_over(owner, channel, payload):
                 _relay().wait(partial(self._relayed, lambda session: session.send(channel, payload)))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-NODE_BYTES = 8
+SESSION_ID_BYTES = 8
 # The partition of a topic that no log keeps.
 NOT_LOGGED = -1
 _HEX_DIGITS = "0123456789abcdef"
@@ -29,7 +29,7 @@ def check_channel_name(name: object, receive: bool = False) -> None:
     """
     if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH or not _CHANNEL_NAME.fullmatch(name):
         raise _no_name("Channel", name, ", with at most one exclamation mark after the first of them")
-    if name.endswith("!") and not receive and node_of(name):
+    if name.endswith("!") and not receive and owner_of(name):
         raise TypeError(
             f"Channel name {name!r} is what the channels of one session have in common: it can only be received "
             "from. To send, use a whole name, as new_channel() returned it"
@@ -82,8 +82,8 @@ class Topic(NamedTuple):
 
 class Queue(NamedTuple):
     """
-    A normal channel: its list, also the topic of its wake-ups; what this node took; which pushes are in; which
-    nodes have senders that wait for a place.
+    A normal channel: its list, also the topic of its wake-ups; what this session took; which pushes are in; which
+    sessions have senders that wait for a place.
     """
 
     topic: Topic
@@ -101,35 +101,35 @@ class Group(NamedTuple):
     log: bytes
 
 
-def new_node() -> str:
+def new_session_id() -> str:
     """Return a fresh identity for a session: 16 hexadecimal digits, 64 random bits."""
-    return secrets.token_hex(NODE_BYTES)
+    return secrets.token_hex(SESSION_ID_BYTES)
 
 
-def new_nodes(count: int) -> list[str]:
+def new_session_ids(count: int) -> list[str]:
     """Return so many of them."""
-    digits = secrets.token_hex(NODE_BYTES * count)
-    width = 2 * NODE_BYTES
+    digits = secrets.token_hex(SESSION_ID_BYTES * count)
+    width = 2 * SESSION_ID_BYTES
     return [digits[start : start + width] for start in range(0, len(digits), width)]
 
 
-def node_of(channel: str) -> str | None:
+def owner_of(channel: str) -> str | None:
     """
-    Return the node that owns a specific channel, None for a normal channel, which any process may read.
+    Return the session that owns a specific channel, None for a normal channel, which any process may read.
 
-    Only `<prefix>.<node>!<local>`, as `new_channel()` makes it, has an owner. For another name with a `!` this is
-    "", which is no session's node: it is a channel of a process that is gone.
+    Only `<prefix>.<session id>!<local>`, as `new_channel()` makes it, has an owner. For another name with a `!`
+    this is "", which is no session's id: it is a channel of a process that is gone.
     """
     head, mark, _ = channel.partition("!")
     if not mark:
         return None
-    node = head.rpartition(".")[2]
-    return node if is_node(node) else ""
+    session_id = head.rpartition(".")[2]
+    return session_id if is_session_id(session_id) else ""
 
 
-def is_node(text: str) -> bool:
+def is_session_id(text: str) -> bool:
     """Tell whether this may be the identity of a session."""
-    return len(text) == 2 * NODE_BYTES and not text.strip(_HEX_DIGITS)
+    return len(text) == 2 * SESSION_ID_BYTES and not text.strip(_HEX_DIGITS)
 
 
 class Topics:
@@ -140,14 +140,14 @@ class Topics:
     a name decides its host; `databases` holds the database number of each host, in the order of `hosts`.
     """
 
-    def __init__(self, prefix: str, partitions: int, databases: Sequence[int], node: str) -> None:
+    def __init__(self, prefix: str, partitions: int, databases: Sequence[int], session_id: str) -> None:
         self.prefix = prefix
         self.partitions = partitions
         self._roots = [f"{prefix}:{database}:".encode() for database in databases]
-        self._node = node.encode()
+        self._session_id = session_id.encode()
 
     def partition(self, name: str) -> int:
-        """Return the slice of a group, a normal channel or a node: CRC-32, the same everywhere."""
+        """Return the slice of a group, a normal channel or a session: CRC-32, the same everywhere."""
         return zlib.crc32(name.encode()) % self.partitions
 
     def _topic(self, name: str, kind: bytes) -> Topic:
@@ -164,14 +164,14 @@ class Topics:
     def queue(self, channel: str) -> Queue:
         topic = self._topic(channel, b"queue:")
         root, name = self._roots[topic.shard], channel.encode()
-        taken = root + b"taken:" + self._node + b":" + name
-        seen = root + b"seen:%d:%s" % (topic.partition, self._node)
+        taken = root + b"taken:" + self._session_id + b":" + name
+        seen = root + b"seen:%d:%s" % (topic.partition, self._session_id)
         waiting = root + b"waiting:" + name
         # Wake-ups are not logged: a reader looks for itself after each reconnect.
         return Queue(topic._replace(partition=NOT_LOGGED), taken, seen, waiting, topic.partition)
 
-    def inbox(self, node: str) -> Topic:
-        return self._topic(node, b"inbox:")
+    def inbox(self, session_id: str) -> Topic:
+        return self._topic(session_id, b"inbox:")
 
     @property
     def everybody(self) -> Topic:
@@ -180,7 +180,7 @@ class Topics:
 
     def fence(self, shard: int) -> Topic:
         """The topic of this session's own fences on a host."""
-        return Topic(shard, self._roots[shard] + b"fence:" + self._node, NOT_LOGGED)
+        return Topic(shard, self._roots[shard] + b"fence:" + self._session_id, NOT_LOGGED)
 
     def partitions_of(self, shard: int) -> range:
         """The partitions that a host holds."""

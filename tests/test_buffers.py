@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
-from channels_asyncq.local.buffers import ChannelBuffer, Tally
+from channels_asyncq.local.buffers import ChannelBuffer, Counters
 from channels_asyncq.messages.envelopes import NOTICE, Envelope
 from tests.clock import Clock
 from tests.contract import ended, eventually, every, started
@@ -31,12 +31,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def tally() -> Tally:
-    return Tally()
+def counters() -> Counters:
+    return Counters()
 
 
-def make(capacity: int = 3, tally: Tally | None = None, **more: Any) -> ChannelBuffer:
-    return ChannelBuffer("chat", capacity, Tally() if tally is None else tally, **more)
+def make(capacity: int = 3, counters: Counters | None = None, **more: Any) -> ChannelBuffer:
+    return ChannelBuffer("chat", capacity, Counters() if counters is None else counters, **more)
 
 
 def test_repr() -> None:
@@ -150,22 +150,22 @@ def test_a_full_buffer_takes_nothing() -> None:
     buffer.require_place()
 
 
-def test_expired_messages_free_their_places(clock: Clock, tally: Tally) -> None:
+def test_expired_messages_free_their_places(clock: Clock, counters: Counters) -> None:
     """An expired message is never taken, is counted once, and a full buffer has its place again."""
-    buffer = make(3, tally)
+    buffer = make(3, counters)
     for text, lifetime in (("a", 1), ("b", 2), ("c", 3)):
         buffer.offer(envelope(text, clock.now + lifetime))
     assert buffer.offer(envelope("d", clock.now + 4)) == -1
     clock.turn(1)
-    assert not tally.dropped
+    assert not counters.dropped
     assert buffer.offer(envelope("e", clock.now + 3)) == 0
-    assert dict(tally.dropped) == {"expired": 1}
+    assert dict(counters.dropped) == {"expired": 1}
     clock.turn(1)
     assert buffer.drop_expired() == 1
     assert buffer.drop_expired() == 0
     clock.turn(1)
     assert texts(buffer) == ["e"]
-    assert dict(tally.dropped) == {"expired": 3}
+    assert dict(counters.dropped) == {"expired": 3}
 
 
 def test_require_place_counts_what_expired_as_free(clock: Clock) -> None:
@@ -490,12 +490,12 @@ async def test_a_newcomer_waits_behind_others() -> None:
 
 async def test_expiry_makes_room() -> None:
     """A sender who waits is woken when the oldest message expires, though nobody says so."""
-    tally = Tally()
-    buffer = make(1, tally)
+    counters = Counters()
+    buffer = make(1, counters)
     buffer.offer(envelope("a", asyncio.get_running_loop().time() + 0.02))
     async with asyncio.timeout(20):
         await buffer.put_when_free(envelope("b"), 60.0)
-    assert dict(tally.dropped) == {"expired": 1}
+    assert dict(counters.dropped) == {"expired": 1}
     assert texts(buffer) == ["b"]
 
 
@@ -627,9 +627,9 @@ class BufferMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
         self.clock.put_into(self.patch, ["local.buffers"])
-        self.tally = Tally()
+        self.counters = Counters()
         self.rooms = 0
-        self.buffer = ChannelBuffer("chat", capacity, self.tally, self.has_room)
+        self.buffer = ChannelBuffer("chat", capacity, self.counters, self.has_room)
         self.model: list[tuple[str, float]] = []
         self.expired = self.number = 0
 
@@ -693,7 +693,7 @@ class BufferMachine(RuleBasedStateMachine):
         if hasattr(self, "buffer"):
             assert self.buffer.queued == len(self.model)
             assert self.buffer.full() is (len(self.model) >= self.buffer.capacity)
-            assert self.tally.dropped["expired"] == self.expired
+            assert self.counters.dropped["expired"] == self.expired
 
     def teardown(self) -> None:
         if hasattr(self, "patch"):

@@ -38,7 +38,7 @@ from tests.contract import (
 
 
 def inbox_of(channel: str) -> str:
-    """The topic of the session that made `channel`: `<prefix>.<node>!<local>`."""
+    """The topic of the session that made `channel`: `<prefix>.<session id>!<local>`."""
     return "inbox:" + channel.split("!")[0].rpartition(".")[2]
 
 
@@ -192,8 +192,8 @@ class TestGarbage:
         layer = await make_layer()
         (member,) = await members_of(layer, "room", 1)
         own = member.partition("!")[0]
-        node = own.rpartition(".")[2]
-        names = [f"a b.{node}!x", f"{own}!", f"specific.{'0' * 16}!x", "jobs", ""]
+        session_id = own.rpartition(".")[2]
+        names = [f"a b.{session_id}!x", f"{own}!", f"specific.{'0' * 16}!x", "jobs", ""]
         for number, name in enumerate(names, 1):
             publish(
                 inbox_of(member), pack([(pack_names(name), Codec().encode(note(1)))], b"12345678", number)

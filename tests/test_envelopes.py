@@ -41,7 +41,7 @@ def fields(envelope: Envelope) -> tuple[object, ...]:
     return (
         envelope.payload,
         envelope.target,
-        envelope.node,
+        envelope.session_id,
         envelope.seq,
         envelope.flags,
         envelope.excluded,
@@ -51,18 +51,18 @@ def fields(envelope: Envelope) -> tuple[object, ...]:
 @given(
     target=st.one_of(st.just(""), names),
     body=st.binary(max_size=300),
-    node=st.binary(min_size=8, max_size=8),
+    session_id=st.binary(min_size=8, max_size=8),
     seq=st.integers(0, 2**64 - 1),
     flags=st.sampled_from([0, CONTROL, HEADER_ONLY, CONTROL | HEADER_ONLY]),
     excluded=st.lists(names, max_size=5).map(tuple),
 )
 def test_there_and_back(
-    target: str, body: bytes, node: bytes, seq: int, flags: int, excluded: tuple[str, ...]
+    target: str, body: bytes, session_id: bytes, seq: int, flags: int, excluded: tuple[str, ...]
 ) -> None:
     """Everything that is packed is unpacked equal, whatever the payload begins with."""
-    data = pack([(pack_names(target, excluded), body)], node, seq, flags)
+    data = pack([(pack_names(target, excluded), body)], session_id, seq, flags)
     [envelope] = unpack(data)
-    assert fields(envelope) == (body, target, node, seq, flags, excluded)
+    assert fields(envelope) == (body, target, session_id, seq, flags, excluded)
     assert not data.startswith(b"{")
 
 
@@ -123,7 +123,7 @@ def test_any_bytes(data: bytes) -> None:
     except BadEnvelope:
         return
     names = pack_names(envelope.target, envelope.excluded)
-    assert pack([(names, envelope.payload)], envelope.node, envelope.seq, envelope.flags) == data
+    assert pack([(names, envelope.payload)], envelope.session_id, envelope.seq, envelope.flags) == data
 
 
 @given(
@@ -156,17 +156,17 @@ messages = st.lists(
 
 @given(
     messages=messages,
-    node=st.binary(min_size=8, max_size=8),
+    session_id=st.binary(min_size=8, max_size=8),
     first=st.integers(0, 2**63),
     flags=st.sampled_from([0, CONTROL]),
 )
 def test_several_there_and_back(
-    messages: list[tuple[bytes, bytes]], node: bytes, first: int, flags: int
+    messages: list[tuple[bytes, bytes]], session_id: bytes, first: int, flags: int
 ) -> None:
     """Each is what it would be alone, with the numbers in a row; names that repeat are sent once."""
-    data = pack(messages, node, first, flags)
+    data = pack(messages, session_id, first, flags)
     alone = [
-        fields(unpack(pack([message], node, first + index, flags))[0])
+        fields(unpack(pack([message], session_id, first + index, flags))[0])
         for index, message in enumerate(messages)
     ]
     assert list(map(fields, unpack(data))) == alone

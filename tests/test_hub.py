@@ -144,8 +144,8 @@ def test_put_own() -> None:
         here.hub.put_own("a", envelope("2"))
         with pytest.raises(ChannelFull):
             here.hub.put_own("a", envelope("3"))
-        assert here.texts("a") == ["1", "2"] and not here.hub.tally.dropped
-        assert here.hub.tally.delivered == 2
+        assert here.texts("a") == ["1", "2"] and not here.hub.counters.dropped
+        assert here.hub.counters.delivered == 2
 
 
 def test_close_channel() -> None:
@@ -161,7 +161,7 @@ def test_close_channel() -> None:
     with pytest.raises(ChannelClosed):
         here.hub.join(ROOM, "a")
     assert here.hub.deliver_to("a", envelope("3"))
-    assert here.hub.tally.dropped == {"closed": 1}
+    assert here.hub.counters.dropped == {"closed": 1}
     assert here.texts("a") == ["1"]
     assert here.hub.groups == {}
 
@@ -174,7 +174,7 @@ def test_close_channel_that_was_never_there() -> None:
         with pytest.raises(ChannelClosed):
             attempt()
     assert here.hub.deliver_to("a", envelope())
-    assert here.hub.tally.dropped == {"closed": 1} and not here.hub.channels and not here.hub.groups
+    assert here.hub.counters.dropped == {"closed": 1} and not here.hub.channels and not here.hub.groups
 
 
 def test_a_closed_channel_that_is_empty_is_gone() -> None:
@@ -211,7 +211,7 @@ def test_close() -> None:
     buffer = here.hub.open("a")
     assert not here.hub.deliver(ROOM, envelope("2"))
     here.hub.close(LayerClosed)
-    assert here.hub.tally.dropped == {"closed": 1}
+    assert here.hub.counters.dropped == {"closed": 1}
     assert not here.hub.channels and not here.hub.groups
     with pytest.raises(LayerClosed):
         buffer.put_nowait(envelope())
@@ -235,7 +235,7 @@ def test_flush() -> None:
 
     assert sorted(here.hub.flush(done)) == sorted([ROOM, b"other"])
     assert here.hub.flush(done) == [] and not here.empty and flushed == 2
-    assert here.hub.tally.dropped == {"flushed": 2}
+    assert here.hub.counters.dropped == {"flushed": 2}
     assert here.hub.channels == {"a": buffer} and not buffer.groups and buffer.empty()
     here.hub.join(ROOM, "a")
     here.hub.deliver(ROOM, envelope("3"))
@@ -324,7 +324,7 @@ def test_membership_is_renewed(clock: Clock, renewal: str) -> None:
 def test_deliver_to_nobody() -> None:
     """A topic without members takes every message at once."""
     here = Recorder()
-    assert here.hub.deliver(ROOM, envelope()) and here.hub.tally.delivered == 0
+    assert here.hub.deliver(ROOM, envelope()) and here.hub.counters.delivered == 0
 
 
 def test_members_share_one_envelope() -> None:
@@ -335,7 +335,7 @@ def test_members_share_one_envelope() -> None:
     one = envelope()
     here.hub.deliver(ROOM, one)
     assert all(here.hub.open(name).take() is one for name in "abc")
-    assert here.hub.tally.delivered == 3
+    assert here.hub.counters.delivered == 3
 
 
 def test_excluded() -> None:
@@ -347,7 +347,7 @@ def test_excluded() -> None:
     assert [here.texts(name) for name in "abc"] == [["1"], [], ["1"]]
     here.hub.put_own("b", envelope("2"))
     assert here.hub.deliver(ROOM, envelope("3", excluded=("b",)))
-    assert not here.hub.tally.dropped and here.hub.tally.delivered == 5
+    assert not here.hub.counters.dropped and here.hub.counters.delivered == 5
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_overflow(overflow: str, left: list[str], caplog: pytest.LogCaptureFixtu
     assert here.hub.open("wide").queued == 1
     here.hub.budget.left = 0.0
     assert here.hub.deliver(ROOM, second)
-    assert here.hub.tally.dropped == {"overflow": 1}
+    assert here.hub.counters.dropped == {"overflow": 1}
     assert codes(caplog) == ["loss.overflow"]
     assert "channel full is full by capacity (1)" in caplog.text and f"overflow={overflow!r}" in caplog.text
     assert here.texts("wide") == ["1", "2"]
@@ -392,7 +392,7 @@ def test_deliver_to() -> None:
     assert here.texts("a") == ["1"]
     assert here.rooms == 1
     assert here.hub.deliver_to("a", second)
-    assert here.texts("a") == ["2"] and not here.hub.tally.dropped
+    assert here.texts("a") == ["2"] and not here.hub.counters.dropped
 
 
 def test_room_is_told_when_all_have_it() -> None:
@@ -428,7 +428,7 @@ def test_a_capacity_that_changes() -> None:
     assert not here.hub.deliver(ROOM, envelope("3"))
     assert here.texts("a") == ["1", "2"] and here.rooms == 2
     assert here.hub.deliver(ROOM, envelope("3"))
-    assert here.texts("a") == ["3"] and not here.hub.tally.dropped
+    assert here.texts("a") == ["3"] and not here.hub.counters.dropped
 
 
 def test_room_by_closing() -> None:
@@ -452,7 +452,7 @@ def test_room_by_expiry(clock: Clock) -> None:
     here.hub.deliver(ROOM, envelope("1"))
     clock.turn(EXPIRY)
     assert here.hub.deliver(ROOM, envelope("2"))
-    assert here.hub.tally.dropped == {"expired": 1} and here.texts("a") == ["2"]
+    assert here.hub.counters.dropped == {"expired": 1} and here.texts("a") == ["2"]
 
 
 class Waits:
@@ -484,7 +484,7 @@ def test_a_stuck_reader_is_waited_for_once() -> None:
         waits.until(lambda one=one: here.hub.deliver(ROOM, one))  # type: ignore[misc]
         assert here.texts("quick") == [str(number)]
     assert 0 < waits.waited <= MOST
-    assert here.hub.tally.dropped == {"overflow": 1000} and here.texts("stuck") == ["0"]
+    assert here.hub.counters.dropped == {"overflow": 1000} and here.texts("stuck") == ["0"]
     here.hub.deliver(ROOM, envelope("20"))
     assert not here.hub.deliver(ROOM, envelope("21")), "who reads again is waited for again"
 
@@ -531,7 +531,7 @@ def test_a_reader_that_keeps_up_has_its_turn_beside_slow_ones() -> None:
         waits.until(lambda one=one: offer(one), 0.1)  # type: ignore[misc]
     got.extend(here.texts("quick"))
     assert got == [str(number) for number in range(2000)] and quick.empty()
-    assert here.hub.tally.dropped["overflow"] > 1000, "the slow one loses"
+    assert here.hub.counters.dropped["overflow"] > 1000, "the slow one loses"
 
 
 def test_full_channels_of_other_groups_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -652,7 +652,7 @@ def test_who_comes_and_goes_during_a_delivery(monkeypatch: pytest.MonkeyPatch, c
     here.hub.join(ROOM, "new")
     here.turns_until_idle()
     assert here.put == [(name, "1") for name in here.names[:997]]
-    assert not here.hub.tally.dropped
+    assert not here.hub.counters.dropped
     assert here.hub.deliver(ROOM, envelope("2"))
     here.turns_until_idle()
     assert [name for name, number in here.put if number == "2"] == [*here.names[1:997], "member997", "new"]
@@ -674,7 +674,7 @@ def test_what_ends_all_groups_ends_a_delivery(
     here.turns_until_idle()
     assert len(here.put) == had
     if end == "flush":
-        assert here.hub.tally.dropped == {"flushed": had}
+        assert here.hub.counters.dropped == {"flushed": had}
 
 
 def test_a_delivery_to_many_that_must_wait(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -729,12 +729,12 @@ async def test_who_is_woken_has_a_turn(monkeypatch: pytest.MonkeyPatch, clock: C
         waiting.append(asyncio.ensure_future(here.hub.open(str(number)).get()))
     await asyncio.sleep(0)
     assert here.hub.deliver(ROOM, envelope("1"))
-    woken = [here.hub.tally.woken]
+    woken = [here.hub.counters.woken]
     while here.slices.is_busy:
         await asyncio.sleep(0)
         assert sum(each.done() for each in waiting) == woken[-1]
         here.turn()
-        woken.append(here.hub.tally.woken)
+        woken.append(here.hub.counters.woken)
     assert len(woken) > 2 and woken[-1] == 3000
     await every(waiting)
 
@@ -763,11 +763,11 @@ async def test_who_is_woken_by_many_deliveries_has_a_turn(
     while work or here.slices.is_busy:
         while work and not here.slices.is_busy:
             work.pop(0)(envelope("1"))
-        most, woken = max(most, here.hub.tally.woken - woken), here.hub.tally.woken
+        most, woken = max(most, here.hub.counters.woken - woken), here.hub.counters.woken
         await asyncio.sleep(0)
         here.turn()
-    most = max(most, here.hub.tally.woken - woken)
-    assert here.hub.tally.woken == 3000 and most < 1200
+    most = max(most, here.hub.counters.woken - woken)
+    assert here.hub.counters.woken == 3000 and most < 1200
     await every(waiting)
 
 
@@ -787,7 +787,7 @@ def test_exclude_is_looked_up_once(monkeypatch: pytest.MonkeyPatch, clock: Clock
     for number in range(400):
         here.hub.join(ROOM, str(number))
     assert here.hub.deliver(ROOM, envelope("1", excluded=tuple(Name(number) for number in range(100))))
-    assert here.hub.tally.delivered == 300
+    assert here.hub.counters.delivered == 300
     assert compared <= 1000
 
 
@@ -812,7 +812,7 @@ def test_broadcast() -> None:
     here.hub.close_channel("b")
     here.hub.broadcast(envelope("1"))
     assert [here.texts(name) for name in "abc"] == [["1"], [], ["0"]]
-    assert here.hub.tally.dropped == {"overflow": 1}
+    assert here.hub.counters.dropped == {"overflow": 1}
 
 
 def test_broadcast_counts_the_closed() -> None:
@@ -821,14 +821,16 @@ def test_broadcast_counts_the_closed() -> None:
     here.hub.put_own("a", envelope("0"))
     here.hub.close_channel("a")
     here.hub.broadcast(envelope("1"))
-    assert here.texts("a") == ["0"] and here.hub.tally.dropped == {"closed": 1}
+    assert here.texts("a") == ["0"] and here.hub.counters.dropped == {"closed": 1}
 
 
 def test_count_full(caplog: pytest.LogCaptureFixture) -> None:
     """A normal channel that a group found full is counted and told like a member here."""
     here = Recorder()
     here.hub.count_full("jobs")
-    assert here.hub.tally.dropped == {"overflow": 1} and "channel jobs is full by capacity (2)" in caplog.text
+    assert (
+        here.hub.counters.dropped == {"overflow": 1} and "channel jobs is full by capacity (2)" in caplog.text
+    )
 
 
 # Being told of a loss
@@ -841,7 +843,7 @@ def test_overflow_is_told() -> None:
     for _ in range(2):
         here.flood(1, 2, 3, 4)
         assert here.texts("a") == ["1", "2", "lost overflow room"]
-    assert here.hub.tally.dropped == {"overflow": 4} and here.hub.tally.told == {"overflow": 2}
+    assert here.hub.counters.dropped == {"overflow": 4} and here.hub.counters.told == {"overflow": 2}
 
 
 def test_the_oldest_are_dropped_and_told() -> None:
@@ -850,7 +852,7 @@ def test_the_oldest_are_dropped_and_told() -> None:
     here.hub.join(ROOM, "a")
     here.flood(1, 2, 3, 4, 5)
     assert here.texts("a") == ["lost overflow room", "4", "5"]
-    assert here.hub.tally.dropped == {"overflow": 3} and here.hub.tally.told == {"overflow": 1}
+    assert here.hub.counters.dropped == {"overflow": 3} and here.hub.counters.told == {"overflow": 1}
     here.flood(6, 7)
     assert here.texts("a") == ["6", "7"]
 
@@ -866,7 +868,7 @@ def test_what_is_missed_after_the_word_was_read(overflow: str) -> None:
         here.flood(9)  # its place is taken again
     here.flood(*range(10, 20))
     assert "lost overflow room" in here.texts("a")
-    assert here.hub.tally.told == {"overflow": 2}
+    assert here.hub.counters.told == {"overflow": 2}
     here.flood(20)
     assert here.texts("a") == ["20"]
 
@@ -906,7 +908,7 @@ def test_expiry_is_told(clock: Clock) -> None:
     clock.turn(EXPIRY)
     here.hub.deliver(ROOM, envelope("2"))
     assert here.texts("a") == ["lost expired room", "2"]
-    assert here.hub.tally.told == {"expired": 1}
+    assert here.hub.counters.told == {"expired": 1}
 
 
 def test_tell() -> None:
@@ -927,7 +929,7 @@ def test_tell() -> None:
         ["lost server_changed"],
         ["0", "lost trimmed room"],
     ]
-    assert here.hub.tally.told == {"trimmed": 2, "server_changed": 3}
+    assert here.hub.counters.told == {"trimmed": 2, "server_changed": 3}
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, clock: Clock, method: str) -> list[str]:
@@ -977,7 +979,7 @@ def test_flush_of_many_channels_in_slices(monkeypatch: pytest.MonkeyPatch, clock
     here.hub.discard(here.hub.channels["member999"])
     assert until_idle(here, here.slices, cleared) <= SOME_IN_A_TURN
     assert flushed == [1000] and not here.empty
-    assert here.hub.tally.dropped == {"flushed": 999, "closed": 1}
+    assert here.hub.counters.dropped == {"flushed": 999, "closed": 1}
     assert here.hub.deliver(ROOM, envelope("new"))
     assert [here.texts(name) for name in ("member0", "member998")] == [[], ["new"]]
     assert here.hub.leave(ROOM, "member998")
@@ -1036,7 +1038,7 @@ def test_close_of_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     assert 0 < len(closed) <= SOME_IN_A_TURN
     assert until_idle(here, here.slices, closed) <= SOME_IN_A_TURN
     assert closed == names and all(buffer.closed is LayerClosed for buffer in buffers)
-    assert here.hub.tally.dropped == {"closed": 1000} and not here.empty
+    assert here.hub.counters.dropped == {"closed": 1000} and not here.empty
 
 
 def test_sweep_of_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -1065,15 +1067,15 @@ def test_bytes_are_bounded() -> None:
         here.hub.join(ROOM, name)
     for _ in range(4):
         here.hub.deliver(ROOM, envelope("x" * 30))
-    assert [here.hub.open(name).queued for name in "ab"] == [3, 3] and here.hub.tally.held_bytes == 90
-    assert here.hub.tally.dropped == {"overflow": 2}
+    assert [here.hub.open(name).queued for name in "ab"] == [3, 3] and here.hub.counters.held_bytes == 90
+    assert here.hub.counters.dropped == {"overflow": 2}
     here.hub.put_own("c", envelope("y" * 50))
     # The sender can see it.
     with pytest.raises(ChannelFull, match=r"channel 'c' is not empty, and messages of 140 bytes .* is 100"):
         here.hub.put_own("c", envelope("z"))
-    assert here.hub.tally.held_bytes == 140 and here.hub.tally.dropped == {"overflow": 2}
-    assert here.texts("c") == ["y" * 50] and len(here.texts("a")) == 3 and here.hub.tally.held_bytes == 90
-    assert len(here.texts("b")) == 3 and here.hub.tally.held_bytes == 0
+    assert here.hub.counters.held_bytes == 140 and here.hub.counters.dropped == {"overflow": 2}
+    assert here.texts("c") == ["y" * 50] and len(here.texts("a")) == 3 and here.hub.counters.held_bytes == 90
+    assert len(here.texts("b")) == 3 and here.hub.counters.held_bytes == 0
 
 
 # Sweeping
@@ -1126,7 +1128,7 @@ def test_sweep_ends_what_nobody_reads(clock: Clock) -> None:
     here.hub.deliver(ROOM, envelope("1"))
     clock.turn(2 * EXPIRY)
     here.hub.sweep()
-    assert here.hub.tally.dropped == {"expired": 1} and ROOM in here.hub.groups
+    assert here.hub.counters.dropped == {"expired": 1} and ROOM in here.hub.groups
     clock.turn(1)
     here.hub.sweep()
     assert here.empty == [ROOM] and not here.hub.channels and not here.hub.groups
@@ -1483,16 +1485,16 @@ class HubMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "hub"))
     @invariant()
     def nothing_is_lost_without_being_counted(self) -> None:
-        tally = self.hub.tally
+        counters = self.hub.counters
         reasons = ("expired", "overflow", "closed", "flushed")
-        assert {reason: tally.dropped[reason] for reason in reasons} == {
+        assert {reason: counters.dropped[reason] for reason in reasons} == {
             reason: self.counts[reason] for reason in reasons
         }
-        assert tally.delivered == self.counts["delivered"]
+        assert counters.delivered == self.counts["delivered"]
         waiting = sum(buffer.queued for buffer in self.hub.channels.values())
         gone = self.counts["taken"] + self.counts["expired"] + self.counts["flushed"]
         replaced = self.counts["overflow"] if self.overflow == "drop_oldest" else 0
-        assert tally.delivered == waiting + gone + replaced
+        assert counters.delivered == waiting + gone + replaced
 
     @precondition(lambda self: hasattr(self, "hub"))
     @invariant()

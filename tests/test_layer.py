@@ -143,7 +143,7 @@ def test_the_package_has_what_it_names() -> None:
 
 
 async def test_the_prefix_of_new_channels(prefix: str) -> None:
-    """A prefix stands before the node, with one period; one that makes no channel name is a TypeError."""
+    """A prefix stands before the session, with one period; one that makes no channel name is a TypeError."""
     one = layer(prefix=prefix)
     for given_prefix, start in (("jobs", "jobs."), ("jobs.", "jobs."), ("specific.", "specific.")):
         assert (await one.new_channel(given_prefix)).startswith(start)

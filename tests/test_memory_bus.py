@@ -38,8 +38,8 @@ def has_place(broker: Broker, capacity: int, waiter: tuple[str, float] | None = 
     return True
 
 
-def pop(broker: Broker, node: str, number: int) -> bytes | None:
-    envelope = broker.pop("jobs", node, number)
+def pop(broker: Broker, session_id: str, number: int) -> bytes | None:
+    envelope = broker.pop("jobs", session_id, number)
     return None if envelope is None else envelope.payload
 
 

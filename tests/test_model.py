@@ -103,10 +103,10 @@ class Server:
 
 
 class Sender:
-    """A node: its real outbox, and the line for commands that carries what is unanswered."""
+    """A session: its real outbox, and the line for commands that carries what is unanswered."""
 
-    def __init__(self, node: bytes) -> None:
-        self.node = node
+    def __init__(self, session_id: bytes) -> None:
+        self.session_id = session_id
         self.numbers: defaultdict[int, SequenceNumbers] = defaultdict(SequenceNumbers)
         self.unanswered: deque[Command] = deque()
         self.connection: Connection | None = Connection()
@@ -259,7 +259,7 @@ class Delivery(RuleBasedStateMachine):
         super().__init__()
         self.clock = 1_000_000
         self.server = Server(1, self.clock)
-        self.senders = {node: Sender(node) for node in SENDERS}
+        self.senders = {session_id: Sender(session_id) for session_id in SENDERS}
         #: Connections that their clients have given up: the server may still execute what it was sent.
         self.zombies: list[Connection] = []
         self.fences: list[int] = []
@@ -279,19 +279,19 @@ class Delivery(RuleBasedStateMachine):
     # Sending
 
     @rule(
-        node=st.sampled_from(SENDERS),
+        session_id=st.sampled_from(SENDERS),
         topic=st.sampled_from([*TOPICS, LATE]),
         is_large=st.sampled_from([False, False, False, True]),
         count=st.integers(1, 3),
         each=st.integers(1, 3),
     )
-    def publish(self, node: bytes, topic: bytes, is_large: bool, count: int = 1, each: int = 3) -> None:
+    def publish(self, session_id: bytes, topic: bytes, is_large: bool, count: int = 1, each: int = 3) -> None:
         """
         Numbers are given only when a command is written: the line is up and has room.
 
         Several messages of one turn to one topic share a command, and as many of them an entry of the log.
         """
-        sender = self.senders[node]
+        sender = self.senders[session_id]
         if sender.connection is None or len(sender.unanswered) >= UNANSWERED:
             return
         partition = TOPICS.get(topic, 1)
@@ -300,12 +300,12 @@ class Delivery(RuleBasedStateMachine):
         was_joined = topic != LATE or self.joined
         messages = []
         for seq in range(first, first + count):
-            message = Message(len(self.messages), topic, node, seq, is_large, was_joined)
-            self.messages[node, partition, seq] = message
+            message = Message(len(self.messages), topic, session_id, seq, is_large, was_joined)
+            self.messages[session_id, partition, seq] = message
             messages.append(message)
         bodies = [b"%d" % message.number for message in messages]
         envelopes = [
-            pack([(pack_names("g"), body) for body in bodies[at : at + each]], node, first + at)
+            pack([(pack_names("g"), body) for body in bodies[at : at + each]], session_id, first + at)
             for at in range(0, count, each)
         ]
         command = Command(topic, envelopes, messages)
@@ -329,9 +329,9 @@ class Delivery(RuleBasedStateMachine):
             self.receiver.pushed.append((command.topic, name + b" " + b"".join(command.envelopes)))
         connection.replies += 1
 
-    @rule(node=st.sampled_from(SENDERS), count=st.integers(1, 4))
-    def server_works(self, node: bytes, count: int) -> None:
-        connection = self.senders[node].connection
+    @rule(session_id=st.sampled_from(SENDERS), count=st.integers(1, 4))
+    def server_works(self, session_id: bytes, count: int) -> None:
+        connection = self.senders[session_id].connection
         for _ in range(count):
             if connection is not None and connection.commands:
                 self.execute(connection)
@@ -346,43 +346,47 @@ class Delivery(RuleBasedStateMachine):
         if not connection.commands:
             self.zombies.remove(connection)
 
-    @rule(node=st.sampled_from(SENDERS), topic=st.sampled_from(list(TOPICS)), count=st.integers(1, 2 * PAGE))
-    def burst(self, node: bytes, topic: bytes, count: int) -> None:
+    @rule(
+        session_id=st.sampled_from(SENDERS),
+        topic=st.sampled_from(list(TOPICS)),
+        count=st.integers(1, 2 * PAGE),
+    )
+    def burst(self, session_id: bytes, topic: bytes, count: int) -> None:
         """Several messages that the server has taken and answered."""
-        sender = self.senders[node]
+        sender = self.senders[session_id]
         while sender.unanswered and sender.connection is not None:
-            self.server_works(node, 1)
-            self.replies_arrive(node, 1)
+            self.server_works(session_id, 1)
+            self.replies_arrive(session_id, 1)
         for _ in range(count):
-            self.publish(node, topic, False)
-            self.server_works(node, 1)
-            self.replies_arrive(node, 1)
+            self.publish(session_id, topic, False)
+            self.server_works(session_id, 1)
+            self.replies_arrive(session_id, 1)
 
-    @rule(node=st.sampled_from(SENDERS), count=st.integers(1, 4))
-    def replies_arrive(self, node: bytes, count: int) -> None:
-        sender = self.senders[node]
+    @rule(session_id=st.sampled_from(SENDERS), count=st.integers(1, 4))
+    def replies_arrive(self, session_id: bytes, count: int) -> None:
+        sender = self.senders[session_id]
         for _ in range(count):
             if sender.connection is not None and sender.connection.replies:
                 sender.connection.replies -= 1
                 sender.unanswered.popleft()
 
-    @rule(node=st.sampled_from(SENDERS))
-    def lose_commands(self, node: bytes) -> None:
-        sender = self.senders[node]
+    @rule(session_id=st.sampled_from(SENDERS))
+    def lose_commands(self, session_id: bytes) -> None:
+        sender = self.senders[session_id]
         if sender.connection is not None:
             self.zombies.append(sender.connection)
             sender.connection = None
 
-    @rule(node=st.sampled_from(SENDERS))
-    def resend(self, node: bytes) -> None:
-        sender = self.senders[node]
+    @rule(session_id=st.sampled_from(SENDERS))
+    def resend(self, session_id: bytes) -> None:
+        sender = self.senders[session_id]
         if sender.connection is None:
             sender.connection = Connection(deque(sender.unanswered))
 
-    @rule(node=st.sampled_from(SENDERS))
-    def give_up(self, node: bytes) -> None:
+    @rule(session_id=st.sampled_from(SENDERS))
+    def give_up(self, session_id: bytes) -> None:
         """send_timeout passes: DeliveryUnknown."""
-        sender = self.senders[node]
+        sender = self.senders[session_id]
         if sender.connection is None:
             for command in sender.unanswered:
                 for message in command.messages:
@@ -493,8 +497,8 @@ class Delivery(RuleBasedStateMachine):
             else:
                 del new.logs[partition]
         self.server = new
-        for node in SENDERS:
-            self.lose_commands(node)
+        for session_id in SENDERS:
+            self.lose_commands(session_id)
         self.zombies.clear()
         self.fences.clear()
         self.receiver.lose()
@@ -516,7 +520,7 @@ class Delivery(RuleBasedStateMachine):
             topic, _ = recorded[self.checked]
             self.checked += 1
             partition = TOPICS.get(topic, 1)
-            message = self.messages[envelope.node, partition, envelope.seq]
+            message = self.messages[envelope.session_id, partition, envelope.seq]
             assert message.topic == topic
             earlier = [m for m in self.delivered if (m.sender, m.topic) == (message.sender, topic)]
             assert message not in earlier, f"{message} arrived twice"
@@ -532,11 +536,11 @@ class Delivery(RuleBasedStateMachine):
         receiver = self.receiver
         receiver.receiver.is_full = receiver.fails_next = False
         receiver.receiver.places = None
-        for node in SENDERS:
-            self.resend(node)
-            for _ in range(len(self.senders[node].unanswered)):
-                self.server_works(node, 1)
-                self.replies_arrive(node, 1)
+        for session_id in SENDERS:
+            self.resend(session_id)
+            for _ in range(len(self.senders[session_id].unanswered)):
+                self.server_works(session_id, 1)
+                self.replies_arrive(session_id, 1)
         while self.zombies:
             self.server_works_for_a_dead_client(0, 10)
         for _ in range(10_000):

@@ -9,22 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq.names import NOT_LOGGED, Topic, Topics, new_node, node_of
+from channels_asyncq.names import NOT_LOGGED, Topic, Topics, new_session_id, owner_of
 
 NODE = "0123456789abcdef"
 
 names = st.text("abcXYZ019-_.", min_size=1, max_size=40)
 
 
-def test_new_node() -> None:
-    """A node is 16 hexadecimal digits, and no two are the same."""
-    nodes = {new_node() for _ in range(1000)}
-    assert len(nodes) == 1000
-    assert all(len(node) == 16 and not node.strip("0123456789abcdef") for node in nodes)
+def test_new_session_id() -> None:
+    """A session is 16 hexadecimal digits, and no two are the same."""
+    session_ids = {new_session_id() for _ in range(1000)}
+    assert len(session_ids) == 1000
+    assert all(
+        len(session_id) == 16 and not session_id.strip("0123456789abcdef") for session_id in session_ids
+    )
 
 
 @pytest.mark.parametrize(
-    ("channel", "node"),
+    ("channel", "session_id"),
     [
         (f"specific.{NODE}!1.x", NODE),
         (f"a.b.c.{NODE}!", NODE),
@@ -41,9 +43,9 @@ def test_new_node() -> None:
         ("!", ""),
     ],
 )
-def test_node_of(channel: str, node: str | None) -> None:
-    """`<prefix>.<node>!<local>` has an owner, another name with a `!` has none, the rest any process reads."""
-    assert node_of(channel) == node
+def test_owner_of(channel: str, session_id: str | None) -> None:
+    """`<prefix>.<session>!<local>` has an owner, another name with a `!` has none, the rest any process reads."""
+    assert owner_of(channel) == session_id
 
 
 def test_the_names_that_redis_sees() -> None:
@@ -59,8 +61,8 @@ def test_the_names_that_redis_sees() -> None:
     assert names.queue("jobs").seen == b"asgi:3:seen:%d:0123456789abcdef" % jobs
     assert names.queue("jobs").taken == b"asgi:3:taken:0123456789abcdef:jobs"
     assert names.queue("jobs").waiting == b"asgi:3:waiting:jobs"
-    node = names.partition("ab" * 8)
-    assert names.inbox("ab" * 8) == Topic(0, b"asgi:3:inbox:abababababababab", node)
+    session_id = names.partition("ab" * 8)
+    assert names.inbox("ab" * 8) == Topic(0, b"asgi:3:inbox:abababababababab", session_id)
     assert names.everybody == Topic(0, b"asgi:3:all", 0)
     assert names.fence(0) == Topic(0, b"asgi:3:fence:0123456789abcdef", NOT_LOGGED)
     assert list(names.partitions_of(0)) == list(range(16))
@@ -110,7 +112,7 @@ def test_a_name_has_one_partition_and_one_host(name: str, partitions: int, hosts
     """The slice is below `partitions`; it decides the host, for everything of that name, in every process."""
     partitions = max(partitions, hosts)
     space = Topics("asgi", partitions, list(range(hosts)), NODE)
-    other = Topics("asgi", partitions, list(range(hosts)), new_node())
+    other = Topics("asgi", partitions, list(range(hosts)), new_session_id())
     assert 0 <= space.partition(name) < partitions
     shard = space.partition(name) % hosts
     assert space.partition(name) in space.partitions_of(shard)

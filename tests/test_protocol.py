@@ -354,7 +354,7 @@ class Told:
 
 
 async def test_who_need_not_be_woken() -> None:
-    """An Answer in the FIFO is told within data_received(), in its place; a future is told on the next turn."""
+    """A reply sink in the FIFO is notified within data_received(), in its place, a future on the next turn."""
     session = Session()
     first, last = Told(), Told()
     session.wire.call_open(first)
@@ -457,7 +457,7 @@ async def test_closed_by_the_server() -> None:
 async def test_called_before_it_is_connected() -> None:
     """Commands called before connection_made() wait for the transport."""
     protocol = WireProtocol(on_lost=lambda error: None)
-    assert not protocol.has_room
+    assert not protocol.has_capacity
     assert protocol.transport is None
     future = protocol.call("PING")
     await turns(2)
@@ -944,17 +944,17 @@ async def test_malformed_message() -> None:
 async def test_room_by_count() -> None:
     """Beyond max_pending unanswered commands room() waits; a reply gives one place."""
     session = Session(max_pending=2)
-    await session.wire.room()
+    await session.wire.wait_for_capacity()
     session.wire.call("GET", 1)
     session.wire.call("GET", 2)
-    assert not session.wire.has_room
-    waiting = asyncio.ensure_future(session.wire.room())
+    assert not session.wire.has_capacity
+    waiting = asyncio.ensure_future(session.wire.wait_for_capacity())
     await turns()
     assert not waiting.done()
     session.feed(b":1\r\n")
-    assert not session.wire.has_room, "the place is for the one who waits"
+    assert not session.wire.has_capacity, "the place is for the one who waits"
     await waiting
-    assert session.wire.has_room
+    assert session.wire.has_capacity
 
 
 class Growing(Told):
@@ -975,12 +975,12 @@ async def test_room_that_was_not_needed(bound: dict[str, Any]) -> None:
     session = Session(**bound)
     first = session.wire.call("PING")  # what follows is not written at once
     session.wire.call_open(Growing())
-    assert session.wire.has_room
+    assert session.wire.has_capacity
     session.wire.call_open(Growing())
-    assert not session.wire.has_room
-    waiting = asyncio.ensure_future(session.wire.room())
+    assert not session.wire.has_capacity
+    waiting = asyncio.ensure_future(session.wire.wait_for_capacity())
     await turns()
-    assert waiting.done() and session.wire.has_room and len(session.pipe.writes) == 2
+    assert waiting.done() and session.wire.has_capacity and len(session.pipe.writes) == 2
     assert (session.wire._pending, session.wire.unanswered_bytes) == (3, 42)
     session.feed(b"+PONG\r\n" * 3)
     assert await first == b"PONG"
@@ -993,7 +993,7 @@ async def test_nobody_overtakes_in_room() -> None:
     order: list[str] = []
 
     async def send(name: str) -> None:
-        await session.wire.room()
+        await session.wire.wait_for_capacity()
         order.append(name)
         session.wire.call_open(Growing(16))
 
@@ -1010,7 +1010,7 @@ async def test_nobody_overtakes_in_room() -> None:
     await turns()
     assert all(task.done() for task in tasks) and order == ["a", "b", "c"]
     session.feed(b"+PONG\r\n" * session.wire.pending)
-    assert session.wire.has_room and (session.wire._pending, session.wire.unanswered_bytes) == (0, 0)
+    assert session.wire.has_capacity and (session.wire._pending, session.wire.unanswered_bytes) == (0, 0)
 
 
 async def test_early_writes() -> None:
@@ -1030,7 +1030,7 @@ async def test_room_by_bytes() -> None:
     order: list[int] = []
 
     async def send(number: int) -> None:
-        await session.wire.room()
+        await session.wire.wait_for_capacity()
         order.append(number)
         session.wire.call("SET", "k", b"x" * 2000)
 
@@ -1050,7 +1050,7 @@ async def test_room_is_first_come_first_served(batch: int) -> None:
     order: list[int] = []
 
     async def send(number: int) -> None:
-        await session.wire.room()
+        await session.wire.wait_for_capacity()
         order.append(number)
         session.wire.call("GET", number)
         assert session.wire.pending <= batch
@@ -1067,7 +1067,7 @@ async def test_room_cancelled_passes_the_place_on(woken: bool) -> None:
     """Cancelling one who waits, woken or not, leaves the place to the next."""
     session = Session(max_pending=1)
     session.wire.call("GET", 1)
-    first, second = (asyncio.ensure_future(session.wire.room()) for _ in range(2))
+    first, second = (asyncio.ensure_future(session.wire.wait_for_capacity()) for _ in range(2))
     await turns()
     if woken:
         session.feed(b":1\r\n")
@@ -1078,7 +1078,7 @@ async def test_room_cancelled_passes_the_place_on(woken: bool) -> None:
         session.feed(b":1\r\n")
     await second
     assert first.cancelled()
-    assert session.wire.has_room
+    assert session.wire.has_capacity
 
 
 async def test_room_cancelled_in_the_middle_of_the_queue() -> None:
@@ -1088,7 +1088,7 @@ async def test_room_cancelled_in_the_middle_of_the_queue() -> None:
     order: list[int] = []
 
     async def send(number: int) -> None:
-        await session.wire.room()
+        await session.wire.wait_for_capacity()
         order.append(number)
         session.wire.call("GET", number)
 
@@ -1106,7 +1106,7 @@ async def test_room_granted_and_not_used() -> None:
     """One who gets a place and calls nothing does not block those behind."""
     session = Session(max_pending=1)
     session.wire.call("GET", 1)
-    waiting = [asyncio.ensure_future(session.wire.room()) for _ in range(5)]
+    waiting = [asyncio.ensure_future(session.wire.wait_for_capacity()) for _ in range(5)]
     await turns()
     session.feed(b":1\r\n")
     await asyncio.gather(*waiting)
@@ -1118,8 +1118,8 @@ async def test_room_closed_while_writing_is_paused(subscriber: bool) -> None:
     """While the transport's buffer is full nothing is written and there is no room."""
     session = Session(subscriber=subscriber)
     session.wire.pause_writing()
-    assert not session.wire.has_room
-    waiting = asyncio.ensure_future(session.wire.room())
+    assert not session.wire.has_capacity
+    waiting = asyncio.ensure_future(session.wire.wait_for_capacity())
     future = session.wire.call("PING")
     await turns()
     assert session.pipe.writes == []
@@ -1149,7 +1149,7 @@ async def test_room_for_a_subscriber() -> None:
     """Confirmations give places back on a subscriber's connection too."""
     session = Session(subscriber=True, max_pending=1)
     session.wire.call("SUBSCRIBE", "a")
-    waiting = asyncio.ensure_future(session.wire.room())
+    waiting = asyncio.ensure_future(session.wire.wait_for_capacity())
     await turns()
     session.feed(encode([b"subscribe", b"a", 1]))
     await waiting
@@ -1160,7 +1160,7 @@ async def test_room_when_the_connection_ends(end: str) -> None:
     """Everybody who waits for room learns that there will be none, and so do those who come later."""
     session = Session(max_pending=1)
     session.wire.call("GET", 1)
-    waiting = [asyncio.ensure_future(session.wire.room()) for _ in range(3)]
+    waiting = [asyncio.ensure_future(session.wire.wait_for_capacity()) for _ in range(3)]
     await turns()
     closing: asyncio.Future[None] | None = None
     if end == "lost":
@@ -1172,7 +1172,7 @@ async def test_room_when_the_connection_ends(end: str) -> None:
     for outcome in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(outcome, NotSent)
     with pytest.raises(NotSent):
-        await session.wire.room()
+        await session.wire.wait_for_capacity()
     if closing is not None:
         session.feed(b":1\r\n")
         await closing
@@ -1702,11 +1702,11 @@ def test_server_that_does_not_read(runner: asyncio.Runner) -> None:
         host, port = server.sockets[0].getsockname()
         _, protocol = await loop.create_connection(lambda: WireProtocol(on_lost=ended.set_result), host, port)
         futures = []
-        while protocol.has_room:
+        while protocol.has_capacity:
             futures.append(protocol.call("SET", "k", b"x" * 60_000))
             await asyncio.sleep(0)
         assert protocol.unanswered_bytes < 16 * 2**20 + 70_000
-        waiting = asyncio.ensure_future(protocol.room())
+        waiting = asyncio.ensure_future(protocol.wait_for_capacity())
         await turns()
         assert not waiting.done()
         may_read.set()

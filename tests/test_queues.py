@@ -10,7 +10,7 @@ import pytest
 
 from channels_asyncq.bus.base import Bus
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
-from channels_asyncq.local.buffers import Tally
+from channels_asyncq.local.buffers import Counters
 from channels_asyncq.messages.envelopes import Envelope
 from channels_asyncq.session import queues
 from channels_asyncq.session.queues import QueueReader
@@ -91,13 +91,13 @@ class Stage:
 
     def __init__(self) -> None:
         self.bus = ScriptedBus()
-        self.tally = Tally()
+        self.counters = Counters()
         self.unreadable: list[tuple[bytes, str]] = []
         self.reader = QueueReader(
             "jobs",
             b"asgi:0:queue:jobs",
             cast(Bus, self.bus),
-            self.tally,
+            self.counters,
             lambda topic, reason: self.unreadable.append((topic, reason)),
         )
 
@@ -143,7 +143,7 @@ async def test_a_receiver_asks(stage: Stage) -> None:
     assert stage.bus.said == ["pop 1"] and not stage.reader.is_idle
     await stage.bus.answer("a")
     assert await text(first) == "a"
-    assert stage.bus.said == ["pop 1"] and stage.reader.is_idle and stage.tally.delivered == 1
+    assert stage.bus.said == ["pop 1"] and stage.reader.is_idle and stage.counters.delivered == 1
     second = await stage.receiver()
     await stage.bus.answer("b")
     assert await text(second) == "b"
@@ -274,7 +274,7 @@ async def test_two_readers_in_a_row(stage: Stage) -> None:
     await stage.bus.answer("a")
     assert await text(first) == "a"
     stage.reader = QueueReader(
-        "jobs", b"asgi:0:queue:jobs", cast(Bus, stage.bus), stage.tally, lambda topic, reason: None
+        "jobs", b"asgi:0:queue:jobs", cast(Bus, stage.bus), stage.counters, lambda topic, reason: None
     )
     second = await stage.receiver()
     assert stage.bus.said == ["pop 1", "pop 2"]
@@ -301,7 +301,7 @@ async def test_unreadable(stage: Stage) -> None:
     assert stage.unreadable == [(b"asgi:0:queue:jobs", "no envelope")]
     assert stage.bus.said == ["pop 1", "pop 2"]
     await stage.bus.answer("a")
-    assert await text(receiver) == "a" and stage.tally.delivered == 1
+    assert await text(receiver) == "a" and stage.counters.delivered == 1
 
 
 async def test_unreadable_for_nobody(stage: Stage) -> None:
@@ -317,7 +317,7 @@ async def test_cancelled_while_asking(stage: Stage) -> None:
     await stage.bus.answer("a")
     assert stage.bus.said == ["pop 1", "give back 1"]
     await stage.bus.given()
-    assert stage.reader.is_idle and stage.tally.delivered == 0
+    assert stage.reader.is_idle and stage.counters.delivered == 0
 
 
 async def test_cancelled_while_asking_for_two(stage: Stage) -> None:
@@ -355,7 +355,7 @@ async def test_cancelled_while_holding(stage: Stage) -> None:
     await steps(1)
     assert stage.reader.buffer.queued == 1 and not receiver.done()
     await cancel(receiver)
-    assert stage.bus.said == ["pop 1", "give back 1"] and stage.tally.delivered == 0
+    assert stage.bus.said == ["pop 1", "give back 1"] and stage.counters.delivered == 0
 
 
 async def test_cancelled_while_holding_for_two(stage: Stage) -> None:

@@ -43,10 +43,10 @@ class Log:
         self._add(at(milliseconds), [b"begin", b""])
 
     def add(
-        self, milliseconds: int, topic: bytes, seq: int, node: bytes = A, *, is_large: bool = False
+        self, milliseconds: int, topic: bytes, seq: int, session_id: bytes = A, *, is_large: bool = False
     ) -> None:
         body, flags, kind = (b"", HEADER_ONLY, b"h") if is_large else (b"%d" % seq, 0, b"e")
-        data = pack([(pack_names("g"), body)], node, seq, flags)
+        data = pack([(pack_names("g"), body)], session_id, seq, flags)
         self._add(at(milliseconds), [b"t", topic, kind, data])
 
     def add_raw(self, milliseconds: int, topic: bytes, data: bytes) -> None:
@@ -157,11 +157,11 @@ class World:
     reader: LogReader
     options: Options
 
-    def live(self, topic: bytes, seq: int, milliseconds: int, node: bytes = A) -> bool:
+    def live(self, topic: bytes, seq: int, milliseconds: int, session_id: bytes = A) -> bool:
         """A push that arrives."""
         entry = self.ledger.get(topic)
         assert entry is not None
-        taken = self.reader.deliver(entry, [Envelope(b"x", "g", node, seq)], is_logged=True)
+        taken = self.reader.deliver(entry, [Envelope(b"x", "g", session_id, seq)], is_logged=True)
         if taken:
             self.reader.passed(entry.partition, position(milliseconds))
         return taken
@@ -213,7 +213,7 @@ async def test_what_was_delivered_live_is_not_delivered_again(world: World) -> N
 
 
 async def test_same_number_of_another_node_is_another_message(world: World) -> None:
-    """Numbers are per node and partition."""
+    """Numbers are per session and partition."""
     log = world.server.log(0)
     log.add(1, b"x", 1, A)
     log.add(2, b"x", 1, B)

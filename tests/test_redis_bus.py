@@ -22,7 +22,7 @@ from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, Layer
 from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import CONTROL, HEADER_ONLY, Envelope, unpack
 from channels_asyncq.messages.sealing import TOPIC, Seal, place
-from channels_asyncq.names import Topic, Topics, new_node
+from channels_asyncq.names import Topic, Topics, new_session_id
 from channels_asyncq.settings.keys import Recovery
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
@@ -52,12 +52,12 @@ class Owner:
         self.options = Options.from_config(
             {"hosts": hosts, "prefix": prefix, "send_timeout": SEND_TIMEOUT, "recovery": None} | config
         )
-        self.node = new_node()
+        self.session_id = new_session_id()
         self.topics = Topics(
-            prefix, self.options.partitions, [host.db for host in self.options.hosts], self.node
+            prefix, self.options.partitions, [host.db for host in self.options.hosts], self.session_id
         )
         codec = Codec(self.options.serializer_format)
-        self.bus = RedisBus(self.options, self.topics, codec, self.node, self)
+        self.bus = RedisBus(self.options, self.topics, codec, self.session_id, self)
         self.takes = True
         self.places: int | None = None
         self.arrived: list[tuple[bytes, Envelope]] = []
@@ -608,7 +608,7 @@ async def test_shared_and_never_answered(make: MakeOwner, server: RespServer) ->
     [shard] = owner.bus._shards
     assert shard.commands.wire is not None
     shard.commands.wire.pause_writing()
-    shard.commands.wire.has_room = True
+    shard.commands.wire.has_capacity = True
     unwritten = asyncio.gather(*send_some(owner, "room", b"3", b"4"), return_exceptions=True)
     await server.stop()
     results = await every([written, unwritten])
@@ -709,7 +709,7 @@ async def test_closed_with_unwritten_sends(make: MakeOwner, server: RespServer) 
         [shard] = owner.bus._shards
         assert shard.commands.wire is not None
         shard.commands.wire.pause_writing()
-        shard.commands.wire.has_room = True
+        shard.commands.wire.has_capacity = True
         answers = asyncio.gather(*send_some(owner, "room", b"1", b"2"), return_exceptions=True)
         if is_cut_off:
             shard.abort()
@@ -775,14 +775,14 @@ async def test_bound_across_connections(make: MakeOwner, server: RespServer) -> 
     for _ in range(3):
         await eventually(lambda: len(sequence(server, before)) >= 1024, "the messages in flight")  # noqa: B023
         wire = shard.commands.wire
-        assert wire is not None and not wire.has_room
+        assert wire is not None and not wire.has_capacity
         assert sequence(server, before) == list(range(1, 1025))
         before = len(server.received("EVALSHA"))
         server.cut()
     server.restore()
     assert await every(sends) == [None] * 3000
     wire = shard.commands.wire
-    assert wire is not None and wire.has_room and (wire.pending, wire.unanswered_bytes) == (0, 0)
+    assert wire is not None and wire.has_capacity and (wire.pending, wire.unanswered_bytes) == (0, 0)
 
 
 def sequence(server: RespServer, before: int) -> list[int]:
@@ -1414,7 +1414,7 @@ async def test_on_a_real_server(make: MakeOwner, redis_url: str) -> None:
         assert [envelope.target for envelope in envelopes] == ["somebody", "room", "room"]
         assert [envelope.flags for envelope in envelopes] == [CONTROL, 0, 0]
         assert [envelope.excluded for envelope in envelopes] == [(), ("a!b",), ()]
-        assert {envelope.node.hex() for envelope in envelopes} == {other.node}
+        assert {envelope.session_id.hex() for envelope in envelopes} == {other.session_id}
         assert [envelope.seq for envelope in envelopes] == [1, 2, 3]
 
 

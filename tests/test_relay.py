@@ -18,7 +18,7 @@ from asgiref.sync import async_to_sync
 from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, LayerUnavailable, sync
 from channels_asyncq.process import callers
 from channels_asyncq.process import relay as relay_module
-from channels_asyncq.process.relay import Errand, Relay, RelayLoop, relay
+from channels_asyncq.process.relay import Job, Relay, RelayLoop, relay
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import (
     DEADLINE,
@@ -88,7 +88,7 @@ def bell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 class TestRelay:
     """The thread itself."""
 
-    def test_result_and_error_of_an_errand(self, own_relay: Relay) -> None:
+    def test_result_and_error_of_a_job(self, own_relay: Relay) -> None:
         """wait() returns and raises what the coroutine does, on the relay's own thread."""
 
         async def where() -> str:
@@ -116,7 +116,7 @@ class TestRelay:
         with pytest.raises(KeyError, match="what"):
             await own_relay.run(fail)
 
-    async def test_cancelling_run_cancels_the_errand(self, own_relay: Relay) -> None:
+    async def test_cancelling_run_cancels_the_job(self, own_relay: Relay) -> None:
         """The coroutine on the relay is cancelled with the one that waits for it."""
         loop = asyncio.get_running_loop()
         began, ended = asyncio.Event(), asyncio.Event()
@@ -137,7 +137,7 @@ class TestRelay:
         assert task.cancelled()
 
     @pytest.mark.parametrize("bell", ["eventfd", "none"], indirect=True)
-    def test_errands_begin_in_the_order_in_which_they_were_posted(self, bell: str, own_relay: Relay) -> None:
+    def test_jobs_begin_in_the_order_in_which_they_were_posted(self, bell: str, own_relay: Relay) -> None:
         """Those that wait for a busy relay are begun one after the other; one that fails holds up none."""
         begun: list[int] = []
         go_on = threading.Event()
@@ -155,24 +155,24 @@ class TestRelay:
         with ThreadPoolExecutor(1) as pool:
             busy = pool.submit(own_relay.wait, be_busy)
             assert is_busy.wait(DEADLINE)
-            errands = [Errand(partial(begin, n)) for n in range(10)]
-            for errand in errands:
-                own_relay._post(errand)
+            jobs = [Job(partial(begin, n)) for n in range(10)]
+            for job in jobs:
+                own_relay._post(job)
             go_on.set()
             busy.result(DEADLINE)
-        for errand in errands:
-            errand.wait()
+        for job in jobs:
+            job.wait()
         assert begun == list(range(10))
-        for n, errand in enumerate(errands):
+        for n, job in enumerate(jobs):
             if n == 3:
                 with pytest.raises(SystemExit):
-                    errand.outcome()
+                    job.outcome()
             else:
-                errand.outcome()
+                job.outcome()
 
     @pytest.mark.parametrize("bell", ["eventfd", "refused", "none"], indirect=True)
-    def test_errands_leave_the_loop_its_turns(self, bell: str, own_relay: Relay) -> None:
-        """While errands are posted without a pause, the loop does its other work; none of them is forgotten."""
+    def test_jobs_leave_the_loop_its_turns(self, bell: str, own_relay: Relay) -> None:
+        """While jobs are posted without a pause, the loop does its other work; none of them is forgotten."""
         count, had_a_turn, over = 0, False, threading.Event()
 
         def turn() -> None:
@@ -187,8 +187,8 @@ class TestRelay:
             if had_a_turn or count == 10_000:
                 over.set()
             else:
-                # The bell rings while errands are begun.
-                own_relay._post(Errand(begin))
+                # The bell rings while jobs are begun.
+                own_relay._post(Job(begin))
 
         own_relay.wait(begin)
         assert over.wait(DEADLINE)
@@ -198,7 +198,7 @@ class TestRelay:
     def test_interrupted_while_it_is_posted(
         self, bell: str, own_relay: Relay, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Ctrl-C while the relay is woken: the errand is never begun, and nothing of it stays."""
+        """Ctrl-C while the relay is woken: the job is never begun, and nothing of it stays."""
         begun: list[str] = []
 
         async def note_it(name: str) -> None:
@@ -220,18 +220,18 @@ class TestRelay:
                 call_soon = loop.call_soon_threadsafe
                 patch.setattr(loop, "call_soon_threadsafe", interrupt)
                 # The cancellation goes the same way, and is not interrupted.
-                patch.setattr(own_relay, "_cancel", lambda errand: restore(errand))
+                patch.setattr(own_relay, "_cancel", lambda job: restore(job))
 
-                def restore(errand: Errand[None]) -> None:
+                def restore(job: Job[None]) -> None:
                     patch.setattr(loop, "call_soon_threadsafe", call_soon)
-                    Relay._cancel(own_relay, errand)
+                    Relay._cancel(own_relay, job)
 
             with pytest.raises(KeyboardInterrupt):
                 own_relay.wait(partial(note_it, "interrupted"))
         own_relay.wait(partial(note_it, "next"))
         assert begun == ["next"]
         own_relay.wait(pass_by)
-        assert not loop.errands
+        assert not loop.jobs
 
     def test_posting_from_a_signal_handler(self, own_relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
         """What a thread posts while it is just posting, as a signal's handler may, is done as well."""
@@ -245,11 +245,11 @@ class TestRelay:
 
         def interrupted(descriptor: int, value: int) -> None:
             if not inner:
-                inner.append(Errand(partial(do, "of the handler")))
+                inner.append(Job(partial(do, "of the handler")))
                 own_relay._post(inner[0])
             ring(descriptor, value)
 
-        inner: list[Errand[None]] = []
+        inner: list[Job[None]] = []
         monkeypatch.setattr("os.eventfd_write", interrupted)
         own_relay.wait(partial(do, "of the thread"))
         inner[0].wait()
@@ -274,7 +274,7 @@ class TestRelay:
         assert isinstance(ended, RelayLoop)
         own_relay.stop()
         with pytest.raises(RuntimeError, match="closed"):
-            ended.post(Errand(lambda: asyncio.sleep(0)))
+            ended.post(Job(lambda: asyncio.sleep(0)))
         descriptors = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
         for _ in range(5):
             # As if it had been closed between the look for it and the post.
@@ -302,7 +302,7 @@ class TestRelay:
         assert own_relay.wait(answer) == 42
         loop = own_relay.loop
         assert isinstance(loop, RelayLoop)
-        await eventually(lambda: not loop.errands, "the end of all errands")
+        await eventually(lambda: not loop.jobs, "the end of all jobs")
 
     def test_stop_lets_go_of_everybody(self, own_relay: Relay) -> None:
         """Whoever waits when the relay stops gets LayerClosed, soon; the relay starts again when asked."""
@@ -393,7 +393,7 @@ class TestRelay:
                 own_relay.stop()
             assert sum(future.result(DEADLINE) for future in asking) > 0
 
-    def test_an_errand_that_does_not_end_when_cancelled(self, own_relay: Relay) -> None:
+    def test_a_job_that_does_not_end_when_cancelled(self, own_relay: Relay) -> None:
         """stop() takes two seconds at most, and whoever waited is told."""
         let_go: list[asyncio.Event] = []
         began = threading.Event()
@@ -442,7 +442,7 @@ class TestRelay:
         gc.disable()
         try:
             reference = call()
-            # The relay's thread lets go of the errand a moment after it has told its caller.
+            # The relay's thread lets go of the job a moment after it has told its caller.
             own_relay.wait(lambda: asyncio.sleep(0))
             own_relay.wait(lambda: asyncio.sleep(0))
             assert reference() is None
@@ -831,7 +831,7 @@ class TestNoServer:
     def test_a_hundred_threads(self, own_redis_server: EmbeddedServer, prefix: str) -> None:
         """
         A hundred threads send while the server is down: each gets its error in time, the relay holds no more
-        than an errand for each, none afterwards, and all recover when the server is back.
+        than a job for each, none afterwards, and all recover when the server is back.
         """
         threads = 100
         layer = AsyncQueueChannelLayer(
@@ -857,7 +857,7 @@ class TestNoServer:
                         raise
                     except Exception as error:
                         assert "DeliveryUnknown" in repr(error)
-            most = max(most, len(loop.errands))
+            most = max(most, len(loop.jobs))
             return time.monotonic() - at
 
         def again(thread: int) -> None:
@@ -872,7 +872,7 @@ class TestNoServer:
             took = [future.result(DEADLINE) for future in [pool.submit(view, n) for n in range(threads)]]
             assert max(took) < 4.5
             assert most <= threads
-            assert not loop.errands
+            assert not loop.jobs
             own_redis_server.restart()
             for future in [pool.submit(again, n) for n in range(threads)]:
                 future.result(DEADLINE)

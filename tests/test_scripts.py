@@ -33,11 +33,13 @@ class Channel:
         """Push under this number, as a command that is sent again is."""
         return self._run(PUSH, [self._list, self._seen, self._waiting], text, capacity, EXPIRY, number)
 
-    def push_waiting(self, node: str, text: str, waited: int, capacity: int, waits: int = EXPIRY) -> object:
-        """Push for a sender of a node that has waited for so many ms, and is waited for as long."""
+    def push_waiting(
+        self, session_id: str, text: str, waited: int, capacity: int, waits: int = EXPIRY
+    ) -> object:
+        """Push for a sender of a session that has waited for so many ms, and is waited for as long."""
         self._pushed += 1
         keys = [self._list, self._seen, self._waiting]
-        return self._run(PUSH, keys, text, capacity, EXPIRY, self._pushed, node, waited, waits)
+        return self._run(PUSH, keys, text, capacity, EXPIRY, self._pushed, session_id, waited, waits)
 
     def time(self) -> int:
         """The server's, in ms."""
@@ -53,7 +55,7 @@ class Channel:
         return [item[13:].decode() for item in found]
 
     def taken_in(self) -> bytes:
-        """What the server remembers of the numbers of this node."""
+        """What the server remembers of the numbers of this session."""
         found = self._server.command("GET", self._seen)
         assert isinstance(found, bytes)
         return found
@@ -170,7 +172,7 @@ def test_full_and_sent_again(channel: Channel) -> None:
 
 
 def test_a_server_that_lost_its_memory(channel: Channel) -> None:
-    """Nothing is remembered of a node that has pushed before: each number is taken once, in any order."""
+    """Nothing is remembered of a session that has pushed before: each number is taken once, in any order."""
     for number in (5000, 4999, 4500, 5001, 4999, 4500, 5000):
         assert channel.push_as(number, str(number)) == 1
     assert channel.items() == ["5000", "4999", "4500", "5001"]

@@ -31,11 +31,11 @@ CHAT = pack_names("chat")
 TEXT = b"the body of a message"
 
 
-def seal_of(*keys: bytes, node: bytes = NODE, max_age: float = 60.0) -> Seal:
-    return Seal(keys or (b"key",), max_age, node)
+def seal_of(*keys: bytes, session_id: bytes = NODE, max_age: float = 60.0) -> Seal:
+    return Seal(keys or (b"key",), max_age, session_id)
 
 
-MINE, THEIRS = seal_of(), seal_of(node=OTHER)
+MINE, THEIRS = seal_of(), seal_of(session_id=OTHER)
 
 
 def one(seal: Seal = MINE, where: bytes = ROOM, first: int = 5, flags: int = 0) -> bytes:
@@ -68,7 +68,7 @@ def test_there_and_back(messages: list[tuple[bytes, bytes]], first: int, flags: 
     found, plain = unpack(data, THEIRS, ROOM), unpack(pack(messages, NODE, first, flags))
     for sealed, envelope in zip(found, plain, strict=True):
         assert sealed.flags == envelope.flags | ENCRYPTED
-        for name in ("payload", "target", "excluded", "node", "seq"):
+        for name in ("payload", "target", "excluded", "session_id", "seq"):
             assert getattr(sealed, name) == getattr(envelope, name)
     assert len(data) <= batch_size(MINE) + sum(ITEM_SIZE + len(names) + len(body) for names, body in messages)
     assert not data.startswith(b"{")
@@ -151,7 +151,7 @@ def test_unsealed_and_sealed() -> None:
 def test_every_flipped_bit_and_every_truncation(make: Callable[[], bytes]) -> None:
     """Bytes that are changed or cut off anywhere are refused, all of them, and with no other error."""
     data = make()
-    seal = seal_of(node=OTHER)
+    seal = seal_of(session_id=OTHER)
     for at in range(8 * len(data)):
         changed = bytearray(data)
         changed[at // 8] ^= 1 << at % 8
@@ -202,10 +202,10 @@ def test_age(age: float, problem: str | None, monkeypatch: pytest.MonkeyPatch) -
 def test_what_a_receiver_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys of so many senders are kept, none of those that only say that they are one."""
     monkeypatch.setattr(sealing, "_MOST_CIPHERS", 3)
-    receiver = seal_of(node=OTHER)
+    receiver = seal_of(session_id=OTHER)
     for number in range(10):
-        node = number.to_bytes(8)
-        data = pack([(CHAT, TEXT)], node, 1, 0, seal_of(node=node), ROOM)
+        session_id = number.to_bytes(8)
+        data = pack([(CHAT, TEXT)], session_id, 1, 0, seal_of(session_id=session_id), ROOM)
         assert unpack(data, receiver, ROOM)
         assert 0 < len(receiver._ciphers) <= 3
         with pytest.raises(BadEnvelope):

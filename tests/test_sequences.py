@@ -58,7 +58,7 @@ class TestPositions:
 
 
 class TestNumbers:
-    """Numbers of one node, per partition."""
+    """Numbers of one session, per partition."""
 
     def test_consecutive_within_each_partition(self) -> None:
         """Each partition counts for itself, from 1."""
@@ -78,16 +78,16 @@ class TestNumbers:
 
 
 class TestSeenNumbers:
-    """What was delivered of each node's streams."""
+    """What was delivered of each session's streams."""
 
     def test_first_number_may_be_any(self) -> None:
-        """Of a node that nothing was heard of, nothing was seen, and to ask notes nothing."""
+        """Of a session that nothing was heard of, nothing was seen, and to ask notes nothing."""
         seen = DuplicateFilter()
         assert seen.highest(A, 0) == 0
         assert len(seen) == 0
 
     def test_one_per_node_and_stream(self) -> None:
-        """The same number of another node, or in another stream, is another message."""
+        """The same number of another session, or in another stream, is another message."""
         seen = DuplicateFilter()
         seen.of(A, 0).highest = 7
         assert seen.highest(A, 0) == seen.of(A, 0).highest == 7
@@ -99,8 +99,8 @@ class TestSeenNumbers:
     def test_sweep_forgets_what_is_unused(self) -> None:
         """What is unused for more than 15 minutes is forgotten; use keeps it."""
         seen = DuplicateFilter()
-        for node, highest, last_used in ((A, 1, 0.0), (B, 1, 0.0), (B, 2, 500.0)):
-            entry = seen.of(node, 0)
+        for session_id, highest, last_used in ((A, 1, 0.0), (B, 1, 0.0), (B, 2, 500.0)):
+            entry = seen.of(session_id, 0)
             entry.highest, entry.last_used = highest, last_used
         seen.sweep(900.0)
         assert len(seen) == 2

@@ -30,7 +30,7 @@ from channels_asyncq.local.buffers import ChannelBuffer
 from channels_asyncq.local.flow import MOST
 from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import CONTROL, Envelope, pack, pack_names, unpack
-from channels_asyncq.names import node_of
+from channels_asyncq.names import owner_of
 from channels_asyncq.session import control
 from channels_asyncq.session import session as session_module
 from channels_asyncq.session.control import Asked
@@ -352,13 +352,13 @@ class TestBadInput:
         """A control message that is none is counted and dropped; nobody joins anything by it."""
         layer = await make_redis()
         (member,) = await members_of(layer, "room", 1)
-        node = member.split("!")[0].rpartition(".")[2]
+        session_id = member.split("!")[0].rpartition(".")[2]
         body = {
             key: value.replace("<own>", member) if isinstance(value, str) else value
             for key, value in body.items()
         }
         data = pack([(pack_names(member), Codec().encode(body))], bytes(8), 0, CONTROL)
-        redis_server.command("PUBLISH", f"{prefix}:0:inbox:{node}", data)
+        redis_server.command("PUBLISH", f"{prefix}:0:inbox:{session_id}", data)
         await eventually(lambda: layer.statistics().dropped.get("unreadable") == 1, "the count")
         await layer.group_send("room", note(1))
         assert await receive(layer, member) == note(1)
@@ -558,7 +558,7 @@ class TestClosing:
         await other.send(channels[0], note(1))
         await closing
         assert not session.hub.channels
-        assert session.hub.tally.delivered == 0 and session.hub.tally.dropped["closed"] == 1
+        assert session.hub.counters.delivered == 0 and session.hub.counters.dropped["closed"] == 1
 
     async def test_statistics_when_another_loop_has_ended(self, make_memory: MakeLayer) -> None:
         """The connections of a loop that has ended are missing to nobody: the others count."""
@@ -1031,7 +1031,7 @@ class TestOwners:
             channel = await owner.new_channel()
             await asker.new_channel()
             await way_to_owner.stop()
-            inbox = f"{prefix}:0:inbox:{node_of(channel)}"
+            inbox = f"{prefix}:0:inbox:{owner_of(channel)}"
             await eventually(
                 lambda: server.real.command("PUBSUB", "NUMSUB", inbox) == [inbox.encode(), 0], "the loss"
             )
@@ -1058,13 +1058,13 @@ def asks(server: RespServer) -> list[tuple[Any, ...]]:
 class Asker:
     """A session played by the test: it makes requests of its own numbers, and hears the confirmations."""
 
-    def __init__(self, server: EmbeddedServer, prefix: str, node: str) -> None:
-        self._server, self._prefix, self._node = server, prefix, node
+    def __init__(self, server: EmbeddedServer, prefix: str, session_id: str) -> None:
+        self._server, self._prefix, self._session_id = server, prefix, session_id
 
     def __enter__(self) -> Self:
         self._client = redis.Redis(host=self._server.host, port=self._server.port)
         self._inbox: Any = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        self._inbox.subscribe(f"{self._prefix}:0:inbox:{self._node}")
+        self._inbox.subscribe(f"{self._prefix}:0:inbox:{self._session_id}")
         self._inbox.get_message(timeout=DEADLINE)
         return self
 
@@ -1073,9 +1073,15 @@ class Asker:
         self._client.close()
 
     def ask(self, action: str, group: str, channel: str, number: int) -> None:
-        body = {"do": action, "group": group, "channel": channel, "request": number, "reply": self._node}
+        body = {
+            "do": action,
+            "group": group,
+            "channel": channel,
+            "request": number,
+            "reply": self._session_id,
+        }
         data = pack([(pack_names(channel), Codec().encode(body))], bytes(8), 0, CONTROL)
-        self._client.publish(f"{self._prefix}:0:inbox:{node_of(channel)}", data)
+        self._client.publish(f"{self._prefix}:0:inbox:{owner_of(channel)}", data)
 
     async def confirmed(self) -> int:
         """The number of the next request that is confirmed."""

@@ -264,7 +264,7 @@ class TestBackOff:
             await turns()
             wire = await recorded.up()
         assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
-        recorded.line.serves()
+        recorded.line.mark_healthy()
         delays.clear()
         await recorded.down()
         await recorded.up()
@@ -281,14 +281,14 @@ class TestIncurable:
         hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
         for line in (recorded.line, recorded.line, make(outage=outage).line):
             with pytest.raises(LayerUnavailable, match="wrong port"):
-                await every([line.with_room()])
+                await every([line.with_capacity()])
 
     @pytest.mark.parametrize("times", [1, 2])
     async def test_said_in_passing(self, hosts: Hosts, make: Callable[..., Recorded], times: int) -> None:
         """A server that is just set up may say so once or twice: sends wait for the next attempt."""
         recorded = make()
         hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
-        waiting = asyncio.create_task(recorded.line.with_room())
+        waiting = asyncio.create_task(recorded.line.with_capacity())
         await eventually(lambda: hosts.attempts == times)
         hosts.error = None
         await every([waiting])
@@ -304,7 +304,7 @@ class TestIncurable:
         await recorded.down()
         before = hosts.attempts
         waiting = [
-            asyncio.create_task(line.with_room()) for line in (recorded.line, make(outage=outage).line)
+            asyncio.create_task(line.with_capacity()) for line in (recorded.line, make(outage=outage).line)
         ]
         await eventually(lambda: hosts.attempts > before + 10)
         assert not any(task.done() for task in waiting)
@@ -342,10 +342,10 @@ class TestIncurable:
         recorded = make()
         hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
         with pytest.raises(LayerUnavailable):
-            await every([recorded.line.with_room()])
+            await every([recorded.line.with_capacity()])
         hosts.error = None
         await eventually(lambda: recorded.line.wire is not None)
-        await every([recorded.line.with_room()])
+        await every([recorded.line.with_capacity()])
 
 
 class TestSaidOnce:
@@ -526,7 +526,7 @@ class TestCarrying:
         await recorded.down()
 
         async def send_new() -> Any:
-            wire = await recorded.line.with_room()
+            wire = await recorded.line.with_capacity()
             return await wire.call("PUBLISH", "new")
 
         new = asyncio.create_task(send_new())
@@ -626,14 +626,15 @@ class TestOverdue:
         hosts.error = LayerUnavailable(hosts.address, "refused")
         recorded = make(1.0)
         results = await asyncio.wait_for(
-            asyncio.gather(*(recorded.line.with_room() for _ in range(3)), return_exceptions=True), DEADLINE
+            asyncio.gather(*(recorded.line.with_capacity() for _ in range(3)), return_exceptions=True),
+            DEADLINE,
         )
         assert [type(result) for result in results] == [LayerUnavailable] * 3
         assert len({id(result) for result in results}) == 3
         loop = asyncio.get_running_loop()
         began = loop.time()
         with pytest.raises(LayerUnavailable, match="refused") as raised:
-            await recorded.line.with_room()
+            await recorded.line.with_capacity()
         assert loop.time() - began < 0.5
         assert raised.value.address == hosts.address
 
@@ -645,7 +646,7 @@ class TestOverdue:
             await recorded.up()
         hosts.error = None
         await eventually(lambda: recorded.line.wire is not None)
-        assert await recorded.line.with_room() is hosts.wires[-1]
+        assert await recorded.line.with_capacity() is hosts.wires[-1]
         assert recorded.line.reason == ""
 
     async def test_other_layout_ends_the_waiting_now(
@@ -654,7 +655,7 @@ class TestOverdue:
         """Waiting would not help: ImproperlyConfigured, at once and for everybody."""
         recorded = make(LONG)
         recorded.set_up_error = ImproperlyConfigured("laid out otherwise")
-        for wait in (recorded.line.up, recorded.line.with_room, recorded.line.first_up):
+        for wait in (recorded.line.up, recorded.line.with_capacity, recorded.line.first_up):
             with pytest.raises(ImproperlyConfigured, match="otherwise"):
                 await asyncio.wait_for(wait(), DEADLINE)
 
@@ -724,7 +725,7 @@ class TestTrial:
         await recorded.down()
 
         async def send() -> Any:
-            return await (await recorded.line.with_room()).call("PUBLISH", "x")
+            return await (await recorded.line.with_capacity()).call("PUBLISH", "x")
 
         waits = asyncio.create_task(send())
         await turns()
@@ -908,7 +909,7 @@ class TestOutage:
         """A line that is made in an outage fails at once, with the reason, and goes on connecting."""
         outage = await self.known(hosts, make)
         recorded = make(LONG, outage=outage)
-        for wait in (recorded.line.with_room, recorded.line.up):
+        for wait in (recorded.line.with_capacity, recorded.line.up):
             with pytest.raises(LayerUnavailable, match="refused"):
                 await asyncio.wait_for(wait(), DEADLINE)
         first = asyncio.create_task(recorded.line.first_up())
@@ -916,7 +917,7 @@ class TestOutage:
         assert not first.done()
         hosts.error = None
         await asyncio.wait_for(first, DEADLINE)
-        assert await recorded.line.with_room() in hosts.wires
+        assert await recorded.line.with_capacity() in hosts.wires
 
     async def test_it_ends_for_all(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """It is over when one line has a connection: a new one waits for its own."""
@@ -970,7 +971,7 @@ async def test_newcomers_wait_behind_those_who_waited(hosts: Hosts, make: Callab
     order: list[str] = []
 
     async def use(name: str) -> None:
-        await recorded.line.with_room()
+        await recorded.line.with_capacity()
         order.append(name)
 
     tasks = [await started(use(name)) for name in "abc"]
@@ -999,7 +1000,7 @@ class TestEnding:
         with pytest.raises(LayerClosed):
             await task
         with pytest.raises(LayerClosed):
-            await recorded.line.with_room()
+            await recorded.line.with_capacity()
         recorded.line.start()
         await turns()
         assert (hosts.attempts, hosts.waiting) == (1, 0)

@@ -9,11 +9,11 @@ from collections.abc import Awaitable
 
 from .. import threads
 from ..clock import monotonic
-from ..local.buffers import ChannelBuffer, Tally
+from ..local.buffers import ChannelBuffer, Counters
 from ..local.mailbox import Mailbox
 from ..messages.codecs import Codec
 from ..messages.envelopes import Envelope
-from ..names import Topic, Topics, node_of
+from ..names import Topic, Topics, owner_of
 from ..settings.options import Options
 from ..slices import Slice
 from .base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver, channel_full
@@ -33,14 +33,14 @@ class Broker:
         self._taken: dict[tuple[str, str], tuple[int, Envelope]] = {}
         # By group and channel: when the membership was added, and when it lapses.
         self._members: defaultdict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
-        # By normal channel and node: since when a sender waits for a place, and until when it is waited for.
+        # By normal channel and session: since when a sender waits for a place, and until when it is waited for.
         self._waiting: defaultdict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
 
     def listen(self, topic: bytes, bus: MemoryBus) -> None:
         with self._lock:
             listeners = self._listeners[topic]
             for gone in [other for other in listeners if other.is_gone]:
-                self._forget(gone, gone.node)
+                self._forget(gone, gone.session_id)
             # Anew: it may have gone with the last of them.
             self._listeners[topic][bus] = None
 
@@ -52,17 +52,17 @@ class Broker:
                 if not listeners:
                     del self._listeners[topic]
 
-    def forget(self, bus: MemoryBus, node: str) -> None:
-        """Remove a listener everywhere, and the record of what its node had taken."""
+    def forget(self, bus: MemoryBus, session_id: str) -> None:
+        """Remove a listener everywhere, and the record of what its session had taken."""
         with self._lock:
-            self._forget(bus, node)
+            self._forget(bus, session_id)
 
-    def _forget(self, bus: MemoryBus, node: str) -> None:
+    def _forget(self, bus: MemoryBus, session_id: str) -> None:
         for topic in [topic for topic, buses in self._listeners.items() if bus in buses]:
             del self._listeners[topic][bus]
             if not self._listeners[topic]:
                 del self._listeners[topic]
-        for key in [key for key in self._taken if key[0] == node]:
+        for key in [key for key in self._taken if key[0] == session_id]:
             del self._taken[key]
 
     def publish(self, topic: bytes, envelope: Envelope | None) -> list[MemoryBus]:
@@ -113,17 +113,17 @@ class Broker:
         capacity: int,
         waiter: tuple[str, float] | None = None,
     ) -> list[MemoryBus]:
-        """Append to a normal channel. A `waiter` is a node with a sender that waits, and since when."""
+        """Append to a normal channel. A `waiter` is a session with a sender that waits, and since when."""
         with self._lock:
             queue = self._queues.get(channel)
             if queue is None:
-                queue = self._queues[channel] = ChannelBuffer(channel, capacity, Tally())
+                queue = self._queues[channel] = ChannelBuffer(channel, capacity, Counters())
             queue.resize(capacity)
             may_push = not self._waiting or self._may_push(channel, queue, waiter)
             if not may_push or queue.offer(envelope) < 0:
                 if waiter is not None:
-                    node, since = waiter
-                    self._waiting[channel][node] = since, monotonic() + WAITS_SECONDS
+                    session_id, since = waiter
+                    self._waiting[channel][session_id] = since, monotonic() + WAITS_SECONDS
                 raise channel_full(channel, capacity)
             if waiter is not None:
                 self._stop_waiting(channel, waiter[0])
@@ -140,47 +140,47 @@ class Broker:
         if waiter is None and free != 1:
             return free > 0
         now = monotonic()
-        for node, (since, until) in list(self._waiting.get(channel, {}).items()):
+        for session_id, (since, until) in list(self._waiting.get(channel, {}).items()):
             if until <= now:
-                self._stop_waiting(channel, node)
-            elif waiter is None or (since, node) < (waiter[1], waiter[0]):
+                self._stop_waiting(channel, session_id)
+            elif waiter is None or (since, session_id) < (waiter[1], waiter[0]):
                 free -= 1
         return free > 0
 
-    def stop_waiting(self, channel: str, node: str) -> None:
+    def stop_waiting(self, channel: str, session_id: str) -> None:
         with self._lock:
-            self._stop_waiting(channel, node)
+            self._stop_waiting(channel, session_id)
 
-    def _stop_waiting(self, channel: str, node: str) -> None:
+    def _stop_waiting(self, channel: str, session_id: str) -> None:
         waiting = self._waiting.get(channel)
         if waiting is not None:
-            waiting.pop(node, None)
+            waiting.pop(session_id, None)
             if not waiting:
                 del self._waiting[channel]
 
-    def pop(self, channel: str, node: str, number: int) -> Envelope | None:
+    def pop(self, channel: str, session_id: str, number: int) -> Envelope | None:
         with self._lock:
-            taken = self._taken.get((node, channel))
+            taken = self._taken.get((session_id, channel))
             if taken is not None and taken[0] == number:
                 return taken[1]
             queue = self._queues.get(channel)
             envelope = queue.take() if queue is not None else None
             if envelope is None:
                 self._queues.pop(channel, None)
-                self._taken.pop((node, channel), None)
+                self._taken.pop((session_id, channel), None)
             else:
-                self._taken[node, channel] = (number, envelope)
+                self._taken[session_id, channel] = (number, envelope)
             return envelope
 
-    def give_back(self, channel: str, topic: bytes, node: str, number: int) -> list[MemoryBus]:
+    def give_back(self, channel: str, topic: bytes, session_id: str, number: int) -> list[MemoryBus]:
         with self._lock:
-            taken = self._taken.get((node, channel))
+            taken = self._taken.get((session_id, channel))
             if taken is None or taken[0] != number:
                 return []
-            del self._taken[node, channel]
+            del self._taken[session_id, channel]
             queue = self._queues.get(channel)
             if queue is None:
-                queue = self._queues[channel] = ChannelBuffer(channel, 1, Tally())
+                queue = self._queues[channel] = ChannelBuffer(channel, 1, Counters())
             queue.put_back(taken[1])
             return self._publish(topic, None)
 
@@ -274,11 +274,17 @@ class MemoryBus(Bus):
     """One session's side of a broker."""
 
     def __init__(
-        self, broker: Broker, options: Options, topics: Topics, codec: Codec, node: str, receiver: Receiver
+        self,
+        broker: Broker,
+        options: Options,
+        topics: Topics,
+        codec: Codec,
+        session_id: str,
+        receiver: Receiver,
     ) -> None:
         self._options = options
         self._topics = topics
-        self.node = node
+        self.session_id = session_id
         self._receiver = receiver
         self._loop = loop = asyncio.get_running_loop()
         self._broker = broker
@@ -328,7 +334,7 @@ class MemoryBus(Bus):
                 # At once: whatever reached the mailbox earlier has gone before.
                 self._mailbox.drain()
             elif not bus._mailbox.drain_soon():
-                self._broker.forget(bus, bus.node)
+                self._broker.forget(bus, bus.session_id)
                 count -= 1
         return count
 
@@ -343,7 +349,7 @@ class MemoryBus(Bus):
                 self._broker.listen_no_more(self._wanted.pop(), self)
                 await turn.rest()
         finally:
-            self._broker.forget(self, self.node)
+            self._broker.forget(self, self.session_id)
             self._mailbox.close()
 
     def let_go(self) -> None:
@@ -393,14 +399,16 @@ class MemoryBus(Bus):
         self._hand_over(self._broker.publish(topic.name, self._wrap(payload, target, flags)))
 
     def channel_route(self, channel: str) -> MemoryChannelRoute:
-        node = node_of(channel)
-        return MemoryChannelRoute(self, channel, None if node is None else self._topics.inbox(node))
+        session_id = owner_of(channel)
+        return MemoryChannelRoute(
+            self, channel, None if session_id is None else self._topics.inbox(session_id)
+        )
 
     def waiting_route(self, channel: str) -> MemoryChannelRoute:
-        return MemoryChannelRoute(self, channel, None, (self.node, monotonic()))
+        return MemoryChannelRoute(self, channel, None, (self.session_id, monotonic()))
 
     def stop_waiting(self, channel: str) -> None:
-        self._broker.stop_waiting(channel, self.node)
+        self._broker.stop_waiting(channel, self.session_id)
 
     def group_route(self, group: str) -> MemoryGroupRoute:
         return MemoryGroupRoute(self, group, self._topics.group(group).topic)
@@ -431,13 +439,13 @@ class MemoryBus(Bus):
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         future: asyncio.Future[Envelope | None] = self._loop.create_future()
-        future.set_result(self._broker.pop(channel, self.node, number))
+        future.set_result(self._broker.pop(channel, self.session_id, number))
         return future
 
     def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
         future: asyncio.Future[None] = self._loop.create_future()
         topic = self._topics.queue(channel).topic.name
-        self._hand_over(self._broker.give_back(channel, topic, self.node, number))
+        self._hand_over(self._broker.give_back(channel, topic, self.session_id, number))
         future.set_result(None)
         return future
 

@@ -20,7 +20,7 @@ _NOTHING = cast("deque[Envelope]", ())
 _NO_LOSSES: Mapping[str, Loss] = MappingProxyType({})
 
 
-class Tally:
+class Counters:
     """What a session delivered to its channels, and what it dropped, by reason."""
 
     __slots__ = ("delivered", "dropped", "external", "held_bytes", "most_bytes", "told", "woken")
@@ -95,7 +95,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self,
         channel: str,
         capacity: int,
-        tally: Tally,
+        counters: Counters,
         on_room: Callable[[ChannelBuffer], None] | None = None,
         on_expired: Callable[[ChannelBuffer, set[str]], None] | None = None,
         on_missed: Callable[[ChannelBuffer, str, list[str]], None] | None = None,
@@ -110,8 +110,8 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
         self.channel = channel
         self.last_used = self.last_received = monotonic()
         self.groups: set[bytes] = set()  # owned by the hub: topics of the groups this channel is in
-        self._tally = tally
-        self._counts_bytes = tally.most_bytes is not None
+        self._counters = counters
+        self._counts_bytes = counters.most_bytes is not None
         self._on_room = on_room
         self._on_expired = on_expired
         self._on_missed = on_missed
@@ -176,7 +176,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             self._hold(envelope)
         if self._receivers:
             _wake_first(self._receivers)
-            self._tally.woken += 1
+            self._counters.woken += 1
         return left
 
     def tell(self, reason: str, groups: list[str], notice: Envelope | None, *, at_head: bool) -> None:
@@ -195,17 +195,17 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
             self._hold(notice)
         if self._receivers:
             _wake_first(self._receivers)
-            self._tally.woken += 1
+            self._counters.woken += 1
 
     def _hold(self, envelope: Envelope) -> None:
         if not envelope.holders:
-            self._tally.held_bytes += len(envelope.payload)
+            self._counters.held_bytes += len(envelope.payload)
         envelope.holders += 1
 
     def _release(self, envelope: Envelope) -> None:
         envelope.holders -= 1
         if not envelope.holders:
-            self._tally.held_bytes -= len(envelope.payload)
+            self._counters.held_bytes -= len(envelope.payload)
 
     def put_nowait(self, item: Envelope) -> None:
         if self.closed is not None:
@@ -401,7 +401,7 @@ class ChannelBuffer(asyncio.Queue[Envelope]):
 
     def _count_expired(self, expired: list[Envelope]) -> None:
         self.lost_expired = True
-        self._tally.dropped["expired"] += len(expired)
+        self._counters.dropped["expired"] += len(expired)
         if self._on_expired is not None:
             self._on_expired(self, {envelope.target for envelope in expired})
 

@@ -14,7 +14,7 @@ from ..exceptions import ChannelClosed
 from ..messages.envelopes import Envelope
 from ..settings.options import Options
 from ..slices import Slices
-from .buffers import ChannelBuffer, Tally
+from .buffers import ChannelBuffer, Counters
 from .flow import MOST, WaitBudget
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class Hub:
         self._on_empty = on_empty
         self._on_room = on_room
         self._make_notice = make_notice
-        self.tally = Tally(options.max_buffered_bytes)
+        self.counters = Counters(options.max_buffered_bytes)
         self.throttle = Throttle()
         self.channels: dict[str, ChannelBuffer] = {}
         self.groups: dict[bytes, Group] = {}
@@ -129,7 +129,7 @@ class Hub:
         """Return the buffer of a channel that was never there."""
         capacity = self._options.capacity_of(channel)
         on_room, on_expired, on_missed = self._told  # a call with * takes a third longer
-        buffer = ChannelBuffer(channel, capacity, self.tally, on_room, on_expired, on_missed)
+        buffer = ChannelBuffer(channel, capacity, self.counters, on_room, on_expired, on_missed)
         self.channels[channel] = buffer
         return buffer
 
@@ -154,7 +154,7 @@ class Hub:
         """Close a channel whose only reader has gone; what still waits in it is counted as dropped."""
         buffer.is_kept = False
         if count := buffer.clear():
-            self.tally.dropped["closed"] += count
+            self.counters.dropped["closed"] += count
         self.close_channel(buffer.channel)
 
     def close(self, reason: type[ChannelClosed]) -> None:
@@ -185,7 +185,7 @@ class Hub:
             for _ in range(min(_SOME, len(buffers))):
                 buffer = buffers.pop()
                 woken += buffer.waiting
-                self.tally.dropped["closed"] += buffer.clear()
+                self.counters.dropped["closed"] += buffer.clear()
                 buffer.close(reason)
             must_end = woken >= _MOST_WOKEN // 3  # they get an exception, which takes longer
             if must_end:
@@ -217,7 +217,7 @@ class Hub:
         flushed()
 
     def _flush_channel(self, buffer: ChannelBuffer) -> None:
-        self.tally.dropped["flushed"] += buffer.clear()
+        self.counters.dropped["flushed"] += buffer.clear()
         # It may have joined a group since.
         buffer.groups = {topic for topic in buffer.groups if self._is_member(topic, buffer.channel)}
         if buffer.closed is not None:
@@ -401,13 +401,13 @@ class Hub:
             # A list, because a member whose channel closes on overflow leaves the group.
             for member in list(group.members.values()):
                 put(member.buffer, envelope)
-        if self.tally.woken >= self._most_woken:
+        if self.counters.woken >= self._most_woken:
             self._give_a_turn()
         return True
 
     def _give_a_turn(self) -> None:
         """Deliver nothing more before those who were woken have had a turn of the loop."""
-        self._most_woken = self.tally.woken + _MOST_WOKEN
+        self._most_woken = self.counters.woken + _MOST_WOKEN
         self._slices.run(iter((True,)))
 
     def _deliver_to_many(self, group: Group, envelope: Envelope, excluded: Container[str]) -> Iterator[bool]:
@@ -417,8 +417,8 @@ class Hub:
         now = monotonic()
         if now >= group.lapses_at:
             yield from self._drop_lapsed(group, now)
-        put, tally = self._put, self.tally
-        most_woken = tally.woken + _MOST_WOKEN
+        put, counters = self._put, self.counters
+        most_woken = counters.woken + _MOST_WOKEN
         for some in _chunks(members):
             if excluded or self._departures != departures:
                 some = [
@@ -428,9 +428,9 @@ class Hub:
                 ]
             for member in some:
                 put(member.buffer, envelope)
-            must_end = tally.woken >= most_woken
+            must_end = counters.woken >= most_woken
             if must_end:
-                most_woken = tally.woken + _MOST_WOKEN
+                most_woken = counters.woken + _MOST_WOKEN
             yield must_end
 
     def deliver_to(self, channel: str, envelope: Envelope) -> bool:
@@ -438,7 +438,7 @@ class Hub:
         buffer = self.channels.get(channel)
         if buffer is None:
             if channel in self.closed_names:
-                self.tally.dropped["closed"] += 1
+                self.counters.dropped["closed"] += 1
                 return True
             buffer = self.open(channel)
         if buffer.is_reported_full and self._must_wait_for_channel(buffer):
@@ -447,7 +447,7 @@ class Hub:
         if budget.left < MOST:
             budget.earn()
         self._put(buffer, envelope)
-        if self.tally.woken >= self._most_woken:
+        if self.counters.woken >= self._most_woken:
             self._give_a_turn()
         return True
 
@@ -461,10 +461,10 @@ class Hub:
         """
         buffer = self.open(channel)
         buffer.require_place()
-        if self.tally.most_bytes is not None and self._is_too_much(buffer, envelope):
+        if self.counters.most_bytes is not None and self._is_too_much(buffer, envelope):
             raise ChannelFull(
-                f"channel {channel!r} is not empty, and messages of {self.tally.held_bytes} bytes wait in this "
-                f"event loop; max_buffered_bytes is {self.tally.most_bytes}: read faster, or raise it"
+                f"channel {channel!r} is not empty, and messages of {self.counters.held_bytes} bytes wait in "
+                f"this event loop; max_buffered_bytes is {self.counters.most_bytes}: read faster, or raise it"
             )
         self._put(buffer, envelope)
 
@@ -473,27 +473,27 @@ class Hub:
         self._slices.run(self._put_into_all(list(self.channels.values()), envelope))
 
     def _put_into_all(self, buffers: list[ChannelBuffer], envelope: Envelope) -> Iterator[bool]:
-        most_woken = self.tally.woken + _MOST_WOKEN
+        most_woken = self.counters.woken + _MOST_WOKEN
         for some in _chunks(buffers):
             for buffer in some:
                 if self.channels.get(buffer.channel) is buffer:
                     self._put(buffer, envelope)
-            must_end = self.tally.woken >= most_woken
+            must_end = self.counters.woken >= most_woken
             if must_end:
-                most_woken = self.tally.woken + _MOST_WOKEN
+                most_woken = self.counters.woken + _MOST_WOKEN
             yield must_end
 
     def _put(self, buffer: ChannelBuffer, envelope: Envelope) -> None:
-        tally = self.tally
+        counters = self.counters
         if buffer.closed is not None:
-            tally.dropped["closed"] += 1
+            counters.dropped["closed"] += 1
             return
-        if tally.most_bytes is not None and self._is_too_much(buffer, envelope):
+        if counters.most_bytes is not None and self._is_too_much(buffer, envelope):
             left = -1
         else:
             left = buffer.offer(envelope)
         if left > 0:
-            tally.delivered += 1
+            counters.delivered += 1
             if self._watchers:
                 self._wake_watchers()
         elif left == 0 or self._overflow(buffer, envelope):
@@ -501,7 +501,7 @@ class Hub:
 
     def note_put(self, buffer: ChannelBuffer) -> None:
         """Note that an envelope was put into a buffer, which may be full now."""
-        self.tally.delivered += 1
+        self.counters.delivered += 1
         self._note_full(buffer)
         if self._watchers:
             self._wake_watchers()
@@ -515,22 +515,22 @@ class Hub:
 
     def count_full(self, channel: str) -> None:
         """Note that a group's message found a normal channel full."""
-        self.tally.dropped["overflow"] += 1
+        self.counters.dropped["overflow"] += 1
         self._log_overflow(channel)
 
     def _is_too_much(self, buffer: ChannelBuffer, envelope: Envelope) -> bool:
         """Would this exceed the bytes of the process? An empty channel takes it still: its reader keeps up."""
-        most = self.tally.most_bytes
+        most = self.counters.most_bytes
         added = 0 if envelope.holders else len(envelope.payload)
-        return most is not None and self.tally.held_bytes + added > most and buffer.has_messages
+        return most is not None and self.counters.held_bytes + added > most and buffer.has_messages
 
     def _overflow(self, buffer: ChannelBuffer, envelope: Envelope) -> bool:
         """Apply the `overflow` setting to a full buffer; return whether the envelope is in it now."""
-        self.tally.dropped["overflow"] += 1
+        self.counters.dropped["overflow"] += 1
         policy = self._options.overflow
         if policy == "close":
             self._log_overflow(buffer.channel)
-            self.tally.told["overflow"] += 1
+            self.counters.told["overflow"] += 1
             self.close_channel(buffer.channel)
             return False
         if "overflow" not in buffer.losses:
@@ -540,7 +540,7 @@ class Hub:
             return False
         dropped = [buffer.drop_oldest()]
         while self._is_too_much(buffer, envelope):
-            self.tally.dropped["overflow"] += 1
+            self.counters.dropped["overflow"] += 1
             dropped.append(buffer.drop_oldest())
         buffer.offer(envelope)
         self._tell(buffer, "overflow", [each.target for each in dropped], at_head=True)
@@ -548,8 +548,8 @@ class Hub:
 
     def _log_overflow(self, channel: str) -> None:
         options = self._options
-        if self.tally.most_bytes is not None and self.tally.held_bytes >= self.tally.most_bytes / 2:
-            limit = f"max_buffered_bytes ({options.max_buffered_bytes}; {self.tally.held_bytes} wait)"
+        if self.counters.most_bytes is not None and self.counters.held_bytes >= self.counters.most_bytes / 2:
+            limit = f"max_buffered_bytes ({options.max_buffered_bytes}; {self.counters.held_bytes} wait)"
         else:
             limit = f"{options.capacity_rule(channel)} ({options.capacity_of(channel)})"
         self.throttle.warn(
@@ -604,14 +604,14 @@ class Hub:
             for buffer in some:
                 concerned.setdefault(buffer, [])
             yield False
-        most_woken = self.tally.woken + _MOST_WOKEN
+        most_woken = self.counters.woken + _MOST_WOKEN
         for some in _chunks(list(concerned), _SOME):
             for buffer in some:
                 if self.channels.get(buffer.channel) is buffer:
                     self._tell(buffer, reason, concerned[buffer], at_head=False)
-            must_end = self.tally.woken >= most_woken
+            must_end = self.counters.woken >= most_woken
             if must_end:
-                most_woken = self.tally.woken + _MOST_WOKEN
+                most_woken = self.counters.woken + _MOST_WOKEN
             yield must_end
         told(len(concerned), count)
 
@@ -630,7 +630,7 @@ class Hub:
             if self._options.on_loss is not None:
                 loss.add(groups)
             return
-        self.tally.told[reason] += 1
+        self.counters.told[reason] += 1
         buffer.tell(reason, groups, self._make_notice(reason), at_head=at_head)
 
     # Flow: a full buffer stops the reader of the wire for a while, before anything is dropped (see WaitBudget)

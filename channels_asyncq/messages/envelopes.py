@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..names import NODE_BYTES
+from ..names import SESSION_ID_BYTES
 from .sealing import SEAL_SIZE, BadSeal, Seal, TooOld
 
 WIRE_VERSION = 1
@@ -24,12 +24,12 @@ _KNOWN_FLAGS = ENCRYPTED | CONTROL | HEADER_ONLY
 
 # version, flags, CRC-32 of the flags and of everything behind it; of a sealed batch the id of the key
 _START = struct.Struct(">BBI")
-# node, number of the first message, how many there are
-_SENDER = struct.Struct(f">{NODE_BYTES}sQH")
+# Session id, number of the first message, how many there are
+_SENDER = struct.Struct(f">{SESSION_ID_BYTES}sQH")
 # All of it, and the table's entry of the first message
-_HEADER = struct.Struct(f">BBI{NODE_BYTES}sQHII")
+_HEADER = struct.Struct(f">BBI{SESSION_ID_BYTES}sQHII")
 # The same without what comes before the sender, for a batch of one
-_ONE = struct.Struct(f">{NODE_BYTES}sQHII")
+_ONE = struct.Struct(f">{SESSION_ID_BYTES}sQHII")
 _CHECKED = _START.size  # what the checksum covers begins there
 _LARGE = 4096
 #: Bytes of a batch beside the names and bodies in it: of the batch, but for a seal, and of each message.
@@ -72,9 +72,9 @@ class Envelope:
         "holders",
         "is_flat",
         "message",
-        "node",
         "payload",
         "seq",
+        "session_id",
         "target",
     )
 
@@ -82,7 +82,7 @@ class Envelope:
         self,
         payload: bytes,
         target: str,
-        node: bytes = bytes(NODE_BYTES),
+        session_id: bytes = bytes(SESSION_ID_BYTES),
         seq: int = 0,
         flags: int = 0,
         excluded: tuple[str, ...] = (),
@@ -90,7 +90,7 @@ class Envelope:
     ) -> None:
         self.payload = payload
         self.target = target
-        self.node = node
+        self.session_id = session_id
         self.seq = seq
         self.flags = flags
         self.excluded = excluded
@@ -107,11 +107,11 @@ class Envelope:
         Each loop counts the buffers that hold its own, and decodes the message for its own receivers.
         """
         return Envelope(
-            self.payload, self.target, self.node, self.seq, self.flags, self.excluded, self.expires_at
+            self.payload, self.target, self.session_id, self.seq, self.flags, self.excluded, self.expires_at
         )
 
     def __repr__(self) -> str:
-        return f"<Envelope {self.node.hex()}/{self.seq} to {self.target!r}, {len(self.payload)} bytes>"
+        return f"<Envelope {self.session_id.hex()}/{self.seq} to {self.target!r}, {len(self.payload)} bytes>"
 
 
 def pack_names(target: str, excluded: tuple[str, ...] = ()) -> bytes:
@@ -133,7 +133,7 @@ def _table(count: int) -> struct.Struct:
 
 def pack(
     messages: Sequence[tuple[bytes, bytes]],
-    node: bytes,
+    session_id: bytes,
     first: int,
     flags: int = 0,
     seal: Seal | None = None,
@@ -150,7 +150,7 @@ def pack(
     count = len(messages)
     if count == 1:
         names, body = messages[0]
-        rest = _ONE.pack(node, first, 1, len(names), len(body)) + names + body
+        rest = _ONE.pack(session_id, first, 1, len(names), len(body)) + names + body
     else:
         parts: list[bytes] = []
         for message in messages:
@@ -161,7 +161,7 @@ def pack(
                 if parts[at] == parts[at - 2]:
                     parts[at] = b""
         table = _table(count).pack(*map(len, parts))
-        rest = b"".join((_SENDER.pack(node, first, count), table, *parts))
+        rest = b"".join((_SENDER.pack(session_id, first, count), table, *parts))
     if seal is not None:
         end = _SENDER.size + ITEM_SIZE * count
         header = _START.pack(WIRE_VERSION, flags | ENCRYPTED, seal.key_id) + rest[:end]
@@ -198,7 +198,9 @@ def _unpack_batch(
     size = len(data) - start
     if size < _HEADER.size:
         raise BadEnvelope(f"{size} bytes are too few for a header")
-    version, flags, check, node, seq, count, names_length, body_length = _HEADER.unpack_from(data, start)
+    version, flags, check, session_id, seq, count, names_length, body_length = _HEADER.unpack_from(
+        data, start
+    )
     if version != WIRE_VERSION:
         raise BadEnvelope(f"wire version {version}; this release reads {WIRE_VERSION}")
     if flags & ~_KNOWN_FLAGS:
@@ -233,13 +235,13 @@ def _unpack_batch(
         content = data
     else:
         try:
-            content = seal.open(check, node, data[start:end], at - start, place, is_late=is_late)
+            content = seal.open(check, session_id, data[start:end], at - start, place, is_late=is_late)
         except TooOld as exc:
             raise Expired(str(exc)) from None
         except BadSeal as exc:
             raise BadEnvelope(str(exc)) from None
         at = 0
-    if envelopes and (envelopes[-1].node, envelopes[-1].seq + 1) != (node, seq):
+    if envelopes and (envelopes[-1].session_id, envelopes[-1].seq + 1) != (session_id, seq):
         raise BadEnvelope("batches in a row have one sender, and numbers in a row")
     target: str = ""
     excluded: tuple[str, ...] = ()
@@ -249,7 +251,7 @@ def _unpack_batch(
             # Names that are left out are those of the message before.
             target, excluded = _unpack_names(content[at:body])
         at = body + lengths[index + 1]
-        envelopes.append(Envelope(content[body:at], target, node, seq, flags, excluded))
+        envelopes.append(Envelope(content[body:at], target, session_id, seq, flags, excluded))
         seq += 1
     return end
 

@@ -65,12 +65,12 @@ class Seal:
     Args:
         keys: the first seals, all open.
         max_age: seconds after which a batch is refused, plus `CLOCK_ALLOWANCE`.
-        node: the identity of this session, which stands in the header of what it seals.
+        session_id: the identity of this session, which stands in the header of what it seals.
     """
 
     __slots__ = ("_ciphers", "_invalid", "_max_age", "_own", "_roots", "key_id")
 
-    def __init__(self, keys: Sequence[bytes], max_age: float, node: bytes) -> None:
+    def __init__(self, keys: Sequence[bytes], max_age: float, session_id: bytes) -> None:
         # Imported here because the package is an extra.
         from cryptography.exceptions import InvalidTag
 
@@ -83,8 +83,8 @@ class Seal:
         #: Stands in the header of what this session seals.
         self.key_id = next(iter(self._roots))
         self.limit_age(max_age)
-        self._own = self._make_cipher(self.key_id, node)
-        # By the id of the key and the node, only of those that opened something.
+        self._own = self._make_cipher(self.key_id, session_id)
+        # By the id of the key and the session, only of those that opened something.
         self._ciphers: dict[tuple[int, bytes], AESGCM] = {}
 
     def limit_age(self, max_age: float) -> None:
@@ -92,13 +92,20 @@ class Seal:
         self._max_age = 1000 * (math.ceil(max_age) + CLOCK_ALLOWANCE)
 
     def seal(self, header: bytes, content: bytes, place: bytes) -> bytes:
-        """Return header and content, sealed for this place. The header has our node and `key_id` in it."""
+        """Return header and content, sealed for this place. The header has our session id and `key_id` in it."""
         header += _TIME.pack(time_ns() // 1_000_000)
         nonce = os.urandom(_NONCE_SIZE)
         return b"%b%b%b" % (header, nonce, self._own.encrypt(nonce, content, place + header))
 
     def open(
-        self, key_id: int, node: bytes, data: bytes, header_size: int, place: bytes, *, is_late: bool = False
+        self,
+        key_id: int,
+        session_id: bytes,
+        data: bytes,
+        header_size: int,
+        place: bytes,
+        *,
+        is_late: bool = False,
     ) -> bytes:
         """
         Return the content of a sealed batch that arrived at this place.
@@ -109,17 +116,17 @@ class Seal:
             BadSeal: another key's, changed, of another sender, for another place, or of the future.
             TooOld: it is none of these.
         """
-        cipher = self._ciphers.get((key_id, node)) or self._make_cipher(key_id, node)
+        cipher = self._ciphers.get((key_id, session_id)) or self._make_cipher(key_id, session_id)
         nonce_at = header_size + _TIME.size
         sealed_at = nonce_at + _NONCE_SIZE
         try:
             content = cipher.decrypt(data[nonce_at:sealed_at], data[sealed_at:], place + data[:nonce_at])
         except self._invalid:
             raise BadSeal("forged, changed, or sealed for another topic: its tag does not fit") from None
-        if (key_id, node) not in self._ciphers:
+        if (key_id, session_id) not in self._ciphers:
             if len(self._ciphers) >= _MOST_CIPHERS:
                 self._ciphers.clear()
-            self._ciphers[key_id, node] = cipher
+            self._ciphers[key_id, session_id] = cipher
         age = time_ns() // 1_000_000 - _TIME.unpack_from(data, header_size)[0]
         if age > self._max_age and not is_late:
             raise TooOld(
@@ -131,8 +138,8 @@ class Seal:
             raise BadSeal(f"sealed {-age / 1000:.0f} s from now: set the clocks of both machines")
         return content
 
-    def _make_cipher(self, key_id: int, node: bytes) -> AESGCM:
-        """Return what a session with this node seals with under one of our keys."""
+    def _make_cipher(self, key_id: int, session_id: bytes) -> AESGCM:
+        """Return what a session with this session seals with under one of our keys."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         root = self._roots.get(key_id)
@@ -141,7 +148,7 @@ class Seal:
                 "sealed with a key that this process does not have: all processes need the sender's first key in "
                 "their symmetric_encryption_keys"
             )
-        return AESGCM(hmac.digest(root, b"session" + node, "sha256"))
+        return AESGCM(hmac.digest(root, b"session" + session_id, "sha256"))
 
 
 def root_of(key: bytes) -> bytes:

@@ -24,7 +24,7 @@ _STOP_SECONDS = 2.0
 _LEAVE_SECONDS = 1.5
 
 
-class Errand(Generic[T]):
+class Job(Generic[T]):
     """
     One piece of work that the relay does, and the ways to wait for it.
 
@@ -86,7 +86,7 @@ class Errand(Generic[T]):
         self._outcome = outcome
         self.is_over = True
         if self.loop is not None:
-            self.loop.errands.discard(self)
+            self.loop.jobs.discard(self)
         self.task = None
         self._lock.release()
         # Last: over() sets it and looks at is_over after that.
@@ -122,7 +122,7 @@ class Errand(Generic[T]):
                 future.set_result(None)
 
         def tell() -> None:
-            # The loop may have ended without waiting. Other errands must not see an error of this loop.
+            # The loop may have ended without waiting. Other jobs must not see an error of this loop.
             with contextlib.suppress(Exception):
                 loop.call_soon_threadsafe(release)
 
@@ -156,7 +156,7 @@ class RelayLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         #: Work that somebody waits for.
-        self.errands: set[Errand[Any]] = set()
+        self.jobs: set[Job[Any]] = set()
         self.selector = threads.selector()
         super().__init__(self.selector)
         self.is_leaving = False
@@ -164,7 +164,7 @@ class RelayLoop(asyncio.SelectorEventLoop):
         self.context = contextvars.Context()
         # An eventfd wakes a loop at less cost than call_soon_threadsafe(), which makes a handle and reads twice.
         # (sync.group_send: 94 us a call so, 109 us without.) There is none but on Linux, and it may be forbidden.
-        self._posted: deque[Errand[Any]] = deque()
+        self._posted: deque[Job[Any]] = deque()
         # A signal's handler may post while its thread does.
         self._bell, self._bell_lock = -1, threads.original("_thread", "RLock")()
         with contextlib.suppress(AttributeError, OSError):
@@ -176,18 +176,18 @@ class RelayLoop(asyncio.SelectorEventLoop):
         # asyncio's own can be frozen by a test; then no timer would fire, and what was set meanwhile never does.
         return monotonic()
 
-    def post(self, errand: Errand[Any]) -> None:
+    def post(self, job: Job[Any]) -> None:
         """
-        Queue an errand, from any thread; the loop begins errands in the order in which they were posted.
+        Queue a job, from any thread; the loop begins jobs in the order in which they were posted.
 
         Raises:
             RuntimeError: the loop is closed.
         """
         with self._bell_lock:  # held by close() too: nobody writes into another file that got this number
             if self._bell < 0 or self.is_closed():
-                self.call_soon_threadsafe(errand.begin, context=self.context)
+                self.call_soon_threadsafe(job.begin, context=self.context)
             else:
-                self._posted.append(errand)
+                self._posted.append(job)
                 os.eventfd_write(self._bell, 1)
 
     def _begin_posted(self) -> None:
@@ -230,8 +230,8 @@ class Relay:
     """
     A daemon thread that runs coroutines for callers whose own loop lives only for a moment, or who have none.
 
-    It is started by the first errand and stopped at the exit of the interpreter. It holds no more than its
-    callers do: each waits for its errand.
+    It is started by the first job and stopped at the exit of the interpreter. It holds no more than its
+    callers do: each waits for its job.
     """
 
     def __init__(self) -> None:
@@ -252,47 +252,47 @@ class Relay:
 
         Cancelling cancels the work, as soon as that can be; what was written is written.
         """
-        errand = Errand(make)
+        job = Job(make)
         try:
-            self._post(errand)
-            await errand.over()
+            self._post(job)
+            await job.over()
         except BaseException:
-            self._cancel(errand)
+            self._cancel(job)
             raise
-        return errand.outcome()
+        return job.outcome()
 
     def wait(self, make: Callable[[], Awaitable[T]]) -> T:
         """Have `make()` awaited on the relay's loop, for a thread without a loop: block until it is over."""
-        errand = Errand(make)
+        job = Job(make)
         try:
-            self._post(errand)
-            errand.wait()
+            self._post(job)
+            job.wait()
         except BaseException:
             # Ctrl-C, or whatever else a signal's handler raises.
-            self._cancel(errand)
+            self._cancel(job)
             raise
-        return errand.outcome()
+        return job.outcome()
 
-    def _post(self, errand: Errand[Any]) -> None:
+    def _post(self, job: Job[Any]) -> None:
         while True:
-            errand.loop = loop = self._loop or self._start()
+            job.loop = loop = self._loop or self._start()
             # Before posting: _live() ends what is still in this set when the loop has closed.
-            loop.errands.add(errand)
+            loop.jobs.add(job)
             try:
-                loop.post(errand)
+                loop.post(job)
                 return
             except RuntimeError:
                 # The loop was closed in between; the next one is another loop.
-                loop.errands.discard(errand)
+                loop.jobs.discard(job)
                 with self._lock:
                     if self._loop is loop:
                         self._loop = self._thread = None
 
-    def _cancel(self, errand: Errand[Any]) -> None:
-        errand.is_cancelled = True
-        if errand.loop is not None:
+    def _cancel(self, job: Job[Any]) -> None:
+        job.is_cancelled = True
+        if job.loop is not None:
             with contextlib.suppress(RuntimeError):
-                errand.loop.call_soon_threadsafe(errand.cancel, context=errand.loop.context)
+                job.loop.call_soon_threadsafe(job.cancel, context=job.loop.context)
 
     # Its life
 
@@ -316,8 +316,8 @@ class Relay:
         finally:
             loop.close()
             # Posted too late to begin.
-            for errand in list(loop.errands):
-                errand.end(_stopped())
+            for job in list(loop.jobs):
+                job.end(_stopped())
 
     @staticmethod
     async def _leave(loop: RelayLoop) -> None:
@@ -325,7 +325,7 @@ class Relay:
         loop.is_leaving = True
         # What was written may still be answered: its caller must not take it for unsent.
         # A copy: other threads still add to the set.
-        begun = [errand.task for errand in list(loop.errands) if errand.task is not None]
+        begun = [job.task for job in list(loop.jobs) if job.task is not None]
         if begun:
             await asyncio.wait(begun, timeout=_LEAVE_SECONDS / 4)
         this = asyncio.current_task()

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from ..bus.base import Bus
 from ..clock import monotonic
 from ..exceptions import ChannelClosed
-from ..local.buffers import ChannelBuffer, Tally
+from ..local.buffers import ChannelBuffer, Counters
 from ..messages.envelopes import Envelope
 
 # The buffer holds the one message that is taken from the server and not yet handed on.
@@ -48,13 +48,18 @@ class QueueReader:
     """
 
     def __init__(
-        self, channel: str, topic: bytes, bus: Bus, tally: Tally, on_unreadable: Callable[[bytes, str], None]
+        self,
+        channel: str,
+        topic: bytes,
+        bus: Bus,
+        counters: Counters,
+        on_unreadable: Callable[[bytes, str], None],
     ) -> None:
         self.channel = channel
         self.topic = topic
-        self.buffer = ChannelBuffer(channel, _CAPACITY, tally)
+        self.buffer = ChannelBuffer(channel, _CAPACITY, counters)
         self._bus = bus
-        self._tally = tally
+        self._counters = counters
         self._on_unreadable = on_unreadable
         self._receiving = 0  # receivers inside get(); one of them takes what is in the buffer
         self._number = 0
@@ -79,7 +84,7 @@ class QueueReader:
         try:
             self._ask()
             envelope = await self.buffer.get()
-            self._tally.delivered += 1
+            self._counters.delivered += 1
         finally:
             self._receiving -= 1
             self._settle()

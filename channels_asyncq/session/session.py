@@ -26,7 +26,16 @@ from ..local.mailbox import LIMIT, Mailbox
 from ..messages.codecs import Codec
 from ..messages.envelopes import CONTROL, EXTERNAL, NOTICE, Envelope
 from ..messages.external import ExternalMessage
-from ..names import Topic, Topics, check_channel_name, check_group_name, is_node, new_node, new_nodes, node_of
+from ..names import (
+    Topic,
+    Topics,
+    check_channel_name,
+    check_group_name,
+    is_session_id,
+    new_session_id,
+    new_session_ids,
+    owner_of,
+)
 from ..process.callers import LoopState
 from ..settings.options import Options
 from ..slices import SHORT, Slice, Slices
@@ -95,11 +104,11 @@ class Session:
         self._look_for_ended = look_for_ended
         # Callbacks belong to the session, not to the consumer that happened to be first.
         self._context = contextvars.Context()
-        self.node = new_node()
+        self.session_id = new_session_id()
         self._options = options
         self._codec = codec
         self._topics = Topics(
-            options.prefix, options.partitions, [host.db for host in options.hosts], self.node
+            options.prefix, options.partitions, [host.db for host in options.hosts], self.session_id
         )
         call_soon = partial(self.loop.call_soon, context=self._context)
         self._slices = Slices(call_soon, self._go_on)
@@ -107,9 +116,9 @@ class Session:
         self.hub = Hub(
             options, self._group_is_empty, self._has_room, self._make_notice, self._slices, self._chores
         )
-        self._bus = make_bus(options, self._topics, codec, self.node, self)
+        self._bus = make_bus(options, self._topics, codec, self.session_id, self)
         self.mailbox = Mailbox(self.loop, self.on_envelope)
-        self._inbox = self._topics.inbox(self.node)
+        self._inbox = self._topics.inbox(self.session_id)
         self._everybody = self._topics.everybody
         self._readers: dict[bytes, QueueReader] = {}
         # By normal channel: its senders that wait for a place, while there are any.
@@ -118,7 +127,7 @@ class Session:
         self._requests: dict[int, Request] = {}
         self._last_request = 0
         self._asked = Asked()
-        self._mark = f"{self.node}!"
+        self._mark = f"{self.session_id}!"
         self._dotted_mark = f".{self._mark}"
         self._locals = 0
         self._random_digits: list[str] = []
@@ -207,7 +216,7 @@ class Session:
         if self.is_closed:
             raise LayerClosed()
         if not self._random_digits:
-            self._random_digits = new_nodes(_NAMES_AT_ONCE)
+            self._random_digits = new_session_ids(_NAMES_AT_ONCE)
         self._locals += 1
         channel = f"{prefix}{self._mark}{self._locals}.{self._random_digits.pop()}"
         self.hub.make(channel)
@@ -257,15 +266,15 @@ class Session:
         buffer = self.hub.channels.get(channel)
         if buffer is not None:
             return await buffer.get()
-        node = node_of(channel)
-        if node is None:
+        session_id = owner_of(channel)
+        if session_id is None:
             topic = self._topics.queue(channel).topic
             if topic.name not in self._readers:
                 await self._bus.checked(topic)
             return await self._reader(channel).get()
-        if node != self.node:
+        if session_id != self.session_id:
             self._look_for_ended()
-            self._ended_sessions.refuse(node, channel)
+            self._ended_sessions.refuse(session_id, channel)
             raise not_here(channel, "receive on the loop that called new_channel()")
         if channel.endswith("!"):
             return await self._next_of_all(channel)
@@ -290,7 +299,7 @@ class Session:
         if reader is None:
             if channel in self.hub.closed_names:
                 raise ChannelClosed(channel)
-            reader = QueueReader(channel, topic.name, self._bus, self.hub.tally, self.on_unreadable)
+            reader = QueueReader(channel, topic.name, self._bus, self.hub.counters, self.on_unreadable)
             self._readers[topic.name] = reader
             self._bus.subscribe(topic)
             self._sweep_later()
@@ -363,8 +372,8 @@ class Session:
             StillFull: there was no place within `timeout` seconds. The message was not sent.
         """
         self._require_open(channel)
-        node = node_of(channel)
-        if node == self.node:
+        session_id = owner_of(channel)
+        if session_id == self.session_id:
             buffer = self.hub.open(channel)
             try:
                 async with asyncio.timeout(timeout):
@@ -373,7 +382,7 @@ class Session:
                 raise StillFull(f"channel {channel!r} had no place for {timeout} s") from None
             self.hub.note_put(buffer)
             return
-        if node is not None:
+        if session_id is not None:
             raise not_here(channel, "send_wait() cannot see how full it is: use send(), or a normal channel")
         until = math.inf if timeout is None else monotonic() + timeout
         ask = partial(self._is_taken, channel, payload, self._bus.waiting_route(channel))
@@ -446,15 +455,15 @@ class Session:
         check_channel_name(channel)
         if self.is_own(channel):
             return self._join(group, channel)
-        node = node_of(channel)
-        if node is None:
+        session_id = owner_of(channel)
+        if session_id is None:
             return self._memberships.add(group, channel)
-        if not node:
-            self.hub.tally.dropped["dead_owner"] += 1  # no process has this channel
+        if not session_id:
+            self.hub.counters.dropped["dead_owner"] += 1  # no process has this channel
             return None
         self._look_for_ended()
-        self._ended_sessions.refuse(node, channel)
-        return self._ask_owner(node, {"do": "add", "group": group, "channel": channel})
+        self._ended_sessions.refuse(session_id, channel)
+        return self._ask_owner(session_id, {"do": "add", "group": group, "channel": channel})
 
     def _join(self, group: str, channel: str) -> Awaitable[None] | None:
         topic = self.route_to_group(group).topic
@@ -498,13 +507,13 @@ class Session:
         check_channel_name(channel)
         if self.is_own(channel):
             return None  # a channel that is not there is in no group
-        node = node_of(channel)
-        if node is None:
+        session_id = owner_of(channel)
+        if session_id is None:
             return self._memberships.discard(group, channel)
         self._look_for_ended()
-        if not node or node in self._ended_sessions:
+        if not session_id or session_id in self._ended_sessions:
             return None  # its memberships have ended with it
-        return self._ask_owner(node, {"do": "discard", "group": group, "channel": channel})
+        return self._ask_owner(session_id, {"do": "discard", "group": group, "channel": channel})
 
     # Requests to other sessions
 
@@ -514,7 +523,7 @@ class Session:
         self._requests[self._last_request] = request
         return self._last_request, request
 
-    async def _ask_owner(self, node: str, body: dict[str, Any]) -> None:
+    async def _ask_owner(self, session_id: str, body: dict[str, Any]) -> None:
         """
         Have the session that owns a channel do something; return when it has confirmed.
 
@@ -523,15 +532,15 @@ class Session:
         it has not confirmed within `send_timeout`. Cancelling takes back nothing that was asked.
         """
         number, request = self._new_request(1)
-        question = self._codec.encode({**body, "request": number, "reply": self.node})
-        inbox = self._topics.inbox(node)
+        question = self._codec.encode({**body, "request": number, "reply": self.session_id})
+        inbox = self._topics.inbox(session_id)
         until, gone_at = monotonic() + self._options.send_timeout, math.inf
         try:
             # The confirmation comes to our inbox.
             await self._bus.confirmed(self._inbox)
             while not request.done.done():
                 if monotonic() >= min(until, gone_at):
-                    self.hub.tally.dropped["dead_owner"] += 1
+                    self.hub.counters.dropped["dead_owner"] += 1
                     return
                 # Asking again is harmless: the owner knows by the number what it has done.
                 listeners = await self._bus.publish(inbox, body["channel"], question, CONTROL)
@@ -546,7 +555,7 @@ class Session:
         try:
             body = self.opened(envelope)
             action, number, reply = body["do"], body["request"], body["reply"]
-            if not isinstance(number, int) or not isinstance(reply, str) or not is_node(reply):
+            if not isinstance(number, int) or not isinstance(reply, str) or not is_session_id(reply):
                 raise TypeError("request or reply")
             if action == "confirm":
                 self._confirmed(number)
@@ -597,10 +606,10 @@ class Session:
             self._confirm(number, what[0])
 
     def _confirm(self, number: int, reply: str) -> None:
-        if reply == self.node:
+        if reply == self.session_id:
             self._confirmed(number)
         else:
-            body = {"do": "confirm", "request": number, "reply": self.node}
+            body = {"do": "confirm", "request": number, "reply": self.session_id}
             self._bus.post(self._topics.inbox(reply), reply, self._codec.encode(body), CONTROL)
 
     def _confirmed(self, number: int) -> None:
@@ -622,7 +631,7 @@ class Session:
         # Confirmations may come before we know how many to expect.
         number, request = self._new_request(None)
         try:
-            order = self._codec.encode({"do": "flush", "request": number, "reply": self.node})
+            order = self._codec.encode({"do": "flush", "request": number, "reply": self.session_id})
             request.expected = await self._bus.publish(self._everybody, "", order, CONTROL)
             request.look()
             await asyncio.wait([request.done], timeout=_FLUSH_WAIT)
@@ -633,7 +642,7 @@ class Session:
         self._look_for_ended()
         self._memberships.clear()
         for reader in self._readers.values():
-            self.hub.tally.dropped["flushed"] += reader.flush()
+            self.hub.counters.dropped["flushed"] += reader.flush()
         self._chores.run(self._unsubscribe_from(self.hub.flush(flushed)))
 
     def _unsubscribe_from(self, topics: list[bytes]) -> Iterator[bool]:
@@ -657,7 +666,7 @@ class Session:
             target = envelope.target
             if target not in hub.channels and not self._may_open(target):
                 if self.is_closed:
-                    hub.tally.dropped["closed"] += 1
+                    hub.counters.dropped["closed"] += 1
                 else:
                     self.on_unreadable(topic, f"addressed to {target!r}")
                 return True
@@ -686,7 +695,7 @@ class Session:
             check_channel_name(channel)
         except TypeError:
             return False
-        return node_of(channel) == self.node
+        return owner_of(channel) == self.session_id
 
     def on_wake(self, topic: bytes) -> None:
         reader = self._readers.get(topic)
@@ -699,7 +708,7 @@ class Session:
             reader.poke()
 
     def on_unreadable(self, topic: bytes, reason: str) -> None:
-        self.hub.tally.dropped["unreadable"] += 1
+        self.hub.counters.dropped["unreadable"] += 1
         self.hub.throttle.warn(
             WIRE, "wire.unreadable", "dropped what arrived on %s: %s", topic.decode(), reason
         )
@@ -715,11 +724,11 @@ class Session:
 
     def on_jobs_unknown(self, partitions: Collection[int]) -> int:
         jobs = {reader.channel for reader in self._readers.values()}
-        jobs.update(channel for channel in self.channel_routes if node_of(channel) is None)
+        jobs.update(channel for channel in self.channel_routes if owner_of(channel) is None)
         count = sum(self._topics.partition(channel) in partitions for channel in jobs)
         if count:
             # How many messages waited there nobody knows.
-            self.hub.tally.dropped["server_forgot"] += count
+            self.hub.counters.dropped["server_forgot"] += count
         return count
 
     def _tell(self, reason: str, topics: set[bytes], told: Callable[[int, int], None]) -> None:
@@ -755,16 +764,16 @@ class Session:
         return notice
 
     def on_overrun(self) -> None:
-        # Not in the hub's tally, which belongs to this loop: two threads that add one may add one in all.
+        # Not in the hub's counters, which belongs to this loop: two threads that add one may add one in all.
         with self._overruns_lock:
             self._overruns += 1
 
     def on_external(self) -> None:
-        self.hub.tally.external += 1
+        self.hub.counters.external += 1
 
     def on_unhandled(self, message: ExternalMessage, reader: str) -> None:
         """Note that a consumer has no handler for a message from outside, and drops it."""
-        self.hub.tally.dropped["unhandled"] += 1
+        self.hub.counters.dropped["unhandled"] += 1
         self.hub.throttle.warn(
             WIRE,
             "wire.unhandled",
@@ -870,7 +879,7 @@ class Session:
 
     def close_channel(self, channel: str) -> asyncio.Future[None]:
         """Close a channel now; the future is done when the server has back what was taken for its receivers."""
-        check_closable(channel, self.node)
+        check_closable(channel, self.session_id)
         self.hub.close_channel(channel)
         self.channel_routes.pop(channel, None)
         topic = self._topics.queue(channel).topic
@@ -912,7 +921,7 @@ class Session:
 
     async def _close(self, reason: type[ChannelClosed]) -> None:
         self.state = LoopState.ENDING
-        self._ended_sessions.add(self.node)
+        self._ended_sessions.add(self.session_id)
         self.channel_routes.clear()
         self.group_routes.clear()
         for handle in (self._retry, self._sweeper):
@@ -992,9 +1001,9 @@ class Session:
             channels=len(hub.channels) + len(self._readers),
             groups=len(hub.groups),
             queued=tuple(sorted(queued, key=lambda entry: -entry[1])),
-            delivered=hub.tally.delivered,
-            external=hub.tally.external,
-            dropped=dict(hub.tally.dropped + Counter(overflow=self._overruns)),
-            told=dict(hub.tally.told),
+            delivered=hub.counters.delivered,
+            external=hub.counters.external,
+            dropped=dict(hub.counters.dropped + Counter(overflow=self._overruns)),
+            told=dict(hub.counters.told),
             links=tuple(self._bus.links()),
         )

@@ -138,8 +138,8 @@ async def test_memory_is_flat_behind_a_stuck_consumer(
     assert max(taken[2:]) - taken[1] < 4.0
 
 
-#: What Redis needs beside the envelopes: topics with names up to 100 characters, ids, the nodes of the streams,
-#: and what its allocator rounds up to.
+#: What Redis needs beside the envelopes: topics with names up to 100 characters, ids, the sessions of the
+#: streams, and what its allocator rounds up to.
 OVERHEAD = 1.3
 
 

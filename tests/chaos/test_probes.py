@@ -67,7 +67,7 @@ async def pair(request: pytest.FixtureRequest, make_layer: MakeLayer, proxy: Pro
     send_timeout = getattr(request, "param", SEND_TIMEOUT)
     reader = await make_layer()
     [member] = await contract.members_of(reader, "room", 1)
-    # The numbers that a node has given by then are not the first.
+    # The numbers that a session has given by then are not the first.
     pair = Pair(reader, await make_layer(hosts=[proxy.url], send_timeout=send_timeout), member)
     await pair.writer.new_channel()  # a session of its own, not that of the relay
     for kind in KINDS:

@@ -148,7 +148,7 @@ class Channels(SpecifiedChannels):
         assert (layer.expiry, layer.group_expiry, layer.capacity) == (30, 900, 7)
 
     async def test_names_of_new_channels(self, make_layer: MakeLayer) -> None:
-        """`<prefix>.<node>!<local>`: the channels of one session share what is before the `!`."""
+        """`<prefix>.<session id>!<local>`: the channels of one session share what is before the `!`."""
         layer = await make_layer()
         first, second = await layer.new_channel(), await layer.new_channel()
         assert first.split("!")[0] == second.split("!")[0]

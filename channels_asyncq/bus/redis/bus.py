@@ -36,14 +36,14 @@ from ...messages.envelopes import (
 )
 from ...messages.external import ExternalMessage
 from ...messages.sealing import LOG, QUEUE, TOPIC, Seal, place
-from ...names import NOT_LOGGED, Topic, Topics, node_of
+from ...names import NOT_LOGGED, Topic, Topics, owner_of
 from ...settings.options import Options
 from ...slices import Slice
 from ..base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver, channel_full
 from ..resp.connector import Connector, let_go
 from ..resp.protocol import WireProtocol
 from ..resp.remedies import Remedies, unsupported
-from ..resp.supervisor import Outages, SupervisedConnection, own
+from ..resp.supervisor import Outages, SupervisedConnection, copy_error
 from .layout import Layout, Lease, Standing
 from .recovery import LogReader
 from .sender import Message, Sender, Sending, TopicRoute, is_script_missing
@@ -127,7 +127,7 @@ class QueueRoute:
 
     def pack(self, messages: list[Message]) -> bytes:
         number = self._numbers.take()
-        data = self._lease.format.pack(messages, self._bus.node, number, 0, self._bus.seal, self._place)
+        data = self._lease.format.pack(messages, self._bus.session_id, number, 0, self._bus.seal, self._place)
         expiry = _milliseconds(self._bus.options.expiry)
         topic, _, seen, waiting, _ = self._queue
         arguments = (data, self._capacity, expiry, number, *self._waits())
@@ -151,7 +151,7 @@ class WaitingRoute(QueueRoute):
 
     def _waits(self) -> tuple[bytes | int, ...]:
         waited = round(1000 * (monotonic() - self._since))
-        return self._bus.node, waited, _milliseconds(WAITS_SECONDS)
+        return self._bus.session_id, waited, _milliseconds(WAITS_SECONDS)
 
 
 class NameRoute:
@@ -338,7 +338,7 @@ class Shard:
             return
         error = reply.exception()
         if error is None:
-            self.sender.serves()
+            self.sender.mark_healthy()
             answer.set_result(reply.result())
         elif isinstance(error, ReplyError):
             if self.sender.may_go_on(wire, error, loads) and not wire.is_lost:
@@ -357,7 +357,7 @@ class Shard:
         """Return the command that says a layout, or goes on saying it; `more` keys are for what else it does."""
         keys = (*self._bus.topics.lease_keys(self.index, layout.text()), *more)
         arguments = self.lease.arguments(
-            layout, self._bus.node.hex().encode(), 1000 * self._unused_log_expires
+            layout, self._bus.session_id.hex().encode(), 1000 * self._unused_log_expires
         )
         return (b"EVALSHA", script.sha, len(keys), *keys, *arguments)
 
@@ -463,7 +463,7 @@ class Shard:
     def _leave_command(self, layout: Layout) -> Command:
         text = layout.text()
         keys = self._bus.topics.lease_keys(self.index, text)[:2]
-        return (b"EVALSHA", LEAVE.sha, len(keys), *keys, text, self._bus.node.hex())
+        return (b"EVALSHA", LEAVE.sha, len(keys), *keys, text, self._bus.session_id.hex())
 
     async def _leave(self) -> None:
         """Give the lease back, so that a process with another layout need not wait for its end."""
@@ -775,7 +775,7 @@ class Shard:
     async def confirmed(self, topic: Topic) -> None:
         if not self.commands.was_up:
             # The commands' line compares the layout: nobody joins a namespace that is laid out otherwise.
-            await self.commands.with_room()
+            await self.commands.with_capacity()
         entry = self.ledger.get(topic.name)
         if entry is None or (entry.is_confirmed and self.pushes.wire is not None):
             return
@@ -793,7 +793,7 @@ class Shard:
         try:
             await waiter
         except (ChannelLayerError, ImproperlyConfigured) as exc:
-            raise own(exc) from exc
+            raise copy_error(exc) from exc
         finally:
             if entry.waiters and waiter in entry.waiters:
                 entry.waiters.remove(waiter)
@@ -949,7 +949,7 @@ class RedisBus(Bus):
         options: Options,
         topics: Topics,
         codec: Codec,
-        node: str,
+        session_id: str,
         receiver: Receiver,
         outages: Outages | None = None,
         formats: Formats = FORMATS,
@@ -962,9 +962,9 @@ class RedisBus(Bus):
         self._unpack = formats.unpack
         self._codec = codec
         self._decode = codec.decode
-        self.node = bytes.fromhex(node)
+        self.session_id = bytes.fromhex(session_id)
         keys = options.symmetric_encryption_keys
-        self.seal = Seal(keys, self._max_age, self.node) if keys else None
+        self.seal = Seal(keys, self._max_age, self.session_id) if keys else None
         self.loop = asyncio.get_running_loop()
         # Of the sends by stream, and of the pushes by partition.
         self._numbers: defaultdict[int, SequenceNumbers] = defaultdict(SequenceNumbers)
@@ -983,7 +983,7 @@ class RedisBus(Bus):
             self.scripts += (send,)
             self._send_sha = send.sha
             self._is_logged = recovery.is_logged
-        # By node: the channels of a session share the route to its inbox, and so its commands, while any uses it.
+        # By session: its channels share the route to its inbox, and so its commands, while any uses it.
         self._inboxes: weakref.WeakValueDictionary[str, TopicRoute] = weakref.WeakValueDictionary()
         self._is_up = False
         self._is_closed = False
@@ -1154,13 +1154,13 @@ class RedisBus(Bus):
         route.sender.post(route, (pack_names(target), payload))
 
     def channel_route(self, channel: str) -> QueueRoute | NameRoute:
-        node = node_of(channel)
-        if node is None:
+        session_id = owner_of(channel)
+        if session_id is None:
             return QueueRoute(self, channel)
-        topic = self.topics.inbox(node)
-        inbox = self._inboxes.get(node)
+        topic = self.topics.inbox(session_id)
+        inbox = self._inboxes.get(session_id)
         if inbox is None:
-            inbox = self._inboxes[node] = self._make_topic_route(topic, 0)
+            inbox = self._inboxes[session_id] = self._make_topic_route(topic, 0)
         return NameRoute(self, channel, topic, inbox)
 
     def waiting_route(self, channel: str) -> WaitingRoute:
@@ -1168,7 +1168,7 @@ class RedisBus(Bus):
 
     def stop_waiting(self, channel: str) -> None:
         queue = self.topics.queue(channel)
-        answer = self._shards[queue.topic.shard].ask(b"HDEL", queue.waiting, self.node)
+        answer = self._shards[queue.topic.shard].ask(b"HDEL", queue.waiting, self.session_id)
         if answer is not None:
             answer.add_done_callback(_forget)
 
@@ -1208,7 +1208,7 @@ class RedisBus(Bus):
             self._shards[topic.shard].lease,
             numbers,
             command,
-            self.node,
+            self.session_id,
             flags,
             self.seal,
             place(LOG if is_logged else TOPIC, topic.name),

@@ -85,9 +85,9 @@ class LogReader:
             return True
         on_envelope = self._receiver.on_envelope
         topic = entry.topic
-        # What arrives together is of one node. Only what comes from outside has no number.
-        node = envelopes[-1].node if envelopes[-1].seq else b""
-        seen = self._seen.of(node, stream_of(entry.partition, is_logged=is_logged))
+        # What arrives together is of one session. Only what comes from outside has no number.
+        session_id = envelopes[-1].session_id if envelopes[-1].seq else b""
+        seen = self._seen.of(session_id, stream_of(entry.partition, is_logged=is_logged))
         while envelopes:
             envelope = envelopes[-1]
             seq = envelope.seq
@@ -108,7 +108,7 @@ class LogReader:
         entry = self._ledger.get(topic)
         if entry is not None:
             stream = stream_of(entry.partition, is_logged=is_logged)
-            if any(envelope.seq > self._seen.highest(envelope.node, stream) for envelope in envelopes):
+            if any(envelope.seq > self._seen.highest(envelope.session_id, stream) for envelope in envelopes):
                 self._lost["expired"].add(topic)
 
     def passed(self, partition: int, position: int) -> None:
@@ -226,5 +226,5 @@ class LogReader:
             self._receiver.on_unreadable(topic, str(exc))
             return
         for envelope in envelopes:
-            if envelope.seq > self._seen.highest(envelope.node, partition):
+            if envelope.seq > self._seen.highest(envelope.session_id, partition):
                 lost["expired" if is_expired else "too_large"].add(topic)

@@ -16,9 +16,9 @@ from ...exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, Layer
 from ...messages.envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size
 from ...messages.sealing import Seal
 from ..resp.pacing import EARLY
-from ..resp.protocol import Answer, NoAnswer, NotSent, WireProtocol, fail
+from ..resp.protocol import NoAnswer, NotSent, ReplySink, WireProtocol, fail
 from ..resp.remedies import Remedies
-from ..resp.supervisor import SupervisedConnection, own
+from ..resp.supervisor import SupervisedConnection, copy_error
 from .layout import Lease
 from .sequences import SequenceNumbers
 from .watch import UNWRITABLE
@@ -63,7 +63,7 @@ class Sending:
     __slots__ = ("_sender", "answers", "count", "loads", "messages", "room", "route", "size", "wire")
 
     def __init__(
-        self, sender: Sender, wire: WireProtocol, route: Route, message: Message, answer: Answer
+        self, sender: Sender, wire: WireProtocol, route: Route, message: Message, answer: ReplySink
     ) -> None:
         self._sender = sender
         self.wire = wire
@@ -100,7 +100,7 @@ class Sending:
         return True
 
     def set_result(self, reply: Any, /) -> None:
-        self._sender.serves()
+        self._sender.mark_healthy()
         for answer in self.answers:
             try:
                 answer.set_result(reply)
@@ -132,7 +132,7 @@ class TopicRoute:
         lease: Lease,
         numbers: SequenceNumbers,
         command: tuple[bytes, ...],
-        node: bytes,
+        session_id: bytes,
         flags: int,
         seal: Seal | None,
         place: bytes,
@@ -154,7 +154,7 @@ class TopicRoute:
         self._arguments = len(command)
         packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
         self._opened = packed.removesuffix(b"0\r\n\r\n")
-        self._node = node
+        self._session_id = session_id
         self._flags = flags
         self._seal = seal
         self._place = place
@@ -164,11 +164,11 @@ class TopicRoute:
         if self._is_logged and len(messages) > 1:
             return self._pack_entries(messages, first)
         pack = self._lease.format.pack
-        data = pack(messages, self._node, first, self._flags, self._seal, self._place)
+        data = pack(messages, self._session_id, first, self._flags, self._seal, self._place)
         if self._is_logged and len(messages[0][1]) > self._logged_bytes:
             flags = self._flags | HEADER_ONLY
             header = _argument(
-                pack([(messages[0][0], b"")], self._node, first, flags, self._seal, self._place)
+                pack([(messages[0][0], b"")], self._session_id, first, flags, self._seal, self._place)
             )
             # Not by hiredis, which would copy all of it twice.
             return b"%b%b$%d\r\n%b\r\n" % (self._opened.removesuffix(_WHOLE), header, len(data), data)
@@ -179,7 +179,7 @@ class TopicRoute:
         entries = []
         pack = self._lease.format.pack
         for part in _parted(messages, self.batch_size):
-            data = pack(part, self._node, first, self._flags, self._seal, self._place)
+            data = pack(part, self._session_id, first, self._flags, self._seal, self._place)
             entries.append(b"%d\r\n%b\r\n" % (len(data), data))
             first += len(part)
         _, rest = self._opened.split(b"\r\n", 1)
@@ -238,10 +238,10 @@ class Sender:
         self._nobody: asyncio.Future[Any] = self._loop.create_future()
         self._nobody.cancel()
 
-    def serves(self) -> None:
+    def mark_healthy(self) -> None:
         """Note that the server did what it was told."""
         if self._line.is_refusing:
-            self._line.serves()
+            self._line.mark_healthy()
 
     # Commands
 
@@ -254,11 +254,11 @@ class Sender:
         loads = 0
         while True:
             wire = self._line.open_wire
-            if wire is None or not wire.has_room:
-                wire = await self._line.with_room()
+            if wire is None or not wire.has_capacity:
+                wire = await self._line.with_capacity()
             try:
                 reply = await wire.call(*command)
-                self.serves()
+                self.mark_healthy()
                 return reply
             except (NotSent, NoAnswer) as exc:
                 if isinstance(exc, NoAnswer) and not is_repeatable:
@@ -276,16 +276,16 @@ class Sender:
         message = names, payload
         answer: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         wire = self._line.open_wire
-        if wire is None or not wire.has_room:
+        if wire is None or not wire.has_capacity:
             return self._send_later(route, message, answer)
         self._write(wire, route, message, answer)
         return answer
 
     async def _send_later(self, route: Route, message: Message, answer: asyncio.Future[Any]) -> Any:
-        self._write(await self._line.with_room(), route, message, answer)
+        self._write(await self._line.with_capacity(), route, message, answer)
         return await answer
 
-    def _write(self, wire: WireProtocol, route: Route, message: Message, answer: Answer) -> None:
+    def _write(self, wire: WireProtocol, route: Route, message: Message, answer: ReplySink) -> None:
         sending = route.open
         if sending is not None and sending.wire is wire:
             room = sending.room - len(message[0]) - len(message[1]) - ITEM_SIZE
@@ -343,7 +343,7 @@ class Sender:
 
     async def _send_again(self, sending: Sending) -> None:
         try:
-            wire = await self._line.with_room()
+            wire = await self._line.with_capacity()
         except asyncio.CancelledError:
             _fail_all(sending.answers, LayerClosed())
             raise
@@ -424,10 +424,10 @@ def _words_of(exc: BaseException) -> str:
 def _raise_if_given_up(exc: NotSent | NoAnswer) -> None:
     """Raise what the line gave a command up for: it may be up again, and give up what is repeated, for ever."""
     if isinstance(exc.__cause__, (ChannelLayerError, ImproperlyConfigured)):
-        raise own(exc.__cause__) from exc
+        raise copy_error(exc.__cause__) from exc
 
 
-def _fail_all(answers: Iterable[Answer], error: Exception) -> None:
+def _fail_all(answers: Iterable[ReplySink], error: Exception) -> None:
     for answer in answers:
         if not answer.done():
-            fail(answer, own(error))
+            fail(answer, copy_error(error))

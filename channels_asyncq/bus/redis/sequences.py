@@ -39,7 +39,7 @@ def stream_of(partition: int, *, is_logged: bool) -> int:
 
 
 class SequenceNumbers:
-    """The numbers of one stream of a node's sends or pushes, from 1, in the order of the writes."""
+    """The numbers of one stream of a session's sends or pushes, from 1, in the order of the writes."""
 
     __slots__ = ("_last",)
 
@@ -65,11 +65,11 @@ class Seen:
 
 class DuplicateFilter:
     """
-    The highest number that was delivered of each stream of each node; what is not above it is a repeat, or late.
+    The highest number that was delivered of each stream of each session. A number not above it is a repeat.
 
-    The numbers of a stream are executed in their order, save by connections that their node has given up. What
-    such a one brings was sent again and seen, or its sender was told DeliveryUnknown: it must not come behind
-    what was sent after it. One that is not used for 15 minutes is forgotten.
+    A server executes the numbers of a stream in their order, except those of a connection that its session has
+    abandoned. What arrives late from such a connection was either resent, or reported as DeliveryUnknown.
+    Delivering it now would break the order. A stream that is not used for 15 minutes is forgotten.
     """
 
     __slots__ = ("_streams",)
@@ -80,16 +80,16 @@ class DuplicateFilter:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def of(self, node: bytes, stream: int) -> Seen:
+    def of(self, session_id: bytes, stream: int) -> Seen:
         """Return what was seen of a stream, to be looked at and set."""
-        seen = self._streams.get((node, stream))
+        seen = self._streams.get((session_id, stream))
         if seen is None:
-            seen = self._streams[node, stream] = Seen()
+            seen = self._streams[session_id, stream] = Seen()
         return seen
 
-    def highest(self, node: bytes, stream: int) -> int:
+    def highest(self, session_id: bytes, stream: int) -> int:
         """Return the highest number that was delivered, 0 for none."""
-        seen = self._streams.get((node, stream))
+        seen = self._streams.get((session_id, stream))
         return 0 if seen is None else seen.highest
 
     def sweep(self, now: float) -> None:

@@ -29,7 +29,16 @@ try:
 except ImportError:  # not on Windows
     ioctl = None  # type: ignore[assignment]
 
-__all__ = ["Answer", "ClosedIdle", "NoAnswer", "NotSent", "OpenCommand", "Unanswered", "WireProtocol", "fail"]
+__all__ = [
+    "ClosedIdle",
+    "InFlight",
+    "NoAnswer",
+    "NotSent",
+    "OpenCommand",
+    "ReplySink",
+    "WireProtocol",
+    "fail",
+]
 
 # What the reader answers when it needs more bytes. None and False are legitimate replies.
 _MORE = object()
@@ -61,7 +70,7 @@ class ClosedIdle(ConnectionResetError):
         self.seconds = seconds
 
 
-class Answer(Protocol):
+class ReplySink(Protocol):
     """
     What may stand in the FIFO in place of a future: it is told at once, not on the next turn.
 
@@ -74,13 +83,13 @@ class Answer(Protocol):
     def exception(self) -> BaseException | None: ...
 
 
-def fail(answer: asyncio.Future[Any] | Answer, error: Exception) -> None:
+def fail(answer: asyncio.Future[Any] | ReplySink, error: Exception) -> None:
     """Give the answer an error, marked as seen: a caller who does not look is not told through the log."""
     answer.set_exception(error)
     answer.exception()
 
 
-class OpenCommand(Answer, Protocol):
+class OpenCommand(ReplySink, Protocol):
     """
     A command that may grow until it is written, and is told its own reply.
 
@@ -95,7 +104,7 @@ class OpenCommand(Answer, Protocol):
         """Return its bytes: it is about to be written, or will be sent by somebody else. It must not raise."""
 
 
-class Unanswered(NamedTuple):
+class InFlight(NamedTuple):
     """
     A command whose connection ended before its reply.
 
@@ -103,7 +112,7 @@ class Unanswered(NamedTuple):
     """
 
     packed: bytes
-    future: asyncio.Future[Any] | Answer
+    future: asyncio.Future[Any] | ReplySink
     is_written: bool
     calls: int = 1
 
@@ -121,7 +130,7 @@ def _discard(topic: bytes, payload: bytes) -> bool:
 
 
 class _Waiter:
-    """A place in the queue of `room()`. It keeps its place when it is woken and finds no room."""
+    """A place in the queue of `wait_for_capacity()`. It keeps its place when it is woken and finds no room."""
 
     __slots__ = ("future",)
 
@@ -151,8 +160,8 @@ class WireProtocol(asyncio.Protocol):
         up.
             Time in which reading was stopped by our own side does not count, nor time in which bytes of the
             command still leave or bytes of its reply arrive: they may be many, and the link slow.
-        max_pending: unanswered commands beyond which `room()` waits.
-        max_bytes: bytes of unanswered commands beyond which `room()` waits.
+        max_pending: unanswered commands beyond which `wait_for_capacity()` waits.
+        max_bytes: bytes of unanswered commands beyond which `wait_for_capacity()` waits.
     """
 
     def __init__(
@@ -180,7 +189,7 @@ class WireProtocol(asyncio.Protocol):
         self._max_bytes = max_bytes
 
         # Every unanswered command; of those that were written the bytes and how many calls they are; the others.
-        self._unanswered: deque[asyncio.Future[Any] | Answer] = deque()
+        self._unanswered: deque[asyncio.Future[Any] | ReplySink] = deque()
         self._written: deque[tuple[bytes, int]] = deque()
         self._outgoing: list[tuple[bytes, int] | OpenCommand] = []
         # Calls since the last write, an open command for one; and those that are not answered, or may be called.
@@ -232,12 +241,12 @@ class WireProtocol(asyncio.Protocol):
 
         #: The connection has ended, or was given up: nothing can be called any more.
         self.is_lost = False
-        #: May another command be called without waiting? Not while others wait in `room()`.
-        self.has_room = False
+        #: May another command be called without waiting? Not while others wait in `wait_for_capacity()`.
+        self.has_capacity = False
         #: Set by an owner who sends again what is unanswered when the connection ends: it is then in
         #: `unanswered`, in order, when on_lost() is called, and its futures are still pending.
         self.keeps_unanswered = False
-        self.unanswered: list[Unanswered] = []
+        self.unanswered: list[InFlight] = []
         #: Packed bytes of the commands that are not answered.
         self.unanswered_bytes = 0
         #: Calls of transport.write(), and the commands they carried.
@@ -292,7 +301,7 @@ class WireProtocol(asyncio.Protocol):
         self._pending += 1
         self.unanswered_bytes += len(packed)
         if self._pending >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
-            self.has_room = False
+            self.has_capacity = False
         if self._calls >= EARLY or not self._flush_scheduled:
             self._leave()
         return future
@@ -312,7 +321,7 @@ class WireProtocol(asyncio.Protocol):
         self._pending += command.count
         self.unanswered_bytes += command.size
         if self._pending >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
-            self.has_room = False
+            self.has_capacity = False
         self._leave()
 
     def full(self, calls: int) -> None:
@@ -335,7 +344,7 @@ class WireProtocol(asyncio.Protocol):
             self._flush_scheduled = True
             self._loop.call_soon(self._flush, context=self._context)
 
-    def adopt(self, unanswered: Iterable[Unanswered]) -> None:
+    def resend(self, unanswered: Iterable[InFlight]) -> None:
         """
         Send the unanswered commands of an earlier connection, in their order, before anything else.
 
@@ -350,10 +359,10 @@ class WireProtocol(asyncio.Protocol):
             self.unanswered_bytes += len(packed)
             if is_written:
                 self._written_before = self.replies + len(self._unanswered)
-        self._look_for_room()
+        self._look_for_capacity()
         self._write()
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """
         Wait until another command may be called, first come, first served. Call it without awaiting in
         between.
@@ -365,15 +374,15 @@ class WireProtocol(asyncio.Protocol):
         """
         if self._is_ending():
             raise self._not_sent()
-        if self.has_room:
+        if self.has_capacity:
             return
         waiter = _Waiter(self._loop.create_future())
         self._waiters.append(waiter)
-        self.has_room = False
+        self.has_capacity = False
         try:
             await waiter.future
             # Those woken before us may have called much: then they, and we, keep our places in the queue.
-            while not self._is_ending() and (self._waiters[0] is not waiter or not self._has_space()):
+            while not self._is_ending() and (self._waiters[0] is not waiter or not self._is_below_limits()):
                 waiter.future = self._loop.create_future()
                 await waiter.future
         finally:
@@ -383,14 +392,14 @@ class WireProtocol(asyncio.Protocol):
                 self._waiters.remove(waiter)
             # Whether this one calls or not: look again once it had its turn, lest the rest wait for ever.
             self._wake_soon()
-            self._look_for_room()
+            self._look_for_capacity()
         if self._is_ending():
             raise self._not_sent()
 
     def _is_ending(self) -> bool:
         return self.is_lost or self._closing
 
-    def _has_space(self) -> bool:
+    def _is_below_limits(self) -> bool:
         return (
             self._pending < self._max_pending
             and self.unanswered_bytes < self._max_bytes
@@ -398,8 +407,8 @@ class WireProtocol(asyncio.Protocol):
             and not self.is_lost
         )
 
-    def _look_for_room(self) -> None:
-        self.has_room = not self._waiters and self._has_space()
+    def _look_for_capacity(self) -> None:
+        self.has_capacity = not self._waiters and self._is_below_limits()
 
     def _wake_soon(self) -> None:
         if self._waiters and not self._wake_scheduled:
@@ -409,8 +418,8 @@ class WireProtocol(asyncio.Protocol):
     def _wake(self) -> None:
         """Wake as many as there are free places; each looks itself when it runs, as one may take several."""
         self._wake_scheduled = False
-        self._look_for_room()
-        if not self._has_space():
+        self._look_for_capacity()
+        if not self._is_below_limits():
             return
         free = self._max_pending - self._pending
         for waiter in self._waiters:
@@ -448,7 +457,7 @@ class WireProtocol(asyncio.Protocol):
             self._set_timer(self._timeout * _LOOK)
         # It may call pause_writing().
         self._transport.write(data)
-        if not self.has_room:
+        if not self.has_capacity:
             # Open commands have given up the places that they did not need.
             self._wake()
 
@@ -598,7 +607,7 @@ class WireProtocol(asyncio.Protocol):
         except Exception as exc:
             self.abort(exc)
         self._answered = answered
-        if not self.has_room:
+        if not self.has_capacity:
             self._wake()
         if self._idle is not None and not unanswered and not self._idle.done():
             self._idle.set_result(None)
@@ -646,7 +655,7 @@ class WireProtocol(asyncio.Protocol):
         except Exception as exc:
             self.abort(exc)
         self.messages += count
-        if not self.has_room:
+        if not self.has_capacity:
             self._wake()
 
     def _answer(self, reply: Any) -> bool:
@@ -739,7 +748,7 @@ class WireProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self.has_room = False
+        self.has_capacity = False
 
     def resume_writing(self) -> None:
         self._write_paused = False
@@ -751,7 +760,7 @@ class WireProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_disconnected = True
         self.is_lost = True
-        self.has_room = False
+        self.has_capacity = False
         if self._error is None:
             if exc is not None:
                 self._error = exc
@@ -781,7 +790,7 @@ class WireProtocol(asyncio.Protocol):
         if self._is_aborted or self._is_finished:
             return
         self.is_lost = True
-        self.has_room = False
+        self.has_capacity = False
         self._is_aborted = True
         if self._error is None:
             self._error = exc
@@ -853,7 +862,7 @@ class WireProtocol(asyncio.Protocol):
                 continue
             if self.keeps_unanswered and noted is not None:
                 packed, count = noted
-                self.unanswered.append(Unanswered(packed, future, number < written, count))
+                self.unanswered.append(InFlight(packed, future, number < written, count))
             else:
                 fail(future, self._no_answer() if number < written else self._not_sent())
         self._unanswered.clear()
@@ -865,7 +874,7 @@ class WireProtocol(asyncio.Protocol):
         self._on_lost(self._error)
 
     def _release_waiters(self) -> None:
-        """Let everybody in room() see that there will be none."""
+        """Let everybody in wait_for_capacity() see that there will be none."""
         for waiter in self._waiters:
             if not waiter.future.done():
                 waiter.future.set_result(None)

@@ -20,7 +20,7 @@ from ...events import CONNECTION, Faults, record
 from ...exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
 from ...settings.options import Options
 from .connector import Connector
-from .protocol import ClosedIdle, NotSent, Unanswered, WireProtocol
+from .protocol import ClosedIdle, InFlight, NotSent, WireProtocol
 from .remedies import Diagnosis
 
 # Of our own: the state of the global one belongs to the application.
@@ -35,7 +35,7 @@ _WORTH_A_LOOK = 2
 _NOTICE = 0.6
 
 
-def own(error: Exception) -> Exception:
+def copy_error(error: Exception) -> Exception:
     """Return an error of the caller's own: one object raised in many tasks would mix their tracebacks."""
     return copy.copy(error)
 
@@ -121,13 +121,13 @@ class SupervisedConnection:
             |      |       |         |              | then a loss is overdue at once
     overdue | no   | no    | yes     | fails        | connection: up, or refused if the last one was given up
             |      |       |         |              | for what the server answered
-    refused | yes  | no    | yes     | is written   | `serves()`: up; loss: overdue
+    refused | yes  | no    | yes     | is written   | `mark_healthy()`: up; loss: overdue
     resting | no   | no    | no      | waits        | `start()`: waiting, as at the beginning
 
     Attempts that fail for what waiting cannot help against, several in a row to a host that never served, make it
     overdue at once.
     Overdue, everything that waits or is unanswered fails, and so does what a connection leaves unanswered. The
-    timer is set at the loss, to `send_timeout`. While the server refuses, only `serves()` is an answer.
+    timer is set at the loss, to `send_timeout`. While the server refuses, only `mark_healthy()` is an answer.
     A line begins as waiting, or as overdue if the process knows that the host is out.
     """
 
@@ -192,7 +192,7 @@ class SupervisedConnection:
         self.is_refusing = False  # the last connection was given up for what the server answered
         self.reason = "not connected yet"
         # What the last connection left unanswered, to be sent first on the next one.
-        self._unanswered: list[Unanswered] = []
+        self._unanswered: list[InFlight] = []
 
     # Up and down
 
@@ -312,7 +312,7 @@ class SupervisedConnection:
         if self._resends:
             wire.keeps_unanswered = True
             unanswered, self._unanswered = self._unanswered, []
-            wire.adopt(unanswered)
+            wire.resend(unanswered)
         self.wire = wire
         if not self.is_refusing:
             self.reason = ""
@@ -363,7 +363,7 @@ class SupervisedConnection:
             self._keeper.cancel()
             self._keeper = None
 
-    def serves(self) -> None:
+    def mark_healthy(self) -> None:
         """Note that the outage is over: the connection is there, and the server does what it is told."""
         self.is_refusing = False
         self._delay = _FIRST_DELAY
@@ -380,7 +380,7 @@ class SupervisedConnection:
         return wire.replies > self._replies_to_set_up and not self.is_refusing
 
     def give_up(self, wire: WireProtocol, reason: str) -> None:
-        """End a connection whose server cannot serve. The outage lasts until `serves()`."""
+        """End a connection whose server cannot serve. The outage lasts until `mark_healthy()`."""
         self._delay = max(2 * _FIRST_DELAY, self._delay)
         self.is_refusing = True
         self.reason = reason
@@ -501,9 +501,9 @@ class SupervisedConnection:
         if self._overdue is not None and (self.wire is None or self.wire.is_lost):
             if isinstance(self._overdue, LayerUnavailable):
                 raise self.unavailable()
-            raise own(self._overdue)
+            raise copy_error(self._overdue)
 
-    async def with_room(self) -> WireProtocol:
+    async def with_capacity(self) -> WireProtocol:
         """
         Return the wire when it is up and may be written to.
 
@@ -516,13 +516,13 @@ class SupervisedConnection:
             if wire is None or wire.is_lost:
                 wire = await self._change()
             try:
-                await wire.room()
+                await wire.wait_for_capacity()
                 return wire
             except NotSent:
                 continue
 
     async def up(self) -> WireProtocol:
-        """Return the wire when it is up. Raises as `with_room()`."""
+        """Return the wire when it is up. Raises as `with_capacity()`."""
         while (wire := self.wire) is None or wire.is_lost:
             await self._change()
         return wire
@@ -540,7 +540,7 @@ class SupervisedConnection:
         try:
             return await waiter
         except (ChannelLayerError, ImproperlyConfigured) as exc:
-            raise own(exc) from exc
+            raise copy_error(exc) from exc
         finally:
             self._waiters.pop(waiter, None)
 
@@ -554,7 +554,7 @@ class SupervisedConnection:
         """
         while not self.was_up:
             if self._overdue is not None and not isinstance(self._overdue, LayerUnavailable):
-                raise own(self._overdue)
+                raise copy_error(self._overdue)
             with contextlib.suppress(LayerUnavailable):
                 await self._next_wire()
 

@@ -1,5 +1,5 @@
--- Put the item that a node took under this number back at the head of its channel.
--- KEYS: the list, the node's taken key. ARGV: number, expiry in ms.
+-- Put the item that a session took under this number back at the head of its channel.
+-- KEYS: the list, the session's taken key. ARGV: number, expiry in ms.
 -- Returns 1, or 0 when that number is not held (any more) or the item has expired. The number is used up all the
 -- same: a pop of a connection that was lost, executed late, must take nothing under it.
 local held = redis.call('HMGET', KEYS[2], 'number', 'item')

@@ -1,6 +1,6 @@
--- Take the oldest item of a normal channel, under a number of the node that asks.
--- KEYS: the list, the node's taken key. ARGV: number, expiry in ms, the oldest and the newest wire version that the
--- node reads. Items of others stay where they are, for those who read them.
+-- Take the oldest item of a normal channel, under a number of the session that asks.
+-- KEYS: the list, the session's taken key. ARGV: number, expiry in ms, the oldest and the newest wire version that the
+-- session reads. Items of others stay where they are, for those who read them.
 -- Returns the item or nil. The same number gets the same answer again; a higher one acknowledges it; a lower one
 -- is from a connection that was lost, executed late, and takes nothing.
 local held = redis.call('HMGET', KEYS[2], 'number', 'item')

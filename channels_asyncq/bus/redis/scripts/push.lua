@@ -1,12 +1,12 @@
 -- Append an item to a normal channel.
--- KEYS: the list, which is also the topic of its wake-ups; the numbers taken in from this node in this partition; the
--- nodes whose senders wait for a place.
--- ARGV: item, capacity, expiry in ms, its number among the node's pushes in the partition. For a sender that waits also its
--- node, for how many ms it has waited, and for how many more it is waited for.
+-- KEYS: the list, which is also the topic of its wake-ups; the numbers taken in from this session in this partition; the
+-- sessions whose senders wait for a place.
+-- ARGV: item, capacity, expiry in ms, its number among the session's pushes in the partition. For a sender that waits also its
+-- session, for how many ms it has waited, and for how many more it is waited for.
 -- Returns 1, also when this number was taken in before, or 0 when the channel is full. An item begins with the 13
 -- digits of its expiry, in ms of TIME.
 -- The numbers are "<highest>" or "<highest>,<missing>,...,": the missing ones are below it and were not taken in.
--- A node has at most 1024 unanswered, so that what is missing further back is not asked for again.
+-- A session has at most 1024 unanswered, so that what is missing further back is not asked for again.
 local taken = redis.call('GET', KEYS[2]) or '0'
 local number = tonumber(ARGV[4])
 local highest = tonumber(string.match(taken, '^%d+'))
@@ -33,12 +33,12 @@ if ARGV[5] or free == 1 then
   local since = ARGV[5] and string.format('%013d', now - ARGV[6])
   local waiting = redis.call('HGETALL', KEYS[3])
   for i = 1, #waiting, 2 do
-    local node, came, ends = waiting[i], string.match(waiting[i + 1], '^(%d+),(%d+)$')
-    if node == ARGV[5] then
+    local session, came, ends = waiting[i], string.match(waiting[i + 1], '^(%d+),(%d+)$')
+    if session == ARGV[5] then
       is_known = true
     elseif tonumber(ends) <= now then
-      redis.pcall('HDEL', KEYS[3], node)
-    elseif not since or came < since or (came == since and node < ARGV[5]) then
+      redis.pcall('HDEL', KEYS[3], session)
+    elseif not since or came < since or (came == since and session < ARGV[5]) then
       free = free - 1
     end
   end
