@@ -1,4 +1,4 @@
-"""Figures that the README and the design give, and what they rest on."""
+"""Figures that the pages about delivery and the design give, and what they rest on."""
 
 import asyncio
 import json
@@ -159,8 +159,10 @@ OVERHEAD = 1.3
 @pytest.mark.parametrize("largest", [1024, Recovery().message_bytes], ids=["small", "worst"])
 async def test_memory_of_full_logs(prefix: str, messages: int, largest: int) -> None:
     """
-    All 16 logs, full, take what the README says: with envelopes of 1 KiB; and with the worst there is, envelopes
-    of 64 KiB and ever smaller ones behind them, each as large as it may be without trimming those before it.
+    All 16 logs, full, take the memory that docs/delivery.md says.
+
+    With envelopes of 1 KiB; and with the worst mix: envelopes of 64 KiB, then ever smaller ones, each as large
+    as it may be without trimming the envelopes before it.
     """
     sizes = [max(1024, min(largest, bus.LOG_BYTES // n)) for n in range(1, messages + 1)]
     bound = sum(sizes) / MEBIBYTE
