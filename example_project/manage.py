@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a Django command for the example: `python manage.py demo` is the one to begin with."""
+"""Run a Django command for the example. Begin with `python manage.py demo`."""
 
 import os
 import sys

@@ -28,39 +28,39 @@ from chat.rules import (
 )
 
 HISTORY = 50
-RECENT = 20  # how many ids a roll call names
-MOST_SENDS = 100  # that one page may have under way
+RECENT = 20  # ids in a roll call
+MOST_SENDS = 100  # unfinished sends of one page
 CLOSE_BAD_ROOM = 4404
-CLOSE_TRY_AGAIN = 4013  # what 1013 means; Daphne sends no code of its own between 1000 and 3000
+CLOSE_TRY_AGAIN = 4013  # in place of 1013: Daphne refuses to send codes between 1000 and 3000
 
 Event = dict[str, Any]
 
 
 def member_of(page: str) -> str:
     """
-    Return what the room calls a page: the same when it comes back, so that it is never there twice.
+    Return the public id of a page. It stays the same when the page reconnects, so a page is never listed twice.
 
-    What the page calls itself stays between it and us: nobody else can come back in its name.
+    The page's own key stays secret, so that no other page can take its place.
     """
     return hashlib.sha256(page.encode(errors="replace")).hexdigest()[:16] if page else secrets.token_hex(8)
 
 
 def describe(scope: Any) -> dict[str, Any]:
-    """Return which of the servers this is: its port, if it has one, and its process."""
+    """Return the port of this server, if it has one, and its process id."""
     _, port = scope.get("server") or (None, None)
     return {"port": port, "pid": os.getpid()}
 
 
 async def send_if_possible(sending: Coroutine[Any, Any, None]) -> None:
-    """Await a send through the layer. Nothing is lost with it: the next roll call or count makes up for it."""
+    """Await a send through the layer, and ignore a failure: the next roll call or count makes up for it."""
     try:
         await sending
     except (ChannelFull, LayerUnavailable, LayerClosed, DeliveryUnknown):
-        pass  # The layer logs an outage, and the page is told of it (`layer_down`).
+        pass  # The layer logs the outage, and the page gets `layer_down`.
 
 
 async def no_such_socket(scope: Any, receive: Any, send: Any) -> None:
-    """Refuse a WebSocket whose path is nobody's (HTTP 403), in place of Channels' traceback."""
+    """Refuse a WebSocket with an unknown path (HTTP 403). Without this, Channels raises a traceback."""
     await send({"type": "websocket.close"})
 
 
@@ -71,13 +71,13 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
     The page sends frames (see `chat.rules.parse_frame`). It gets frames with a "type": welcome, history,
     stored, message, typing, tally, notice, error, layer, and for presence roll_call, here and left.
 
-    What is said is stored first, and the page is told (stored). Then it goes to the room (message), the page
-    included. Nothing depends on the second step: each roll call names the newest messages, and a page that lacks
-    one asks for it. So an outage of the layer, or the end of this process, delays a message and loses none.
+    A message is stored first, and its page gets "stored". Then it is sent to the room as "message", to its own
+    page too. Each roll call contains the ids of the newest messages, and a page that lacks one asks for it. So an
+    outage of the layer, or the end of this process, delays a message and loses none.
 
-    Who is here is asked, never stored. Whoever wants to know calls the roll over the group, and each consumer
-    answers over the group. A process that was killed does not answer, so its people are gone, with no table
-    to clean up. A group has one order for all, so an answer that comes after a call is an answer to it.
+    Presence is not stored. A consumer calls the roll over the group, and each consumer answers over the group. A
+    killed process does not answer, so its people disappear, and no table needs cleaning. All members of a group
+    get one order, so an answer after a call belongs to that call.
     """
 
     channel_layer: AsyncQueueChannelLayer
@@ -106,8 +106,8 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         except Refused:
             after = 0
 
-        # Join first, read second: what is said in between comes twice, and the page drops the repeat by its
-        # id. The other way round it would not come at all.
+        # Join first, read second: a message in between then arrives twice, and the page drops the repeat by
+        # its id. In the other order it would not arrive at all.
         try:
             await self.channel_layer.group_add(self.group, self.channel_name)
         except (LayerUnavailable, DeliveryUnknown):
@@ -129,7 +129,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
             await self.channel_layer.group_discard(self.group, self.channel_name)
             await self.channel_layer.group_send(self.group, {"type": "chat.left", "member": self.member})
         except (LayerUnavailable, DeliveryUnknown):
-            pass  # The next roll call says the same.
+            pass  # The next roll call has the same effect.
 
     async def receive(
         self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
@@ -146,7 +146,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
             if action == "message":
                 await self.say(clean_text(value), clean_key(frame.get("key")))
             elif action == "typing":
-                # Shown for a moment and worth nothing afterwards; the author's own page needs no copy.
+                # The author's own page needs no copy.
                 self.publish("chat.typing", exclude=[self.channel_name], name=self.name)
             elif action == "name":
                 self.name = clean_author(value)
@@ -161,21 +161,21 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
     # What a page can do
 
     async def say(self, text: str, key: str | None) -> None:
-        """Store a message, show it to the room and have its words counted."""
+        """Store a message, send it to the room and have its words counted."""
         message = await database_sync_to_async(Message.store)(self.room, self.name, text, key)
         await self.tell("stored", **message.as_dict())
         self.publish("chat.message", **message.as_dict())
         self.have_counted()
 
     async def call_the_roll(self) -> None:
-        """Ask the room who is here, tell it which messages it should have, and see that these are counted."""
+        """Ask all pages of the room to answer, with the ids of the newest messages; have these counted."""
         recent = await database_sync_to_async(Message.newest_ids)(self.room, RECENT)
         self.publish("chat.roll_call", recent=recent)
         if recent and not await Tally.objects.filter(room=self.room, counted_to__gte=recent[0]).aexists():
             self.have_counted()
 
     def have_counted(self) -> None:
-        """Ask a worker to count what was said."""
+        """Ask a worker to count the new messages."""
         self.send_aside(self.channel_layer.send("wordcount", {"type": "count.words", "room": self.room}))
 
     async def tell_history(self, after: int) -> None:
@@ -197,10 +197,10 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
 
     def send_aside(self, sending: Coroutine[Any, Any, None]) -> None:
         """
-        Send through the layer in a task, which an outage holds up for `send_timeout`; this consumer goes on.
+        Send through the layer in a task. In an outage the task waits for `send_timeout`; this consumer goes on.
 
-        Tasks begin in the order in which they were made, and the layer keeps the order of the sends. There are
-        never more than MOST_SENDS: what exceeds them is left to the next roll call.
+        Tasks begin in the order in which they were created, and the layer keeps the order of the sends. Beyond
+        MOST_SENDS tasks a send is dropped: the next roll call makes up for it.
         """
         if len(self.sends) >= MOST_SENDS:
             sending.close()
@@ -209,7 +209,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         self.sends.add(task)  # The event loop itself keeps only a weak reference.
         task.add_done_callback(self.sends.discard)
 
-    # What the room says. `.get` because anybody may publish to a group, from any language.
+    # Messages of the room. `.get`, because other programs may publish to a group too.
 
     async def chat_message(self, event: Event) -> None:
         keys = ("id", "author", "text", "sent_at", "key")
@@ -234,20 +234,20 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
 
     async def chat_left(self, event: Event) -> None:
         if self.joined and event.get("member") == self.member:
-            # An earlier connection of this page, which ended late.
+            # An earlier connection of this page has ended late.
             self.publish("chat.here", member=self.member, name=self.name)
             return
         await self.tell("left", member=event.get("member"))
 
-    # What the layer says: `on_disconnect`, `on_reconnect` and `on_loss` in the settings
+    # Messages of the layer: `on_disconnect`, `on_reconnect` and `on_loss` in the settings
 
     async def layer_down(self, event: Event) -> None:
         await self.tell("layer", up=False)
 
     async def layer_up(self, event: Event) -> None:
-        """The page asks for what it missed, and calls the roll."""
+        """The page asks for the messages that it missed, and calls the roll."""
         await self.tell("layer", up=True)
 
     async def layer_loss(self, event: Event) -> None:
-        """Something is missing, or may be: the page asks the history for it."""
+        """Messages are missing, or may be: the page asks for the history."""
         await self.tell("layer", up=True)

@@ -9,7 +9,7 @@ from chat.rules import AUTHOR_LENGTH, KEY_LENGTH, ROOM_LENGTH, TEXT_LENGTH
 
 
 class Message(models.Model):
-    """One line of a room. Ids grow in the order of the commits: SQLite has one writer at a time."""
+    """A message in a room. Ids grow in the order of the commits, because SQLite has one writer at a time."""
 
     id: int
 
@@ -17,7 +17,7 @@ class Message(models.Model):
     author = models.CharField(max_length=AUTHOR_LENGTH)
     text = models.TextField(max_length=TEXT_LENGTH)
     sent_at = models.DateTimeField(auto_now_add=True)
-    # What the page calls the message before it has an id. NULLs are all different to a constraint.
+    # The page's name for the message before it has an id. The constraint allows any number of NULLs.
     key = models.CharField(max_length=KEY_LENGTH, null=True)
 
     class Meta:
@@ -30,7 +30,7 @@ class Message(models.Model):
 
     @classmethod
     def store(cls, room: str, author: str, text: str, key: str | None = None) -> Message:
-        """Store a message; one with a key once, however often it is sent."""
+        """Store a message. A message with a key is stored once, however often it is sent."""
         if key is None:
             return cls.objects.create(room=room, author=author, text=text)
         message, _ = cls.objects.get_or_create(room=room, key=key, defaults={"author": author, "text": text})
@@ -42,7 +42,7 @@ class Message(models.Model):
         return list(cls.objects.filter(room=room).order_by("-id").values_list("id", flat=True)[:number])
 
     def as_dict(self) -> dict[str, Any]:
-        """What a page needs to show the message; also what travels through the channel layer."""
+        """The message for a page, and for the channel layer."""
         return {
             "id": self.id,
             "author": self.author,
@@ -53,12 +53,12 @@ class Message(models.Model):
 
 
 class Tally(models.Model):
-    """What the worker has counted in a room."""
+    """The counts of the worker for a room."""
 
     room = models.CharField(max_length=ROOM_LENGTH, primary_key=True)
     messages = models.PositiveIntegerField(default=0)
     words = models.PositiveIntegerField(default=0)
-    counted_to = models.PositiveBigIntegerField(default=0)  # the id of the newest message in it
+    counted_to = models.PositiveBigIntegerField(default=0)  # the id of the newest message that is counted
 
     def __str__(self) -> str:
         return f"{self.room}: {self.words} words in {self.messages} messages"
@@ -68,8 +68,8 @@ class Tally(models.Model):
         """
         Count the messages of a room that are not counted yet, and return its tally.
 
-        Each message counts once, with any number of workers, and however often they are asked. What nobody was
-        asked to count, because the channel layer was out, is counted with the next.
+        Each message counts once, with any number of workers, and however often they are asked. If the channel
+        layer was out when a message was stored, the next call counts it.
         """
         with transaction.atomic():
             tally, _ = cls.objects.select_for_update().get_or_create(room=room)

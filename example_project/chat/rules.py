@@ -17,11 +17,11 @@ ROOM_RULE = "A room name is 1 to 50 letters (A to Z), digits, hyphens or undersc
 
 
 class Refused(ValueError):
-    """Input that the chat does not accept; the text is for the person who sent it."""
+    """Input that the chat does not accept. The text is for the person who sent it."""
 
 
 class RoomConverter:
-    """`<room:room>` in a path: anything else is a 404."""
+    """`<room:room>` in a path. Any other name is a 404."""
 
     regex = ROOM_PATTERN
 
@@ -77,20 +77,20 @@ def clean_key(key: object) -> str | None:
 
 
 def guest_name() -> str:
-    """A friendly name for somebody who gave none."""
+    """A name for a person who gave none."""
     return f"{secrets.choice(_ADJECTIVES)} {secrets.choice(_ANIMALS)}"
 
 
 def parse_frame(text: str | None) -> tuple[str, dict[str, Any]]:
     """
-    Return what a page's frame asks for, and the frame, in which the action's value stands under its name.
+    Return the action of a page's frame, and the frame, which has the action's value under the action's name.
 
     A frame is a JSON object with one of these keys: `{"message": "..."}`, `{"typing": true}`,
-    `{"name": "..."}`, `{"who": true}` or `{"after": 17}`. A message may have a "key" of the page's own beside
-    it: then it can be sent again, and is stored once.
+    `{"name": "..."}`, `{"who": true}` or `{"after": 17}`. A message may also have a "key" that the page chose.
+    Then the page can send the message again, and it is stored once.
 
     Raises:
-        Refused: it is anything else.
+        Refused: the text is no such frame.
     """
     if text is None:
         raise Refused("Send JSON as a text frame, not bytes.")
@@ -118,7 +118,7 @@ def parse_after(value: Any) -> int:
 
 
 def _is_unicode(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    """False for half of a surrogate pair, which JSON can contain and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

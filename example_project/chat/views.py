@@ -24,7 +24,7 @@ from chat.rules import (
 
 @require_safe
 def index(request: HttpRequest) -> HttpResponse:
-    """The rooms in which somebody has written, and a form that opens any room."""
+    """The rooms with messages, and a form that opens any room."""
     wanted = request.GET.get("room", "").strip()
     if is_room(wanted):
         return redirect("chat:room", room=wanted)
@@ -35,7 +35,7 @@ def index(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def room(request: HttpRequest, room: str) -> HttpResponse:
-    """The page of one room; everything in it comes over the WebSocket."""
+    """The page of one room. Its contents come over the WebSocket."""
     context = {"room": room, "author_length": AUTHOR_LENGTH, "text_length": TEXT_LENGTH}
     return render(request, "chat/room.html", context)
 
@@ -43,12 +43,10 @@ def room(request: HttpRequest, room: str) -> HttpResponse:
 @require_POST
 def send(request: HttpRequest, room: str) -> HttpResponse:
     """
-    Send a message from ordinary synchronous code.
+    Send a message from synchronous code. Sync views, signal handlers and commands need only `async_to_sync`.
 
-    A sync view, a signal handler, a management command: `async_to_sync` is all that any of them needs.
-
-    The answer is the message as it is stored: 201, or 202 where the others will see it when the channel layer is
-    back.
+    The answer is the stored message, with status 201. The status is 202 if the channel layer is out: then the
+    other pages see the message when the layer is back.
     """
     try:
         text = clean_text(request.POST.get("message"))
@@ -62,7 +60,7 @@ def send(request: HttpRequest, room: str) -> HttpResponse:
         async_to_sync(layer.group_send)(group_of(room), {"type": "chat.message", **message})
         async_to_sync(layer.send)("wordcount", {"type": "count.words", "room": room})
     except (LayerUnavailable, DeliveryUnknown):
-        return JsonResponse(message, status=202)  # No error: whoever repeats it would say it twice.
+        return JsonResponse(message, status=202)  # No error: it is stored, and must not be sent again.
     except ChannelFull:
-        pass  # No worker is reading; the message itself is delivered.
+        pass  # No worker reads. The message itself is delivered.
     return JsonResponse(message, status=201)

@@ -14,31 +14,30 @@ class WordCounter(AsyncConsumer):
     """
     Counts words for all rooms, in a process of its own: `manage.py runworker wordcount`.
 
-    Start as many as you like: each message of the channel reaches one of them. A message says that there is
-    something to count, and the database says what: so no word counts twice, and none that is stored is left out,
-    whatever becomes of a message.
+    Start as many as you like: each message of the channel reaches one of them. A message names a room only. The
+    database knows which messages are not counted yet. So a lost or repeated message miscounts nothing.
     """
 
     async def count_words(self, message: dict[str, Any]) -> None:
         room = message.get("room")
         if not isinstance(room, str) or not is_room(room):
-            return  # Anybody may send to this channel.
+            return  # Any code of the site may send to this channel.
         tally = await database_sync_to_async(Tally.count)(room)
         event = {"type": "chat.tally", "messages": tally.messages, "words": tally.words}
         try:
             await self.channel_layer.group_send(group_of(tally.room), event)
         except (LayerUnavailable, DeliveryUnknown):
-            pass  # The tally is stored; pages read it when they ask for the history.
+            pass  # The tally is stored. Pages read it with the history.
 
     async def count_ping(self, message: dict[str, Any]) -> None:
-        """Answer on the channel that the asker names: how `manage.py demo` knows that a worker is there."""
+        """Answer on the channel `reply_to`. So `manage.py demo` knows that a worker runs."""
         await self.channel_layer.send(message["reply_to"], {"type": "count.pong"})
 
     async def layer_down(self, message: dict[str, Any]) -> None:
-        """The settings' `on_disconnect` reaches every channel; this one has nobody to tell."""
+        """Ignore `on_disconnect`, which each consumer gets on a channel of its own: a worker has no page."""
 
     async def layer_up(self, message: dict[str, Any]) -> None:
-        """As `layer_down`."""
+        """Ignore `on_reconnect`, for the same reason."""
 
     async def layer_loss(self, message: dict[str, Any]) -> None:
-        """As `layer_down`: what it counts comes from a normal channel, which loses nothing."""
+        """Ignore `on_loss`: the next message counts everything that is not counted yet."""

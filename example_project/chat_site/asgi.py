@@ -10,7 +10,7 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat_site.settings")
 pages = get_asgi_application()
 
-# Consumers import models, and those need the apps that get_asgi_application() has just loaded.
+# Consumers import models, and models need the apps that get_asgi_application() has loaded.
 from chat_site.routing import websockets, workers  # noqa: E402
 
 application = ProtocolTypeRouter(

@@ -5,11 +5,11 @@ from django.urls import re_path
 
 websockets = URLRouter(
     [
-        # Any name reaches the consumer: it refuses bad ones with a close code that the page can read.
+        # Any name reaches the consumer, which refuses bad names with a close code that the page can read.
         re_path(r"^ws/chat/(?P<room>[^/]*)/\Z", ChatConsumer.as_asgi()),  # type: ignore[arg-type, list-item]
         re_path(r"", no_such_socket),  # type: ignore[arg-type, list-item]
     ]
 )
 
-# What `manage.py runworker wordcount` runs.
+# `manage.py runworker wordcount` runs this.
 workers = ChannelNameRouter({"wordcount": WordCounter.as_asgi()})

@@ -1,7 +1,7 @@
 """
 Settings of the example: a chat without accounts.
 
-For a site of your own: take the secret key from the environment, name your hosts, and turn on HTTPS.
+For your own site: take the secret key from the environment, set your host names, and turn on HTTPS.
 """
 
 import os
@@ -11,7 +11,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY", "an-example-key-that-protects-nothing")
 DEBUG = os.environ.get("DJANGO_DEBUG") == "1"
-# AllowedHostsOriginValidator reads this too: a page of another site cannot open our WebSockets.
+# AllowedHostsOriginValidator uses this too: pages of other sites cannot open our WebSockets.
 ALLOWED_HOSTS = os.environ.get("DJANGO_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",")
 
 INSTALLED_APPS = [
@@ -36,10 +36,10 @@ CHANNEL_LAYERS = {
         "BACKEND": "channels_asyncq.AsyncQueueChannelLayer",
         "CONFIG": {
             "hosts": [os.environ.get("REDIS_URL", "redis://localhost:6379/0")],
-            # Every local channel is told of an outage; the consumers hand it on to the page.
+            # Each consumer gets these messages in an outage, and informs its page.
             "on_disconnect": "layer.down",
             "on_reconnect": "layer.up",
-            # What may have been missed all the same, and nobody can know, is told too.
+            # Each consumer gets this message if it missed a message, or may have.
             "on_loss": "layer.loss",
         },
     },
@@ -49,8 +49,8 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("CHAT_DATABASE", BASE_DIR / "db.sqlite3"),
-        # Two servers and a worker write to one file. WAL lets readers go on meanwhile; an immediate
-        # transaction waits for its turn at BEGIN, where a deferred one would fail half-way as "locked".
+        # Two servers and a worker write to one file. WAL lets readers go on during a write. An immediate
+        # transaction waits at BEGIN; a deferred one would fail in the middle with "database is locked".
         "OPTIONS": {
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
             "transaction_mode": "IMMEDIATE",
@@ -60,13 +60,13 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Without it the clock of the logs would be Chicago's. Pages show times by the reader's own clock.
+# Django's default is America/Chicago. Pages show times in the reader's own time zone.
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
 
-# Everybody's messages in one form; Django's own also without DEBUG. How much of the rest is said is the server's
-# to decide (`daphne -v`): the root logger has no level here.
+# One format for all log lines, and Django's own lines without DEBUG too. The root logger has no level here,
+# because the server chooses it (`daphne -v`).
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

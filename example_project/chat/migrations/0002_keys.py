@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 
 def count_again(apps: Any, schema_editor: Any) -> None:
-    """Begin all tallies anew: nobody knows up to which message the old ones count."""
+    """Delete all tallies: it is unknown up to which message the old ones count."""
     apps.get_model("chat", "Tally").objects.all().delete()
 
 

@@ -26,18 +26,18 @@ PROJECT = Path(__file__).resolve().parents[3]
 HOST = "127.0.0.1"
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
-RESTART_DELAY = 0.2  # A process is back before its page has given up twice.
-OUTAGE = 10.0  # The message server stays away for long enough to see what the pages make of it.
+RESTART_DELAY = 0.2  # Short: the process is back before its page has failed to reconnect twice.
+OUTAGE = 10.0  # Long enough to see what the pages do without the message server.
 
 Say = Callable[[str, str], None]
 
 
 class ProcessEnded(Exception):
-    """A process of the demo ended by itself or never answered; the text says which and what it said last."""
+    """A process of the demo ended by itself or never answered. The text names it and has its last lines."""
 
 
 class Child:
-    """One process of the demo: started, watched, its output passed on line by line, stopped."""
+    """A process of the demo: starts it, watches it, passes its output on line by line, and stops it."""
 
     def __init__(
         self, name: str, label: str, arguments: list[str], answers: Callable[[], Awaitable[bool]]
@@ -56,11 +56,11 @@ class Child:
         """
         Keep the process running, until this is cancelled.
 
-        When somebody kills it, it is started again at once, as a supervisor would do: that is an experiment
-        worth making.
+        A process that is killed is started again at once, as a supervisor would do. So you can try what happens
+        when it is killed.
 
         Raises:
-            ProcessEnded: it ended by itself, or did not answer.
+            ProcessEnded: the process ended by itself, or did not answer.
         """
         while True:
             process = await self._start(environment, say)
@@ -74,11 +74,11 @@ class Child:
             if code >= 0:
                 raise ProcessEnded(self._obituary(code))
             self.was_killed = True
-            say("demo", f"{self._obituary(code)} It is started again.")
+            say("demo", f"{self._obituary(code)} It starts again.")
             await asyncio.sleep(RESTART_DELAY)
 
     async def stop(self) -> None:
-        """End the process: ask first, then kill. Safe to call twice, and before the start."""
+        """Terminate the process; kill it if it does not end. Safe to call twice, and before the start."""
         if self.process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -103,7 +103,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            # Ctrl-C in the terminal is for the demo, which stops the others in its own order.
+            # Ctrl-C in the terminal reaches only the demo, which stops its children in order.
             start_new_session=True,
         )
         assert self.process.stdout is not None
@@ -117,7 +117,7 @@ class Child:
             try:
                 line = await stream.readline()
             except ValueError:
-                continue  # Longer than the reader's limit; what follows is a line again.
+                continue  # The line is longer than the reader's limit. The rest of it is read as a line.
             if not line:
                 return
             text = line.decode(errors="replace").rstrip()
@@ -143,14 +143,14 @@ class Child:
 
     def _last_words(self) -> str:
         return (
-            "".join(["\nThe last it said:", *(f"\n    {line}" for line in self.last_lines)])
+            "".join(["\nIts last lines:", *(f"\n    {line}" for line in self.last_lines)])
             if self.last_lines
             else ""
         )
 
 
 class SayingHandler(logging.Handler):
-    """Hands log records of this process on as lines of the demo: they get a label like all others."""
+    """Writes the log records of this process as lines of the demo, with a label."""
 
     def __init__(self, say: Say) -> None:
         super().__init__()
@@ -163,8 +163,8 @@ class SayingHandler(logging.Handler):
 
 class Command(BaseCommand):
     help = (
-        "Run the chat on this machine as it would run in production: a Redis or Valkey server (that of "
-        "REDIS_URL, or one of its own), two Daphne processes and a worker. Ctrl-C stops everything."
+        "Run the chat on this machine as in production: a Redis or Valkey server (the one of REDIS_URL, or one "
+        "of its own), two Daphne processes and a worker. Ctrl-C stops everything."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -198,9 +198,9 @@ class Command(BaseCommand):
         self.write("Everything has been stopped.")
 
     async def run(self, server: EmbeddedServer, first: int, second: int) -> None:
-        """Start everything, look after it until a signal comes, stop everything."""
+        """Start everything, keep it running until a signal comes, then stop everything."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            # Windows has no such handlers; there Ctrl-C is a KeyboardInterrupt.
+            # Windows has no signal handlers in asyncio. There Ctrl-C is a KeyboardInterrupt.
             with contextlib.suppress(NotImplementedError, AttributeError):
                 asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self.stop.set)
         environment = os.environ | {
@@ -222,7 +222,7 @@ class Command(BaseCommand):
             *(asyncio.create_task(child.keep(environment, self.say), name=child.name) for child in children),
         ]
         try:
-            # Only a signal ends one of them without an error.
+            # Only the signal ends a task without an error.
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -230,7 +230,7 @@ class Command(BaseCommand):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            # What goes wrong with one, such as a terminal that is gone, leaves none of the others behind.
+            # An error with one process, such as a closed terminal, must not leave the others running.
             await asyncio.gather(*(child.stop() for child in children), return_exceptions=True)
             await layer.close()
 
@@ -244,14 +244,14 @@ class Command(BaseCommand):
         )
 
     async def keep_server(self, server: EmbeddedServer, children: list[Child]) -> None:
-        """Say when all is there; then see to the server between them, until this is cancelled."""
+        """Announce when all children are ready. Then restart a killed server, until this is cancelled."""
         for child in children:
             await child.ready.wait()
         self.announce(server, children)
         while True:
             await asyncio.sleep(0.5)
             if not server.is_running:
-                self.say("demo", f"The message server is gone. It is started again in {OUTAGE:g} seconds.")
+                self.say("demo", f"The message server is gone. It starts again in {OUTAGE:g} seconds.")
                 await asyncio.sleep(OUTAGE)
                 await asyncio.to_thread(server.restart)
                 self.say("demo", f"The message server answers again (pid {server.pid}).")
@@ -269,43 +269,43 @@ class Command(BaseCommand):
             "",
             bold("What to try"),
             "    Write in one window and read in the other: two processes, one room.",
-            "    Press 'Send from a sync view': an ordinary Django view reaches the same people.",
-            "    Look at the word count: the worker keeps it, in a third process.",
-            f"    kill -9 {first:<8} the first Daphne. Its page keeps what you write, and is soon back.",
-            f"    kill -9 {worker:<8} the worker. Messages wait for it and are counted when it is back.",
+            "    Press 'Send from a sync view': a synchronous Django view sends to the same room.",
+            "    Look at the word count: the worker counts, in a third process.",
+            f"    kill -9 {first:<8} the first Daphne. Its page keeps what you write, and soon reconnects.",
+            f"    kill -9 {worker:<8} the worker. Messages wait, and are counted when it is back.",
         ]
         if not server.external:
             lines.append(
-                f"    kill -9 {server.pid:<8} the message server. The pages say so and catch up afterwards."
+                f"    kill -9 {server.pid:<8} the message server. The pages say so, and catch up afterwards."
             )
-        lines += ["", "What is killed is started again, with a new number. Ctrl-C stops everything.", "", ""]
+        lines += ["", "A killed process starts again, with a new pid. Ctrl-C stops everything.", "", ""]
         self.write("\n".join(lines))
 
     def say(self, label: str, text: str) -> None:
-        """Write a line of one of the processes, or of the demo itself."""
+        """Write the lines of a process, or of the demo itself, with a label."""
         style = self.style.WARNING if label == "demo" else self.style.HTTP_INFO
         for line in text.splitlines():
             self.write(f"{style(f'{label:>11} |')} {line}")
 
     def write(self, text: str) -> None:
-        """Write at once, into a file or a pipe too. When nobody reads any more, stop everything."""
+        """Write at once, into a file or a pipe too. If the reader of the pipe is gone, stop everything."""
         try:
             self.stdout.write(text)
             self.stdout.flush()
         except BrokenPipeError:
-            # What is written from now on goes nowhere: Python itself flushes once more at its end.
+            # Discard further output: Python flushes once more when it ends.
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
             self.stop.set()
 
 
 def check_port(option: str, port: int) -> None:
-    """Raise CommandError if nobody can listen on the port."""
+    """Raise CommandError if no server can listen on the port."""
     if not 0 < port < 65536:
         raise CommandError(f"{option} {port} is not a port; choose one from 1 to 65535.")
     with socket.socket() as probe:
         if os.name == "posix":
-            # As the server does it: connections that linger from an earlier run do not count.
+            # Like the server: ignore connections that linger from an earlier run.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -321,7 +321,7 @@ def check_port(option: str, port: int) -> None:
 
 
 def page_answers(port: int) -> bool:
-    """Whether the chat's first page comes from a port."""
+    """Whether the chat's first page is served on a port."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5)
     try:
         connection.request("GET", "/")

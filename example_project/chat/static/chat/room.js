@@ -7,14 +7,14 @@ const scroll = element("scroll");
 const nameField = element("name");
 const messageField = element("message");
 
-// ---- The connection: one WebSocket at a time, tried again with growing, jittered delays ----
+// ---- The connection: one WebSocket at a time, with growing, jittered delays between attempts ----
 
 const FIRST_DELAY = 500;
 const LONGEST_DELAY = 20000;
-const SILENCE = 25000; // Rolls are called every ten seconds or so: a socket silent for this long is dead.
+const SILENCE = 25000; // A roll is called about every ten seconds: a socket that is silent for this long is dead.
 const CLOSE_BAD_ROOM = 4404;
-const STABLE = 5000; // A connection that lives this long was a good one: the delays begin anew.
-const page = newKey(); // What the server knows us by when we come back.
+const STABLE = 5000; // After a connection that lives this long, the delays start again from the shortest.
+const page = newKey(); // The server recognises this page by it after a reconnect.
 
 let socket = null;
 let state = "connecting";
@@ -52,7 +52,7 @@ function lost(code) {
     show("stopped", "This room cannot be opened");
     return;
   }
-  // Jitter, or every page of a restarted server comes back in the same instant.
+  // Jitter: without it, all pages of a restarted server would reconnect at the same instant.
   const delay = Math.min(LONGEST_DELAY, FIRST_DELAY * 2 ** failures) * (0.5 + Math.random() / 2);
   failures += 1;
   retryAt = Date.now() + delay;
@@ -79,7 +79,7 @@ function show(next, words) {
   element("retry").hidden = state !== "waiting";
   element("send").disabled = element("send-view").disabled = state === "stopped";
   if (state !== "live") forgetTheRoll();
-  // "Reconnecting…" comes and goes with each attempt: the words about the outage stay.
+  // "Reconnecting…" appears with each attempt. The text about the outage stays.
   if (state !== "connecting") {
     element("outage").textContent = OUTAGES[state] ?? "";
     if (state !== "live" && present.size) element("as-of").textContent = `as of ${clock(knownAt)}`;
@@ -88,13 +88,13 @@ function show(next, words) {
 }
 
 function tick() {
-  // The countdown is for the eye; a screen reader hears each change of state once.
+  // A screen reader does not read the countdown. It reads each change of state once.
   const seconds = Math.ceil((retryAt - Date.now()) / 1000);
   element("countdown").textContent = retryTimer && seconds > 0 ? `next try in ${seconds} s` : "";
   if (state === "live" && Date.now() - changedAt > STABLE) failures = 0;
   showFates();
   if (state === "paused" && Date.now() > askAt) {
-    // The servers hear nothing of each other, but they share a database: the chat goes on, in larger steps.
+    // The servers cannot reach each other, but they share a database. So ask for new messages every few seconds.
     askAt = Date.now() + 2000 + Math.random() * 2000;
     send({ after: complete });
   }
@@ -114,11 +114,11 @@ element("retry").addEventListener("click", retryNow);
 addEventListener("online", retryNow);
 document.addEventListener("visibilitychange", () => document.hidden || !retryTimer || retryNow());
 
-// A browser may keep a page that was left, to show it again on the way back, and its socket with it: the person would
-// stay in the room, and come back as a second one.
+// A browser may keep a page after the person leaves it, and its socket too. Then the person would stay in the room,
+// and be there twice after coming back. So close the socket.
 addEventListener("pagehide", () => {
   const left = socket;
-  socket = null; // so that its end is no reason to try again
+  socket = null; // so that its end starts no reconnect
   clearTimeout(retryTimer);
   retryTimer = 0;
   left?.close();
@@ -138,7 +138,7 @@ const handlers = {
   },
   history({ messages, truncated }) {
     if (truncated) {
-      // More was missed than is sent: begin afresh rather than show a list with a hole in it.
+      // More messages were missed than were sent: clear the list, so that it has no gap.
       log.replaceChildren();
       element("truncated").hidden = false;
     }
@@ -156,7 +156,7 @@ const handlers = {
     kept.delete(message.id);
     const stay = isAtEnd() || message.author === nameField.value;
     if (message.id) add({ ...message, author: String(message.author) });
-    else notice(message.text); // Published by another program: never stored, so without a number.
+    else notice(message.text); // Published by another program, so it is not stored and has no id.
     element("empty").hidden = true;
     typists.delete(message.author);
     showTypists();
@@ -185,7 +185,7 @@ const handlers = {
     show("live", "Live");
     clearError();
     send({ after: complete });
-    // All pages hear this at once, and one call serves all of them.
+    // All pages get this at once, and one roll call is enough for all of them.
     clearTimeout(rollTimer);
     rollTimer = setTimeout(() => send({ who: true }), Math.random() * 500);
   },
@@ -198,13 +198,13 @@ const handlers = {
 // ---- Messages ----
 
 let highest = 0;
-let complete = 0; // Up to this id nothing is missing here: the database numbers in the order in which it stores.
+let complete = 0; // This page has every message up to this id: ids grow in the order of storing.
 
 function lookForMissing(recent) {
   const ids = Array.isArray(recent) ? recent.filter(Number.isSafeInteger) : [];
   if (!ids.length) return;
   const newest = Math.max(...ids);
-  // Whoever is in the room has heard this call too, and looks for what it lacks as we do.
+  // The other pages got this call too, and ask for the messages that they lack.
   for (const id of kept.keys()) if (id <= newest) kept.delete(id);
   const known = Math.min(...ids) <= complete && ids.every((id) => element(`message-${id}`));
   if (known) complete = Math.max(complete, newest);
@@ -266,7 +266,7 @@ function clock(time) {
 function make(tag, className, text = "") {
   const made = document.createElement(tag);
   made.className = className;
-  made.textContent = text; // Never innerHTML: what people write stays text.
+  made.textContent = text; // Never innerHTML: messages stay text.
   return made;
 }
 
@@ -291,7 +291,7 @@ element("newest").addEventListener("click", toEnd);
 scroll.addEventListener("scroll", () => isAtEnd() && toEnd());
 new ResizeObserver(() => element("newest").hidden && toEnd()).observe(scroll);
 
-// ---- Who is here: a roll call empties the list, the answers fill it ----
+// ---- Presence: a roll call asks, and the answers make the list ----
 
 const TIME_TO_ANSWER = 1500;
 let me = "";
@@ -304,7 +304,7 @@ let knownAt = Date.now();
 
 function rollCall({ recent }) {
   lookForMissing(recent);
-  // Keep the old list on the page until everybody has had time to answer; then only the answers count.
+  // Show the old list until all pages have had time to answer. Then show only the answers.
   if (!answers) {
     settleTimer = setTimeout(() => {
       const answered = answers;
@@ -314,13 +314,13 @@ function rollCall({ recent }) {
     }, TIME_TO_ANSWER);
   }
   answers = new Map();
-  // Whoever comes first asks for all of us: the others see the call and wait again.
+  // The first page to call the roll calls it for all: the others get the call and wait again.
   clearTimeout(rollTimer);
   rollTimer = setTimeout(() => send({ who: true }), 5000 + Math.random() * 5000);
 }
 
 function forgetTheRoll() {
-  // In an outage the answers do not come: nobody has left.
+  // In an outage no answers come, and a missing answer does not mean that a person has left.
   clearTimeout(settleTimer);
   answers = null;
   typists.clear();
@@ -373,14 +373,14 @@ function clearError() {
   element("error").textContent = "";
 }
 
-// What was written and is not stored yet, by a key of our own. It is sent again until the server says that it is stored;
-// the server knows the key again, and stores it once. The tab keeps it over a reload.
+// Messages that are not stored yet, by a key that this page chose. They are sent again until the server says that
+// they are stored. The server recognises the key and stores each once. The tab keeps them over a reload.
 const OUTBOX = `outbox:${composer.dataset.room}`;
 const outbox = new Map(JSON.parse(sessionStorage.getItem(OUTBOX) ?? "[]"));
-const kept = new Map(); // the ids of what is stored and was not heard over the room, and since when
+const kept = new Map(); // ids of messages that are stored and have not come back over the room, and since when
 
 function newKey() {
-  // Not randomUUID(): over plain HTTP that is for localhost only.
+  // Not randomUUID(): over plain HTTP it works on localhost only.
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -419,7 +419,7 @@ function settle(key) {
 }
 
 function takeBack(key) {
-  // Refused: the words go back to where they can be changed.
+  // The message was refused: put its text back into the field, where it can be changed.
   const text = outbox.get(key);
   if (text === undefined) return;
   settle(key);
@@ -432,7 +432,7 @@ function transmit(text, key) {
 }
 
 async function post(text, key) {
-  // The same message by an ordinary POST to a synchronous Django view, CSRF token and all.
+  // Send the message by POST to a synchronous Django view, with the CSRF token.
   const body = new FormData(composer);
   body.set("message", text);
   body.set("key", key);
@@ -447,13 +447,13 @@ async function post(text, key) {
     element("error").textContent = answer.error ?? `The server answered ${response.status}.`;
     if (response.status === 400) return takeBack(key);
   } catch {
-    // No connection: it waits for one.
+    // No connection: the message waits for one.
   }
   if (outbox.has(key)) transmit(text, key);
 }
 
 function showFates() {
-  // At once where it is known, and after a second in any case.
+  // Show the fate of a stored message at once in an outage, otherwise after a second.
   for (const item of element("outbox").children) {
     setFate(item, state === "live" || state === "paused" ? "Sending…" : "Not sent yet");
   }
