@@ -70,9 +70,10 @@ def selector() -> selectors.BaseSelector:
     """Return the best selector of this system, which blocks its thread and no other."""
     patcher = _patcher()
     if patcher is not None and patcher.__name__ == _EVENTLET:
-        made: selectors.BaseSelector = _selectors_without_eventlet(patcher).DefaultSelector()
-        return made
-    made = original("selectors", "DefaultSelector")()
+        best = _selectors_without_eventlet(patcher).DefaultSelector
+    else:
+        best = original("selectors", "DefaultSelector")
+    made: selectors.BaseSelector = best()
     return made
 
 

@@ -164,7 +164,8 @@ class Connection(asyncio.Protocol):
         """Pass on what the real server says: replies, and messages of topics."""
         data = self._real.recv(1 << 16)
         if not data:
-            return self.abort()
+            self.abort()
+            return
         self._replies.feed(data)
         while (value := self._replies.gets()) is not False:
             if self.is_subscriber and isinstance(value, list) and value[0] == b"message":

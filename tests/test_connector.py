@@ -282,7 +282,7 @@ async def test_password_and_user(guarded: EmbeddedServer) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    "login, reason",
+    ("login", "reason"),
     [
         (":wr0ng", "invalid username-password"),
         ("carl:wr0ng", "invalid username-password"),

@@ -97,9 +97,11 @@ async def make_layer(
     # A connection for each kind of command is lost: there is no time to be polite.
     monkeypatch.setattr(lines, "_FIRST_DELAY", 0.002)
     monkeypatch.setattr(lines, "_LONGEST_DELAY", 0.01)
-    async with AilingServer(redis_server, ailment) as server:
-        async with contract.layers(hosts=[server.url], prefix=prefix) as make_layer:
-            yield make_layer
+    async with (
+        AilingServer(redis_server, ailment) as server,
+        contract.layers(hosts=[server.url], prefix=prefix) as make_layer,
+    ):
+        yield make_layer
 
 
 @pytest.fixture

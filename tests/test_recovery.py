@@ -1,7 +1,7 @@
 """LogReader against a scripted log: what it delivers, what it tells, and where it is afterwards."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,7 +168,7 @@ class World:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
+async def world() -> World:
     """Topics `x` and `y` in partition 0 and `z` in partition 1; positions at the beginning of both logs."""
     server, receiver, ledger = Server(), Recorder(), SubscriptionLedger()
     for topic, partition in ((b"x", 0), (b"y", 0), (b"z", 1), (b"queue", NOT_LOGGED)):
@@ -178,7 +178,7 @@ async def world() -> AsyncIterator[World]:
     for partition in (0, 1):
         server.log(partition).begin()
     reader.move_to({0: at(0), 1: at(0)})
-    yield World(server, receiver, ledger, reader, options)
+    return World(server, receiver, ledger, reader, options)
 
 
 async def test_what_was_missed_is_delivered_in_order(world: World) -> None:

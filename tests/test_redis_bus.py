@@ -520,7 +520,7 @@ async def test_scripts_may_not_be_loaded_any_more(make: MakeOwner, prefix: str, 
                 return False
             return True
 
-        while not await every([is_served()]) == [True]:
+        while await every([is_served()]) != [True]:
             pass
 
 

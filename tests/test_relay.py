@@ -856,7 +856,8 @@ class TestNoServer:
                     except LayerUnavailable:
                         raise
                     except Exception as error:
-                        assert "DeliveryUnknown" in repr(error)
+                        if "DeliveryUnknown" not in repr(error):
+                            raise
             most = max(most, len(loop.jobs))
             return time.monotonic() - at
 

@@ -107,7 +107,7 @@ def web_server() -> Iterator[int]:
         thread.join()
 
 
-@pytest.mark.parametrize("login, db", [("", 0), (":secret@", 1)], ids=["bare", "password and database"])
+@pytest.mark.parametrize(("login", "db"), [("", 0), (":secret@", 1)], ids=["bare", "password and database"])
 @pytest.mark.server
 async def test_plain_text_to_tls(
     stack: ExitStack,
@@ -132,7 +132,7 @@ async def test_tls_to_plain_text(stack: ExitStack, make: MakeLayer, caplog: pyte
 
 
 @pytest.mark.parametrize(
-    "url, remedy",
+    ("url", "remedy"),
     [
         ("redis://127.0.0.1:{}", "That is HTTP"),
         ("redis://:secret@127.0.0.1:{}/1", "That is HTTP"),
@@ -219,7 +219,7 @@ def test_file_that_is_no_certificate(tmp_path: Path) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    "url, remedy",
+    ("url", "remedy"),
     [
         ("redis://:password@127.0.0.1:{}", "Check the password of the user 'default'"),
         ("redis://bob:password@127.0.0.1:{}/2", "Check the password of the user 'bob'"),
@@ -262,7 +262,7 @@ async def test_password_of_a_provider(stack: ExitStack, make: MakeLayer) -> None
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    "rights, grants",
+    ("rights", "grants"),
     [
         ("~asgi:* &asgi:* +@all -publish", ["+publish ("]),
         ("~asgi:* &asgi:* +@all -script|load -evalsha", ["+script|load +evalsha ("]),
@@ -372,7 +372,7 @@ async def test_max_clients(
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("db, holds_all", [(0, False), (1, False), (0, True)])
+@pytest.mark.parametrize(("db", "holds_all"), [(0, False), (1, False), (0, True)])
 async def test_cluster_node(stack: ExitStack, make: MakeLayer, db: int, holds_all: bool) -> None:
     """A node of a Redis Cluster, also one that holds all slots."""
     node = started(stack, cluster_enabled="yes")
@@ -506,7 +506,7 @@ async def test_twemproxy(redis_server: EmbeddedServer, make: MakeLayer, tmp_path
 
 
 @pytest.mark.parametrize(
-    "url, remedy",
+    ("url", "remedy"),
     [
         ("redis://nosuch.invalid:6379/0", "The name does not resolve"),
         ("redis://127.0.0.1:1/0", "Nobody listens there"),
@@ -589,7 +589,7 @@ def test_right_by_its_place_in_a_script() -> None:
 
 
 @pytest.mark.parametrize(
-    "info, problem",
+    ("info", "problem"),
     [
         (b"redis_version:6.0.9\r\n", "it is Redis 6.0.9"),
         (b"redis_version:6.2.0\r\n", None),

@@ -45,7 +45,7 @@ async def conversation(url: str, prefix: str) -> list[Any]:
     seen: list[tuple[bytes, bytes]] = []
     wire, subscriber = await connect(url), await connect(url, seen)
     said = [await result(subscriber.call("SUBSCRIBE", prefix)), await result(subscriber.call("PING"))]
-    for command in (
+    commands: list[tuple[str | bytes | int, ...]] = [
         ("PING",),
         ("SET", prefix, b"\r\n\x00" * 100_000),
         ("SET", prefix, "other", "NX"),
@@ -57,8 +57,8 @@ async def conversation(url: str, prefix: str) -> list[Any]:
         ("PUBLISH", prefix, b"message"),
         ("UNLINK", prefix, f"{prefix}list"),
         ("NOPE", "x"),
-    ):
-        said.append(await result(wire.call(*command)))
+    ]
+    said += [await result(wire.call(*command)) for command in commands]
     await eventually(lambda: seen, "the message")
     said += [await result(subscriber.call("UNSUBSCRIBE", prefix)), seen]
     await asyncio.gather(wire.close(), subscriber.close())

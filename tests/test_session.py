@@ -294,13 +294,15 @@ class TestWorkInOneTurn:
             loop.call_soon(turn)
 
         def meanwhile() -> None:
-            for doing in (
-                layer.group_discard("room999", channel),
-                layer.group_discard("room0", channel),
-                layer.group_add("new", channel),
-                *(other.group_send(group, note(n)) for n, group in enumerate(["room1", "room998"])),
-            ):
-                tasks.append(loop.create_task(doing))
+            tasks.extend(
+                loop.create_task(doing)
+                for doing in (
+                    layer.group_discard("room999", channel),
+                    layer.group_discard("room0", channel),
+                    layer.group_add("new", channel),
+                    *(other.group_send(group, note(n)) for n, group in enumerate(["room1", "room998"])),
+                )
+            )
 
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(WireProtocol, "call", slow)

@@ -241,7 +241,7 @@ def test_kill_and_restart_keep_the_port(server: EmbeddedServer) -> None:
     server.kill()
     assert not alive(pid)
     assert not server.is_running
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="connecting to"):
         server.command("PING")
     server.restart()
     assert server.port == port

@@ -69,19 +69,21 @@ def _host(where: str, entry: Any) -> Host:
         if len(entry) != 2:
             refuse(where, entry, 'must be (host, port), such as ("localhost", 6379).')
         return _plain_host(where, {"host": entry[0], "port": entry[1]})
-    if isinstance(entry, Mapping):
-        rest = dict(entry)
-        if "address" in rest:
-            address = rest.pop("address")
-            if not isinstance(address, str):
-                refuse(f"{where}['address']", address, f'must be a URL such as "{DEFAULT_URL}".')
-            return _url_host(where, address, rest)
-        if "sentinels" in rest or "master_name" in rest or "sentinel_kwargs" in rest:
-            return _sentinel_host(where, rest)
-        return _plain_host(where, rest)
-    refuse(
-        where, entry, f'must be a URL such as "{DEFAULT_URL}", (host, port) or a dict of redis-py arguments.'
-    )
+    if not isinstance(entry, Mapping):
+        refuse(
+            where,
+            entry,
+            f'must be a URL such as "{DEFAULT_URL}", (host, port) or a dict of redis-py arguments.',
+        )
+    rest = dict(entry)
+    if "address" in rest:
+        address = rest.pop("address")
+        if not isinstance(address, str):
+            refuse(f"{where}['address']", address, f'must be a URL such as "{DEFAULT_URL}".')
+        return _url_host(where, address, rest)
+    if "sentinels" in rest or "master_name" in rest or "sentinel_kwargs" in rest:
+        return _sentinel_host(where, rest)
+    return _plain_host(where, rest)
 
 
 def _url_host(where: str, url: str, given: Mapping[Any, Any]) -> Host:

@@ -120,11 +120,10 @@ def finally_sends(layer: AsyncQueueChannelLayer) -> None:
         async for _ in listen(n):
             pass
 
-    tasks = []
+    tasks: list[asyncio.Task[None]] = []
 
     async def main() -> None:
-        for n in range(20):
-            tasks.append(asyncio.create_task(consumer(n) if n % 2 else listener(n)))
+        tasks.extend(asyncio.create_task(consumer(n) if n % 2 else listener(n)) for n in range(20))
         await asyncio.sleep(0.2)
 
     asyncio.run(main())
@@ -140,7 +139,7 @@ def finally_sends_of_a_sender(layer: AsyncQueueChannelLayer) -> None:
         finally:
             await layer.send("jobs", {"type": "test.note", "n": n})
 
-    tasks = []
+    tasks: list[asyncio.Task[None]] = []
 
     async def main() -> None:
         tasks.extend([asyncio.create_task(worker(n)) for n in range(20)])
