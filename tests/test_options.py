@@ -466,7 +466,7 @@ BAD: list[tuple[dict[Any, Any], str, str]] = [
     ({"hosts": [{"address": "redis://h", "ssl": True}]}, "hosts[0]['ssl'] = True", "use rediss://"),
     ({"hosts": [{"address": ["redis://h"]}]}, "hosts[0]['address'] = ['redis://h']", "must be a URL"),
     ({"hosts": [{"address": "redis://h", "master_name": "m"}]}, "hosts[0]", "either address or sentinels"),
-    ({"hosts": [{"adress": "redis://h"}]}, "hosts[0]['adress']", "Did you mean 'address'?"),
+    ({"hosts": [{"adress": ""}]}, "hosts[0]['adress']", "Did you mean 'address'?"),  # codespell:ignore
     ({"hosts": [{}]}, "hosts[0] = {}", "needs address"),
     ({"hosts": [("h",)]}, "hosts[0] = ('h',)", "(host, port)"),
     ({"hosts": [("h", 1, 2)]}, "hosts[0] = ('h', 1, 2)", "(host, port)"),
@@ -548,11 +548,11 @@ SECRET = "s3cr3t"
         {"hosts": [f"redis://h:{SECRET}@:x"]},
         {"hosts": [f"redis+cluster://:{SECRET}@h"]},
         {"hosts": [f"redis://h/x?password={SECRET}"]},
-        {"hosts": [f"redis://h?pasword={SECRET}"]},
+        {"hosts": [f"redis://h?pasword={SECRET}"]},  # codespell:ignore
         {"hosts": [f"redis://:a@h?password={SECRET}"]},
         {"hosts": [f"rediss://h?ssl_password={SECRET}&foo=1"]},
         {"hosts": [f"redis://:{SECRET}@h?foo=1"]},
-        {"hosts": [{"host": "h", "pasword": SECRET}]},
+        {"hosts": [{"host": "h", "pasword": SECRET}]},  # codespell:ignore
         {"hosts": [{"host": "h", "password": [SECRET]}]},
         {"hosts": [{"host": "h", "ssl_password": SECRET}]},
         {"hosts": [{"path": "/x", "host": "h", "password": SECRET}]},

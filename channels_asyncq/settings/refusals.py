@@ -24,7 +24,7 @@ def suggestion(name: object, known: Iterable[str]) -> str:
 
 # What a message may show. Values are cut, because a mistaken one can be anything.
 
-# Broad, so that a misspelled "pasword" is not shown either.
+# Broad: the value of a key that nearly reads "password" is not shown either.
 _SECRET = re.compile(r"pas|pwd|user|secret|cred|auth|token|encr", re.IGNORECASE)
 _SECRET_IN_QUERY = re.compile(rf"([?&][^=&]*(?:{_SECRET.pattern})[^=&]*=)[^&]*", re.IGNORECASE)
 
