@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 from channels.layers import channel_layers
@@ -32,7 +34,11 @@ from channels_asyncq.testing import EmbeddedServer, server_binaries
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    README,
+    *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY")),
+    *sorted(DOCS.glob("*.md")),
+]
 PACKAGE = ROOT / "channels_asyncq"
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -402,26 +408,63 @@ def test_names_exist(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub makes them: of equal ones the later have a number."""
     text = FENCE.sub("", page.read_text())
-    return {
-        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
+    found: Counter[str] = Counter()
+    names = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        names.add(f"{name}-{found[name]}" if found[name] else name)
+        found[name] += 1
+    return names
+
+
+def targets(text: str) -> list[str]:
+    """Where the links and pictures of a page lead: `[](target)`, `[]: target` and `<target>`."""
+    text = FENCE.sub("", text)
+    return [
+        *re.findall(r"\]\(<?([^)\s>]+)", text),
+        *re.findall(r"^\[[^]]+\]: *(\S+)", text, re.MULTILINE),
+        *re.findall(r"<(https?:[^>]*)>", text),
+    ]
+
+
+def is_there(path: Path, anchor: str) -> bool:
+    """Whether a file is there, and a heading in it if one is named."""
+    return path.exists() and (not anchor or anchor in anchors(path))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links(page: Path) -> None:
-    """Every relative link leads to a file that is there, and to a heading in it."""
-    text = FENCE.sub("", page.read_text())
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"https?://|mailto:", target):
-            continue
+    """
+    Every relative link leads to a file that is there, and to a heading in it.
+
+    An address is one of https with a host; whether somebody answers there is not asked.
+    """
+    for target in targets(page.read_text()):
         path, _, anchor = target.partition("#")
-        other = page.parent / path if path else page
-        assert other.exists(), target
-        if anchor:
-            assert anchor in anchors(other), target
+        if re.match(r"[a-z]+:", target):
+            parts = urlsplit(target)
+            assert parts.scheme == "https", target
+            assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), target
+        else:
+            assert is_there(page.parent / path if path else page, anchor), target
+
+
+def test_addresses_of_our_files() -> None:
+    """Addresses of this repository's files, in pages, settings and issue forms, are of files that are there."""
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+    sources = [*PAGES, ROOT / "pyproject.toml", *(ROOT / ".github").rglob("*.yml"), *PACKAGE.rglob("*.py")]
+    found = [
+        match
+        for source in sources
+        for match in re.findall(
+            rf"{re.escape(ours)}/(?:blob|tree)/main/([\w./-]+)(?:#([\w-]+))?", source.read_text()
+        )
+    ]
+    assert found
+    for path, anchor in found:
+        assert is_there(ROOT / path, anchor), (path, anchor)
 
 
 def test_links_of_the_readme_lead_somewhere_on_pypi() -> None:
