@@ -28,6 +28,7 @@ from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import DEADLINE, eventually
+from tests.wires import Handler, Owner
 
 
 def connector(host: Any, timeout: float = DEADLINE) -> Connector:
@@ -36,7 +37,7 @@ def connector(host: Any, timeout: float = DEADLINE) -> Connector:
 
 
 async def connect(host: Any, seconds: float = DEADLINE) -> WireProtocol:
-    return await connector(host, seconds).connect(lambda: WireProtocol(on_lost=lambda error: None))
+    return await connector(host, seconds).connect(lambda: WireProtocol(owner=Owner()))
 
 
 async def unavailable(host: Any, seconds: float = DEADLINE) -> LayerUnavailable:
@@ -181,14 +182,8 @@ def test_tls(
         path = certificate[0]
         url = f"rediss://:s3cret@127.0.0.1:{tls_server.port}/1?ssl_ca_certs={path}"
         loop = asyncio.get_running_loop()
-        lost: list[Exception | None] = []
-        ended = asyncio.Event()
+        owner = Owner()
         seen: list[bytes] = []
-
-        def on_lost(error: Exception | None) -> None:
-            lost.append(error)
-            if len(lost) == 3:
-                ended.set()
 
         def on_message(topic: bytes, payload: bytes) -> bool:
             if len(seen) == 100 and not held.is_set():
@@ -202,9 +197,9 @@ def test_tls(
 
         held, complete = asyncio.Event(), asyncio.Event()
         host = connector(url)
-        commands = await host.connect(lambda: WireProtocol(on_lost=on_lost))
+        commands = await host.connect(lambda: WireProtocol(owner=owner))
         gc.collect()
-        subscriber = await host.connect(lambda: WireProtocol(on_lost=on_lost, on_message=on_message))
+        subscriber = await host.connect(lambda: WireProtocol(owner=owner, messages=Handler(on_message)))
         assert (await info(commands))["db"] == "1"
         await subscriber.call("SUBSCRIBE", f"{prefix}:topic")
         payloads = [b"%d" % number + b"x" * 1000 for number in range(300)]
@@ -215,13 +210,13 @@ def test_tls(
         big = b"x" * 3_000_000
         await commands.call("SET", f"{prefix}:big", big)
         assert await commands.call("GET", f"{prefix}:big") == big
-        victim = await host.connect(lambda: WireProtocol(on_lost=on_lost))
+        victim = await host.connect(lambda: WireProtocol(owner=owner))
         number = (await info(victim))["id"]
         await commands.call("CLIENT", "KILL", "ID", number)
         await subscriber.close()
         await commands.close()
-        await ended.wait()
-        assert sum(error is None for error in lost) == 2
+        await eventually(lambda: len(owner.lost) == 3, "the end of all connections")
+        assert sum(error is None for error in owner.lost) == 2
 
     runner.run(run())
 
@@ -411,15 +406,15 @@ async def test_closed_after_authentication() -> None:
     async with serving(serve) as port:
         url = f"redis://:s3cret@127.0.0.1:{port}"
         wire: WireProtocol | None = None
-        ended = asyncio.Event()
+        owner = Owner()
         try:
             # Whether the end is seen before or after the handover is the network's choice; unseen it is never.
-            wire = await connector(url).connect(lambda: WireProtocol(on_lost=lambda error: ended.set()))
+            wire = await connector(url).connect(lambda: WireProtocol(owner=owner))
         except LayerUnavailable:
             pass
         else:
             assert wire is not None
-            await ended.wait()
+            await owner.ended.wait()
 
 
 @pytest.mark.parametrize("rest", [b"+more\r\n", b"$5\r\nhal"])
@@ -497,9 +492,7 @@ async def test_many_connections_of_one_connector(own_redis_server: EmbeddedServe
     """A connector makes any number of connections, also at once, and keeps none itself."""
     host = connector(own_redis_server.url)
     assert host.address == own_redis_server.url
-    wires = await asyncio.gather(
-        *(host.connect(lambda: WireProtocol(on_lost=lambda error: None)) for _ in range(10))
-    )
+    wires = await asyncio.gather(*(host.connect(lambda: WireProtocol(owner=Owner())) for _ in range(10)))
     assert clients(own_redis_server) == 10
     await asyncio.gather(*(wire.close() for wire in wires))
     await no_clients_left(own_redis_server)
@@ -529,7 +522,7 @@ async def test_sentinel(own_redis_server: EmbeddedServer, watched: EmbeddedServe
         }
     )
     for _ in range(3):
-        wire = await host.connect(lambda: WireProtocol(on_lost=lambda error: None))
+        wire = await host.connect(lambda: WireProtocol(owner=Owner()))
         told = await info(wire)
         assert (told["db"], told["name"]) == ("4", "us")
         assert told["laddr"] == f"127.0.0.1:{own_redis_server.port}"
@@ -626,7 +619,7 @@ async def test_sentinel_fails_over(own_redis_server: EmbeddedServer) -> None:
         reasons = set()
         while True:
             try:
-                wire = await host.connect(lambda: WireProtocol(on_lost=lambda error: None))
+                wire = await host.connect(lambda: WireProtocol(owner=Owner()))
             except LayerUnavailable as exc:
                 reasons.add(exc.reason)
                 await asyncio.sleep(0.02)

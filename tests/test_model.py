@@ -220,7 +220,7 @@ class Receiver:
         self.subscribed = set()
 
     def arrive(self) -> None:
-        """Do as Shard._on_message() does with the oldest push."""
+        """Do as Shard.on_message() does with the oldest push."""
         log = self.log
         if not self.pushed or log.is_reading:
             return

@@ -21,6 +21,7 @@ from channels_asyncq.bus.resp import protocol as wire
 from channels_asyncq.bus.resp.protocol import ClosedIdle, NoAnswer, NotSent, WireProtocol
 from channels_asyncq.slices import SLICE
 from channels_asyncq.testing import EmbeddedServer
+from tests.wires import Handler, Owner
 
 
 @pytest.fixture(autouse=True)
@@ -97,17 +98,15 @@ class Session:
         self.seen: list[tuple[bytes, bytes]] = []
         #: Decides for each offer; by default everything is taken.
         self.take: Callable[[bytes, bytes], bool] = lambda topic, payload: True
-        self.wire = WireProtocol(
-            on_lost=self._on_lost, on_message=self._on_message if subscriber else None, **arguments
-        )
+        self.wire = WireProtocol(owner=self, messages=self if subscriber else None, **arguments)
         self.pipe = Pipe(self.wire)
 
-    def _on_lost(self, error: Exception | None) -> None:
-        assert not self.wire.pending, "on_lost comes after the futures"
+    def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
+        assert wire is self.wire and not wire.pending, "on_lost comes after the futures"
         self.lost.append(error)
         self.ended.set()
 
-    def _on_message(self, topic: bytes, payload: bytes) -> bool:
+    def on_message(self, topic: bytes, payload: bytes) -> bool:
         taken = self.take(topic, payload)
         if taken:
             self.seen.append((topic, payload))
@@ -456,7 +455,7 @@ async def test_closed_by_the_server() -> None:
 
 async def test_called_before_it_is_connected() -> None:
     """Commands called before connection_made() wait for the transport."""
-    protocol = WireProtocol(on_lost=lambda error: None)
+    protocol = WireProtocol(owner=Owner())
     assert not protocol.has_capacity
     assert protocol.transport is None
     future = protocol.call("PING")
@@ -1229,19 +1228,19 @@ async def test_silent_server() -> None:
             await writer.wait_closed()
         served.set()
 
-    ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    owner = Owner()
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         host, port = server.sockets[0].getsockname()
         _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: WireProtocol(on_lost=ended.set_result, timeout=0.05), host, port
+            lambda: WireProtocol(owner=owner, timeout=0.05), host, port
         )
         future = protocol.call("PING")
-        error = await ended
+        await owner.ended.wait()
         await served.wait()
     with pytest.raises(NoAnswer, match=r"no reply within 0\.05 s"):
         await future
-    assert isinstance(error, TimeoutError)
+    assert isinstance(owner.lost[0], TimeoutError)
 
 
 async def test_deadline_counts_from_the_oldest_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1402,7 +1401,7 @@ async def test_deadline_on_a_slow_link(
         server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         server.load_cert_chain(path, key)
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[Exception | None] = loop.create_future()
+    owner = Owner()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
 
@@ -1412,7 +1411,7 @@ async def test_deadline_on_a_slow_link(
 
         (_, protocol), peer = await asyncio.gather(
             loop.create_connection(
-                lambda: WireProtocol(on_lost=ended.set_result, timeout=5), *listener.getsockname(), ssl=client
+                lambda: WireProtocol(owner=owner, timeout=5), *listener.getsockname(), ssl=client
             ),
             asyncio.to_thread(accept),
         )
@@ -1430,7 +1429,7 @@ async def test_deadline_on_a_slow_link(
         peer.sendall(b"+OK\r\n")
         assert await future == b"OK"
         protocol.abort(ConnectionAbortedError())
-        await ended
+        await owner.ended.wait()
 
 
 async def test_deadline_after_a_blocked_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1552,12 +1551,12 @@ async def test_lost_while_closing() -> None:
 
 async def test_close_and_abort_before_it_is_connected() -> None:
     """A protocol that never got a transport can be closed, and tells its owner."""
-    lost: list[Exception | None] = []
-    protocol = WireProtocol(on_lost=lost.append)
+    owner = Owner()
+    protocol = WireProtocol(owner=owner)
     future = protocol.call("PING")
     await protocol.close()
     await turns()
-    assert len(lost) == 1
+    assert len(owner.lost) == 1
     with pytest.raises(NotSent):
         await future
 
@@ -1643,7 +1642,7 @@ def test_real_server(runner: asyncio.Runner, redis_server: EmbeddedServer, prefi
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        lost: list[Exception | None] = []
+        owner = Owner()
         seen: list[bytes] = []
         holds = 0
         complete = asyncio.Event()
@@ -1660,9 +1659,9 @@ def test_real_server(runner: asyncio.Runner, redis_server: EmbeddedServer, prefi
             return True
 
         address = ("127.0.0.1", redis_server.port)
-        _, commands = await loop.create_connection(lambda: WireProtocol(on_lost=lost.append), *address)
+        _, commands = await loop.create_connection(lambda: WireProtocol(owner=owner), *address)
         _, subscriber = await loop.create_connection(
-            lambda: WireProtocol(on_lost=lost.append, on_message=on_message), *address
+            lambda: WireProtocol(owner=owner, messages=Handler(on_message)), *address
         )
         topic = f"{prefix}:topic"
         assert await subscriber.call("SUBSCRIBE", topic) == [b"subscribe", topic.encode(), 1]
@@ -1676,7 +1675,7 @@ def test_real_server(runner: asyncio.Runner, redis_server: EmbeddedServer, prefi
         with pytest.raises(ReplyError, match="unknown command"):
             await commands.call("NOPE")
         await asyncio.gather(commands.close(), subscriber.close())
-        assert lost == [None, None]
+        assert owner.lost == [None, None]
 
     runner.run(run())
 
@@ -1697,10 +1696,10 @@ def test_server_that_does_not_read(runner: asyncio.Runner) -> None:
             await writer.wait_closed()
             served.set()
 
-        ended: asyncio.Future[Exception | None] = loop.create_future()
+        owner = Owner()
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
-        _, protocol = await loop.create_connection(lambda: WireProtocol(on_lost=ended.set_result), host, port)
+        _, protocol = await loop.create_connection(lambda: WireProtocol(owner=owner), host, port)
         futures = []
         while protocol.has_capacity:
             futures.append(protocol.call("SET", "k", b"x" * 60_000))
@@ -1713,7 +1712,8 @@ def test_server_that_does_not_read(runner: asyncio.Runner) -> None:
         await waiting
         assert set(await asyncio.gather(*futures)) == {b"OK"}
         await protocol.close()
-        assert await ended is None
+        await owner.ended.wait()
+        assert owner.lost == [None]
         await served.wait()
         server.close()
         await server.wait_closed()

@@ -16,21 +16,16 @@ from channels_asyncq.settings.options import Options
 from tests import resp_server
 from tests.contract import eventually
 from tests.resp_server import RespServer
+from tests.wires import Handler, Owner
 
 
 async def connect(url: str, seen: list[tuple[bytes, bytes]] | None = None) -> WireProtocol:
     [host] = Options.from_config({"hosts": [url]}).hosts
-
-    def on_message(topic: bytes, payload: bytes) -> bool:
-        assert seen is not None
-        seen.append((topic, payload))
-        return True
-
-    return await Connector(host).connect(
-        lambda: WireProtocol(
-            on_lost=lambda error: None, on_message=None if seen is None else on_message, timeout=0.2
-        )
-    )
+    messages = None
+    if seen is not None:
+        messages = Handler()
+        messages.seen = seen
+    return await Connector(host).connect(lambda: WireProtocol(owner=Owner(), messages=messages, timeout=0.2))
 
 
 async def result(future: asyncio.Future[Any]) -> Any:

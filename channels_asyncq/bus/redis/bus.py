@@ -251,7 +251,7 @@ class Shard:
             bus.on_change,
             on_lost=self._pushes_lost,
             on_overdue=self.ledger.fail_waiters,
-            on_message=self._on_message,
+            messages=self,
             outage=bus.outages.of(index, "pushes"),
         )
         self.sender = Sender(self.commands, connector.address, connector.remedies, self._load_scripts)
@@ -800,7 +800,7 @@ class Shard:
         if self.pushes.wire is None:
             await self.pushes.up()
 
-    def _on_message(self, topic: bytes, data: bytes) -> bool:
+    def on_message(self, topic: bytes, data: bytes) -> bool:
         log = self.log
         if log.is_reading:
             return False

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextvars import Context
 from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol, cast
@@ -32,10 +32,12 @@ except ImportError:  # not on Windows
 __all__ = [
     "ClosedIdle",
     "InFlight",
+    "MessageHandler",
     "NoAnswer",
     "NotSent",
     "OpenCommand",
     "ReplySink",
+    "WireOwner",
     "WireProtocol",
     "fail",
 ]
@@ -104,6 +106,20 @@ class OpenCommand(ReplySink, Protocol):
         """Return its bytes: it is about to be written, or will be sent by somebody else. It must not raise."""
 
 
+class MessageHandler(Protocol):
+    """Receives the messages of a subscriber's connection."""
+
+    def on_message(self, topic: bytes, payload: bytes) -> bool:
+        """Take a message and return True, or return False to hold it. It must not raise."""
+
+
+class WireOwner(Protocol):
+    """The owner of a connection, which is told of its end."""
+
+    def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
+        """Note that the connection has ended. `error` is None only if it was closed on request."""
+
+
 class InFlight(NamedTuple):
     """
     A command whose connection ended before its reply.
@@ -124,9 +140,11 @@ class InFlight(NamedTuple):
             fail(self.future, error)
 
 
-def _discard(topic: bytes, payload: bytes) -> bool:
-    """Stand in for `on_message` once nobody wants messages any more."""
-    return True
+class _Discarding:
+    """The message handler of a connection that is being closed."""
+
+    def on_message(self, topic: bytes, payload: bytes) -> bool:
+        return True
 
 
 class _Waiter:
@@ -142,20 +160,22 @@ class WireProtocol(asyncio.Protocol):
     """
     Commands out, replies and messages in, until the connection ends.
 
-    With `on_message` this is a subscriber's connection: `message` and `smessage` arrays go to
-    `on_message(topic, payload)`, and everything else, confirmations of subscriptions included, answers the
-    FIFO. `SUBSCRIBE` and its relatives are therefore called with one topic each.
+    With `messages` this is a subscriber's connection: `message` and `smessage` arrays go to
+    `messages.on_message(topic, payload)`, and everything else, confirmations of subscriptions included, answers
+    the FIFO. `SUBSCRIBE` and its relatives are therefore called with one topic each.
 
-    `on_message` returns `True` when it took the message. `False` holds it: reading stops, nothing further is
-    parsed, and `resume()` offers the same message again. `on_message` must not raise; if it does, the
+    `on_message()` returns `True` when it took the message. `False` holds it: reading stops, nothing further is
+    parsed, and `resume()` offers the same message again. `on_message()` must not raise; if it does, the
     connection ends with that error.
 
-    `on_lost(error)` is called exactly once, after every future is done, and never from inside a method that
-    the owner calls. `error` is `None` only when `close()` was asked for and succeeded. If the connection ends
-    while a message is held or messages wait their turn, these are delivered first and the end is told after
-    them, so that a successor's messages cannot overtake; `timeout` bounds that too.
+    `owner.on_lost(wire, error)` is called exactly once, after every future is done, and never from inside a
+    method that the owner calls. `error` is `None` only when `close()` was asked for and succeeded. If the
+    connection ends while a message is held or messages wait their turn, these are delivered first and the end
+    is told after them, so that a successor's messages cannot overtake; `timeout` bounds that too.
 
     Args:
+        owner: is told when the connection ends.
+        messages: receives the messages of a subscriber's connection.
         timeout: seconds after which the oldest written command must be answered; else the connection is given
         up.
             Time in which reading was stopped by our own side does not count, nor time in which bytes of the
@@ -167,8 +187,8 @@ class WireProtocol(asyncio.Protocol):
     def __init__(
         self,
         *,
-        on_lost: Callable[[Exception | None], None],
-        on_message: Callable[[bytes, bytes], bool] | None = None,
+        owner: WireOwner,
+        messages: MessageHandler | None = None,
         timeout: float = 5.0,
         max_pending: int = 1024,
         max_bytes: int = 16 * 2**20,
@@ -182,8 +202,8 @@ class WireProtocol(asyncio.Protocol):
         self._feed = reader.feed
         self._gets = reader.gets
         self._reader = reader
-        self._on_lost = on_lost
-        self._on_message = on_message
+        self._owner = owner
+        self._messages = messages
         self._timeout = timeout
         self._max_pending = max_pending
         self._max_bytes = max_bytes
@@ -252,7 +272,7 @@ class WireProtocol(asyncio.Protocol):
         #: Calls of transport.write(), and the commands they carried.
         self.writes = 0
         self.commands = 0
-        #: Replies matched to commands, and messages that on_message took.
+        #: Replies matched to commands, and messages that were taken.
         self.replies = 0
         self.messages = 0
 
@@ -577,7 +597,7 @@ class WireProtocol(asyncio.Protocol):
         # A paused transport may still deliver what it had already read or decrypted.
         if self._is_stalled or self.is_lost:
             return
-        if self._on_message is None:
+        if self._messages is None:
             self._read_replies()
         else:
             self._read_messages()
@@ -624,8 +644,8 @@ class WireProtocol(asyncio.Protocol):
     def _read_messages(self) -> None:
         """Deliver messages and answer the FIFO, until nothing is left, a message is held, or time is up."""
         gets = self._gets
-        on_message = self._on_message
-        assert on_message is not None
+        assert self._messages is not None
+        on_message = self._messages.on_message
         count = answered = 0
         stop_at = monotonic() + _READ_SECONDS
         try:
@@ -707,11 +727,11 @@ class WireProtocol(asyncio.Protocol):
     def _continue(self) -> None:
         """The reader's next turn: the held message if there is one, then the rest."""
         self._continuation = None
-        assert self._on_message is not None
+        assert self._messages is not None
         held, self._held = self._held, None
         if held is not None:
             try:
-                taken = self._on_message(*held)
+                taken = self._messages.on_message(*held)
             except Exception as exc:
                 self.abort(exc)
                 return
@@ -776,7 +796,7 @@ class WireProtocol(asyncio.Protocol):
 
     def _end_of_server(self) -> ConnectionResetError:
         idle = monotonic() - self._written_at
-        if self._on_message is None and self._written_at and not self._unanswered and idle >= _IDLE:
+        if self._messages is None and self._written_at and not self._unanswered and idle >= _IDLE:
             return ClosedIdle(idle)
         return ConnectionResetError("the server closed the connection")
 
@@ -819,8 +839,8 @@ class WireProtocol(asyncio.Protocol):
         if not self._closing:
             self._closing = True
             self._release_waiters()
-            if self._on_message is not None:
-                self._on_message = _discard
+            if self._messages is not None:
+                self._messages = _Discarding()
                 self.resume()
         until = self._loop.time() + self._timeout
         try:
@@ -871,7 +891,7 @@ class WireProtocol(asyncio.Protocol):
         self.unanswered_bytes = self._pending = 0
         self._release_waiters()
         self._gone.set_result(None)
-        self._on_lost(self._error)
+        self._owner.on_lost(self, self._error)
 
     def _release_waiters(self) -> None:
         """Let everybody in wait_for_capacity() see that there will be none."""

@@ -20,7 +20,7 @@ from ...events import CONNECTION, Faults, record
 from ...exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
 from ...settings.options import Options
 from .connector import Connector
-from .protocol import ClosedIdle, InFlight, NotSent, WireProtocol
+from .protocol import ClosedIdle, InFlight, MessageHandler, NotSent, WireProtocol
 from .remedies import Diagnosis
 
 # Of our own: the state of the global one belongs to the application.
@@ -140,7 +140,7 @@ class SupervisedConnection:
         on_change: Callable[[], None],
         on_lost: Callable[[], None] | None = None,
         on_overdue: Callable[[Exception], None] | None = None,
-        on_message: Callable[[bytes, bytes], bool] | None = None,
+        messages: MessageHandler | None = None,
         resends: bool = False,
         outage: Outage | None = None,
     ) -> None:
@@ -152,7 +152,7 @@ class SupervisedConnection:
         self._on_change = on_change
         self._on_lost = on_lost
         self._on_overdue = on_overdue
-        self._on_message = on_message
+        self._messages = messages
         self._resends = resends
         self._outage = outage or Outage()
         self._down_since = 0.0
@@ -250,11 +250,7 @@ class SupervisedConnection:
             delay = min(_LONGEST_DELAY, max(delay, _FIRST_DELAY / 2) * 2)
 
     def _make_wire(self) -> WireProtocol:
-        wire: WireProtocol = WireProtocol(
-            on_lost=lambda error: self._lost(wire, error),
-            on_message=self._on_message,
-            timeout=self._send_timeout * _NOTICE,
-        )
+        wire = WireProtocol(owner=self, messages=self._messages, timeout=self._send_timeout * _NOTICE)
         self._wires.add(wire)
         return wire
 
@@ -395,7 +391,7 @@ class SupervisedConnection:
             self._timer.cancel()
             self._timer = None
 
-    def _lost(self, wire: WireProtocol, error: Exception | None) -> None:
+    def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
         self._wires.discard(wire)  # another file may get the number of its socket
         if self.wire is not wire:
             return
