@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channels_asyncq.bus.resp import protocol as wire
-from channels_asyncq.bus.resp.protocol import ClosedIdle, NoAnswer, NotSent, WireProtocol
+from channels_asyncq.bus.resp.protocol import ClosedIdle, InFlight, NoAnswer, NotSent, WireProtocol
 from channels_asyncq.slices import SLICE
 from channels_asyncq.testing import EmbeddedServer
 from tests.wires import Handler, Owner
@@ -532,6 +532,106 @@ async def test_garbage(subscriber: bool) -> None:
     assert len(session.lost) == 1
 
 
+# What an earlier connection left unanswered.
+
+
+async def left(session: Session) -> list[InFlight]:
+    """End the connection; what it leaves unanswered."""
+    session.wire.keeps_unanswered = True
+    session.pipe.lose(OSError("cable"))
+    await session.ended.wait()
+    return session.wire.unanswered
+
+
+async def test_resend_behind_commands_in_flight() -> None:
+    """On a live connection they are sent behind what was called so far, and each gets its own reply."""
+    first = Session()
+    moved = [first.wire.call("GET", number) for number in range(2)]
+    await turns(1)
+    in_flight = await left(first)
+    session = Session()
+    written = session.wire.call("SET", 1)
+    unwritten = session.wire.call("SET", 2)
+    session.wire.resend(in_flight)
+    last = session.wire.call("SET", 3)
+    await turns(1)
+    sent = b"".join(session.pipe.writes)
+    places = [sent.index(command) for command in (b"SET\r\n$1\r\n1", b"SET\r\n$1\r\n2", b"GET\r\n$1\r\n0")]
+    places += [sent.index(command) for command in (b"GET\r\n$1\r\n1", b"SET\r\n$1\r\n3")]
+    assert places == sorted(places) and sent.count(b"GET") == 2
+    session.feed(b":10\r\n:11\r\n:12\r\n:13\r\n:14\r\n")
+    assert await asyncio.gather(written, unwritten, *moved, last) == [10, 11, 12, 13, 14]
+    assert session.wire.pending == session.wire.unanswered_bytes == 0
+
+
+@pytest.mark.parametrize("subscriber", [False, True])
+async def test_refusal_of_what_was_written_before(subscriber: bool) -> None:
+    """An error reply is NoAnswer to what was written before, and an answer to its neighbours in flight."""
+    first = Session()
+    written = first.wire.call("GET", 1)
+    await turns(1)
+    first.wire.pause_writing()
+    unwritten = first.wire.call("GET", 2)
+    in_flight = await left(first)
+    assert [command.is_written for command in in_flight] == [True, False]
+    session = Session(subscriber=subscriber)
+    before = session.wire.call("SET", 1)
+    session.wire.resend(in_flight)
+    after = session.wire.call("SET", 2)
+    await turns(1)
+    session.feed(b"-ERR refused\r\n" * 4)
+    for own in (before, unwritten, after):
+        with pytest.raises(ReplyError, match="refused"):
+            await own
+    with pytest.raises(NoAnswer, match="refused") as caught:
+        await written
+    assert isinstance(caught.value.__cause__, ReplyError)
+
+
+async def test_written_marks_when_the_connection_ends_again() -> None:
+    """Each command keeps whether any connection has written it, whatever stands before and behind it."""
+    first = Session()
+    first.wire.call("GET", "written")
+    await turns(1)
+    first.wire.call("GET", "unwritten")
+    in_flight = await left(first)
+    session = Session()
+    session.wire.call("SET", "written")
+    session.wire.pause_writing()
+    session.wire.call("SET", "unwritten")
+    session.wire.resend(in_flight)
+    left_again = await left(session)
+    assert [(command.packed.split(b"\r\n")[2], command.is_written) for command in left_again] == [
+        (b"SET", True),
+        (b"SET", False),
+        (b"GET", True),
+        (b"GET", False),
+    ]
+    again = Session()
+    again.wire.resend(left_again)
+    assert [command.is_written for command in await left(again)] == [True] * 4
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+async def test_resend_to_a_connection_that_ends(end: str) -> None:
+    """They fail at once, as NoAnswer or NotSent; nothing waits for a reply that cannot come."""
+    first = Session()
+    written = first.wire.call("GET", 1)
+    await turns(1)
+    unwritten = first.wire.call("GET", 2)
+    in_flight = await left(first)
+    session = Session()
+    session.wire.call("PING")
+    closing = asyncio.ensure_future(session.wire.close())
+    await turns(1)
+    if end == "abort":
+        session.wire.abort(OSError("enough"))
+    session.wire.resend(in_flight)
+    assert isinstance(written.exception(), NoAnswer) and isinstance(unwritten.exception(), NotSent)
+    session.feed(b"+PONG\r\n")
+    await closing
+
+
 # Messages.
 
 
@@ -783,7 +883,7 @@ async def test_abort_of_what_was_interrupted(interrupted: str) -> None:
     first = session.wire.call("PING")
     second = session.wire.call("PING")
     if interrupted == "call":
-        session.wire._outgoing.append((b"never noted", 1))
+        session.wire._outgoing.append((b"never noted", 1, False))
     else:
         session.wire._outgoing.clear()
     session.wire.abort(OSError("enough"))

@@ -140,6 +140,13 @@ class InFlight(NamedTuple):
             fail(self.future, error)
 
 
+def _refusal_of_resent(reply: ReplyError) -> NoAnswer:
+    """Return the error of a command that is refused now: it may have been executed when it was first written."""
+    error = NoAnswer(f"it was refused when it was sent again: {reply}")
+    error.__cause__ = reply
+    return error
+
+
 class _Discarding:
     """The message handler of a connection that is being closed."""
 
@@ -208,18 +215,17 @@ class WireProtocol(asyncio.Protocol):
         self._max_pending = max_pending
         self._max_bytes = max_bytes
 
-        # Every unanswered command; of those that were written the bytes and how many calls they are; the others.
+        # Every unanswered command; and, of those that were written, and of those that were not, the bytes, how
+        # many calls they are, and whether an earlier connection had written them.
         self._unanswered: deque[asyncio.Future[Any] | ReplySink] = deque()
-        self._written: deque[tuple[bytes, int]] = deque()
-        self._outgoing: list[tuple[bytes, int] | OpenCommand] = []
+        self._written: deque[tuple[bytes, int, bool]] = deque()
+        self._outgoing: list[tuple[bytes, int, bool] | OpenCommand] = []
         # Calls since the last write, an open command for one; and those that are not answered, or may be called.
         self._calls = 0
         self._pending = 0
         # Calls that were answered by what was read last.
         self._answered = 0
         self._flush_scheduled = False
-        # Commands up to this one, counted as `replies` are, were written to an earlier connection.
-        self._written_before = 0
         # True until connection_made(): nothing can be written before there is a transport.
         self._write_paused = True
         self._waiters: deque[_Waiter] = deque()
@@ -314,7 +320,7 @@ class WireProtocol(asyncio.Protocol):
         if self.is_lost or self._closing:
             fail(future, self._not_sent())
             return future
-        self._outgoing.append((packed, 1))
+        self._outgoing.append((packed, 1, False))
         self._unanswered.append(future)
         # As call_open(), without a call for each command.
         self._calls += 1
@@ -364,21 +370,25 @@ class WireProtocol(asyncio.Protocol):
             self._flush_scheduled = True
             self._loop.call_soon(self._flush, context=self._context)
 
-    def resend(self, unanswered: Iterable[InFlight]) -> None:
+    def resend(self, in_flight: Iterable[InFlight]) -> None:
         """
-        Send the unanswered commands of an earlier connection, in their order, before anything else.
+        Send the unanswered commands of an earlier connection, in their order, behind what was called so far.
 
-        Their futures live on. To be called when every command of this connection is answered.
+        Their futures live on. An error reply to a command that had been written before is raised as `NoAnswer`:
+        it is not known whether the server executed the command then. If this connection has ended, or is being
+        closed, the futures raise `NotSent`, or `NoAnswer` if they had been written.
         """
-        for packed, future, is_written, count in unanswered:
+        is_ending = self._is_ending()
+        for packed, future, is_written, count in in_flight:
             if future.done():
                 continue
-            self._outgoing.append((packed, count))
+            if is_ending:
+                fail(future, self._no_answer() if is_written else self._not_sent())
+                continue
+            self._outgoing.append((packed, count, is_written))
             self._unanswered.append(future)
             self._pending += count
             self.unanswered_bytes += len(packed)
-            if is_written:
-                self._written_before = self.replies + len(self._unanswered)
         self._look_for_capacity()
         self._write()
 
@@ -489,14 +499,15 @@ class WireProtocol(asyncio.Protocol):
         all_packed = []
         for command in outgoing:
             if isinstance(command, tuple):
-                packed, count = command
+                packed = command[0]
+                written.append(command)
             else:
                 size, most = command.size, command.count
                 packed = command.pack()
                 count = command.count
                 self._pending += count - most
                 self.unanswered_bytes += len(packed) - size
-            written.append((packed, count))
+                written.append((packed, count, False))
             all_packed.append(packed)
         return all_packed
 
@@ -614,14 +625,14 @@ class WireProtocol(asyncio.Protocol):
                     self._abort_unexpected(reply)
                     break
                 self.replies += 1
-                packed, count = written.popleft()
+                packed, count, is_resent = written.popleft()
                 answered += count
                 self._pending -= count
                 self.unanswered_bytes -= len(packed)
                 future = unanswered.popleft()
                 if not future.done():
                     if isinstance(reply, ReplyError):
-                        fail(future, self._refusal(reply))
+                        fail(future, _refusal_of_resent(reply) if is_resent else reply)
                     else:
                         future.set_result(reply)
         except Exception as exc:
@@ -631,15 +642,6 @@ class WireProtocol(asyncio.Protocol):
             self._wake()
         if self._idle is not None and not unanswered and not self._idle.done():
             self._idle.set_result(None)
-
-    def _refusal(self, reply: ReplyError) -> Exception:
-        """Return the error of the command that was just answered."""
-        if self.replies > self._written_before:
-            return reply
-        # Not executed now; whether it was when it was written first, nobody knows.
-        error = NoAnswer(f"it was refused when it was sent again: {reply}")
-        error.__cause__ = reply
-        return error
 
     def _read_messages(self) -> None:
         """Deliver messages and answer the FIFO, until nothing is left, a message is held, or time is up."""
@@ -684,13 +686,13 @@ class WireProtocol(asyncio.Protocol):
         if not self._written:
             return False
         self.replies += 1
-        packed, count = self._written.popleft()
+        packed, count, is_resent = self._written.popleft()
         self._pending -= count
         self.unanswered_bytes -= len(packed)
         future = unanswered.popleft()
         if not future.done():
             if isinstance(reply, ReplyError):
-                fail(future, reply)
+                fail(future, _refusal_of_resent(reply) if is_resent else reply)
             else:
                 future.set_result(reply)
         if self._idle is not None and not unanswered and not self._idle.done():
@@ -874,17 +876,18 @@ class WireProtocol(asyncio.Protocol):
         if self._continuation is not None:
             self._continuation.cancel()
             self._continuation = None
-        written = max(len(self._written), self._written_before - self.replies)
+        written = len(self._written)
         self._pack()
         for number, (future, noted) in enumerate(zip_longest(self._unanswered, self._written)):
             # One of them is missing if a signal's handler raised while a command was called or packed.
             if future is None or future.done():
                 continue
+            is_written = number < written or (noted is not None and noted[2])
             if self.keeps_unanswered and noted is not None:
-                packed, count = noted
-                self.unanswered.append(InFlight(packed, future, number < written, count))
+                packed, count, _ = noted
+                self.unanswered.append(InFlight(packed, future, is_written, count))
             else:
-                fail(future, self._no_answer() if number < written else self._not_sent())
+                fail(future, self._no_answer() if is_written else self._not_sent())
         self._unanswered.clear()
         self._written.clear()
         self._marks.clear()
