@@ -378,6 +378,27 @@ async def test_answers_at_the_end_of_the_connection() -> None:
     assert all(len(answer.results) == 1 for answer in (written, unwritten, late))
 
 
+async def test_reply_future_of_the_caller() -> None:
+    """The caller's own future gets the reply, the error, or stays pending in what is unanswered."""
+
+    class Owned(asyncio.Future[Any]):
+        """A future that says whom it belongs to."""
+
+    session = Session()
+    futures = [Owned() for _ in range(3)]
+    for future in futures:
+        assert session.wire.call("PING", reply=future) is future
+    await turns(1)
+    session.feed(b"+PONG\r\n-ERR odd\r\n")
+    assert await futures[0] == b"PONG"
+    with pytest.raises(ReplyError, match="odd"):
+        await futures[1]
+    [command] = await left(session)
+    assert command.future is futures[2] and not futures[2].done()
+    late = session.wire.call("PING", reply=Owned())
+    assert isinstance(late.exception(), NotSent)
+
+
 async def test_argument_of_another_type() -> None:
     """What cannot be packed is an error at the caller; nothing is sent and nothing is waited for."""
     session = Session()

@@ -304,9 +304,11 @@ class WireProtocol(asyncio.Protocol):
 
     # Out
 
-    def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
+    def call(self, *args: bytes | str | int, reply: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """
-        Send one command; the future's result is the reply.
+        Send one command; the result of the returned future is the reply.
+
+        With `reply`, that future is used and returned: an owner that resends finds it again in `unanswered`.
 
         An error reply is raised as `hiredis.ReplyError`; errors inside an array are left in it. If the
         connection ends first, the future raises `NotSent` or `NoAnswer`. Cancelling it does not unsend the
@@ -316,7 +318,7 @@ class WireProtocol(asyncio.Protocol):
             TypeError: an argument is of another type. Nothing was sent.
         """
         packed: bytes = pack_command(args)  # type: ignore[arg-type]  # its stub says: a tuple of one
-        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop) if reply is None else reply
         if self.is_lost or self._closing:
             fail(future, self._not_sent())
             return future
