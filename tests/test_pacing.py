@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from channels_asyncq.bus.resp.pacing import EARLY, Pace, pace_of
+from channels_asyncq.bus.resp.pacing import CALLS_PER_WRITE, Pace, pace_of
 
 
 @pytest.mark.parametrize(
@@ -15,9 +15,27 @@ from channels_asyncq.bus.resp.pacing import EARLY, Pace, pace_of
         pytest.param(1, 1, 2, False, False, Pace.SCHEDULE, id="several were answered together"),
         pytest.param(1, 2, 0, False, False, Pace.SCHEDULE, id="another is in flight"),
         pytest.param(1, 2, 0, True, False, Pace.WAIT, id="a write is scheduled"),
-        pytest.param(EARLY - 1, EARLY, 0, True, False, Pace.WAIT, id="fewer than make a write of their own"),
-        pytest.param(EARLY, EARLY, 0, True, False, Pace.WRITE, id="as many as make a write of their own"),
-        pytest.param(EARLY, EARLY, 0, False, True, Pace.WAIT, id="many, and the transport is full"),
+        pytest.param(
+            CALLS_PER_WRITE - 1,
+            CALLS_PER_WRITE,
+            0,
+            True,
+            False,
+            Pace.WAIT,
+            id="fewer than make a write of their own",
+        ),
+        pytest.param(
+            CALLS_PER_WRITE,
+            CALLS_PER_WRITE,
+            0,
+            True,
+            False,
+            Pace.WRITE,
+            id="as many as make a write of their own",
+        ),
+        pytest.param(
+            CALLS_PER_WRITE, CALLS_PER_WRITE, 0, False, True, Pace.WAIT, id="many, and the transport is full"
+        ),
         pytest.param(1, 1, 0, False, True, Pace.WAIT, id="alone, and the transport is full"),
     ],
 )
@@ -32,7 +50,7 @@ def test_pace(
 def test_nothing_is_forgotten() -> None:
     """A call is written, or a write is scheduled, or one will be when the transport has room."""
     for calls, more, answered, is_scheduled, is_paused in itertools.product(
-        (1, 2, EARLY, 2 * EARLY), (0, 1, 50), (0, 1, 2, 50), (False, True), (False, True)
+        (1, 2, CALLS_PER_WRITE, 2 * CALLS_PER_WRITE), (0, 1, 50), (0, 1, 2, 50), (False, True), (False, True)
     ):
         pace = pace_of(calls, calls + more, answered, is_scheduled=is_scheduled, is_paused=is_paused)
         if pace is Pace.WAIT:

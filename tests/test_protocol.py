@@ -1138,7 +1138,7 @@ async def test_early_writes() -> None:
     session = Session()
     session.wire.call("PING")
     session.wire.call_open(Told())
-    session.wire.full(15)
+    session.wire.seal(15)
     assert len(session.pipe.writes) == 1
     session.wire.call("PING")
     assert len(session.pipe.writes) == 2 and session.wire.commands == 3

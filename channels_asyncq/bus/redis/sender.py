@@ -15,7 +15,6 @@ from ...clock import monotonic
 from ...exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from ...messages.envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size
 from ...messages.sealing import Seal
-from ..resp.pacing import EARLY
 from ..resp.protocol import NoAnswer, NotSent, ReplySink, WireProtocol, fail
 from ..resp.remedies import Remedies
 from ..resp.supervisor import SupervisedConnection, copy_error
@@ -23,6 +22,8 @@ from .layout import Lease
 from .sequences import SequenceNumbers
 from .watch import UNWRITABLE
 
+# The messages that one command may carry.
+MESSAGES_PER_BATCH = 16
 # Errors of a server that is there and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS")
 # A command whose script is missing is sent again so often, each time after loading the scripts.
@@ -75,7 +76,7 @@ class Sending:
         size = route.batch_size + len(message[0]) + len(message[1]) + ITEM_SIZE
         #: Bytes of messages that may still join.
         self.room = route.most - size
-        self.size, self.count = (route.most, EARLY) if self.room > 0 else (size, 1)
+        self.size, self.count = (route.most, MESSAGES_PER_BATCH) if self.room > 0 else (size, 1)
 
     # As an OpenCommand
 
@@ -293,11 +294,11 @@ class Sender:
                 sending.room = room
                 sending.messages.append(message)
                 sending.answers.append(answer)
-                if len(sending.messages) == EARLY:
+                if len(sending.messages) == MESSAGES_PER_BATCH:
                     route.open = None
-                    wire.full(EARLY)
+                    wire.seal(MESSAGES_PER_BATCH)
                 return
-            wire.full(len(sending.messages))
+            wire.seal(len(sending.messages))
         sending = Sending(self, wire, route, message, answer)
         if route.most:
             # Also one that nothing more goes into: what comes next must not come before it.

@@ -21,7 +21,7 @@ from hiredis import Reader, ReplyError, pack_command
 
 from ...clock import monotonic
 from ...slices import SLICE
-from .pacing import EARLY, Pace, pace_of
+from .pacing import CALLS_PER_WRITE, Pace, pace_of
 
 try:
     from fcntl import ioctl
@@ -330,7 +330,7 @@ class WireProtocol(asyncio.Protocol):
         self.unanswered_bytes += len(packed)
         if self._pending >= self._max_pending or self.unanswered_bytes >= self._max_bytes:
             self.has_capacity = False
-        if self._calls >= EARLY or not self._flush_scheduled:
+        if self._calls >= CALLS_PER_WRITE or not self._flush_scheduled:
             self._leave()
         return future
 
@@ -352,8 +352,8 @@ class WireProtocol(asyncio.Protocol):
             self.has_capacity = False
         self._leave()
 
-    def full(self, calls: int) -> None:
-        """Note that an open command has grown to so many calls, and does not grow further."""
+    def seal(self, calls: int) -> None:
+        """Note that an open command stands for `calls` calls now and does not grow further."""
         self._calls += calls - 1
         self._leave()
 
@@ -588,11 +588,11 @@ class WireProtocol(asyncio.Protocol):
                 pass  # a system that does not tell, or a socket that is closed
         return size
 
-    def patience(self) -> float:
+    def remaining_wait(self) -> float:
         """
-        Return for how many seconds to wait for the oldest unanswered command because bytes of it moved; else 0.
+        Return for how many seconds to wait for the oldest unanswered command, because bytes of it moved; else 0.
 
-        By then the connection has judged by itself whether they still do.
+        When they have passed, the connection itself has decided whether bytes still move.
         """
         marks = self._unanswered_marks()
         if not marks or self.is_lost:

@@ -458,7 +458,7 @@ class SupervisedConnection:
             if self._has_answered(wire) or not (is_asked or self.is_refusing):
                 self._end_outage()
                 return
-            patience = max(patience, wire.patience())
+            patience = max(patience, wire.remaining_wait())
         if patience > 0:
             self._is_late = True
             self._set_timer(patience)
