@@ -39,7 +39,7 @@ class Private(NamedTuple):
 
 
 CONNECTOR = {"bus.resp.connector"}
-PROTOCOL = {"bus.resp.protocol"}
+DEADLINE = {"bus.resp.deadline"}
 
 TABLE = [
     Private(
@@ -94,14 +94,14 @@ TABLE = [
     Private(
         "asyncio.sslproto._SSLProtocolTransport",
         "_ssl_protocol",
-        CONNECTOR | PROTOCOL,
+        CONNECTOR | DEADLINE,
         "the way to the transport below TLS",
         "test_transport_below_tls",
     ),
     Private(
         "asyncio.sslproto.SSLProtocol",
         "_transport",
-        CONNECTOR | PROTOCOL,
+        CONNECTOR | DEADLINE,
         "that transport: its buffer counts as unsent, and its socket is closed",
         "test_transport_below_tls",
     ),

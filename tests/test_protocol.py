@@ -17,6 +17,7 @@ from hiredis import ProtocolError, ReplyError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from channels_asyncq.bus.resp import deadline
 from channels_asyncq.bus.resp import protocol as wire
 from channels_asyncq.bus.resp.protocol import ClosedIdle, InFlight, NoAnswer, NotSent, WireProtocol
 from channels_asyncq.slices import SLICE
@@ -1307,7 +1308,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.timers: list[tuple[float, Callable[[], None], FakeHandle]] = []
-        monkeypatch.setattr(wire, "monotonic", lambda: self.now)
+        for module in (wire, deadline):
+            monkeypatch.setattr(module, "monotonic", lambda: self.now)
         monkeypatch.setattr(asyncio.get_running_loop(), "call_later", self._call_later)
 
     def _call_later(

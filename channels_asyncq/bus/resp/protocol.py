@@ -10,24 +10,19 @@ most one timer.
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections import deque
 from collections.abc import Iterable
 from contextvars import Context
 from itertools import zip_longest
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 from hiredis import Reader, ReplyError, pack_command
 
 from ...clock import monotonic
 from ...slices import SLICE
+from .deadline import Deadline
 from .pacing import CALLS_PER_WRITE, Pace, pace_of
-
-try:
-    from fcntl import ioctl
-    from termios import TIOCOUTQ
-except ImportError:  # not on Windows
-    ioctl = None  # type: ignore[assignment]
+from .replies import InFlight, NoAnswer, NotSent, OpenCommand, ReplySink, fail, no_answer, not_sent, refusal
 
 __all__ = [
     "ClosedIdle",
@@ -48,20 +43,10 @@ _MORE = object()
 
 # Seconds for which messages and replies are handed on before the loop gets a turn.
 _READ_SECONDS = SLICE
-# While something is unanswered, this share of the timeout passes between two looks at whether bytes move.
-_LOOK = 0.25
 # A connection that was used within these seconds was not closed for being idle.
 _IDLE = 1.0
 # Replies on a subscriber's connection after which their callbacks get the turn.
 _MOST_ANSWERED = 512
-
-
-class NotSent(ConnectionError):
-    """The connection ended before the command was handed to the transport: the server has not seen it."""
-
-
-class NoAnswer(ConnectionError):
-    """The command was written, and the connection ended before its reply: it may have been executed."""
 
 
 class ClosedIdle(ConnectionResetError):
@@ -70,40 +55,6 @@ class ClosedIdle(ConnectionResetError):
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the server closed the connection, which was idle for {seconds:.0f} s")
         self.seconds = seconds
-
-
-class ReplySink(Protocol):
-    """
-    What may stand in the FIFO in place of a future: it is told at once, not on the next turn.
-
-    It must not raise. Its methods are those of a future that the connection calls.
-    """
-
-    def done(self) -> bool: ...
-    def set_result(self, reply: Any, /) -> None: ...
-    def set_exception(self, error: Exception, /) -> None: ...
-    def exception(self) -> BaseException | None: ...
-
-
-def fail(answer: asyncio.Future[Any] | ReplySink, error: Exception) -> None:
-    """Give the answer an error, marked as seen: a caller who does not look is not told through the log."""
-    answer.set_exception(error)
-    answer.exception()
-
-
-class OpenCommand(ReplySink, Protocol):
-    """
-    A command that may grow until it is written, and is told its own reply.
-
-    Until then it counts as what it may become.
-    """
-
-    #: The bytes of what it carries, and how many calls it stands for; at most, before it is packed.
-    size: int
-    count: int
-
-    def pack(self) -> bytes:
-        """Return its bytes: it is about to be written, or will be sent by somebody else. It must not raise."""
 
 
 class MessageHandler(Protocol):
@@ -118,33 +69,6 @@ class WireOwner(Protocol):
 
     def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
         """Note that the connection has ended. `error` is None only if it was closed on request."""
-
-
-class InFlight(NamedTuple):
-    """
-    A command whose connection ended before its reply.
-
-    Its bytes, its future, whether it was written, and how many calls it stands for.
-    """
-
-    packed: bytes
-    future: asyncio.Future[Any] | ReplySink
-    is_written: bool
-    calls: int = 1
-
-    def fail(self, cause: Exception) -> None:
-        """Give up, because of `cause`: nobody will send it again."""
-        if not self.future.done():
-            error = NoAnswer(str(cause)) if self.is_written else NotSent(str(cause))
-            error.__cause__ = cause
-            fail(self.future, error)
-
-
-def _refusal_of_resent(reply: ReplyError) -> NoAnswer:
-    """Return the error of a command that is refused now: it may have been executed when it was first written."""
-    error = NoAnswer(f"it was refused when it was sent again: {reply}")
-    error.__cause__ = reply
-    return error
 
 
 class _Discarding:
@@ -231,20 +155,9 @@ class WireProtocol(asyncio.Protocol):
         self._waiters: deque[_Waiter] = deque()
         self._wake_scheduled = False
 
-        # One mark for each write: the number of the last command in it, when it was written, and how many bytes
-        # were written before it.
-        self._marks: deque[tuple[int, float, int]] = deque()
-        self._bytes_written = 0
-        self._written_at = 0.0
-        # What the last look at the oldest mark found: how many bytes had left, the number of the mark if some of
-        # its bytes had not, and what had arrived. And when bytes were last seen to move.
-        self._bytes_left = 0
-        self._leaving = 0
-        self._arrived = (0, 0)
-        self._moved_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline = 0.0
-        self._grace_used = False
+        self._deadline = Deadline(self, timeout, self._context)
+        # Delivers what was received, after the end of the connection, for no longer than the timeout.
+        self._drain_timer: asyncio.TimerHandle | None = None
 
         # A stalled reader parses nothing: a message is held, or the loop gets a turn. The transport stays
         # paused until the reader is through.
@@ -252,7 +165,6 @@ class WireProtocol(asyncio.Protocol):
         self._read_paused = False
         self._held: tuple[bytes, bytes] | None = None
         self._continuation: asyncio.Handle | None = None
-        self._read_since = 0.0
 
         # connection_lost() or abort() sets is_lost; connection_lost() alone sets _is_disconnected. A
         # connection that is disconnected and not aborted still delivers what it received; _finish() is the
@@ -320,7 +232,7 @@ class WireProtocol(asyncio.Protocol):
         packed: bytes = pack_command(args)  # type: ignore[arg-type]  # its stub says: a tuple of one
         future: asyncio.Future[Any] = asyncio.Future(loop=self._loop) if reply is None else reply
         if self.is_lost or self._closing:
-            fail(future, self._not_sent())
+            fail(future, not_sent(self._error))
             return future
         self._outgoing.append((packed, 1, False))
         self._unanswered.append(future)
@@ -341,7 +253,7 @@ class WireProtocol(asyncio.Protocol):
         It is told what comes of it, within this call if the connection has ended.
         """
         if self.is_lost or self._closing:
-            fail(command, self._not_sent())
+            fail(command, not_sent(self._error))
             return
         self._outgoing.append(command)
         self._unanswered.append(command)
@@ -385,7 +297,7 @@ class WireProtocol(asyncio.Protocol):
             if future.done():
                 continue
             if is_ending:
-                fail(future, self._no_answer() if is_written else self._not_sent())
+                fail(future, no_answer(self._error) if is_written else not_sent(self._error))
                 continue
             self._outgoing.append((packed, count, is_written))
             self._unanswered.append(future)
@@ -405,7 +317,7 @@ class WireProtocol(asyncio.Protocol):
             NotSent: the connection ended, or is being closed.
         """
         if self._is_ending():
-            raise self._not_sent()
+            raise not_sent(self._error)
         if self.has_capacity:
             return
         waiter = _Waiter(self._loop.create_future())
@@ -426,7 +338,7 @@ class WireProtocol(asyncio.Protocol):
             self._wake_soon()
             self._look_for_capacity()
         if self._is_ending():
-            raise self._not_sent()
+            raise not_sent(self._error)
 
     def _is_ending(self) -> bool:
         return self.is_lost or self._closing
@@ -468,37 +380,18 @@ class WireProtocol(asyncio.Protocol):
         self._write()
 
     def _write(self) -> None:
+        """Pack and write what was called since the last write, unless the transport takes nothing now."""
         outgoing = self._outgoing
         if not outgoing or self._write_paused or self.is_lost:
             return
         assert self._transport is not None
         if self._transport.is_closing():
-            # It would drop what it is given. connection_lost() follows, and these were not sent.
+            # It would drop what it is given. connection_lost() follows, and these commands were not sent.
             return
-        packed = self._pack()
-        data = packed[0] if len(packed) == 1 else b"".join(packed)
-        self.writes += 1
-        self.commands += len(packed)
-        marks = self._marks
-        while marks and marks[0][0] <= self.replies:
-            marks.popleft()
-        self._written_at = now = monotonic()
-        marks.append((self.commands, now, self._bytes_written))
-        self._bytes_written += len(data)
-        if self._timer is None:
-            self._set_timer(self._timeout * _LOOK)
-        # It may call pause_writing().
-        self._transport.write(data)
-        if not self.has_capacity:
-            # Open commands have given up the places that they did not need.
-            self._wake()
-
-    def _pack(self) -> list[bytes]:
-        """Return the bytes of what was called since the last write; nothing of it can grow any more."""
-        outgoing, self._outgoing = self._outgoing, []
+        self._outgoing = []
         self._calls = 0
         written = self._written
-        all_packed = []
+        parts = []
         for command in outgoing:
             if isinstance(command, tuple):
                 packed = command[0]
@@ -510,83 +403,16 @@ class WireProtocol(asyncio.Protocol):
                 self._pending += count - most
                 self.unanswered_bytes += len(packed) - size
                 written.append((packed, count, False))
-            all_packed.append(packed)
-        return all_packed
-
-    # The deadline. The timer is not cancelled when the last reply arrives, which would cost a timer for each
-    # write of a quiet connection: it runs out once, finds nothing to wait for, and is not set again.
-
-    def _set_timer(self, seconds: float) -> None:
-        self._deadline = monotonic() + seconds
-        self._timer = self._loop.call_later(seconds, self._check_deadline, context=self._context)
-
-    def _check_deadline(self) -> None:
-        self._timer = None
-        marks = self._unanswered_marks()
-        if not marks:
-            self._grace_used = False
-            return
-        now = monotonic()
-        if self._is_stalled:
-            # We are not reading, so the server's silence means nothing.
-            self._set_timer(self._timeout)
-            return
-        self._look(now)
-        due = max(marks[0][1], self._read_since, self._moved_at) + self._timeout
-        grace = self._timeout / 10
-        if due > now:
-            self._grace_used = False
-            self._set_timer(min(due - now, self._timeout * _LOOK))
-        elif now - self._deadline > grace and not self._grace_used:
-            # This loop was blocked, or the machine asleep: the reply may be there, unread.
-            self._grace_used = True
-            self._set_timer(grace)
-        else:
-            self.abort(TimeoutError(f"no reply within {self._timeout:g} s"))
-
-    def _unanswered_marks(self) -> deque[tuple[int, float, int]]:
-        marks = self._marks
-        while marks and marks[0][0] <= self.replies:
-            marks.popleft()
-        return marks
-
-    def _look(self, now: float) -> None:
-        """
-        Note whether bytes of the oldest unanswered write have left, or of its reply arrived, since the last look.
-
-        Bytes of younger writes do not count: a server that reads and answers nothing must be noticed.
-        """
-        marks = self._marks
-        number, _, start = marks[0]
-        end = marks[1][2] if len(marks) > 1 else self._bytes_written
-        left = self._bytes_written - self._unsent()
-        is_leaving = left < end
-        # What was written before it is answered, and has left.
-        if left > max(self._bytes_left, start) and (is_leaving or self._leaving == number):
-            self._moved_at = now
-        self._bytes_left = max(self._bytes_left, left)
-        self._leaving = number if is_leaving else 0
-        # A part of a reply, or messages: the reply comes after them. Whole replies were to older commands.
-        messages, part = arrived = self.arrived
-        if messages != self._arrived[0] or part not in (0, self._arrived[1]):
-            self._moved_at = now
-        self._arrived = arrived
-
-    def _unsent(self) -> int:
-        """Return how many written bytes have not left this machine, as far as can be seen."""
-        transport: Any = self._transport
-        size: int = transport.get_write_buffer_size()
-        # Under TLS, asyncio's transport does not count what waits in the transport below it.
-        below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-        if below is not None:
-            size += below.get_write_buffer_size()
-        sock = transport.get_extra_info("socket")
-        if sock is not None and ioctl is not None:
-            try:
-                size += struct.unpack("i", ioctl(sock.fileno(), TIOCOUTQ, bytes(4)))[0]
-            except (OSError, ValueError):
-                pass  # a system that does not tell, or a socket that is closed
-        return size
+            parts.append(packed)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.writes += 1
+        self.commands += len(parts)
+        self._deadline.note_write(self.commands, len(data), self.replies)
+        # It may call pause_writing().
+        self._transport.write(data)
+        if not self.has_capacity:
+            # Open commands have given up the places that they did not need.
+            self._wake()
 
     def remaining_wait(self) -> float:
         """
@@ -594,14 +420,7 @@ class WireProtocol(asyncio.Protocol):
 
         When they have passed, the connection itself has decided whether bytes still move.
         """
-        marks = self._unanswered_marks()
-        if not marks or self.is_lost:
-            return 0.0
-        now = monotonic()
-        self._look(now)
-        if self._moved_at <= marks[0][1]:
-            return 0.0
-        return max(self._timeout / 10, self._moved_at + self._timeout - now)
+        return 0.0 if self.is_lost else self._deadline.remaining_wait()
 
     # In
 
@@ -634,7 +453,7 @@ class WireProtocol(asyncio.Protocol):
                 future = unanswered.popleft()
                 if not future.done():
                     if isinstance(reply, ReplyError):
-                        fail(future, _refusal_of_resent(reply) if is_resent else reply)
+                        fail(future, refusal(reply, is_resent=is_resent))
                     else:
                         future.set_result(reply)
         except Exception as exc:
@@ -694,7 +513,7 @@ class WireProtocol(asyncio.Protocol):
         future = unanswered.popleft()
         if not future.done():
             if isinstance(reply, ReplyError):
-                fail(future, _refusal_of_resent(reply) if is_resent else reply)
+                fail(future, refusal(reply, is_resent=is_resent))
             else:
                 future.set_result(reply)
         if self._idle is not None and not unanswered and not self._idle.done():
@@ -752,7 +571,7 @@ class WireProtocol(asyncio.Protocol):
         if self._is_disconnected:
             self._finish()
         else:
-            self._read_since = monotonic()
+            self._deadline.note_reading()
             assert self._transport is not None
             if self._read_paused and not self._transport.is_closing():
                 self._read_paused = False
@@ -792,15 +611,15 @@ class WireProtocol(asyncio.Protocol):
                 self._error = self._end_of_server()
         if self._is_stalled and not self._is_aborted:
             # What was received is delivered before its end is told: _continue() comes back to _finish().
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_later(self._timeout, self._finish, context=self._context)
+            self._deadline.stop()
+            self._drain_timer = self._loop.call_later(self._timeout, self._finish, context=self._context)
         else:
             self._finish()
 
     def _end_of_server(self) -> ConnectionResetError:
-        idle = monotonic() - self._written_at
-        if self._messages is None and self._written_at and not self._unanswered and idle >= _IDLE:
+        written_at = self._deadline.written_at
+        idle = monotonic() - written_at
+        if self._messages is None and written_at and not self._unanswered and idle >= _IDLE:
             return ClosedIdle(idle)
         return ConnectionResetError("the server closed the connection")
 
@@ -872,27 +691,33 @@ class WireProtocol(asyncio.Protocol):
         self._is_finished = True
         self._held = None
         self._is_stalled = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._deadline.stop()
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+            self._drain_timer = None
         if self._continuation is not None:
             self._continuation.cancel()
             self._continuation = None
-        written = len(self._written)
-        self._pack()
-        for number, (future, noted) in enumerate(zip_longest(self._unanswered, self._written)):
-            # One of them is missing if a signal's handler raised while a command was called or packed.
+        number = len(self._written)
+        for command in self._outgoing:
+            if isinstance(command, tuple):
+                self._written.append(command)
+            else:
+                self._written.append((command.pack(), command.count, False))
+        self._outgoing.clear()
+        # One of the two is missing if a signal's handler raised while a command was called or written.
+        for future, noted in zip_longest(self._unanswered, self._written):
+            number -= 1
             if future is None or future.done():
                 continue
-            is_written = number < written or (noted is not None and noted[2])
+            is_written = number >= 0 or (noted is not None and noted[2])
             if self.keeps_unanswered and noted is not None:
                 packed, count, _ = noted
                 self.unanswered.append(InFlight(packed, future, is_written, count))
             else:
-                fail(future, self._no_answer() if is_written else self._not_sent())
+                fail(future, no_answer(self._error) if is_written else not_sent(self._error))
         self._unanswered.clear()
         self._written.clear()
-        self._marks.clear()
         self.unanswered_bytes = self._pending = 0
         self._release_waiters()
         self._gone.set_result(None)
@@ -903,13 +728,3 @@ class WireProtocol(asyncio.Protocol):
         for waiter in self._waiters:
             if not waiter.future.done():
                 waiter.future.set_result(None)
-
-    def _not_sent(self) -> NotSent:
-        error = NotSent(f"not sent: {self._error or 'the connection is closed'}")
-        error.__cause__ = self._error
-        return error
-
-    def _no_answer(self) -> NoAnswer:
-        error = NoAnswer(f"sent, but not answered: {self._error or 'the connection is closed'}")
-        error.__cause__ = self._error
-        return error

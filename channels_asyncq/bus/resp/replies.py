@@ -1,0 +1,106 @@
+"""Commands without a reply: the objects that get it, the errors they may get instead, and what a loss leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple, Protocol
+
+from hiredis import ReplyError
+
+__all__ = [
+    "InFlight",
+    "NoAnswer",
+    "NotSent",
+    "OpenCommand",
+    "ReplySink",
+    "fail",
+    "no_answer",
+    "not_sent",
+    "refusal",
+]
+
+
+class NotSent(ConnectionError):
+    """The connection ended before the command was handed to the transport: the server has not seen it."""
+
+
+class NoAnswer(ConnectionError):
+    """The command was written, and the connection ended before its reply: it may have been executed."""
+
+
+class ReplySink(Protocol):
+    """
+    Gets the reply to a command, as a future does, but within the call that reads the reply.
+
+    Its methods are those of a future that a connection calls. They must not raise.
+    """
+
+    def done(self) -> bool: ...
+    def set_result(self, reply: Any, /) -> None: ...
+    def set_exception(self, error: Exception, /) -> None: ...
+    def exception(self) -> BaseException | None: ...
+
+
+class OpenCommand(ReplySink, Protocol):
+    """
+    A command that may grow until it is written, and gets its own reply.
+
+    Until it is packed, `size` and `count` are the most that it may grow to. Then they are what it is.
+    """
+
+    #: The bytes that it carries.
+    size: int
+    #: The calls that share it.
+    count: int
+
+    def pack(self) -> bytes:
+        """Return its bytes: it is about to be written, or another connection will send it. It must not raise."""
+
+
+def fail(sink: asyncio.Future[Any] | ReplySink, error: Exception) -> None:
+    """Set an error and mark it as retrieved: asyncio must not log it if the caller never looks."""
+    sink.set_exception(error)
+    sink.exception()
+
+
+def not_sent(cause: Exception | None) -> NotSent:
+    """Return the error of a command that was not written before the connection ended, or was closed."""
+    error = NotSent(f"not sent: {cause or 'the connection is closed'}")
+    error.__cause__ = cause
+    return error
+
+
+def no_answer(cause: Exception | None) -> NoAnswer:
+    """Return the error of a command that was written and had no reply when the connection ended."""
+    error = NoAnswer(f"sent, but not answered: {cause or 'the connection is closed'}")
+    error.__cause__ = cause
+    return error
+
+
+def refusal(reply: ReplyError, *, is_resent: bool) -> ReplyError | NoAnswer:
+    """Return the error of a command that the server refused: a resent one may have been executed before."""
+    if not is_resent:
+        return reply
+    error = NoAnswer(f"it was refused when it was sent again: {reply}")
+    error.__cause__ = reply
+    return error
+
+
+class InFlight(NamedTuple):
+    """A command without a reply whose connection has ended, to be sent again on the next one, or to fail."""
+
+    #: The bytes of the command.
+    packed: bytes
+    #: Gets the reply.
+    future: asyncio.Future[Any] | ReplySink
+    #: Whether a connection has written it: then the server may have executed it.
+    is_written: bool
+    #: The calls that share it.
+    calls: int = 1
+
+    def fail(self, cause: Exception) -> None:
+        """Fail it because of `cause`: it will not be sent again."""
+        if not self.future.done():
+            error = NoAnswer(str(cause)) if self.is_written else NotSent(str(cause))
+            error.__cause__ = cause
+            fail(self.future, error)
