@@ -17,9 +17,9 @@ from hiredis import ProtocolError, ReplyError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels_asyncq.bus.resp import deadline
-from channels_asyncq.bus.resp import protocol as wire
-from channels_asyncq.bus.resp.protocol import ClosedIdle, InFlight, NoAnswer, NotSent, WireProtocol
+from channels_asyncq.bus.resp import deadline, protocol, reader
+from channels_asyncq.bus.resp.protocol import ClosedIdle, WireProtocol
+from channels_asyncq.bus.resp.replies import InFlight, NoAnswer, NotSent
 from channels_asyncq.slices import SLICE
 from channels_asyncq.testing import EmbeddedServer
 from tests.wires import Handler, Owner
@@ -28,12 +28,12 @@ from tests.wires import Handler, Owner
 @pytest.fixture(autouse=True)
 def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test feeds is handed on at once, however slow the machine; tests of slices set the limit back."""
-    monkeypatch.setattr(wire, "_READ_SECONDS", 3600 * SLICE)
+    monkeypatch.setattr(reader, "_READ_SECONDS", 3600 * SLICE)
 
 
 def in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read in slices, as ever."""
-    monkeypatch.setattr(wire, "_READ_SECONDS", SLICE)
+    monkeypatch.setattr(reader, "_READ_SECONDS", SLICE)
 
 
 class Pipe(asyncio.Transport):
@@ -197,7 +197,7 @@ async def test_replies_at_every_split() -> None:
             if part:
                 session.feed(part)
         assert [await result(future) for future in futures] == plain(VALUES)
-        assert session.wire.pending == session.wire.unanswered_bytes == 0
+        assert session.wire.pending == session.wire.pipeline.unanswered_bytes == 0
 
 
 async def test_replies_byte_by_byte() -> None:
@@ -281,8 +281,8 @@ async def test_commands_of_one_turn_are_one_write() -> None:
     session.wire.call("PING")
     await turns(1)
     assert session.pipe.writes[2:] == [b"*1\r\n$4\r\nPING\r\n"]
-    assert (session.wire.writes, session.wire.commands, session.wire.pending) == (3, 4, 4)
-    assert session.wire.unanswered_bytes == sum(map(len, session.pipe.writes))
+    assert (len(session.pipe.writes), session.wire.pending) == (3, 4)
+    assert session.wire.pipeline.unanswered_bytes == sum(map(len, session.pipe.writes))
 
 
 async def test_a_command_alone_is_written_at_once() -> None:
@@ -320,7 +320,7 @@ async def test_a_command_after_an_answer_to_several() -> None:
     session = Session()
     command = Told()
     command.count = 3
-    session.wire.call_open(command)
+    session.wire.pipeline.call_open(command)
     session.feed(b"+PONG\r\n")
     assert command.results == [b"PONG"]
     session.wire.call("PING")
@@ -357,9 +357,9 @@ async def test_who_need_not_be_woken() -> None:
     """A reply sink in the FIFO is notified within data_received(), in its place, a future on the next turn."""
     session = Session()
     first, last = Told(), Told()
-    session.wire.call_open(first)
+    session.wire.pipeline.call_open(first)
     between = session.wire.call("PING")
-    session.wire.call_open(last)
+    session.wire.pipeline.call_open(last)
     await turns(1)
     session.feed(b":1\r\n:2\r\n-ERR odd\r\n")
     assert first.results == [1] and between.result() == 2
@@ -371,10 +371,10 @@ async def test_answers_at_the_end_of_the_connection() -> None:
     """At the end each is told whether its command was written; later ones at once."""
     session = Session()
     written, unwritten, late = Told(), Told(), Told()
-    session.wire.call_open(written)
-    session.wire.call_open(unwritten)
+    session.wire.pipeline.call_open(written)
+    session.wire.pipeline.call_open(unwritten)
     session.wire.connection_lost(OSError("cable"))
-    session.wire.call_open(late)
+    session.wire.pipeline.call_open(late)
     assert [type(answer.results[0]) for answer in (written, unwritten, late)] == [NoAnswer, NotSent, NotSent]
     assert all(len(answer.results) == 1 for answer in (written, unwritten, late))
 
@@ -478,7 +478,7 @@ async def test_closed_by_the_server() -> None:
 async def test_called_before_it_is_connected() -> None:
     """Commands called before connection_made() wait for the transport."""
     protocol = WireProtocol(owner=Owner())
-    assert not protocol.has_capacity
+    assert not protocol.pipeline.has_capacity
     assert protocol.transport is None
     future = protocol.call("PING")
     await turns(2)
@@ -574,7 +574,7 @@ async def test_resend_behind_commands_in_flight() -> None:
     session = Session()
     written = session.wire.call("SET", 1)
     unwritten = session.wire.call("SET", 2)
-    session.wire.resend(in_flight)
+    session.wire.pipeline.resend(in_flight)
     last = session.wire.call("SET", 3)
     await turns(1)
     sent = b"".join(session.pipe.writes)
@@ -583,7 +583,7 @@ async def test_resend_behind_commands_in_flight() -> None:
     assert places == sorted(places) and sent.count(b"GET") == 2
     session.feed(b":10\r\n:11\r\n:12\r\n:13\r\n:14\r\n")
     assert await asyncio.gather(written, unwritten, *moved, last) == [10, 11, 12, 13, 14]
-    assert session.wire.pending == session.wire.unanswered_bytes == 0
+    assert session.wire.pending == session.wire.pipeline.unanswered_bytes == 0
 
 
 @pytest.mark.parametrize("subscriber", [False, True])
@@ -598,7 +598,7 @@ async def test_refusal_of_what_was_written_before(subscriber: bool) -> None:
     assert [command.is_written for command in in_flight] == [True, False]
     session = Session(subscriber=subscriber)
     before = session.wire.call("SET", 1)
-    session.wire.resend(in_flight)
+    session.wire.pipeline.resend(in_flight)
     after = session.wire.call("SET", 2)
     await turns(1)
     session.feed(b"-ERR refused\r\n" * 4)
@@ -621,7 +621,7 @@ async def test_written_marks_when_the_connection_ends_again() -> None:
     session.wire.call("SET", "written")
     session.wire.pause_writing()
     session.wire.call("SET", "unwritten")
-    session.wire.resend(in_flight)
+    session.wire.pipeline.resend(in_flight)
     left_again = await left(session)
     assert [(command.packed.split(b"\r\n")[2], command.is_written) for command in left_again] == [
         (b"SET", True),
@@ -630,7 +630,7 @@ async def test_written_marks_when_the_connection_ends_again() -> None:
         (b"GET", False),
     ]
     again = Session()
-    again.wire.resend(left_again)
+    again.wire.pipeline.resend(left_again)
     assert [command.is_written for command in await left(again)] == [True] * 4
 
 
@@ -648,7 +648,7 @@ async def test_resend_to_a_connection_that_ends(end: str) -> None:
     await turns(1)
     if end == "abort":
         session.wire.abort(OSError("enough"))
-    session.wire.resend(in_flight)
+    session.wire.pipeline.resend(in_flight)
     assert isinstance(written.exception(), NoAnswer) and isinstance(unwritten.exception(), NotSent)
     session.feed(b"+PONG\r\n")
     await closing
@@ -690,7 +690,7 @@ async def test_messages_and_replies_at_every_split() -> None:
             b"pong",
             b"unsubscribe",
         ]
-        assert (session.wire.messages, session.wire.replies) == (4, 4)
+        assert (session.wire.arrived[0], session.wire.replies) == (4, 4)
 
 
 async def test_hold_in_every_position() -> None:
@@ -725,7 +725,7 @@ async def test_hold_in_every_position() -> None:
         assert session.seen == messages(*range(7))
         assert session.pipe.reading
         assert await future == [b"pong", b""]
-        assert session.wire.messages == 7
+        assert session.wire.arrived[0] == 7
 
 
 async def test_resume_with_nothing_held() -> None:
@@ -905,9 +905,9 @@ async def test_abort_of_what_was_interrupted(interrupted: str) -> None:
     first = session.wire.call("PING")
     second = session.wire.call("PING")
     if interrupted == "call":
-        session.wire._outgoing.append((b"never noted", 1, False))
+        session.wire.pipeline._outgoing.append((b"never noted", 1, False))
     else:
-        session.wire._outgoing.clear()
+        session.wire.pipeline._outgoing.clear()
     session.wire.abort(OSError("enough"))
     await session.ended.wait()
     with pytest.raises(NoAnswer):
@@ -964,7 +964,7 @@ async def test_reader_yields(monkeypatch: pytest.MonkeyPatch) -> None:
     """After 3 ms of delivering, the reader pauses and the loop gets a turn; nothing is lost or reordered."""
     now = 100.0
     in_slices(monkeypatch)
-    monkeypatch.setattr(wire, "monotonic", lambda: now)
+    monkeypatch.setattr(reader, "monotonic", lambda: now)
     session = Session(subscriber=True)
     future = session.wire.call("PING")
     await turns(1)
@@ -1007,7 +1007,7 @@ async def test_reader_yields_between_replies(monkeypatch: pytest.MonkeyPatch) ->
     futures = [session.wire.call(b"SUBSCRIBE", b"%d" % number) for number in range(50)]
     await turns(1)
     in_slices(monkeypatch)
-    monkeypatch.setattr(wire, "monotonic", monotonic)
+    monkeypatch.setattr(reader, "monotonic", monotonic)
     session.feed(b"".join(encode([b"subscribe", b"%d" % number, 1]) for number in range(50)))
     assert sum(future.done() for future in futures) <= 5
     for number, future in enumerate(futures):
@@ -1021,7 +1021,7 @@ async def test_those_answered_have_a_turn(monkeypatch: pytest.MonkeyPatch) -> No
     session = Session(subscriber=True)
     futures = [session.wire.call(b"SUBSCRIBE", b"x") for _ in range(3000)]
     await turns(1)
-    monkeypatch.setattr(wire, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(reader, "monotonic", lambda: 100.0)
     session.feed(encode([b"subscribe", b"x", 1]) * 3000)
     answered = [sum(future.done() for future in futures)]
     while answered[-1] < 3000:
@@ -1035,7 +1035,7 @@ async def test_lost_while_the_reader_yields(monkeypatch: pytest.MonkeyPatch) -> 
     """A connection that ends while messages wait for their turn delivers them, then tells its end."""
     now = 100.0
     in_slices(monkeypatch)
-    monkeypatch.setattr(wire, "monotonic", lambda: now)
+    monkeypatch.setattr(reader, "monotonic", lambda: now)
     session = Session(subscriber=True)
 
     def take(topic: bytes, payload: bytes) -> bool:
@@ -1065,17 +1065,17 @@ async def test_malformed_message() -> None:
 async def test_room_by_count() -> None:
     """Beyond max_pending unanswered commands room() waits; a reply gives one place."""
     session = Session(max_pending=2)
-    await session.wire.wait_for_capacity()
+    await session.wire.pipeline.wait_for_capacity()
     session.wire.call("GET", 1)
     session.wire.call("GET", 2)
-    assert not session.wire.has_capacity
-    waiting = asyncio.ensure_future(session.wire.wait_for_capacity())
+    assert not session.wire.pipeline.has_capacity
+    waiting = asyncio.ensure_future(session.wire.pipeline.wait_for_capacity())
     await turns()
     assert not waiting.done()
     session.feed(b":1\r\n")
-    assert not session.wire.has_capacity, "the place is for the one who waits"
+    assert not session.wire.pipeline.has_capacity, "the place is for the one who waits"
     await waiting
-    assert session.wire.has_capacity
+    assert session.wire.pipeline.has_capacity
 
 
 class Growing(Told):
@@ -1095,17 +1095,17 @@ async def test_room_that_was_not_needed(bound: dict[str, Any]) -> None:
     """An open command counts as what it may become; when it is written, who waits has what it did not need."""
     session = Session(**bound)
     first = session.wire.call("PING")  # what follows is not written at once
-    session.wire.call_open(Growing())
-    assert session.wire.has_capacity
-    session.wire.call_open(Growing())
-    assert not session.wire.has_capacity
-    waiting = asyncio.ensure_future(session.wire.wait_for_capacity())
+    session.wire.pipeline.call_open(Growing())
+    assert session.wire.pipeline.has_capacity
+    session.wire.pipeline.call_open(Growing())
+    assert not session.wire.pipeline.has_capacity
+    waiting = asyncio.ensure_future(session.wire.pipeline.wait_for_capacity())
     await turns()
-    assert waiting.done() and session.wire.has_capacity and len(session.pipe.writes) == 2
-    assert (session.wire._pending, session.wire.unanswered_bytes) == (3, 42)
+    assert waiting.done() and session.wire.pipeline.has_capacity and len(session.pipe.writes) == 2
+    assert (session.wire.pipeline._pending, session.wire.pipeline.unanswered_bytes) == (3, 42)
     session.feed(b"+PONG\r\n" * 3)
     assert await first == b"PONG"
-    assert (session.wire._pending, session.wire.unanswered_bytes) == (0, 0)
+    assert (session.wire.pipeline._pending, session.wire.pipeline.unanswered_bytes) == (0, 0)
 
 
 async def test_nobody_overtakes_in_room() -> None:
@@ -1114,9 +1114,9 @@ async def test_nobody_overtakes_in_room() -> None:
     order: list[str] = []
 
     async def send(name: str) -> None:
-        await session.wire.wait_for_capacity()
+        await session.wire.pipeline.wait_for_capacity()
         order.append(name)
-        session.wire.call_open(Growing(16))
+        session.wire.pipeline.call_open(Growing(16))
 
     for _ in range(20):
         session.wire.call("PING")
@@ -1131,18 +1131,21 @@ async def test_nobody_overtakes_in_room() -> None:
     await turns()
     assert all(task.done() for task in tasks) and order == ["a", "b", "c"]
     session.feed(b"+PONG\r\n" * session.wire.pending)
-    assert session.wire.has_capacity and (session.wire._pending, session.wire.unanswered_bytes) == (0, 0)
+    assert session.wire.pipeline.has_capacity and (
+        session.wire.pipeline._pending,
+        session.wire.pipeline.unanswered_bytes,
+    ) == (0, 0)
 
 
 async def test_early_writes() -> None:
     """A command that grew to sixteen calls leaves before the end of the turn, with what was called before it."""
     session = Session()
     session.wire.call("PING")
-    session.wire.call_open(Told())
-    session.wire.seal(15)
+    session.wire.pipeline.call_open(Told())
+    session.wire.pipeline.seal(15)
     assert len(session.pipe.writes) == 1
     session.wire.call("PING")
-    assert len(session.pipe.writes) == 2 and session.wire.commands == 3
+    assert len(session.pipe.writes) == 2 and session.wire.pending == 3
 
 
 async def test_room_by_bytes() -> None:
@@ -1151,7 +1154,7 @@ async def test_room_by_bytes() -> None:
     order: list[int] = []
 
     async def send(number: int) -> None:
-        await session.wire.wait_for_capacity()
+        await session.wire.pipeline.wait_for_capacity()
         order.append(number)
         session.wire.call("SET", "k", b"x" * 2000)
 
@@ -1161,7 +1164,7 @@ async def test_room_by_bytes() -> None:
         assert order == list(range(answered + 1)), "one large command at a time"
         session.feed(b"+OK\r\n")
     await asyncio.gather(*tasks)
-    assert session.wire.unanswered_bytes == 0
+    assert session.wire.pipeline.unanswered_bytes == 0
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
@@ -1171,7 +1174,7 @@ async def test_room_is_first_come_first_served(batch: int) -> None:
     order: list[int] = []
 
     async def send(number: int) -> None:
-        await session.wire.wait_for_capacity()
+        await session.wire.pipeline.wait_for_capacity()
         order.append(number)
         session.wire.call("GET", number)
         assert session.wire.pending <= batch
@@ -1188,7 +1191,7 @@ async def test_room_cancelled_passes_the_place_on(woken: bool) -> None:
     """Cancelling one who waits, woken or not, leaves the place to the next."""
     session = Session(max_pending=1)
     session.wire.call("GET", 1)
-    first, second = (asyncio.ensure_future(session.wire.wait_for_capacity()) for _ in range(2))
+    first, second = (asyncio.ensure_future(session.wire.pipeline.wait_for_capacity()) for _ in range(2))
     await turns()
     if woken:
         session.feed(b":1\r\n")
@@ -1199,7 +1202,7 @@ async def test_room_cancelled_passes_the_place_on(woken: bool) -> None:
         session.feed(b":1\r\n")
     await second
     assert first.cancelled()
-    assert session.wire.has_capacity
+    assert session.wire.pipeline.has_capacity
 
 
 async def test_room_cancelled_in_the_middle_of_the_queue() -> None:
@@ -1209,7 +1212,7 @@ async def test_room_cancelled_in_the_middle_of_the_queue() -> None:
     order: list[int] = []
 
     async def send(number: int) -> None:
-        await session.wire.wait_for_capacity()
+        await session.wire.pipeline.wait_for_capacity()
         order.append(number)
         session.wire.call("GET", number)
 
@@ -1227,7 +1230,7 @@ async def test_room_granted_and_not_used() -> None:
     """One who gets a place and calls nothing does not block those behind."""
     session = Session(max_pending=1)
     session.wire.call("GET", 1)
-    waiting = [asyncio.ensure_future(session.wire.wait_for_capacity()) for _ in range(5)]
+    waiting = [asyncio.ensure_future(session.wire.pipeline.wait_for_capacity()) for _ in range(5)]
     await turns()
     session.feed(b":1\r\n")
     await asyncio.gather(*waiting)
@@ -1239,8 +1242,8 @@ async def test_room_closed_while_writing_is_paused(subscriber: bool) -> None:
     """While the transport's buffer is full nothing is written and there is no room."""
     session = Session(subscriber=subscriber)
     session.wire.pause_writing()
-    assert not session.wire.has_capacity
-    waiting = asyncio.ensure_future(session.wire.wait_for_capacity())
+    assert not session.wire.pipeline.has_capacity
+    waiting = asyncio.ensure_future(session.wire.pipeline.wait_for_capacity())
     future = session.wire.call("PING")
     await turns()
     assert session.pipe.writes == []
@@ -1270,7 +1273,7 @@ async def test_room_for_a_subscriber() -> None:
     """Confirmations give places back on a subscriber's connection too."""
     session = Session(subscriber=True, max_pending=1)
     session.wire.call("SUBSCRIBE", "a")
-    waiting = asyncio.ensure_future(session.wire.wait_for_capacity())
+    waiting = asyncio.ensure_future(session.wire.pipeline.wait_for_capacity())
     await turns()
     session.feed(encode([b"subscribe", b"a", 1]))
     await waiting
@@ -1281,7 +1284,7 @@ async def test_room_when_the_connection_ends(end: str) -> None:
     """Everybody who waits for room learns that there will be none, and so do those who come later."""
     session = Session(max_pending=1)
     session.wire.call("GET", 1)
-    waiting = [asyncio.ensure_future(session.wire.wait_for_capacity()) for _ in range(3)]
+    waiting = [asyncio.ensure_future(session.wire.pipeline.wait_for_capacity()) for _ in range(3)]
     await turns()
     closing: asyncio.Future[None] | None = None
     if end == "lost":
@@ -1293,7 +1296,7 @@ async def test_room_when_the_connection_ends(end: str) -> None:
     for outcome in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(outcome, NotSent)
     with pytest.raises(NotSent):
-        await session.wire.wait_for_capacity()
+        await session.wire.pipeline.wait_for_capacity()
     if closing is not None:
         session.feed(b":1\r\n")
         await closing
@@ -1308,7 +1311,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.timers: list[tuple[float, Callable[[], None], FakeHandle]] = []
-        for module in (wire, deadline):
+        for module in (deadline, protocol, reader):
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
         monkeypatch.setattr(asyncio.get_running_loop(), "call_later", self._call_later)
 
@@ -1723,14 +1726,14 @@ async def test_work_per_command() -> None:
 
     def send() -> None:
         for _ in range(1000):
-            session.wire.call("PUBLISH", "topic", "x")
+            session.wire.pipeline.call("PUBLISH", "topic", "x")
 
     stream = b":1\r\n" * 1000
     sending = python_calls(send)
     await turns(1)
     reading = python_calls(lambda: session.feed(stream))
     writes = 1 + -(-999 // 16)
-    assert session.wire.writes == writes
+    assert len(session.pipe.writes) == writes
     assert session.wire.replies == 1000
     # asyncio.Future asks its loop for get_debug(): a Python call that no future can be made without.
     futures = python_calls(lambda: [asyncio.Future(loop=session.wire._loop) for _ in range(1000)])
@@ -1824,11 +1827,11 @@ def test_server_that_does_not_read(runner: asyncio.Runner) -> None:
         host, port = server.sockets[0].getsockname()
         _, protocol = await loop.create_connection(lambda: WireProtocol(owner=owner), host, port)
         futures = []
-        while protocol.has_capacity:
+        while protocol.pipeline.has_capacity:
             futures.append(protocol.call("SET", "k", b"x" * 60_000))
             await asyncio.sleep(0)
-        assert protocol.unanswered_bytes < 16 * 2**20 + 70_000
-        waiting = asyncio.ensure_future(protocol.wait_for_capacity())
+        assert protocol.pipeline.unanswered_bytes < 16 * 2**20 + 70_000
+        waiting = asyncio.ensure_future(protocol.pipeline.wait_for_capacity())
         await turns()
         assert not waiting.done()
         may_read.set()

@@ -608,7 +608,7 @@ async def test_shared_and_never_answered(make: MakeOwner, server: RespServer) ->
     [shard] = owner.bus._shards
     assert shard.commands.wire is not None
     shard.commands.wire.pause_writing()
-    shard.commands.wire.has_capacity = True
+    shard.commands.wire.pipeline.has_capacity = True
     unwritten = asyncio.gather(*send_some(owner, "room", b"3", b"4"), return_exceptions=True)
     await server.stop()
     results = await every([written, unwritten])
@@ -709,7 +709,7 @@ async def test_closed_with_unwritten_sends(make: MakeOwner, server: RespServer) 
         [shard] = owner.bus._shards
         assert shard.commands.wire is not None
         shard.commands.wire.pause_writing()
-        shard.commands.wire.has_capacity = True
+        shard.commands.wire.pipeline.has_capacity = True
         answers = asyncio.gather(*send_some(owner, "room", b"1", b"2"), return_exceptions=True)
         if is_cut_off:
             shard.abort()
@@ -775,14 +775,18 @@ async def test_bound_across_connections(make: MakeOwner, server: RespServer) -> 
     for _ in range(3):
         await eventually(lambda: len(sequence(server, before)) >= 1024, "the messages in flight")  # noqa: B023
         wire = shard.commands.wire
-        assert wire is not None and not wire.has_capacity
+        assert wire is not None and not wire.pipeline.has_capacity
         assert sequence(server, before) == list(range(1, 1025))
         before = len(server.received("EVALSHA"))
         server.cut()
     server.restore()
     assert await every(sends) == [None] * 3000
     wire = shard.commands.wire
-    assert wire is not None and wire.has_capacity and (wire.pending, wire.unanswered_bytes) == (0, 0)
+    assert (
+        wire is not None
+        and wire.pipeline.has_capacity
+        and (wire.pending, wire.pipeline.unanswered_bytes) == (0, 0)
+    )
 
 
 def sequence(server: RespServer, before: int) -> list[int]:

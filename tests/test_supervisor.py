@@ -398,7 +398,7 @@ class TestIdle:
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock = Clock()
-        clock.put_into(monkeypatch, ["bus.resp.protocol", "bus.resp.deadline"])
+        clock.put_into(monkeypatch, ["bus.resp.deadline", "bus.resp.protocol"])
         return clock
 
     async def close_idle(self, recorded: Recorded, clock: Clock, idle: float = 1.2) -> None:

@@ -255,7 +255,7 @@ class Sender:
         loads = 0
         while True:
             wire = self._line.open_wire
-            if wire is None or not wire.has_capacity:
+            if wire is None or not wire.pipeline.has_capacity:
                 wire = await self._line.with_capacity()
             try:
                 reply = await wire.call(*command)
@@ -277,7 +277,7 @@ class Sender:
         message = names, payload
         answer: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         wire = self._line.open_wire
-        if wire is None or not wire.has_capacity:
+        if wire is None or not wire.pipeline.has_capacity:
             return self._send_later(route, message, answer)
         self._write(wire, route, message, answer)
         return answer
@@ -296,14 +296,14 @@ class Sender:
                 sending.answers.append(answer)
                 if len(sending.messages) == MESSAGES_PER_BATCH:
                     route.open = None
-                    wire.seal(MESSAGES_PER_BATCH)
+                    wire.pipeline.seal(MESSAGES_PER_BATCH)
                 return
-            wire.seal(len(sending.messages))
+            wire.pipeline.seal(len(sending.messages))
         sending = Sending(self, wire, route, message, answer)
         if route.most:
             # Also one that nothing more goes into: what comes next must not come before it.
             route.open = sending
-        wire.call_open(sending)
+        wire.pipeline.call_open(sending)
 
     def post(self, route: Route, message: Message) -> None:
         """Write a message for which nobody waits; it is dropped if the link is lost."""
@@ -355,7 +355,7 @@ class Sender:
             sending.forget_done()
             if sending.messages:
                 sending.wire = wire
-                wire.call_open(sending)
+                wire.pipeline.call_open(sending)
 
     def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
         reason = exc if isinstance(exc.__cause__, ReplyError) else exc.__cause__ or exc

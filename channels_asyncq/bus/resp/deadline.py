@@ -166,7 +166,7 @@ class Deadline:
         return marks
 
     def _look(self, now: float) -> None:
-        """Note whether bytes of the oldest unanswered write left, or of its reply arrived, since the last look."""
+        """Note whether bytes of the oldest unanswered write left, or of its reply came, since the last look."""
         marks = self._marks
         number, _, start = marks[0]
         end = marks[1][2] if len(marks) > 1 else self._bytes_written

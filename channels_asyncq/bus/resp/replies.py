@@ -8,16 +8,20 @@ from typing import Any, NamedTuple, Protocol
 from hiredis import ReplyError
 
 __all__ = [
+    "MORE",
     "InFlight",
     "NoAnswer",
     "NotSent",
     "OpenCommand",
     "ReplySink",
     "fail",
-    "no_answer",
     "not_sent",
     "refusal",
+    "unexpected",
 ]
+
+#: Returned by the parser when it needs more bytes: None and False are replies.
+MORE = object()
 
 
 class NotSent(ConnectionError):
@@ -63,16 +67,15 @@ def fail(sink: asyncio.Future[Any] | ReplySink, error: Exception) -> None:
     sink.exception()
 
 
-def not_sent(cause: Exception | None) -> NotSent:
-    """Return the error of a command that was not written before the connection ended, or was closed."""
-    error = NotSent(f"not sent: {cause or 'the connection is closed'}")
+def not_sent(cause: Exception) -> NotSent:
+    """Return the error of a command that was not written, because of `cause`."""
+    error = NotSent(f"not sent: {cause}")
     error.__cause__ = cause
     return error
 
 
-def no_answer(cause: Exception | None) -> NoAnswer:
-    """Return the error of a command that was written and had no reply when the connection ended."""
-    error = NoAnswer(f"sent, but not answered: {cause or 'the connection is closed'}")
+def _no_answer(cause: Exception) -> NoAnswer:
+    error = NoAnswer(f"sent, but not answered: {cause}")
     error.__cause__ = cause
     return error
 
@@ -84,6 +87,14 @@ def refusal(reply: ReplyError, *, is_resent: bool) -> ReplyError | NoAnswer:
     error = NoAnswer(f"it was refused when it was sent again: {reply}")
     error.__cause__ = reply
     return error
+
+
+def unexpected(reply: object) -> ConnectionAbortedError:
+    """Return the error of a connection on which a reply came that no command waits for."""
+    text = repr(reply)
+    if len(text) > 200:
+        text = text[:200] + "..."
+    return ConnectionAbortedError(f"the server sent what no command asked for: {text}")
 
 
 class InFlight(NamedTuple):
@@ -101,6 +112,4 @@ class InFlight(NamedTuple):
     def fail(self, cause: Exception) -> None:
         """Fail it because of `cause`: it will not be sent again."""
         if not self.future.done():
-            error = NoAnswer(str(cause)) if self.is_written else NotSent(str(cause))
-            error.__cause__ = cause
-            fail(self.future, error)
+            fail(self.future, _no_answer(cause) if self.is_written else not_sent(cause))

@@ -308,7 +308,7 @@ class SupervisedConnection:
         if self._resends:
             wire.keeps_unanswered = True
             unanswered, self._unanswered = self._unanswered, []
-            wire.resend(unanswered)
+            wire.pipeline.resend(unanswered)
         self.wire = wire
         if not self.is_refusing:
             self.reason = ""
@@ -512,7 +512,7 @@ class SupervisedConnection:
             if wire is None or wire.is_lost:
                 wire = await self._change()
             try:
-                await wire.wait_for_capacity()
+                await wire.pipeline.wait_for_capacity()
                 return wire
             except NotSent:
                 continue
