@@ -22,7 +22,7 @@ import pytest
 from redis.asyncio.connection import Connection
 
 import channels_asyncq
-from channels_asyncq.bus.resp.connector import _ClosedTransport
+from channels_asyncq.bus.resp.handover import _ClosedTransport
 from channels_asyncq.testing import EmbeddedServer
 
 PACKAGE = Path(channels_asyncq.__file__).parent
@@ -38,70 +38,70 @@ class Private(NamedTuple):
     test: str
 
 
-CONNECTOR = {"bus.resp.connector"}
 DEADLINE = {"bus.resp.deadline"}
+HANDOVER = {"bus.resp.handover"}
 
 TABLE = [
     Private(
         "redis.asyncio.Connection",
         "_reader",
-        CONNECTOR,
+        HANDOVER,
         "taken with its transport when the connection is authenticated",
         "test_connection_of_redis_py",
     ),
     Private(
         "redis.asyncio.Connection",
         "_writer",
-        CONNECTOR,
+        HANDOVER,
         "taken likewise: the transport is the writer's",
         "test_connection_of_redis_py",
     ),
     Private(
         "redis.asyncio.Connection",
         "_parser",
-        CONNECTOR,
+        HANDOVER,
         "whether it holds bytes that were read and not asked for",
         "test_connection_of_redis_py",
     ),
     Private(
         "redis._parsers._AsyncHiredisParser",
         "_reader",
-        CONNECTOR,
+        HANDOVER,
         "the hiredis.Reader, which knows that",
         "test_connection_of_redis_py",
     ),
     Private(
         "asyncio.StreamReader",
         "_buffer",
-        CONNECTOR,
+        HANDOVER,
         "whether bytes arrived that redis-py has not read",
         "test_buffer_of_a_stream_reader",
     ),
     Private(
         "asyncio.StreamWriter",
         "_transport",
-        CONNECTOR,
+        HANDOVER,
         "replaced, because collecting a writer closes its transport",
         "test_transport_of_a_stream_writer",
     ),
     Private(
         "asyncio.selector_events._SelectorTransport",
         "_sock",
-        CONNECTOR,
+        HANDOVER,
         "closed by hand where the event loop is closed and cannot do it",
         "test_socket_of_a_transport",
     ),
     Private(
         "asyncio.sslproto._SSLProtocolTransport",
         "_ssl_protocol",
-        CONNECTOR | DEADLINE,
+        DEADLINE | HANDOVER,
         "the way to the transport below TLS",
         "test_transport_below_tls",
     ),
     Private(
         "asyncio.sslproto.SSLProtocol",
         "_transport",
-        CONNECTOR | DEADLINE,
+        DEADLINE | HANDOVER,
         "that transport: its buffer counts as unsent, and its socket is closed",
         "test_transport_below_tls",
     ),
