@@ -1,8 +1,8 @@
 """
-What the errors of a connection mean, and what helps: a table. No I/O.
+A table from the words of an error to its remedy. No I/O.
 
-A row is found by the words of redis-py, the TLS library, the operating system or the server. It adds the remedy
-to these words and says whether waiting may help.
+The words are those of redis-py, the TLS library, the operating system or the server. A row adds the remedy to
+them and says whether waiting may help.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ __all__ = ["PLAIN", "PROXY", "TLS", "WEB", "Diagnosis", "Heals", "Remedies", "un
 #: The oldest server that has what the scripts use (XTRIM MINID, INFO errorstats).
 OLDEST = (6, 2)
 
-# What a look at the port itself has found.
+# What an examination of the port may find.
 PLAIN = "the port answers in plain text, without TLS"
 TLS = "the port speaks TLS"
 WEB = "a web server answers there"
 PROXY = "it answers PING and closes the connection at INFO"
 
 
-# Somebody listens there, and hung up before redis-py could say anything.
+# The connection was accepted, and reset before redis-py sent anything.
 _RESET = f"Error {errno.ECONNRESET} connecting"
 
 
 class Heals(Enum):
-    """Whether an error may end while a send waits."""
+    """Whether an error may pass while a send waits."""
 
     YES = auto()
     NO = auto()
@@ -51,15 +51,15 @@ def _row(words: str, remedy: str, heals: Heals = Heals.NO) -> _Row:
     return _Row(re.compile(words), remedy, heals)
 
 
-# The first row that fits counts. In a remedy `{user}`, `{prefix}` and `{rights}` stand for those of the host.
+# The first row that matches counts. In a remedy, `{user}`, `{prefix}` and `{rights}` stand for those of the host.
 _TABLE = (
-    # Each Sentinel may have its own reason, and the next time another.
+    # Each Sentinel has its own reason, and that may change.
     _row(
         "^no Sentinel names a master",
         "Check `sentinels`, `master_name` and `sentinel_kwargs` in `hosts`",
         Heals.YES,
     ),
-    # What is spoken there.
+    # Another protocol.
     _row(
         f"{PLAIN}|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|HTTP_REQUEST",
         "Use redis:// in place of rediss://, or the port on which the server speaks TLS",
@@ -90,7 +90,7 @@ _TABLE = (
         "ALERT_CERTIFICATE_REQUIRED|ALERT_BAD_CERTIFICATE|ALERT_UNKNOWN_CA|HANDSHAKE_FAILURE",
         "The server may want a certificate of its clients: give ssl_certfile and ssl_keyfile",
     ),
-    # Who may.
+    # Passwords and rights.
     _row(
         "WRONGPASS|invalid username-password pair|invalid password",
         "Check the password of the user {user} in `hosts`; in a URL, special characters are percent-encoded",
@@ -109,7 +109,7 @@ _TABLE = (
         "NOPERM|ACL failure in script|The user executing the script can't|has no permissions",
         "Grant the user {user} {rights} (all that is needed: access control, on the page of advanced settings)",
     ),
-    # What the server is, and how it is set up.
+    # Kind and settings of the server.
     _row(
         "DENIED .*protected mode",
         "Set a password in the server (requirepass) and give it in `hosts`, or connect over 127.0.0.1",
@@ -141,7 +141,7 @@ _TABLE = (
         "DB index is out of range|invalid DB index",
         "The server has fewer databases: use a lower number in the URL, or raise its `databases`",
     ),
-    # How to get there.
+    # Addresses.
     _row(
         "(?i)name or service not known|nodename nor servname|name resolution|no address associated|getaddrinfo",
         "The name does not resolve: check the host in `hosts`, and the DNS of this machine or container",
@@ -158,7 +158,7 @@ _TABLE = (
     ),
 )
 
-# An end without a word: more can be learnt by a look at the port.
+# The connection ended without an explanation: an examination of the port may find one.
 _WORDLESS = re.compile(
     "(?i)connection reset|broken pipe|closed the connection|closed by server|connection lost|EOF occurred"
     f"|{_RESET}"
@@ -169,25 +169,24 @@ _NO_WORD = (
 )
 
 _COMMAND_REFUSED = re.compile(r"run the '([\w|]+)' command")
-# Redis 7.0 does not name the command that a script may not run, but where that is.
+# Redis 7.0 does not name the command that a script may not run, but its line in the script.
 _PLACE = re.compile(r"script: ([0-9a-f]{40}), on @user_script:(\d+)")
 _COMMAND = re.compile(r"redis\.p?call\(\s*'(\w+)'")
-# An explanation of many sentences, as that of the protected mode, is cut after the first.
+# A longer text, such as that about the protected mode, is cut after its first sentence.
 _MOST_WORDS = 200
 _SENTENCE = re.compile(r"(?<=[.!?]) ")
 
 
 class Diagnosis(NamedTuple):
-    """
-    What an error means.
+    """What an error means."""
 
-    `reason`: its words, and the remedy if there is one. `cause`: the same for errors that differ in words only.
-    `heals`: waiting may help. `is_wordless`: the connection ended, and nobody said why.
-    """
-
+    #: The words of the error, and the remedy if there is one.
     reason: str
+    #: Equal for errors that differ in their words only.
     cause: str
+    #: Waiting may help.
     heals: bool
+    #: The connection ended without an explanation.
     is_wordless: bool = False
 
 
@@ -200,7 +199,13 @@ class Remedies:
     scripts: Mapping[str, str]
 
     def diagnose(self, words: str, clean: Callable[[str], str] = str) -> Diagnosis:
-        """Return what an error means; of an error that was diagnosed already, the same. `clean` hides secrets."""
+        """
+        Return what an error means.
+
+        Args:
+            words: the words of the error. Those of an earlier diagnosis give that diagnosis again.
+            clean: hides the secrets in a text.
+        """
         row = next((row for row in _TABLE if row.words.search(words)), None)
         if row is None:
             reason = clean(words)
@@ -222,7 +227,7 @@ class Remedies:
         return self.host.arguments.get("credential_provider") is not None
 
     def _rights(self, words: str) -> str:
-        """Return what the user lacks, as ACL SETUSER takes it; all of it where the server does not say."""
+        """Return the rights that the user lacks, in the form of ACL SETUSER: all if the server names none."""
         commands = _COMMAND_REFUSED.findall(words)
         for sha, number in _PLACE.findall(words):
             lines = self.scripts.get(sha, "").splitlines()
@@ -248,7 +253,7 @@ def _shortened(words: str) -> str:
 
 
 def unsupported(info: bytes) -> str | None:
-    """Return what INFO server says a server is that cannot be used; None if it may be, or does not say."""
+    """Return why the server of this INFO cannot be used; None if it can be, or does not say."""
     said = dict(line.partition(":")[::2] for line in info.decode(errors="replace").splitlines())
     if said.get("redis_mode") == "sentinel":
         return "it is a Sentinel"
