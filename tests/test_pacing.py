@@ -1,4 +1,4 @@
-"""When a connection writes: the table, row by row."""
+"""When a connection writes: each row of the table."""
 
 import itertools
 
@@ -48,7 +48,7 @@ def test_pace(
 
 
 def test_nothing_is_forgotten() -> None:
-    """A call is written, or a write is scheduled, or one will be when the transport has room."""
+    """Each call is written, or a write is scheduled, or resume_writing() will schedule one."""
     for calls, more, answered, is_scheduled, is_paused in itertools.product(
         (1, 2, CALLS_PER_WRITE, 2 * CALLS_PER_WRITE), (0, 1, 50), (0, 1, 2, 50), (False, True), (False, True)
     ):

