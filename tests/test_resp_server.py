@@ -10,7 +10,8 @@ from hiredis import ReplyError
 
 from channels_asyncq.bus.redis.bus import PUSH
 from channels_asyncq.bus.resp.connector import Connector
-from channels_asyncq.bus.resp.protocol import NoAnswer, WireProtocol
+from channels_asyncq.bus.resp.protocol import WireProtocol
+from channels_asyncq.bus.resp.replies import NoAnswer
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.settings.options import Options
 from tests import resp_server

@@ -14,8 +14,9 @@ from hiredis import Reader
 
 from channels_asyncq.bus.resp import supervisor as lines
 from channels_asyncq.bus.resp.connector import Connector
-from channels_asyncq.bus.resp.protocol import NoAnswer, NotSent, WireProtocol
+from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.bus.resp.remedies import Diagnosis
+from channels_asyncq.bus.resp.replies import NoAnswer, NotSent
 from channels_asyncq.bus.resp.supervisor import Outage, Outages, SupervisedConnection
 from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
 from channels_asyncq.settings.options import Options

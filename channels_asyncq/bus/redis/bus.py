@@ -40,7 +40,8 @@ from ...names import NOT_LOGGED, Topic, Topics, owner_of
 from ...settings.options import Options
 from ...slices import Slice
 from ..base import WAITS_SECONDS, Bus, Health, HostHealth, Link, Receiver, channel_full
-from ..resp.connector import Connector, let_go
+from ..resp.connector import Connector
+from ..resp.handover import let_go
 from ..resp.protocol import WireProtocol
 from ..resp.remedies import Remedies, unsupported
 from ..resp.supervisor import Outages, SupervisedConnection, copy_error

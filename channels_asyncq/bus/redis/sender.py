@@ -15,8 +15,9 @@ from ...clock import monotonic
 from ...exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from ...messages.envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size
 from ...messages.sealing import Seal
-from ..resp.protocol import NoAnswer, NotSent, ReplySink, WireProtocol, fail
+from ..resp.protocol import WireProtocol
 from ..resp.remedies import Remedies
+from ..resp.replies import NoAnswer, NotSent, ReplySink, fail
 from ..resp.supervisor import SupervisedConnection, copy_error
 from .layout import Lease
 from .sequences import SequenceNumbers

@@ -24,7 +24,7 @@ from redis.asyncio.connection import (
 from ...exceptions import ChannelLayerError, LayerUnavailable
 from ...settings.hosts import Host
 from ...settings.options import Options
-from .handover import abandon, hand_over, let_go
+from .handover import abandon, hand_over
 from .passwords import Passwords, words_of
 from .port import Port
 from .protocol import WireProtocol
@@ -33,7 +33,7 @@ from .remedies import PLAIN, Diagnosis, Remedies
 from .replies import NoAnswer, NotSent
 from .sentinels import Sentinels
 
-__all__ = ["Connector", "check_hosts", "let_go"]
+__all__ = ["Connector", "check_hosts"]
 
 _TLS_FILES = {"ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_ca_path"}
 

@@ -53,7 +53,8 @@ class Pipeline:
         self._unanswered: deque[asyncio.Future[Any] | ReplySink] = deque()
         self._written: deque[_Packed] = deque()
         self._outgoing: list[_Packed | OpenCommand] = []
-        # Calls since the last write, where an open command counts as one; and calls that the last read answered.
+        # Calls since the last write, where an open command counts as one until it is sealed; and calls that the
+        # last read answered.
         self._calls = 0
         self._answered = 0
         self._is_flush_scheduled = False
@@ -284,7 +285,7 @@ class Pipeline:
 
     async def wait_for_capacity(self) -> None:
         """
-        Wait until another command may be called, first come, first served. Call it without awaiting in between.
+        Wait until another command may be called, first come, first served. Then call it before awaiting anything.
 
         Cancelling gives the place to the next in the queue.
 

@@ -17,20 +17,9 @@ from ...clock import monotonic
 from .deadline import Deadline
 from .pipeline import Pipeline
 from .reader import MessageHandler, MessageReader, Reading
-from .replies import MORE, InFlight, NoAnswer, NotSent, OpenCommand, ReplySink, fail
+from .replies import MORE, InFlight
 
-__all__ = [
-    "ClosedIdle",
-    "InFlight",
-    "MessageHandler",
-    "NoAnswer",
-    "NotSent",
-    "OpenCommand",
-    "ReplySink",
-    "WireOwner",
-    "WireProtocol",
-    "fail",
-]
+__all__ = ["ClosedIdle", "WireOwner", "WireProtocol"]
 
 # A connection that was used within these seconds was not closed for being idle.
 _IDLE = 1.0

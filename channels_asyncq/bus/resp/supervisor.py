@@ -20,8 +20,10 @@ from ...events import CONNECTION, Faults, record
 from ...exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
 from ...settings.options import Options
 from .connector import Connector
-from .protocol import ClosedIdle, InFlight, MessageHandler, NotSent, WireProtocol
+from .protocol import ClosedIdle, WireProtocol
+from .reader import MessageHandler
 from .remedies import Diagnosis
+from .replies import InFlight, NotSent
 
 # Of our own: the state of the global one belongs to the application.
 _jitter = random.Random()
