@@ -73,7 +73,7 @@ class CapacityQueue:
             self._places.popleft()
         else:
             self._places.remove(place)
-        # The task may call or not. After its turn the next one is woken, or it would wait for ever.
+        # The task may call or not: wake the next one after it has run, or that would wait for ever.
         if self._places and not self._is_wake_scheduled:
             self._is_wake_scheduled = True
             self._loop.call_soon(self._wake_next, context=self._context)

@@ -42,7 +42,7 @@ _LONG_HANDSHAKE = 0.5
 
 
 class Unreachable(LayerUnavailable):
-    """No connection was made; `diagnosis` is what that means."""
+    """No connection was made; `diagnosis` explains it."""
 
     def __init__(self, address: str, diagnosis: Diagnosis) -> None:
         super().__init__(address, diagnosis.reason)
@@ -59,7 +59,7 @@ class Connector:
     Args:
         host: one entry of `Options.hosts` that is not memory.
         connect_timeout: seconds that a whole `connect()` may take: asking Sentinels, TLS and AUTH included.
-        remedies: what errors of this host mean.
+        remedies: explains the errors of this host.
 
     Raises:
         ImproperlyConfigured: the installed redis-py does not take the host's arguments.
@@ -146,7 +146,7 @@ class Connector:
         The Sentinels, if there are any, are asked anew each time. Cancelling leaves no connection behind.
 
         Raises:
-            LayerUnavailable: whatever the reason; its text has no credentials.
+            LayerUnavailable: no connection was made. The text has no credentials.
         """
         watching: asyncio.Task[bool] | None = None
         try:
@@ -196,7 +196,7 @@ class Connector:
         return protocol
 
     def diagnose(self, exc: Exception) -> Diagnosis:
-        """Return what an error of `connect()`, or of the first commands on the connection, means by its words."""
+        """Return the meaning of an error of `connect()`, or of the first commands on the connection."""
         if isinstance(exc, Unreachable):
             return exc.diagnosis
         if isinstance(exc, LayerUnavailable):
@@ -226,7 +226,7 @@ def check_hosts(options: Options) -> None:
     Make sure that connections to the hosts can be made, as far as can be told without one.
 
     Raises:
-        ImproperlyConfigured: redis-py or the TLS library does not take what `hosts` says.
+        ImproperlyConfigured: redis-py or the TLS library does not take the arguments in `hosts`.
     """
     for host in options.hosts:
         if host.kind != "memory":

@@ -25,7 +25,7 @@ _GRACE = 0.1
 
 
 class Watched(Protocol):
-    """What a deadline reads of its connection, and does to it."""
+    """The connection of a deadline."""
 
     @property
     def transport(self) -> asyncio.Transport | None: ...
@@ -53,7 +53,7 @@ class Deadline:
     bytes of its reply arrive: they may be many, and the link slow. Bytes of younger commands do not count: a
     server that reads and answers nothing must be noticed.
 
-    state    | timer | what comes next
+    state    | timer | event: next state
     ---------|-------|-----------------------------------------------------------------------------------------
     idle     | no    | a write: watching
     watching | yes   | timer: idle if all is answered, watching again if it is too early or this side does not
@@ -73,8 +73,8 @@ class Deadline:
         # One mark for each write: the number of its last command, the time, and the bytes written before it.
         self._marks: deque[tuple[int, float, int]] = deque()
         self._bytes_written = 0
-        # At the last look: the bytes that had left, the number of the mark if some of its bytes had not, and
-        # what had arrived.
+        # At the last look: the bytes that had left, the number of the mark if some of its bytes had not, and the
+        # value of `arrived`.
         self._bytes_left = 0
         self._leaving = 0
         self._arrived = (0, 0)
@@ -189,7 +189,7 @@ class Deadline:
 def _unsent_bytes(transport: Any) -> int:
     """Return how many written bytes have not left this machine, as far as can be seen."""
     size: int = transport.get_write_buffer_size()
-    # Under TLS, asyncio's transport does not count what waits in the transport below it.
+    # Under TLS, asyncio's transport does not count the bytes in the transport below it.
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     if below is not None:
         size += below.get_write_buffer_size()

@@ -1,4 +1,4 @@
-"""Takes the transport of a connected redis-py connection, and closes what redis-py leaves open."""
+"""Takes the transport of a redis-py connection over, and closes connections that redis-py leaves open."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _tune(transport: asyncio.Transport, arguments: Mapping[str, Any]) -> None:
 
 
 async def abandon(connection: Any) -> None:
-    """Close what a redis-py connection left open that failed or was cancelled."""
+    """Close a redis-py connection whose connect() failed or was cancelled."""
     writer = getattr(connection, "_writer", None)
     connection._reader = connection._writer = None
     if writer is not None:

@@ -1,4 +1,4 @@
-"""When a connection writes what was called: a pure decision, as a table."""
+"""When a connection writes the commands that were called: a pure decision, as a table."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class Passwords:
     """
     The passwords among arguments of connections.
 
-    A server may quote what it was sent, so its words can hold a password.
+    A server may quote a command in its error, and so a password.
     """
 
     def __init__(self, arguments: Iterable[Mapping[str, Any]]) -> None:

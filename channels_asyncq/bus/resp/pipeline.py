@@ -26,14 +26,14 @@ class Pipeline:
     """
     The commands of one connection, from the call to the reply. It belongs to a `WireProtocol`.
 
-    state   | a call         | commands that were called             | what comes next
+    state   | a call         | commands that were called             | event: next state
     --------|----------------|---------------------------------------|------------------------------------------
     paused  | is kept        | are kept: there is no transport yet,  | `resume_writing()`: open; `close()`;
             |                | or its buffer is full                 | `stop()`
     open    | is written     | are written, now or at the end of the | `pause_writing()`: paused; `close()`:
             | or kept        | loop iteration, as `pace_of()` says   | closing; `stop()`: stopped
     closing | fails: NotSent | as in paused or open                  | `stop()`: stopped
-    stopped | fails: NotSent | are kept for `finish()`               | `finish()` returns what has no reply
+    stopped | fails: NotSent | are kept for `finish()`               | none: `finish()` returns them
 
     Replies are matched, in order, to a FIFO of futures and reply sinks.
     """
@@ -58,14 +58,14 @@ class Pipeline:
         self._calls = 0
         self._answered = 0
         self._is_flush_scheduled = False
-        # Calls that are not answered; an open command counts as what it may grow to.
+        # Calls that are not answered; an open command counts as the most calls that it may grow to.
         self._pending = 0
         self._queue = CapacityQueue(self, context)
         # Is done when nothing is unanswered, for a connection that is being closed.
         self._idle: asyncio.Future[None] | None = None
         #: Whether another command may be called without waiting. No, while tasks wait in `wait_for_capacity()`.
         self.has_capacity = False
-        #: The bytes of the unanswered commands; an open command counts as what it may grow to.
+        #: Bytes of the unanswered commands; an open command counts as the most bytes that it may grow to.
         self.unanswered_bytes = 0
         #: The number of commands that were answered.
         self.replies = 0
@@ -86,7 +86,7 @@ class Pipeline:
         """
         Send one command; the result of the returned future is the reply.
 
-        With `reply`, that future is used and returned: an owner that resends finds it again in what is in flight.
+        With `reply`, that future is used and returned: an owner that resends finds it again in `InFlight`.
 
         An error reply is raised as `hiredis.ReplyError`; errors inside an array are left in it. If the
         connection ends first, the future raises `NotSent` or `NoAnswer`. Cancelling it does not unsend the
@@ -137,7 +137,7 @@ class Pipeline:
 
     def resend(self, in_flight: Iterable[InFlight]) -> None:
         """
-        Send the unanswered commands of an earlier connection, in their order, behind what was called so far.
+        Send the unanswered commands of an earlier connection, in their order, behind the commands called so far.
 
         Their futures live on. An error reply to a command that had been written before is raised as `NoAnswer`:
         it is not known whether the server executed the command then. If this connection has ended, or is being
@@ -187,12 +187,12 @@ class Pipeline:
             self._loop.call_soon(self._flush, context=self._context)
 
     def _flush(self) -> None:
-        """Write what was called in this loop iteration."""
+        """Write the commands of this loop iteration."""
         self._is_flush_scheduled = False
         self._write()
 
     def _write(self) -> None:
-        """Pack and write what was called since the last write, unless the transport takes nothing now."""
+        """Pack and write the commands called since the last write, unless the transport takes nothing now."""
         outgoing = self._outgoing
         transport = self._transport
         # A transport that is closing would drop the bytes. connection_lost() follows, and these were not sent.
@@ -322,7 +322,7 @@ class Pipeline:
         return self._idle
 
     def close(self) -> None:
-        """Accept no further command. What was called is still written and answered."""
+        """Accept no further command. Those that were called are still written and answered."""
         if self._refusal is None:
             self._refusal = ConnectionAbortedError("the connection is closed")
         self._queue.wake_all()

@@ -13,7 +13,7 @@ from .remedies import PLAIN, PROXY, TLS, WEB
 
 __all__ = ["Port"]
 
-# Seconds to wait for what a server sends without being asked, in plain text and after a TLS handshake.
+# Seconds to wait for bytes that a server sends unasked, in plain text and after a TLS handshake.
 _LISTEN = 0.3
 _LISTEN_UNDER_TLS = 1.0
 # Seconds to wait for an answer, which comes at once unless a machine is busy; and for the whole examination.
@@ -51,7 +51,7 @@ class Port:
 
     async def examine(self) -> str:
         """
-        Return what the server says or speaks, on a connection of its own; "" if that explains nothing.
+        Return a finding that `Remedies` explains, from a connection of its own; "" if there is none.
 
         A server may say why it ends a connection, and end it before that is read. To be called after an error
         only. The port is examined at most once in ten seconds.
@@ -152,7 +152,7 @@ class Port:
 
 
 async def _read(reader: asyncio.StreamReader, seconds: float) -> bytes | None:
-    """Return what arrives before the timeout: b"" if the connection ends, None if nothing arrives."""
+    """Return the bytes that arrive before the timeout: b"" if the connection ends, None if nothing arrives."""
     try:
         async with asyncio.timeout(seconds):
             return await reader.read(1000)

@@ -53,20 +53,20 @@ class WireProtocol(asyncio.Protocol):
     """
     Commands out, replies and messages in, until the connection ends.
 
-    state      | a call         | what arrives            | what comes next
+    state      | a call         | bytes that arrive       | event: next state
     -----------|----------------|-------------------------|--------------------------------------------------------
     connecting | waits          |                         | `connection_made()`: open; `abort()` or `close()`:
                |                |                         | aborted
-    open       | is written     | is handed on            | `close()`: closing; `abort()`: aborted;
+    open       | is written     | are handed on           | `close()`: closing; `abort()`: aborted;
                |                |                         | `connection_lost()`: draining if the reader is stalled
                |                |                         | or holds a message, else finished
     closing    | fails: NotSent | replies are handed on,  | as in open
                |                | messages are dropped    |
-    draining   | fails: NotSent | what came before the    | all is handed on, or the timeout: finished; `abort()`:
-               |                | end is handed on        | aborted
-    aborted    | fails: NotSent | is dropped              | `connection_lost()`, or the next loop iteration if
+    draining   | fails: NotSent | those before the end    | all is handed on, or the timeout: finished; `abort()`:
+               |                | are handed on           | aborted
+    aborted    | fails: NotSent | are dropped             | `connection_lost()`, or the next loop iteration if
                |                |                         | there is no transport: finished
-    finished   | fails: NotSent |                         | nothing
+    finished   | fails: NotSent |                         | none
 
     With `messages` this is a subscriber's connection: `message` and `smessage` arrays go to
     `messages.on_message(topic, payload)`, and everything else, confirmations of subscriptions included, answers
@@ -78,8 +78,8 @@ class WireProtocol(asyncio.Protocol):
 
     `owner.on_lost(wire, error)` is called exactly once, after every future is done, and never from inside a
     method that the owner calls. `error` is `None` only when `close()` was asked for and succeeded. If the
-    connection ends while a message is held or messages wait their turn, these are delivered first and the end
-    is told after them, so that a successor's messages cannot overtake; `timeout` bounds that too.
+    connection ends while messages wait to be handed on, these are delivered first and `on_lost()` is called after
+    them, so that messages of the next connection cannot overtake them. `timeout` bounds that too.
 
     Args:
         owner: is told when the connection ends.
@@ -145,7 +145,7 @@ class WireProtocol(asyncio.Protocol):
 
     @property
     def is_stalled(self) -> bool:
-        """Whether this side leaves what arrives unread for now."""
+        """Whether this side has stopped reading for now."""
         return self._reader is not None and self._reader.is_stalled
 
     @property
@@ -202,7 +202,7 @@ class WireProtocol(asyncio.Protocol):
         self._parser.feed(data)
         reader = self._reader
         if reader is not None:
-            # A paused transport may still deliver what it had already read or decrypted.
+            # A paused transport may still deliver bytes that it had already read or decrypted.
             if reader.state is Reading.READING:
                 reader.read()
         elif self._state is _Life.OPEN or self._state is _Life.CLOSING:
@@ -223,7 +223,7 @@ class WireProtocol(asyncio.Protocol):
         if self._reader is not None:
             self._reader.disconnect()
             if self._reader.is_stalled:
-                # What was received is delivered before its end is told.
+                # Messages that were received are delivered before on_lost() is called.
                 self._state = _Life.DRAINING
                 self._deadline.stop()
                 self._drain_timer = self._loop.call_later(self._timeout, self._finish, context=self._context)
@@ -245,7 +245,7 @@ class WireProtocol(asyncio.Protocol):
 
     def abort(self, exc: Exception) -> None:
         """
-        End the connection now, because of `exc`. What was received and not yet delivered is dropped.
+        End the connection now, because of `exc`. Messages that were received and not yet delivered are dropped.
 
         The futures fail and `on_lost(exc)` is called on a later loop iteration. Does nothing on a connection that
         has ended.
@@ -267,8 +267,8 @@ class WireProtocol(asyncio.Protocol):
 
     async def close(self) -> None:
         """
-        Close the connection once everything called so far is written and answered, within `timeout` seconds
-        in all; whatever takes longer is cut off. Messages that arrive, or are held, are dropped from now on.
+        Close the connection once all commands called so far are written and answered. After `timeout` seconds it
+        is aborted. Messages that arrive, or are held, are dropped from now on.
 
         Safe to call twice. Cancelling it ends the connection at once.
         """
@@ -299,7 +299,7 @@ class WireProtocol(asyncio.Protocol):
             raise
 
     def _finish(self) -> None:
-        """Fail what is left and tell the owner: once, from the loop, after the transport is gone."""
+        """Fail the commands without a reply and call on_lost(), once, from the loop, without a transport."""
         if self._state is _Life.FINISHED:
             return
         self._state = _Life.FINISHED

@@ -1,4 +1,4 @@
-"""What arrives on a subscriber's connection: messages to their handler, replies to the commands."""
+"""Reads a subscriber's connection: hands messages to their handler, and replies to the commands."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .replies import MORE
 
 __all__ = ["MessageHandler", "MessageReader", "Reading"]
 
-# Seconds for which messages and replies are handed on before the loop gets a turn.
+# After this many seconds other callbacks of the loop run before more messages and replies are handed on.
 _READ_SECONDS = SLICE
-# After this many replies the loop gets a turn, so that the callbacks of their futures run.
+# After this many replies other callbacks of the loop run, those of the answered futures among them.
 _MOST_ANSWERED = 512
 
 
@@ -59,13 +59,13 @@ class MessageReader:
     """
     Hands on the messages and replies of a subscriber's connection, in the order in which they arrived.
 
-    state   | what has arrived                  | what comes next
+    state   | bytes that have arrived           | event: next state
     --------|-----------------------------------|------------------------------------------------------------------
-    reading | is handed on at once              | a message is not taken: held; the slice is over: stalled
-    stalled | waits for the next loop iteration | next loop iteration: reads on, until all is read: reading
-    held    | waits behind a message that was   | `resume()`, `resume_now()`: offers the message again; if it is
+    reading | are handed on at once             | a message is not taken: held; the slice is over: stalled
+    stalled | wait for the next loop iteration  | next loop iteration: reads on, until all is read: reading
+    held    | wait behind a message that was    | `resume()`, `resume_now()`: offers the message again; if it is
             | not taken                         | taken, reads on
-    stopped | is dropped                        | nothing
+    stopped | are dropped                       | none
 
     The transport is paused in `stalled` and `held`, until all is read. `stop()` leads to stopped from every
     state. If the connection ends in `stalled` or `held`, the rest is handed on before `on_drained()` is called.
@@ -111,7 +111,7 @@ class MessageReader:
         self._transport = None
 
     def read(self) -> None:
-        """Hand on what is in the parser. In `reading` only."""
+        """Hand on the messages and replies in the parser. The caller checks that the state is `reading`."""
         gets = self._parser.gets
         on_message = self._handler.on_message
         count = answered = 0

@@ -49,7 +49,7 @@ def for_connection(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def for_tls(given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Return the arguments that say what of a certificate is checked, with the defaults of redis-py 6 and newer.
+    Return the arguments for the check of a certificate, with the defaults of redis-py 6 and newer.
 
     Before 6, redis-py accepted a certificate of any other host.
     """

@@ -18,10 +18,10 @@ from ...settings.hosts import Host
 
 __all__ = ["PLAIN", "PROXY", "TLS", "WEB", "Diagnosis", "Heals", "Remedies", "unsupported"]
 
-#: The oldest server that has what the scripts use (XTRIM MINID, INFO errorstats).
+#: The oldest server that has the commands of the scripts (XTRIM MINID, INFO errorstats).
 OLDEST = (6, 2)
 
-# What an examination of the port may find.
+# The findings of an examination of the port.
 PLAIN = "the port answers in plain text, without TLS"
 TLS = "the port speaks TLS"
 WEB = "a web server answers there"
@@ -178,7 +178,7 @@ _SENTENCE = re.compile(r"(?<=[.!?]) ")
 
 
 class Diagnosis(NamedTuple):
-    """What an error means."""
+    """The meaning of an error."""
 
     #: The words of the error, and the remedy if there is one.
     reason: str
@@ -200,7 +200,7 @@ class Remedies:
 
     def diagnose(self, words: str, clean: Callable[[str], str] = str) -> Diagnosis:
         """
-        Return what an error means.
+        Return the meaning of an error.
 
         Args:
             words: the words of the error. Those of an earlier diagnosis give that diagnosis again.

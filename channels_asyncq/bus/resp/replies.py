@@ -1,4 +1,4 @@
-"""Commands without a reply: the objects that get it, the errors they may get instead, and what a loss leaves."""
+"""The objects that get replies, the errors they may get instead, and commands of a lost connection."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class OpenCommand(ReplySink, Protocol):
     """
     A command that may grow until it is written, and gets its own reply.
 
-    Until it is packed, `size` and `count` are the most that it may grow to. Then they are what it is.
+    Until it is packed, `size` and `count` are the most that it may grow to. Afterwards they are exact.
     """
 
     #: The bytes that it carries.
