@@ -8,12 +8,7 @@ from typing import Any
 import pytest
 
 from channels_asyncq.bus.resp.replies import NotSent
-from tests.wires import (
-    Growing,
-    Session,
-    encode,
-    turns,
-)
+from tests.wires import Growing, Session, encode, turns
 from tests.wires import no_haste as no_haste
 
 

@@ -6,18 +6,14 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from contextvars import Context
 
 import pytest
 
+from channels_asyncq.bus.resp.deadline import Deadline
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.bus.resp.replies import NoAnswer
-from tests.wires import (
-    Clock,
-    Owner,
-    Session,
-    message,
-    turns,
-)
+from tests.wires import Clock, Owner, Pipe, Session, message, turns
 from tests.wires import no_haste as no_haste
 
 
@@ -259,3 +255,50 @@ async def test_deadline_on_a_loop_that_stays_blocked(monkeypatch: pytest.MonkeyP
     clock.advance(60, at_once=True)
     clock.advance(60, at_once=True)
     assert session.wire.is_lost
+
+
+async def test_remaining_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is 0 unless bytes of the oldest unanswered command moved, and 0 on a connection that has ended."""
+    clock = Clock(monkeypatch)
+    session = Session(timeout=5)
+    assert session.wire.remaining_wait() == 0
+    session.wire.call("GET", "x" * 1000)
+    session.pipe.unsent = 1000
+    assert session.wire.remaining_wait() == 0
+    clock.advance(1)
+    session.pipe.unsent = 500
+    assert session.wire.remaining_wait() == 5
+    clock.advance(1)
+    assert session.wire.remaining_wait() == 4
+    session.wire.abort(OSError("enough"))
+    assert session.wire.remaining_wait() == 0
+
+
+class Stalled:
+    """A connection that does not read for a while, for a deadline alone."""
+
+    replies = 0
+    arrived = (0, 0)
+    is_stalled = True
+
+    def __init__(self) -> None:
+        self.transport = Pipe(WireProtocol(owner=Owner()))
+        self.aborted: list[Exception] = []
+
+    def abort(self, exc: Exception) -> None:
+        self.aborted.append(exc)
+
+
+async def test_deadline_starts_anew_with_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timeout counts from the time at which this side reads again, even if nothing arrives."""
+    clock = Clock(monkeypatch)
+    connection = Stalled()
+    deadline = Deadline(connection, 5, Context())
+    deadline.note_write(1, 10, 0)
+    clock.advance(29)
+    connection.is_stalled = False
+    deadline.note_reading()
+    clock.advance(4.9)
+    assert connection.aborted == []
+    clock.advance(1.4)
+    assert [type(error) for error in connection.aborted] == [TimeoutError]

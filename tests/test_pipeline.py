@@ -15,13 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channels_asyncq.bus.resp.replies import InFlight, NoAnswer, NotSent
-from tests.wires import (
-    Recording,
-    Session,
-    encode,
-    python_calls,
-    turns,
-)
+from tests.wires import Recording, Session, encode, python_calls, turns
 from tests.wires import no_haste as no_haste
 
 

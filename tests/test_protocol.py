@@ -11,16 +11,7 @@ from hiredis import ProtocolError, ReplyError
 from channels_asyncq.bus.resp.protocol import ClosedIdle, WireProtocol
 from channels_asyncq.bus.resp.replies import NoAnswer, NotSent
 from channels_asyncq.testing import EmbeddedServer
-from tests.wires import (
-    Clock,
-    Handler,
-    Owner,
-    Pipe,
-    Session,
-    encode,
-    message,
-    turns,
-)
+from tests.wires import Clock, Handler, Owner, Pipe, Session, encode, message, turns
 from tests.wires import no_haste as no_haste
 
 
@@ -196,6 +187,24 @@ async def test_close_after_abort() -> None:
     session.wire.abort(OSError("enough"))
     await session.wire.close()
     assert [str(error) for error in session.lost] == ["enough"]
+
+
+async def test_abort_drops_what_arrives() -> None:
+    """After abort() replies are dropped, and nothing is written, whatever the transport reports."""
+    session = Session()
+    written = session.wire.call("PING")
+    unwritten = session.wire.call("PING")
+    session.wire.abort(OSError("enough"))
+    session.feed(b"+PONG\r\n")
+    session.wire.pause_writing()
+    session.wire.resume_writing()
+    assert not session.wire.pipeline.has_capacity
+    await session.ended.wait()
+    with pytest.raises(NoAnswer):
+        await written
+    with pytest.raises(NotSent):
+        await unwritten
+    assert len(session.pipe.writes) == 1
 
 
 class TestClosedIdle:

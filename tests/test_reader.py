@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 from channels_asyncq.bus.resp import reader
 from channels_asyncq.bus.resp.replies import NoAnswer, NotSent
 from channels_asyncq.slices import SLICE
-from tests.wires import (
-    Session,
-    encode,
-    message,
-    messages,
-    python_calls,
-    turns,
-)
+from tests.wires import Session, encode, message, messages, python_calls, turns
 from tests.wires import no_haste as no_haste
 
 
