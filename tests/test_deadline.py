@@ -224,7 +224,8 @@ async def test_deadline_on_a_slow_link(
             for _ in range(20):
                 if size > 0:
                     size -= len(await asyncio.to_thread(peer.recv, 1 << 16))
-            clock.advance(4)
+            if size > 0:  # the last bytes may have left before the peer read them
+                clock.advance(4)
             assert not protocol.is_lost
         peer.sendall(b"+OK\r\n")
         assert await future == b"OK"
