@@ -1,4 +1,4 @@
-"""Channel and group names to partitions, shards and the names that Redis sees."""
+"""Channel and group names to partitions and the names that Redis sees."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 SESSION_ID_BYTES = 8
-# The partition of a topic that no log keeps.
-NOT_LOGGED = -1
 _HEX_DIGITS = "0123456789abcdef"
 
 MAX_NAME_LENGTH = 100
@@ -73,11 +71,11 @@ def _no_name(kind: str, name: object, also_allowed: str = "") -> TypeError:
 
 
 class Topic(NamedTuple):
-    """One name as Redis sees it, the index of the host that holds it, and its partition."""
+    """A partition, a name in it as Redis sees it, and whether a log may keep what is published there."""
 
-    shard: int
-    name: bytes
     partition: int
+    name: bytes
+    is_logged: bool = True
 
 
 class Queue(NamedTuple):
@@ -90,7 +88,6 @@ class Queue(NamedTuple):
     taken: bytes
     seen: bytes
     waiting: bytes
-    partition: int
 
 
 class Group(NamedTuple):
@@ -136,8 +133,9 @@ class Topics:
     """
     The names of one namespace (a prefix), spread over `partitions` slices.
 
-    Pub/sub ignores the database number, so every name carries it: sites on /0 and /1 never meet. The slice of
-    a name decides its host; `databases` holds the database number of each host, in the order of `hosts`.
+    Pub/sub ignores the database number, so every name carries it: sites on /0 and /1 never meet. `databases`
+    holds the database number of each host, in the order of `hosts`; partition p is in that of host p modulo
+    their number. What belongs to a host and to no partition has names by the index of the host.
     """
 
     def __init__(self, prefix: str, partitions: int, databases: Sequence[int], session_id: str) -> None:
@@ -147,28 +145,29 @@ class Topics:
         self._session_id = session_id.encode()
 
     def partition(self, name: str) -> int:
-        """Return the slice of a group, a normal channel or a session: CRC-32, the same everywhere."""
+        """Return the slice of a group, a normal channel or a session id: CRC-32, the same everywhere."""
         return zlib.crc32(name.encode()) % self.partitions
+
+    def _root(self, partition: int) -> bytes:
+        return self._roots[partition % len(self._roots)]
 
     def _topic(self, name: str, kind: bytes) -> Topic:
         partition = self.partition(name)
-        shard = partition % len(self._roots)
-        return Topic(shard, self._roots[shard] + kind + name.encode(), partition)
+        return Topic(partition, self._root(partition) + kind + name.encode())
 
     def group(self, group: str) -> Group:
         topic = self._topic(group, b"group:")
-        return Group(
-            topic, self._roots[topic.shard] + b"members:" + group.encode(), self.log(topic.partition)
-        )
+        members = self._root(topic.partition) + b"members:" + group.encode()
+        return Group(topic, members, self.log(topic.partition))
 
     def queue(self, channel: str) -> Queue:
         topic = self._topic(channel, b"queue:")
-        root, name = self._roots[topic.shard], channel.encode()
+        root, name = self._root(topic.partition), channel.encode()
         taken = root + b"taken:" + self._session_id + b":" + name
         seen = root + b"seen:%d:%s" % (topic.partition, self._session_id)
         waiting = root + b"waiting:" + name
-        # Wake-ups are not logged: a reader looks for itself after each reconnect.
-        return Queue(topic._replace(partition=NOT_LOGGED), taken, seen, waiting, topic.partition)
+        # Wake-ups are not logged: a reader looks for messages itself after each reconnect.
+        return Queue(topic._replace(is_logged=False), taken, seen, waiting)
 
     def inbox(self, session_id: str) -> Topic:
         return self._topic(session_id, b"inbox:")
@@ -176,51 +175,50 @@ class Topics:
     @property
     def everybody(self) -> Topic:
         """The topic that every session of the namespace listens on; `flush()` goes there."""
-        return Topic(0, self._roots[0] + b"all", 0)
-
-    def fence(self, shard: int) -> Topic:
-        """The topic of this session's own fences on a host."""
-        return Topic(shard, self._roots[shard] + b"fence:" + self._session_id, NOT_LOGGED)
-
-    def partitions_of(self, shard: int) -> range:
-        """The partitions that a host holds."""
-        return range(shard, self.partitions, len(self._roots))
+        return Topic(0, self._root(0) + b"all")
 
     def log(self, partition: int) -> bytes:
         """The key of a partition's log."""
-        return self._roots[partition % len(self._roots)] + b"log:%d" % partition
-
-    def layouts(self, shard: int) -> bytes:
-        """The key of the layouts that sessions use on a host; also the topic on which a new one is told."""
-        return self._roots[shard] + b"layouts"
-
-    def lease_keys(self, shard: int, layout: bytes) -> tuple[bytes, bytes, bytes]:
-        """The keys of a lease: of all layouts, of the sessions with this one, and of the namespace's past."""
-        layouts = self.layouts(shard)
-        digest = hashlib.sha256(layout).hexdigest()[:16]
-        return layouts, b"%b:%b" % (layouts, digest.encode()), layouts + b":past"
+        return self._root(partition) + b"log:%d" % partition
 
     def mark(self, partition: int) -> bytes:
         """The key that is there as long as the server forgets nothing of a partition."""
-        return self._roots[partition % len(self._roots)] + b"mark:%d" % partition
+        return self._root(partition) + b"mark:%d" % partition
 
-    def group_named(self, name: bytes) -> str:
+    def is_group(self, partition: int, name: bytes) -> bool:
+        """Tell whether a topic of this partition is a group's."""
+        return name.startswith(self._root(partition) + b"group:")
+
+    @staticmethod
+    def group_named(name: bytes) -> str:
         """Return the group that a topic is of, given the name of the topic."""
         return name.rpartition(b":")[2].decode()
 
-    def is_group(self, shard: int, name: bytes) -> bool:
-        """Tell whether a topic that arrived from this host is a group's."""
-        return name.startswith(self._roots[shard] + b"group:")
+    # Of a host
 
-    def stored(self, shard: int) -> list[bytes]:
+    def fence(self, host: int, node: int) -> bytes:
+        """The topic of this session's own fences on a host, of one of the nodes that it uses there."""
+        return self._roots[host] + b"fence:%b:%d" % (self._session_id, node)
+
+    def layouts(self, host: int) -> bytes:
+        """The key of the layouts that sessions use on a host; also the topic on which a new one is announced."""
+        return self._roots[host] + b"layouts"
+
+    def lease_keys(self, host: int, layout: bytes) -> tuple[bytes, bytes, bytes]:
+        """The keys of a lease: of all layouts, of the sessions with this one, and of the namespace's past."""
+        layouts = self.layouts(host)
+        digest = hashlib.sha256(layout).hexdigest()[:16]
+        return layouts, b"%b:%b" % (layouts, digest.encode()), layouts + b":past"
+
+    def stored(self, host: int) -> list[bytes]:
         """Return the glob patterns of what holds messages or members; `is_stored()` has the last word."""
-        return [self._roots[shard] + kind + b":*" for kind in (b"queue", b"taken", b"members")]
+        return [self._roots[host] + kind + b":*" for kind in (b"queue", b"taken", b"members")]
 
-    def is_stored(self, shard: int, key: bytes) -> bool:
+    def is_stored(self, host: int, key: bytes) -> bool:
         """
         Tell whether a key of this host holds messages or members of this namespace; `flush()` deletes them.
 
         All keys of the prefix `<prefix>:<database>:queue` begin as this one's queues do.
         """
-        root = self._roots[shard]
+        root = self._roots[host]
         return key.startswith(root) and _STORED.fullmatch(key, len(root)) is not None

@@ -15,7 +15,7 @@ import pytest
 
 from channels_asyncq.local import flow
 from channels_asyncq.testing import EmbeddedServer
-from tests import contract
+from tests import buses, contract
 from tests.resp_server import RespServer
 
 # Not in pyproject.toml: pytest-django would import the settings before pytest knows the folder they are in.
@@ -158,3 +158,19 @@ def publish(redis_server: EmbeddedServer, prefix: str) -> contract.Publish:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait for readers costs what one envelope earns: how fast the machine is does not decide who keeps up."""
     monkeypatch.setattr(flow, "DEAREST_WAIT", flow.PER_ENVELOPE)
+
+
+@pytest.fixture
+async def make_owner(prefix: str) -> AsyncIterator[buses.MakeOwner]:
+    """Make an owner of a bus on a URL; its bus is started, and closed at the end."""
+    async with buses.owners(prefix) as make_owner:
+        yield make_owner
+
+
+@pytest.fixture
+async def owner(make_owner: buses.MakeOwner, server: RespServer) -> buses.Owner:
+    """An owner whose bus is up, behind the proxy."""
+    # What succeeds within it must do so on a busy machine too, after six tenths of it in silence.
+    owner = await make_owner(server.url, send_timeout=1.2)
+    await owner.up()
+    return owner

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.bus.redis import bus as bus
+from channels_asyncq.bus.redis import checkpoint
 from channels_asyncq.testing import EmbeddedServer, server_binaries
 from tests import contract, resp_server
 from tests.contract import MakeLayer, codes, eventually, member_of, note, receive
@@ -207,8 +207,8 @@ async def test_a_mark_that_lapses_is_no_loss(
     make_layer: MakeLayer, server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mark lives for a week, whatever happens. The next one is set when it has gone, and nobody is told."""
-    monkeypatch.setattr(bus, "_MARK_LIVES", 1500)
-    monkeypatch.setattr(bus, "_MARK_DIFFERS", 1)
+    monkeypatch.setattr(checkpoint, "_MARK_LIVES", 1500)
+    monkeypatch.setattr(checkpoint, "_MARK_DIFFERS", 1)
     layer = await make_layer()
     await member_of(layer)
     await layer.send("jobs", note(1))

@@ -12,7 +12,6 @@ import pytest
 from freezegun import freeze_time
 
 from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerUnavailable, StillFull, clock
-from channels_asyncq.bus.redis import bus as bus_redis
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 from tests import contract
 from tests.contract import (
@@ -27,6 +26,7 @@ from tests.contract import (
     started,
     time_passes,
 )
+from tests.fences import fence_every
 
 # freezegun has time.monotonic() say the seconds from 1970 to this date, where it was the seconds from the start
 # of the machine.
@@ -111,7 +111,7 @@ async def test_membership_of_a_normal_channel_is_added_again(
     make_layer: MakeLayer, own_redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that has forgotten it while the clock is frozen has it again, for the rest of its time."""
-    monkeypatch.setattr(bus_redis, "_FENCE_EVERY", 0.05)
+    fence_every(monkeypatch, 0.05)
     layer = await make_layer(hosts=[own_redis_server.url])
     await layer.group_add("room", "jobs")
     await layer.new_channel()
@@ -200,7 +200,7 @@ def test_lease_of_sync_callers(
     own_redis_server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is renewed while the clock is frozen, and when it goes on."""
-    monkeypatch.setattr(bus_redis, "_FENCE_EVERY", 0.02)
+    fence_every(monkeypatch, 0.02)
     layer = AsyncQueueChannelLayer(hosts=[own_redis_server.url], prefix=prefix)
 
     def is_renewed() -> None:

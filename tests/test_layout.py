@@ -13,10 +13,10 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerUnavailable
-from channels_asyncq.bus.redis import bus as bus_redis
 from channels_asyncq.bus.redis import layout as bus_layout
-from channels_asyncq.bus.redis.bus import LEASE_SCRIPT, RedisBus
+from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.layout import Layout
+from channels_asyncq.bus.redis.scripts import LEASE_SCRIPT
 from channels_asyncq.messages.envelopes import Envelope, Format, Formats, pack, unpack
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
@@ -32,6 +32,7 @@ from tests.contract import (
     receive,
     receive_many,
 )
+from tests.fences import fence_every
 from tests.resp_server import RespServer
 
 
@@ -74,7 +75,7 @@ async def make_release(redis_url: str, prefix: str) -> AsyncIterator[MakeRelease
 @pytest.fixture
 def quick_fences(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fences, which renew the lease, in short order."""
-    monkeypatch.setattr(bus_redis, "_FENCE_EVERY", 0.05)
+    fence_every(monkeypatch, 0.05)
 
 
 def said(server: EmbeddedServer, prefix: str) -> list[dict[str, Any]]:
@@ -411,11 +412,11 @@ async def test_long_after_a_process_without_logs(
     [session] = layer._sessions.values()
     bus = session._bus
     assert isinstance(bus, RedisBus)
-    [shard] = bus._shards
+    [node] = bus.nodes
 
     async def fenced() -> bool:
         await layer.health()
-        return bool(shard._fenced_at > shard.lease.gap > 0)
+        return bool(all(each.fenced_at > node.lease.gap > 0 for each in node.partitions.values()))
 
     async with asyncio.timeout(DEADLINE):
         while not await fenced():

@@ -1,19 +1,21 @@
 """
 No silent loss, in any order of events: the outboxes, the logs, the positions and the numbers seen together.
 
-The state is real (`SequenceNumbers`, `DuplicateFilter`, `LogReader`, `SubscriptionLedger`, the envelopes); the
-server, the connections and the clock are played here, and hypothesis chooses what happens next. `Receiver.shell`
-below does what `Shard` in bus/redis/bus.py does with them, in the same order.
+The state is real (`SequenceNumbers`, `Partition`, `LogReader`, the envelopes), and so is the code that changes it
+(`Subscriber.on_message()` and `_catch_up()`, `Checkpoint`). The server, the connections and the clock are played
+here, and hypothesis chooses what happens next. `Receiver.shell` below does what `Subscriber.set_up()` does, in
+the same order.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import defaultdict, deque
-from collections.abc import Coroutine, Generator
+from collections.abc import Collection, Coroutine, Generator
 from dataclasses import dataclass, field
 from types import coroutine
-from typing import Any
+from typing import Any, cast
 
 import hypothesis.strategies as st
 import pytest
@@ -29,13 +31,16 @@ from hypothesis.stateful import (
 
 from channels_asyncq import slices
 from channels_asyncq.bus.redis import recovery
+from channels_asyncq.bus.redis.checkpoint import Checkpoint
+from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.redis.recovery import LogReader
 from channels_asyncq.bus.redis.sequences import SequenceNumbers, format_position, parse_position
-from channels_asyncq.bus.redis.subscriptions import SubscriptionLedger
-from channels_asyncq.messages.envelopes import HEADER_ONLY, Envelope, pack, pack_names, unpack
-from channels_asyncq.names import NOT_LOGGED
-from channels_asyncq.settings.options import Options
-from tests.test_recovery import Recorder
+from channels_asyncq.bus.redis.shared import Shared
+from channels_asyncq.bus.redis.subscriber import Subscriber
+from channels_asyncq.bus.redis.watch import Watch
+from channels_asyncq.bus.resp.protocol import WireProtocol
+from channels_asyncq.messages.envelopes import FORMATS, HEADER_ONLY, pack, pack_names
+from tests.partitions import Home, Recorder, as_node, shared_for
 
 # Small, so that a few steps reach what takes a thousand in earnest.
 PAGE = 3
@@ -46,7 +51,7 @@ EXPIRY = 60
 TOPICS = {b"g:a": 0, b"g:b": 0, b"g:c": 1}
 LATE = b"g:late"  # joined in the middle
 PARTITIONS = (0, 1)
-FENCE = b"fence"
+LOGGED = b"%c#" % FORMATS.newest
 SENDERS = (b"a" * 8, b"b" * 8)
 
 
@@ -118,41 +123,82 @@ def step() -> Generator[None]:
     yield
 
 
+class Heard(Recorder):
+    """What is handed up; the marks of this server are always there."""
+
+    def on_forgotten(self, partitions: Collection[int], topics: set[bytes]) -> None:
+        assert not topics
+
+
+class Wire:
+    """The connection for pushes: what arrives on it is offered by `Receiver.arrive()`."""
+
+    is_lost = False
+
+    def resume(self) -> None:
+        pass
+
+
+class LeaseKeeper:
+    """A lease that always holds."""
+
+    keeps_past = 900
+    friends: frozenset[bytes] = frozenset()
+
+    def __init__(self) -> None:
+        self.lease = self
+        self.layout = self
+        self.gap = -1
+
+    def command(self, *arguments: Any) -> tuple[bytes, ...]:
+        return (b"EVALSHA",)
+
+
 class Receiver:
-    """A session's push connection and the reader of its logs."""
+    """A session's push connection and the reader of its logs: a node whose connection for commands is played."""
+
+    host = number = 0
 
     def __init__(self, world: Delivery) -> None:
         self.world = world
-        self.receiver = Recorder()
-        self.ledger = SubscriptionLedger()
+        self.receiver = Heard()
+        self.loop = asyncio.new_event_loop()
+        self.shared, self.partitions = self.loop.run_until_complete(self._make())
+        self.home = home = Home()
+        self.log = LogReader(self.shared, self)
+        self.lease = LeaseKeeper()
+        node: Any = home
+        node.host = node.number = 0
+        node.lease_keeper = node.lease = self.lease
+        node.log, node.has_refused = self.log, self.has_refused
+        home.partitions = {each.number: each for each in self.partitions}
+        for each in self.partitions:
+            each.home = as_node(home)
+        self.checkpoint = node.checkpoint = Checkpoint(self.shared, node, Watch(home.address, None))
+        self.subscriber = node.subscriber = Subscriber(self.shared, node)
         for topic, partition in TOPICS.items():
-            self.ledger.want(topic, partition)
-        self.ledger.want(FENCE, NOT_LOGGED)
-        options = Options.from_config({"expiry": EXPIRY})
-        self.log = LogReader(
-            options, self.receiver, self.ledger, self.read_page, self.open, self.unpack_headers
-        )
+            self.want(topic, partition)
+        self.wire = Wire()
         self.subscribed: set[bytes] = set()
         self.pushed: deque[tuple[bytes, bytes]] = deque()
         self.is_connected = False
         self.is_up = False
         self.task: Coroutine[Any, Any, None] | None = None
-        self.run_id = 0
-        self.fence_number = 0
-        self.fences: set[int] = set()
         self.fails_next = False
-        self.held: list[Envelope] | None = None
 
-    def open(self, topic: bytes, data: bytes) -> list[Envelope]:
-        envelopes = unpack(data)
-        for envelope in envelopes:
-            envelope.expires_at = float("inf")  # its number stays
-        return envelopes
+    async def _make(self) -> tuple[Shared, list[Partition]]:
+        _, shared = shared_for(self.receiver, self.loop, expiry=EXPIRY, recovery={})
+        home = Home()
+        return shared, [home.partition(number, shared) for number in PARTITIONS]
 
-    def unpack_headers(self, topic: bytes, data: bytes, is_late: bool) -> list[Envelope]:
-        return unpack(data)
+    def want(self, topic: bytes, partition: int) -> None:
+        self.partitions[partition].subscriptions.want(topic, is_logged=True)
 
-    async def read_page(self, partition: int, start: bytes, count: int) -> list[Any]:
+    async def has_refused(self) -> bool:
+        await step()
+        return False
+
+    async def read_log(self, partition: int, start: bytes, count: int) -> list[Any]:
         await step()
         if self.fails_next:
             self.fails_next = False
@@ -161,6 +207,10 @@ class Receiver:
         await step()
         return page
 
+    @property
+    def is_reading(self) -> bool:
+        return any(each.reading is Reading.CATCHING_UP for each in self.partitions)
+
     def connect(self) -> None:
         self.task = self.shell()
         self.is_connected = True
@@ -168,32 +218,36 @@ class Receiver:
         self.subscribed = set()
 
     async def shell(self) -> None:
-        """Do as Shard._set_up_pushes() does."""
-        log, server = self.log, self.world.server
-        self.fences = set()
-        log.discards = log.has_positions
-        run_id = server.run_id
-        for entry in self.ledger:
+        """Do as Subscriber.set_up() does."""
+        subscriber, server = self.subscriber, self.world.server
+        run_id = b"run_id:%d" % server.run_id
+        subscriber._disconnect()
+        readings = [each.begin_reading() for each in self.partitions]
+        self.checkpoint.drop()
+        subscriber._held = None
+        self.wire = Wire()
+        subscriber._wire = wire = cast(WireProtocol, self.wire)
+        subscriber._pauses = 0
+        topics = [subscriber.fence_topic, *TOPICS, *([LATE] if self.world.joined else [])]
+        for topic in topics:
             await step()
             if self.is_connected:
-                self.subscribed.add(entry.topic)
+                self.subscribed.add(topic)
         await step()
-        if log.has_positions:
-            log.is_reading = True
-            try:
-                await log.catch_up(has_changed=run_id != self.run_id)
-            finally:
-                log.is_reading = log.discards = False
+        if any(each.position is not None for each in self.partitions):
+            await subscriber._catch_up(wire, readings, run_id)
             if self.is_connected:
                 self.send_fence()
         else:
             number = self.send_fence()
-            while number in self.fences:
+            while number in self.checkpoint._fences:
                 await step()
                 if not self.is_connected:
                     raise ConnectionError("lost")
                 self.arrive()
-        self.run_id = run_id
+        for each in readings:
+            if each.is_current:
+                each.partition.server = run_id
 
     def advance(self) -> None:
         assert self.task is not None
@@ -203,53 +257,37 @@ class Receiver:
         except StopIteration:
             self.task = None
             self.is_up = self.is_connected
+            if self.is_up:
+                self.subscriber.on_up(cast(WireProtocol, self.wire))
+            else:
+                self.lose()  # the end of the connection is told when it is set up
         except ConnectionError:
             self.task = None
             self.lose()  # nothing arrives on a connection whose recovery has failed
 
     def send_fence(self) -> int:
-        self.fence_number += 1
-        self.fences.add(self.fence_number)
-        self.world.fences.append(self.fence_number)
-        return self.fence_number
+        self.checkpoint._new()
+        self.world.fences.append(self.checkpoint._number)
+        return self.checkpoint._number
 
     def lose(self) -> None:
         self.is_connected = self.is_up = False
-        self.held = None
         self.pushed.clear()
         self.subscribed = set()
+        # As the owner of a connection that is lost: while it is set up, when that has failed.
+        if self.task is None:
+            self.subscriber._disconnect()
+            self.checkpoint.drop()
 
     def arrive(self) -> None:
-        """Do as Shard.on_message() does with the oldest push."""
-        log = self.log
-        if not self.pushed or log.is_reading:
-            return
-        topic, data = self.pushed[0]
-        if self.on_message(topic, data):
+        """Offer the oldest push."""
+        if self.pushed and self.subscriber.on_message(*self.pushed[0]):
             self.pushed.popleft()
 
-    def on_message(self, topic: bytes, data: bytes) -> bool:
-        log = self.log
-        if topic == FENCE:
-            number, *ends = data.split(b" ")
-            if int(number) in self.fences:
-                log.move_to(dict(zip(PARTITIONS, ends, strict=True)))
-                self.fences = {later for later in self.fences if later > int(number)}
-            return True
-        entry = self.ledger.get(topic)
-        if entry is None or log.discards:
-            return True
-        name, _, envelopes = data.partition(b" ")
-        position = parse_position(name)
-        if position <= log.read_until.get(entry.partition, 0):
-            return True
-        if self.held is None:
-            self.held = self.open(topic, envelopes)[::-1]
-        if not log.deliver(entry, self.held, is_logged=True):
-            return False
-        self.held = None
-        log.passed(entry.partition, position)
-        return True
+    def close(self) -> None:
+        if self.task is not None:
+            self.task.close()
+        self.loop.close()
 
 
 class Delivery(RuleBasedStateMachine):
@@ -326,7 +364,8 @@ class Delivery(RuleBasedStateMachine):
                 kind, kept = b"h", pack([(pack_names("g"), b"")], first.sender, first.seq, HEADER_ONLY)
             name = self.server.add(TOPICS.get(command.topic, 1), b"t", command.topic, kind, kept)
         if command.topic in self.receiver.subscribed:
-            self.receiver.pushed.append((command.topic, name + b" " + b"".join(command.envelopes)))
+            data = LOGGED + name + b" " + b"".join(command.envelopes)
+            self.receiver.pushed.append((command.topic, data))
         connection.replies += 1
 
     @rule(session_id=st.sampled_from(SENDERS), count=st.integers(1, 4))
@@ -415,8 +454,11 @@ class Delivery(RuleBasedStateMachine):
             if not self.server.logs.get(partition) and partition not in self.server.last:
                 self.server.add(partition, b"begin", b"")
             ends.append(self.server.last[partition])
-        if FENCE in self.receiver.subscribed:
-            self.receiver.pushed.append((FENCE, b" ".join([b"%d" % number, *ends])))
+        fence = self.receiver.subscriber.fence_topic
+        if fence in self.receiver.subscribed:
+            marks = b"%d - -" % self.server.clock
+            data = b"\n".join([b" ".join([b"%d" % number, *ends]), marks, b"", b"0 0"])
+            self.receiver.pushed.append((fence, data))
 
     @rule()
     def lose_pushes(self) -> None:
@@ -437,7 +479,33 @@ class Delivery(RuleBasedStateMachine):
         # Losses are told at the end of a recovery, of everything that was sent until then.
         self.note_losses()
 
-    @precondition(lambda self: self.receiver.log.is_reading)
+    @precondition(lambda self: self.receiver.task is not None)
+    @rule(session_id=st.sampled_from(SENDERS), topic=st.sampled_from(list(TOPICS)), count=st.integers(1, 3))
+    def meanwhile(self, session_id: bytes, topic: bytes, count: int) -> None:
+        """While it is subscribed, or while the logs are read: messages, a fence of before, and they arrive."""
+        self.burst(session_id, topic, count)
+        if self.fences:
+            self.fence_is_executed()
+        self.arrive(2 * count)
+
+    @precondition(lambda self: self.receiver.is_up)
+    @rule(
+        session_id=st.sampled_from(SENDERS),
+        topic=st.sampled_from(list(TOPICS)),
+        count=st.integers(1, 2 * PAGE),
+        has_fence=st.booleans(),
+        trimmed=st.sampled_from([0, 0, 1, 2 * PAGE]),
+    )
+    def missed(self, session_id: bytes, topic: bytes, count: int, has_fence: bool, trimmed: int) -> None:
+        """An outage in which messages are sent, and of which the log keeps all, a part or nothing."""
+        if has_fence:
+            self.new_fence()
+        self.lose_pushes()
+        self.burst(session_id, topic, count)
+        if trimmed and self.trim is not None:
+            self.trim(TOPICS[topic], trimmed)
+
+    @precondition(lambda self: self.receiver.is_reading)
     @rule()
     def reading_fails(self) -> None:
         self.receiver.fails_next = True
@@ -446,7 +514,7 @@ class Delivery(RuleBasedStateMachine):
     @rule()
     def join(self) -> None:
         """group_add(): subscribed, and confirmed on a connection that is up."""
-        self.receiver.ledger.want(LATE, 1)
+        self.receiver.want(LATE, 1)
         self.receiver.subscribed.add(LATE)
         self.joined = True
 
@@ -567,6 +635,8 @@ class Delivery(RuleBasedStateMachine):
             assert self.was_told(message), f"{message} is lost, and nobody was told"
         if not self.reasons:
             assert not self.told
+        assert self.receiver.subscriber._pauses == 0
+        self.receiver.close()
 
 
 @pytest.fixture

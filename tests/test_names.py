@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq.names import NOT_LOGGED, Topic, Topics, new_session_id, owner_of
+from channels_asyncq.names import Topic, Topics, new_session_id, owner_of
 
 NODE = "0123456789abcdef"
 
@@ -52,20 +52,19 @@ def test_the_names_that_redis_sees() -> None:
     """The names of the design, with the database number in each."""
     names = Topics("asgi", 16, [3], NODE)
     chat, jobs = names.partition("chat"), names.partition("jobs")
-    assert names.group("chat").topic == Topic(0, b"asgi:3:group:chat", chat)
+    assert names.group("chat").topic == Topic(chat, b"asgi:3:group:chat")
     assert names.group("chat").log == names.log(chat) == b"asgi:3:log:%d" % chat
     assert names.group("chat").members == b"asgi:3:members:chat"
     # Wake-ups are in no log; the pushes have the numbers of the partition.
-    assert names.queue("jobs").topic == Topic(0, b"asgi:3:queue:jobs", NOT_LOGGED)
-    assert names.queue("jobs").partition == jobs
+    assert names.queue("jobs").topic == Topic(jobs, b"asgi:3:queue:jobs", is_logged=False)
     assert names.queue("jobs").seen == b"asgi:3:seen:%d:0123456789abcdef" % jobs
     assert names.queue("jobs").taken == b"asgi:3:taken:0123456789abcdef:jobs"
     assert names.queue("jobs").waiting == b"asgi:3:waiting:jobs"
     session_id = names.partition("ab" * 8)
-    assert names.inbox("ab" * 8) == Topic(0, b"asgi:3:inbox:abababababababab", session_id)
-    assert names.everybody == Topic(0, b"asgi:3:all", 0)
-    assert names.fence(0) == Topic(0, b"asgi:3:fence:0123456789abcdef", NOT_LOGGED)
-    assert list(names.partitions_of(0)) == list(range(16))
+    assert names.inbox("ab" * 8) == Topic(session_id, b"asgi:3:inbox:abababababababab")
+    assert names.everybody == Topic(0, b"asgi:3:all")
+    assert names.fence(0, 0) == b"asgi:3:fence:0123456789abcdef:0"
+    assert names.mark(chat) == b"asgi:3:mark:%d" % chat
     assert names.layouts(0) == b"asgi:3:layouts"
     keys = names.lease_keys(0, b"{}")
     assert keys == (b"asgi:3:layouts", b"asgi:3:layouts:44136fa355b3678a", b"asgi:3:layouts:past")
@@ -101,7 +100,7 @@ def test_a_namespace_within_another(kind: str, name: str, group: str) -> None:
         stored.append([queue.topic.name, queue.taken, members.members])
         every += [*stored[-1], queue.seen, queue.waiting, members.topic.name, members.log]
         every += space.lease_keys(0, b"{}")
-        every += [space.inbox(NODE).name, space.everybody.name, space.fence(0).name]
+        every += [space.inbox(NODE).name, space.everybody.name, space.fence(0, 0)]
     assert len(set(every)) == len(every)
     for space, own in zip((outer, inner), stored, strict=True):
         assert [key for key in every if space.is_stored(0, key)] == own
@@ -114,11 +113,12 @@ def test_a_name_has_one_partition_and_one_host(name: str, partitions: int, hosts
     space = Topics("asgi", partitions, list(range(hosts)), NODE)
     other = Topics("asgi", partitions, list(range(hosts)), new_session_id())
     assert 0 <= space.partition(name) < partitions
-    shard = space.partition(name) % hosts
-    assert space.partition(name) in space.partitions_of(shard)
-    assert space.group(name).topic.shard == space.queue(name).topic.shard == space.inbox(name).shard == shard
-    assert space.group(name).members.startswith(b"asgi:%d:" % shard)
-    assert space.queue(name).taken.startswith(b"asgi:%d:" % shard)
+    partition, root = space.partition(name), b"asgi:%d:" % (space.partition(name) % hosts)
+    for topic in (space.group(name).topic, space.queue(name).topic, space.inbox(name)):
+        assert topic.partition == partition and topic.name.startswith(root)
+    queue, group = space.queue(name), space.group(name)
+    keys = (group.members, group.log, queue.taken, queue.seen, queue.waiting, space.mark(partition))
+    assert all(key.startswith(root) for key in keys)
     assert other.group(name) == space.group(name)
     assert other.queue(name).topic == space.queue(name).topic
     assert other.queue(name).taken != space.queue(name).taken
@@ -149,15 +149,23 @@ def test_the_hash_is_that_of_every_process() -> None:
     assert answers == {f"{Topics('p', 64, [0], NODE).partition('room')}\n"}
 
 
-@given(name=names, shard=st.integers(0, 2))
-def test_the_group_of_a_topic(name: str, shard: int) -> None:
+@given(name=names)
+def test_nodes_of_one_host_have_fences_of_their_own(name: str) -> None:
+    """A session that uses two nodes of one host hears the fences of each apart, on topics of no partition."""
+    space = Topics("asgi", 16, [0, 1], NODE)
+    every = [space.fence(host, node) for host in (0, 1) for node in (0, 1)]
+    assert len({*every, space.group(name).topic.name, space.inbox(name).name}) == 6
+
+
+@given(name=names, other=st.integers(0, 15))
+def test_the_group_of_a_topic(name: str, other: int) -> None:
     """A group is found again from its topic; what is no group's topic is not taken for one."""
     space = Topics("my.site", 16, [7, 8, 9], NODE)
     topic = space.group(name).topic
     assert space.group_named(topic.name) == name
-    assert space.is_group(topic.shard, topic.name)
-    assert not space.is_group(shard, space.queue(name).topic.name)
-    assert not space.is_group(shard, space.inbox(name).name)
-    assert not space.is_group(shard, space.everybody.name)
-    if shard != topic.shard:
-        assert not space.is_group(shard, topic.name)
+    assert space.is_group(topic.partition, topic.name)
+    assert not space.is_group(other, space.queue(name).topic.name)
+    assert not space.is_group(other, space.inbox(name).name)
+    assert not space.is_group(other, space.everybody.name)
+    if other % 3 != topic.partition % 3:
+        assert not space.is_group(other, topic.name)  # it is in the database of another host

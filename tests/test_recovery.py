@@ -1,22 +1,21 @@
-"""LogReader against a scripted log: what it delivers, what it tells, and where it is afterwards."""
+"""LogReader against scripted logs: what it delivers and reports, and where the partitions are afterwards."""
 
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from channels_asyncq import slices
-from channels_asyncq.bus.base import Receiver
 from channels_asyncq.bus.redis import recovery
+from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.bus.redis.recovery import LogReader
 from channels_asyncq.bus.redis.sequences import parse_position
-from channels_asyncq.bus.redis.subscriptions import SubscriptionLedger
 from channels_asyncq.exceptions import LayerUnavailable
-from channels_asyncq.messages.envelopes import HEADER_ONLY, BadEnvelope, Envelope, pack, pack_names, unpack
-from channels_asyncq.names import NOT_LOGGED
+from channels_asyncq.messages.envelopes import HEADER_ONLY, Envelope, pack, pack_names
 from channels_asyncq.settings.options import Options
+from tests.contract import eventually
+from tests.partitions import Home, Recorder, as_node, shared_for
 
 A, B = b"a" * 8, b"b" * 8
 NOW = 1_700_000_000_000
@@ -74,7 +73,7 @@ class Server:
     def log(self, partition: int) -> Log:
         return self.logs.setdefault(partition, Log())
 
-    async def read_page(self, partition: int, start: bytes, count: int) -> list[object]:
+    async def read_log(self, partition: int, start: bytes, count: int) -> list[object]:
         self.before(partition)
         self.pages.append((partition, start))
         log = self.log(partition)
@@ -83,102 +82,46 @@ class Server:
         return [log.last, b"%d" % self.now, [list(entry) for entry in found[:count]]]
 
 
-class Recorder(Receiver):
-    """What the reader hands up."""
-
-    def __init__(self) -> None:
-        self.delivered: list[tuple[bytes, int]] = []
-        self.envelopes: list[Envelope] = []
-        self.losses: list[tuple[str, set[bytes]]] = []
-        self.unreadable: list[bytes] = []
-        self.is_full = False
-        self.places: int | None = None  # after so many it is full
-        self.offers = 0
-        self.offered = asyncio.Event()
-
-    def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
-        self.offers += 1
-        self.offered.set()
-        if self.is_full:
-            return False
-        self.delivered.append((topic, envelope.seq))
-        self.envelopes.append(envelope)
-        if self.places is not None:
-            self.places -= 1
-            self.is_full = not self.places
-        return True
-
-    def on_loss(self, reason: str, topics: set[bytes]) -> None:
-        self.losses.append((reason, topics))
-
-    def on_unreadable(self, topic: bytes, reason: str) -> None:
-        self.unreadable.append(topic)
-
-    def on_nothing(self, *arguments: Any, **names: Any) -> None:
-        """Everything else: the reader of the logs never calls it."""
-        raise AssertionError(arguments)
-
-    on_wake = on_subscribed = on_overrun = on_external = on_answerable = on_down = on_up = on_nothing
-    on_members = on_full = on_unsent = on_forgotten = on_nothing
-
-    def on_jobs_unknown(self, partitions: Collection[int]) -> int:
-        raise AssertionError(partitions)
-
-
-def opener(receiver: Recorder) -> Callable[[bytes, bytes], list[Envelope]]:
-    """Return what opens envelopes as the bus does; a payload of 666 is of somebody without our keys."""
-
-    def open_envelopes(topic: bytes, data: bytes) -> list[Envelope]:
-        try:
-            envelopes = unpack(data)
-            if envelopes[0].flags & HEADER_ONLY:
-                raise BadEnvelope("a header")
-        except BadEnvelope as exc:
-            receiver.on_unreadable(topic, str(exc))
-            return []
-        for envelope in envelopes:
-            if envelope.payload == b"666":
-                receiver.on_unreadable(topic, "no key fits")
-        return [envelope for envelope in envelopes if envelope.payload != b"666"]
-
-    return open_envelopes
-
-
-def unpack_headers(topic: bytes, data: bytes, is_late: bool) -> list[Envelope]:
-    """What the bus does for entries of which only the headers count."""
-    return unpack(data, is_late=is_late)
-
-
 @dataclass
 class World:
     server: Server
     receiver: Recorder
-    ledger: SubscriptionLedger
+    partitions: list[Partition]
     reader: LogReader
     options: Options
 
+    async def catch_up(self, *, has_changed: bool = False, has_gap: bool = False) -> None:
+        """Read all logs, of the server that the positions are from or of another one."""
+        changed = self.partitions if has_changed else []
+        await self.reader.catch_up(self.partitions, changed, self.partitions if has_gap else ())
+
+    def positions(self) -> list[int | None]:
+        return [partition.position for partition in self.partitions]
+
     def live(self, topic: bytes, seq: int, milliseconds: int, session_id: bytes = A) -> bool:
-        """A push that arrives."""
-        entry = self.ledger.get(topic)
+        """A push that arrives in partition 0."""
+        partition = self.partitions[0]
+        entry = partition.subscriptions.get(topic)
         assert entry is not None
-        taken = self.reader.deliver(entry, [Envelope(b"x", "g", session_id, seq)], is_logged=True)
+        taken = partition.deliver(entry, [Envelope(b"x", "g", session_id, seq)], is_logged=True)
         if taken:
-            self.reader.passed(entry.partition, position(milliseconds))
+            partition.passed(position(milliseconds))
         return taken
 
 
 @pytest.fixture
 async def world() -> World:
     """Topics `x` and `y` in partition 0 and `z` in partition 1; positions at the beginning of both logs."""
-    server, receiver, ledger = Server(), Recorder(), SubscriptionLedger()
-    for topic, partition in ((b"x", 0), (b"y", 0), (b"z", 1), (b"queue", NOT_LOGGED)):
-        ledger.want(topic, partition)
-    options = Options.from_config({"expiry": 60})
-    reader = LogReader(options, receiver, ledger, server.read_page, opener(receiver), unpack_headers)
-    for partition in (0, 1):
-        server.log(partition).begin()
-    reader.move_to({0: at(0), 1: at(0)})
-    return World(server, receiver, ledger, reader, options)
+    server, receiver, home = Server(), Recorder(), Home()
+    options, shared = shared_for(receiver, expiry=60)
+    partitions = [home.partition(number, shared) for number in (0, 1)]
+    for topic, number in ((b"x", 0), (b"y", 0), (b"z", 1)):
+        partitions[number].subscriptions.want(topic, is_logged=True)
+    partitions[0].subscriptions.want(b"queue", is_logged=False)
+    for partition in partitions:
+        server.log(partition.number).begin()
+        partition.position = position(0)
+    return World(server, receiver, partitions, LogReader(shared, server), options)
 
 
 async def test_what_was_missed_is_delivered_in_order(world: World) -> None:
@@ -186,39 +129,40 @@ async def test_what_was_missed_is_delivered_in_order(world: World) -> None:
     for number, topic in enumerate((b"x", b"other", b"y", b"x"), 1):
         world.server.log(0).add(number, topic, number)
     world.server.log(1).add(9, b"z", 1)
-    await world.reader.catch_up(has_changed=False)
+    await world.catch_up()
     assert world.receiver.delivered == [(b"x", 1), (b"y", 3), (b"x", 4), (b"z", 1)]
     assert world.receiver.losses == []
-    assert world.reader.positions == world.reader.read_until == {0: position(4), 1: position(9)}
+    assert world.positions() == [position(4), position(9)]
+    assert [each.read_until for each in world.partitions] == world.positions()
 
 
 async def test_nothing_new(world: World) -> None:
     """A log whose end is the position has lost nothing, whether or not the entry itself is still there."""
     world.server.log(0).trim(1)
-    await world.reader.catch_up(has_changed=False)
+    await world.catch_up()
     assert (world.receiver.delivered, world.receiver.losses) == ([], [])
 
 
 async def test_what_was_delivered_live_is_not_delivered_again(world: World) -> None:
     """A resend that the log holds a second time is dropped, and so is one that arrives after it was read."""
     assert world.live(b"x", 1, 1)
-    assert world.reader.positions[0] == position(1)
+    assert world.partitions[0].position == position(1)
     log = world.server.log(0)
     log.add(1, b"x", 1)
     log.add(2, b"x", 1)
     log.add(3, b"x", 2)
-    await world.reader.catch_up(has_changed=False)
+    await world.catch_up()
     assert world.live(b"x", 2, 4)
     assert world.receiver.delivered == [(b"x", 1), (b"x", 2)]
 
 
-async def test_same_number_of_another_node_is_another_message(world: World) -> None:
+async def test_same_number_of_another_session_is_another_message(world: World) -> None:
     """Numbers are per session and partition."""
     log = world.server.log(0)
     log.add(1, b"x", 1, A)
     log.add(2, b"x", 1, B)
     world.server.log(1).add(1, b"z", 1, A)
-    await world.reader.catch_up(has_changed=False)
+    await world.catch_up()
     assert world.receiver.delivered == [(b"x", 1), (b"x", 1), (b"z", 1)]
 
 
@@ -227,14 +171,15 @@ async def test_what_is_not_logged_hides_nothing(world: World) -> None:
     An envelope that is in no log arrives before the logged ones in front of it are read: however many they are,
     they are delivered.
     """
-    entry = world.ledger.get(b"y")
+    [partition, _] = world.partitions
+    entry = partition.subscriptions.get(b"y")
     assert entry is not None
     log = world.server.log(0)
     numbers = range(1000, 2500)
     for number in numbers:
         log.add(number, b"x", number)
-    assert world.reader.deliver(entry, [Envelope(b"x", "g", A, 2500)], is_logged=False)
-    await world.reader.catch_up(has_changed=False)
+    assert partition.deliver(entry, [Envelope(b"x", "g", A, 2500)], is_logged=False)
+    await world.catch_up()
     assert world.receiver.delivered == [(b"y", 2500), *((b"x", number) for number in numbers)]
 
 
@@ -245,7 +190,7 @@ async def test_late_and_out_of_order(world: World) -> None:
     log = world.server.log(0)
     for number, seq in ((2, 2), (3, 1), (4, 4), (5, 3)):
         log.add(number, b"x", seq)
-    await world.reader.catch_up(has_changed=False)
+    await world.catch_up()
     assert world.receiver.delivered == [(b"x", 2), (b"x", 4)]
 
 
@@ -254,7 +199,7 @@ async def test_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "_PAGE", 3)
     for number in range(1, 8):
         world.server.log(0).add(number, b"x", number)
-    await world.reader.catch_up(has_changed=False)
+    await world.catch_up()
     assert [seq for _, seq in world.receiver.delivered] == list(range(1, 8))
     assert [start for partition, start in world.server.pages if partition == 0] == [
         at(0),
@@ -277,9 +222,9 @@ async def test_entries_added_while_reading(world: World, monkeypatch: pytest.Mon
             log.add(10 + len(log.entries), b"x", 10 + len(log.entries))
 
     world.server.before = add_one
-    await world.reader.catch_up(has_changed=False)
+    await world.catch_up()
     assert len(world.receiver.delivered) == len(log.entries) - 1
-    assert world.reader.positions[0] == parse_position(log.last)
+    assert world.partitions[0].position == parse_position(log.last)
 
 
 class TestReach:
@@ -291,7 +236,7 @@ class TestReach:
         for number in (1, 2, 3):
             log.add(number, b"x", number)
         log.trim(2)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
         assert world.receiver.delivered == [(b"x", 2), (b"x", 3)]
 
@@ -299,9 +244,9 @@ class TestReach:
         """An empty log whose end is beyond the position has lost what was between."""
         world.server.log(0).add(5, b"x", 1)
         world.server.log(0).trim(2)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
-        assert world.reader.positions[0] == position(5)
+        assert world.partitions[0].position == position(5)
 
     async def test_trimmed_between_pages(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """A log that is trimmed past the reader while it is being read has lost what was between."""
@@ -316,7 +261,7 @@ class TestReach:
                 world.server.before = lambda partition: None
 
         world.server.before = trim
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         missing = {1, 2, 3, 4, 5, 6, 7} - {seq for _, seq in world.receiver.delivered}
         assert missing
         assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
@@ -325,58 +270,58 @@ class TestReach:
         """The next recovery begins at the end of this one, and tells nothing of what is past."""
         world.server.log(0).add(1, b"x", 1)
         world.server.log(0).trim(2)
-        await world.reader.catch_up(has_changed=False)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
+        await world.catch_up()
         assert len(world.receiver.losses) == 1
 
     async def test_log_is_gone(self, world: World) -> None:
         """A log that is not there at all has lost everything."""
         del world.server.logs[1]
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.losses == [("trimmed", {b"z"})]
-        assert world.reader.positions[1] == 0
+        assert world.partitions[1].position == 0
 
     async def test_lost_tail(self, world: World) -> None:
         """A log that ends before the position, of a server that may not be asked who it is, is a loss."""
-        world.reader.move_to({0: at(50)})
+        world.partitions[0].position = position(50)
         world.server.log(0).add(10, b"x", 1)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
 
     async def test_trimmed_since_there_was_no_log(self, world: World) -> None:
         """Where there was no log and now is one whose entries are all gone, something is."""
         world.server.logs.clear()
-        await world.reader.catch_up(has_changed=True)
-        assert world.reader.positions == {0: 0, 1: 0}
+        await world.catch_up(has_changed=True)
+        assert world.positions() == [0, 0]
         world.receiver.losses.clear()
         log = world.server.log(0)
         log.add(5, b"x", 1)
         log.trim(1)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
 
     async def test_other_server(self, world: World) -> None:
         """Everybody is told, once, whatever the logs look like; what is there is delivered all the same."""
         world.server.log(0).add(1, b"x", 1)
         del world.server.logs[1]
-        await world.reader.catch_up(has_changed=True)
+        await world.catch_up(has_changed=True)
         assert world.receiver.losses == [("server_changed", {b"x", b"y", b"z"})]
         assert world.receiver.delivered == [(b"x", 1)]
 
     async def test_a_gap(self, world: World) -> None:
         """If something may be in no log everybody is told, and what is there is delivered."""
         world.server.log(0).add(1, b"x", 1)
-        await world.reader.catch_up(has_changed=False, has_gap=True)
+        await world.catch_up(has_gap=True)
         assert world.receiver.losses == [("not_logged", {b"x", b"y", b"z"})]
         assert world.receiver.delivered == [(b"x", 1)]
 
     async def test_other_server_with_a_clock_behind(self, world: World) -> None:
         """Pushes with lower ids than those of the server before are delivered, in every partition."""
-        world.ledger.give_up(b"z")
-        world.reader.read_until[1] = position(1000)
+        world.partitions[1].subscriptions.give_up(b"z")
+        world.partitions[1].read_until = position(1000)
         world.server.logs = {}
-        await world.reader.catch_up(has_changed=True)
-        assert world.reader.read_until.get(1, 0) < position(1)
+        await world.catch_up(has_changed=True)
+        assert world.partitions[1].read_until < position(1)
 
 
 class TestEntriesThatCannotBeDelivered:
@@ -389,7 +334,7 @@ class TestEntriesThatCannotBeDelivered:
         log.add(30_000, b"x", 2)
         log.add(2_000_000, b"other", 3)
         world.server.now = NOW + 60_002
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.delivered == [(b"x", 2)]
         assert world.receiver.losses == [("expired", {b"x"})]
 
@@ -398,14 +343,14 @@ class TestEntriesThatCannotBeDelivered:
         world.server.log(0).add(1, b"x", 1)
         world.server.now = NOW + 60_002
         world.options.change("expiry", 61)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert (world.receiver.delivered, world.receiver.losses) == ([(b"x", 1)], [])
 
     async def test_expired_and_sealed(self, world: World) -> None:
         """What is too old to be opened is told nevertheless."""
         world.server.log(0).add(1, b"x", 666)
         world.server.now = NOW + 80_000
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert (world.receiver.delivered, world.receiver.losses) == ([], [("expired", {b"x"})])
 
     @pytest.mark.parametrize("is_large", [True, False])
@@ -415,7 +360,7 @@ class TestEntriesThatCannotBeDelivered:
         log.add(1, b"x", 1, is_large=is_large)
         fields = log.entries[-1][1]
         fields[2] = b"e" if is_large else b"h"
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert (world.receiver.delivered, world.receiver.losses) == ([], [])
         assert world.receiver.unreadable == [b"x"]
 
@@ -424,13 +369,13 @@ class TestEntriesThatCannotBeDelivered:
         world.server.log(0).add(0, b"x", 1)
         world.server.log(0).entries[-1] = (at(0, 1), world.server.log(0).entries[-1][1])
         world.server.now = NOW + 60_000
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.delivered == [(b"x", 1)]
 
     async def test_too_large(self, world: World) -> None:
         """Of a large message there is only the header."""
         world.server.log(1).add(1, b"z", 1, is_large=True)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert (world.receiver.delivered, world.receiver.losses) == ([], [("too_large", {b"z"})])
 
     @pytest.mark.parametrize("is_large", [True, False])
@@ -440,14 +385,14 @@ class TestEntriesThatCannotBeDelivered:
         world.server.log(0).add(1, b"x", 1, is_large=is_large)
         world.server.log(0).add(2, b"x", 1, is_large=is_large)
         world.server.now = NOW + 10**6
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.losses == []
 
     async def test_of_a_newer_release(self, world: World) -> None:
         """What was logged in a format that this release does not read is told, and the rest is read."""
         world.server.log(0).add_raw(1, b"x", b"\x02" + pack([(pack_names("g"), b"1")], A, 1)[1:])
         world.server.log(0).add(2, b"x", 2)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.losses == [("not_logged", {b"x"})]
         assert world.receiver.delivered == [(b"x", 2)] and not world.receiver.unreadable
 
@@ -456,7 +401,7 @@ class TestEntriesThatCannotBeDelivered:
         """Bytes that are no message, or of somebody without our keys, are counted, and the rest is read."""
         world.server.log(0).add_raw(1, b"x", data)
         world.server.log(0).add(2, b"x", 2)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.unreadable == [b"x"]
         assert world.receiver.delivered == [(b"x", 2)]
 
@@ -476,10 +421,10 @@ class TestInterrupted:
 
         world.server.before = fail
         with pytest.raises(LayerUnavailable):
-            await world.reader.catch_up(has_changed=False)
+            await world.catch_up()
         assert 0 < len(world.receiver.delivered) < 5
         world.server.before = lambda partition: None
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert [seq for _, seq in world.receiver.delivered] == [1, 2, 3, 4, 5]
 
     @pytest.mark.parametrize("reason", ["trimmed", "too_large", "expired"])
@@ -498,10 +443,10 @@ class TestInterrupted:
 
         world.server.before = fail
         with pytest.raises(LayerUnavailable):
-            await world.reader.catch_up(has_changed=False)
+            await world.catch_up()
         world.server.before = lambda partition: None
-        await world.reader.catch_up(has_changed=False)
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
+        await world.catch_up()
         assert [loss[0] for loss in world.receiver.losses] == [reason]
         assert b"x" in world.receiver.losses[0][1]
 
@@ -521,9 +466,9 @@ class TestInterrupted:
 
         world.server.before = fail
         with pytest.raises(LayerUnavailable):
-            await world.reader.catch_up(has_changed=False)
+            await world.catch_up()
         world.server.before = lambda partition: None
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
         assert [seq for _, seq in world.receiver.delivered] == [2, 3, 4, 5]
 
@@ -531,13 +476,13 @@ class TestInterrupted:
         """What was not taken when the recovery was cancelled is delivered by the next."""
         world.server.log(0).add(1, b"x", 1)
         world.receiver.is_full = True
-        task = asyncio.create_task(world.reader.catch_up(has_changed=False))
+        task = asyncio.create_task(world.catch_up())
         await world.receiver.offered.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         world.receiver.is_full = False
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.delivered == [(b"x", 1)]
 
 
@@ -549,7 +494,7 @@ class TestFlow:
         for number in (1, 2):
             world.server.log(0).add(number, b"x", number)
         world.receiver.is_full = True
-        task = asyncio.create_task(world.reader.catch_up(has_changed=False))
+        task = asyncio.create_task(world.catch_up())
         for _ in range(3):
             await world.receiver.offered.wait()
             world.receiver.offered.clear()
@@ -568,10 +513,10 @@ class TestFlow:
         """What is held moves no position and is not seen: the log has it if the connection ends now."""
         world.receiver.is_full = True
         assert not world.live(b"x", 1, 1)
-        assert world.reader.positions[0] == position(0)
+        assert world.partitions[0].position == position(0)
         world.server.log(0).add(1, b"x", 1)
         world.receiver.is_full = False
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert world.receiver.delivered == [(b"x", 1)]
 
     async def test_reading_lets_others_run(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,7 +524,7 @@ class TestFlow:
         monkeypatch.setattr(slices, "SHORT", -1.0)
         for number in range(1, 50):
             world.server.log(0).add(number, b"x", number)
-        task = asyncio.create_task(world.reader.catch_up(has_changed=False))
+        task = asyncio.create_task(world.catch_up())
         turns = 0
         while not task.done():
             turns += 1
@@ -588,43 +533,100 @@ class TestFlow:
 
 
 class TestPositions:
-    """Where the reader is."""
+    """Where the partitions are."""
 
-    def test_only_a_fence_gives_the_first_position(self) -> None:
-        """A push before the first fence makes no position: some partitions would have one, and others not."""
-        ledger, receiver = SubscriptionLedger(), Recorder()
-        reader = LogReader(
-            Options.from_config({}), receiver, ledger, Server().read_page, opener(receiver), unpack_headers
-        )
-        assert reader.deliver(ledger.want(b"x", 0), [Envelope(b"", "g", A, 1)], is_logged=True)
-        reader.passed(0, position(1))
-        assert receiver.delivered == [(b"x", 1)]
-        assert not reader.has_positions
-
-    async def test_unlogged_push_moves_nothing(self, world: World) -> None:
-        """Excluded groups and JSON from outside have no entry."""
-        entry = world.ledger.get(b"x")
-        assert entry is not None
-        assert world.reader.deliver(entry, [Envelope(b"", "g")], is_logged=False)
-        assert world.reader.deliver(entry, [Envelope(b"", "g")], is_logged=False)
-        assert world.reader.positions[0] == position(0)
-        assert world.receiver.delivered == [(b"x", 0), (b"x", 0)]
+    async def test_without_a_position(self, world: World) -> None:
+        """A partition that has had no fence has nothing to compare with: its log is not read."""
+        world.partitions[0].position = None
+        world.server.log(0).add(1, b"x", 1)
+        world.server.log(1).add(1, b"z", 1)
+        await world.catch_up()
+        assert world.receiver.delivered == [(b"z", 1)]
+        assert world.partitions[0].position is None
 
     async def test_topic_of_no_log_is_not_read(self, world: World) -> None:
         """Topics that no log keeps are neither looked for nor told of."""
-        await world.reader.catch_up(has_changed=True)
-        assert {partition for partition, _ in world.server.pages} == {0, 1}
-        assert b"queue" not in world.receiver.losses[0][1]
+        for topic in (b"x", b"y"):
+            world.partitions[0].subscriptions.give_up(topic)
+        await world.catch_up(has_changed=True)
+        assert {partition for partition, _ in world.server.pages} == {1}
+        assert world.receiver.losses == [("server_changed", {b"z"})]
 
     async def test_joined_while_reading(self, world: World) -> None:
         """A topic that is wanted while its log is being read gets what is logged from then on."""
         world.server.log(0).add(1, b"x", 1)
 
         def join(partition: int) -> None:
-            if not world.ledger.get(b"new"):
-                world.ledger.want(b"new", 0)
+            if not world.partitions[0].subscriptions.get(b"new"):
+                world.partitions[0].subscriptions.want(b"new", is_logged=True)
                 world.server.log(0).add(2, b"new", 2)
 
         world.server.before = join
-        await world.reader.catch_up(has_changed=False)
+        await world.catch_up()
         assert (b"new", 2) in world.receiver.delivered
+
+
+class TestSomeOfThem:
+    """Partitions come one by one, and some move while they are read."""
+
+    async def read(self, world: World, *numbers: int, changed: Collection[int] = ()) -> None:
+        partitions = [world.partitions[number] for number in numbers]
+        await world.reader.catch_up(partitions, [world.partitions[number] for number in changed])
+
+    async def test_only_those_that_are_asked_for(self, world: World) -> None:
+        """The log of one partition is read, and of the other neither position nor `read_until` changes."""
+        other = world.partitions[1]
+        other.read_until = position(7)
+        world.server.log(0).add(1, b"x", 1)
+        world.server.log(1).add(1, b"z", 1)
+        await self.read(world, 0)
+        assert world.receiver.delivered == [(b"x", 1)]
+        assert (other.position, other.read_until) == (position(0), position(7))
+
+    async def test_one_is_from_another_server(self, world: World) -> None:
+        """Only its topics are told; a log that is trimmed is told beside it, of the other."""
+        world.server.log(1).add(1, b"z", 1)
+        world.server.log(1).trim(2)
+        await self.read(world, 0, 1, changed=[0])
+        assert world.receiver.losses == [("trimmed", {b"z"}), ("server_changed", {b"x", b"y"})]
+
+    @pytest.mark.parametrize("when", ["at the page", "while a channel is full"])
+    async def test_moved_while_it_is_read(self, world: World, when: str) -> None:
+        """The reading ends, without a word and without a position of what its next home will read."""
+        partition, elsewhere = world.partitions[0], as_node(Home())
+        log = world.server.log(0)
+        for number in range(1, 4):
+            log.add(number, b"x", number)
+        log.trim(1)
+        if when == "at the page":
+            world.server.before = lambda number: partition.move(elsewhere)
+            await self.read(world, 0)
+            assert world.receiver.delivered == []
+            assert (partition.position, partition.read_until) == (position(0), 0)
+            assert world.receiver.losses == []
+        else:
+            log.entries.insert(0, (at(0), [b"begin", b""]))
+            world.receiver.places = 2
+            reading = asyncio.create_task(self.read(world, 0))
+            await eventually(lambda: world.receiver.offers == 3)
+            partition.move(elsewhere)
+            world.receiver.is_full, world.receiver.places = False, None
+            world.reader.resume()
+            await reading
+            # The one that waited was delivered: the next home reads it once more, and drops it as a repeat.
+            assert world.receiver.delivered == [(b"x", 1), (b"x", 2), (b"x", 3)]
+            assert partition.position == position(2)
+
+    async def test_two_readings_wait_for_a_full_channel(self, world: World) -> None:
+        """Both go on after one resume(), each with its own envelope first."""
+        for number in (1, 2):
+            world.server.log(0).add(number, b"x", number)
+            world.server.log(1).add(number, b"z", number)
+        world.receiver.is_full = True
+        readings = [asyncio.create_task(self.read(world, number)) for number in (0, 1)]
+        await eventually(lambda: world.receiver.offers == 2)
+        world.receiver.is_full = False
+        world.reader.resume()
+        await asyncio.gather(*readings)
+        for topic in (b"x", b"z"):
+            assert [seq for name, seq in world.receiver.delivered if name == topic] == [1, 2]

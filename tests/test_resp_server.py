@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hiredis import ReplyError
 
-from channels_asyncq.bus.redis.bus import PUSH
+from channels_asyncq.bus.redis.scripts import PUSH
 from channels_asyncq.bus.resp.connector import Connector
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.bus.resp.replies import NoAnswer

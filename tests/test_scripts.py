@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from channels_asyncq.bus.redis.bus import GIVE_BACK, LEASE_SCRIPT, POP, PUSH, Script
+from channels_asyncq.bus.redis.scripts import GIVE_BACK, LEASE_SCRIPT, POP, PUSH, Script
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 
 EXPIRY = 60_000

@@ -12,7 +12,6 @@ from channels_asyncq.bus.redis.sequences import (
     format_position,
     milliseconds_of,
     parse_position,
-    stream_of,
 )
 
 A, B = b"a" * 8, b"b" * 8
@@ -77,39 +76,35 @@ class TestNumbers:
             assert numbers == list(range(1, len(numbers) + 1))
 
 
-class TestSeenNumbers:
-    """What was delivered of each session's streams."""
+class TestDuplicateFilter:
+    """What was delivered of each session's two streams in one partition."""
 
     def test_first_number_may_be_any(self) -> None:
         """Of a session that nothing was heard of, nothing was seen, and to ask notes nothing."""
         seen = DuplicateFilter()
-        assert seen.highest(A, 0) == 0
+        assert seen.highest(A, True) == seen.highest(A, False) == 0
         assert len(seen) == 0
 
-    def test_one_per_node_and_stream(self) -> None:
+    def test_one_per_session_and_stream(self) -> None:
         """The same number of another session, or in another stream, is another message."""
         seen = DuplicateFilter()
-        seen.of(A, 0).highest = 7
-        assert seen.highest(A, 0) == seen.of(A, 0).highest == 7
-        assert seen.highest(A, 1) == 0
-        assert seen.highest(A, stream_of(0, is_logged=False)) == 0
-        assert seen.highest(B, 0) == 0
+        seen.of(A, True).highest = 7
+        assert seen.highest(A, True) == seen.of(A, True).highest == 7
+        assert seen.highest(A, False) == 0
+        assert seen.highest(B, True) == 0
         assert len(seen) == 1
+        seen.of(A, False).highest = 3
+        assert (seen.highest(A, True), seen.highest(A, False), len(seen)) == (7, 3, 2)
 
-    def test_sweep_forgets_what_is_unused(self) -> None:
+    @pytest.mark.parametrize("is_logged", [True, False])
+    def test_sweep_forgets_what_is_unused(self, is_logged: bool) -> None:
         """What is unused for more than 15 minutes is forgotten; use keeps it."""
         seen = DuplicateFilter()
         for session_id, highest, last_used in ((A, 1, 0.0), (B, 1, 0.0), (B, 2, 500.0)):
-            entry = seen.of(session_id, 0)
+            entry = seen.of(session_id, is_logged)
             entry.highest, entry.last_used = highest, last_used
         seen.sweep(900.0)
         assert len(seen) == 2
         seen.sweep(901.0)
         assert len(seen) == 1
-        assert seen.highest(B, 0) == 2
-
-
-@given(st.lists(st.tuples(st.integers(0, 65535), st.booleans()), unique=True))
-def test_streams(streams: list[tuple[int, bool]]) -> None:
-    """Each partition has two: what is logged, and what is not."""
-    assert len({stream_of(partition, is_logged=logged) for partition, logged in streams}) == len(streams)
+        assert seen.highest(B, is_logged) == 2

@@ -17,7 +17,7 @@ from channels.exceptions import ChannelFull
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.bus.redis.bus import POP
+from channels_asyncq.bus.redis.scripts import POP
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.exceptions import (
     ChannelClosed,
@@ -241,7 +241,7 @@ class TestWorkInOneTurn:
         Busy(layer, monkeypatch)
         await other.group_send("room", note(0))
         await eventually(lambda: layer.statistics().delivered, "the beginning")
-        wire = session_of(layer)._bus._shards[0].pushes.wire  # type: ignore[attr-defined]
+        wire = session_of(layer)._bus.nodes[0].pushes.wire  # type: ignore[attr-defined]
         wire.abort(ConnectionResetError("cable"))
         await other.group_send("room", note(1))
         for member in members:
@@ -281,13 +281,15 @@ class TestWorkInOneTurn:
         calls: list[list[bytes]] = [[]]
         tasks: list[asyncio.Future[object]] = []
 
-        def slow(wire: WireProtocol, *command: bytes | str | int) -> asyncio.Future[object]:
+        def slow(
+            wire: WireProtocol, *command: bytes | str | int, reply: asyncio.Future[object] | None = None
+        ) -> asyncio.Future[object]:
             if command[0] == b"SUBSCRIBE":
                 clock.turn(0.00005)
                 calls[-1].append(bytes(str(command[1]), "ascii"))
                 if sum(map(len, calls)) == 300:
                     loop.call_soon(meanwhile)
-            return call(wire, *command)
+            return call(wire, *command, reply=reply)
 
         def turn() -> None:
             calls.append([])

@@ -1,11 +1,11 @@
-"""SupervisedConnection: one connection that is made again, what waits for it, and what it carries over."""
+"""SupervisedConnection: one connection that is made again, and when waiting for it is over."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -16,12 +16,12 @@ from channels_asyncq.bus.resp import supervisor as lines
 from channels_asyncq.bus.resp.connector import Connector
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.bus.resp.remedies import Diagnosis
-from channels_asyncq.bus.resp.replies import NoAnswer, NotSent
+from channels_asyncq.bus.resp.replies import InFlight, NoAnswer, NotSent
 from channels_asyncq.bus.resp.supervisor import Outage, Outages, SupervisedConnection
 from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
 from channels_asyncq.settings.options import Options
 from tests.clock import Clock
-from tests.contract import codes, eventually, every, started
+from tests.contract import codes, eventually, every
 
 DEADLINE = 10.0
 #: Short, for tests in which waiting ends; long, for those in which it must not.
@@ -120,35 +120,67 @@ class Hosts:
 
 
 class Recorded:
-    """One line, and everything it said to its owner."""
+    """
+    One connection and its owner, which keeps everything it was told.
+
+    What a lost connection leaves in flight it sends again by the next one, first of all, or fails it when it is
+    told that waiting is over; so do the senders of a node.
+    """
 
     def __init__(
         self, hosts: Hosts, send_timeout: float, *, resends: bool, outage: Outage | None = None
     ) -> None:
         self.hosts = hosts
         self.changes: list[bool] = []
+        self.ups: list[WireProtocol] = []
         self.losses = 0
         self.overdue: list[Exception] = []
+        self.in_flight: list[InFlight] = []
         self.set_up_error: Exception | None = None
+        #: Awaited by each set-up.
+        self.during_set_up: Callable[[WireProtocol], Awaitable[None]] = self._nothing
         self.line = SupervisedConnection(
             cast(Connector, hosts),
             "commands",
             Options.from_config({"send_timeout": send_timeout}),
-            self._set_up,
-            lambda: self.changes.append(self.line.wire is not None),
-            on_lost=self._lost,
-            on_overdue=self.overdue.append,
+            self,
             resends=resends,
             outage=outage,
         )
 
-    async def _set_up(self, wire: WireProtocol) -> None:
+    @staticmethod
+    async def _nothing(wire: WireProtocol) -> None:
         await asyncio.sleep(0)
+
+    # As a ConnectionOwner
+
+    async def set_up(self, wire: WireProtocol) -> None:
+        await self.during_set_up(wire)
         if self.set_up_error is not None:
             raise self.set_up_error
 
-    def _lost(self) -> None:
+    def on_up(self, wire: WireProtocol) -> None:
+        assert self.line.wire is wire
+        self.ups.append(wire)
+        in_flight, self.in_flight = self.in_flight, []
+        wire.pipeline.resend(in_flight)
+
+    def on_lost(self, in_flight: list[InFlight]) -> None:
         self.losses += 1
+        self.in_flight += in_flight
+
+    def on_overdue(self, error: Exception) -> None:
+        self.overdue.append(error)
+        in_flight, self.in_flight = self.in_flight, []
+        for command in in_flight:
+            command.fail(error)
+
+    def on_change(self) -> None:
+        self.changes.append(self.line.wire is not None)
+
+    @property
+    def is_awaited(self) -> bool:
+        return bool(self.in_flight)
 
     async def up(self) -> WireProtocol:
         async with asyncio.timeout(DEADLINE):
@@ -282,14 +314,14 @@ class TestIncurable:
         hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
         for line in (recorded.line, recorded.line, make(outage=outage).line):
             with pytest.raises(LayerUnavailable, match="wrong port"):
-                await every([line.with_capacity()])
+                await every([line.up()])
 
     @pytest.mark.parametrize("times", [1, 2])
     async def test_said_in_passing(self, hosts: Hosts, make: Callable[..., Recorded], times: int) -> None:
         """A server that is just set up may say so once or twice: sends wait for the next attempt."""
         recorded = make()
         hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
-        waiting = asyncio.create_task(recorded.line.with_capacity())
+        waiting = asyncio.create_task(recorded.line.up())
         await eventually(lambda: hosts.attempts == times)
         hosts.error = None
         await every([waiting])
@@ -304,9 +336,7 @@ class TestIncurable:
         hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
         await recorded.down()
         before = hosts.attempts
-        waiting = [
-            asyncio.create_task(line.with_capacity()) for line in (recorded.line, make(outage=outage).line)
-        ]
+        waiting = [asyncio.create_task(line.up()) for line in (recorded.line, make(outage=outage).line)]
         await eventually(lambda: hosts.attempts > before + 10)
         assert not any(task.done() for task in waiting)
         hosts.error = None
@@ -343,10 +373,10 @@ class TestIncurable:
         recorded = make()
         hosts.error, hosts.incurable = LayerUnavailable(hosts.address, "wrong port"), {"wrong port"}
         with pytest.raises(LayerUnavailable):
-            await every([recorded.line.with_capacity()])
+            await every([recorded.line.up()])
         hosts.error = None
         await eventually(lambda: recorded.line.wire is not None)
-        await every([recorded.line.with_capacity()])
+        await every([recorded.line.up()])
 
 
 class TestSaidOnce:
@@ -497,10 +527,10 @@ class TestReconnecting:
                 hosts.transports[0].end(None)
                 await turns(3)
 
-        recorded.line._set_up = end_it
+        recorded.during_set_up = end_it
         assert await recorded.up() is hosts.wires[1]
         assert recorded.changes == [True]
-        assert recorded.losses == 1
+        assert recorded.losses == 1 and recorded.ups == [hosts.wires[1]]
 
     async def test_first_up(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """first_up() outwaits an outage of any length, and returns at once afterwards."""
@@ -514,11 +544,11 @@ class TestReconnecting:
         await recorded.line.first_up()
 
 
-class TestCarrying:
-    """What is unanswered when the connection ends."""
+class TestInFlight:
+    """What is unanswered when the connection ends: the owner gets it."""
 
     async def test_sent_again_first_and_in_order(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
-        """The next connection begins with it; who waited for the line comes after."""
+        """What the owner resends when it is up leaves first; who waited for the connection comes after."""
         recorded = make()
         wire = await recorded.up()
         carried = [wire.call("PUBLISH", f"{number}") for number in range(3)]
@@ -527,7 +557,7 @@ class TestCarrying:
         await recorded.down()
 
         async def send_new() -> Any:
-            wire = await recorded.line.with_capacity()
+            wire = await recorded.line.up()
             return await wire.call("PUBLISH", "new")
 
         new = asyncio.create_task(send_new())
@@ -555,7 +585,7 @@ class TestCarrying:
         assert await asyncio.gather(*futures) == [0, 1, 2, 3]
 
     async def test_cancelled_ones_are_left_out(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
-        """Nobody waits for the answer of a cancelled send: it is not sent again."""
+        """Nobody waits for the answer of a cancelled call: its owner does not get it, and it is not resent."""
         recorded = make()
         wire = await recorded.up()
         futures = [wire.call("PUBLISH", f"{number}") for number in range(3)]
@@ -566,8 +596,8 @@ class TestCarrying:
         await turns()
         assert hosts.transports[1].written == [b"PUBLISH 0", b"PUBLISH 2"]
 
-    async def test_line_that_does_not_resend(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
-        """The line for pushes carries nothing: SUBSCRIBE is sent for what is wanted then."""
+    async def test_owner_that_does_not_resend(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """The owner of pushes gets nothing: it sends SUBSCRIBE for what is wanted then."""
         recorded = make(resends=False)
         wire = await recorded.up()
         future = wire.call("SUBSCRIBE", "topic")
@@ -627,7 +657,7 @@ class TestOverdue:
         hosts.error = LayerUnavailable(hosts.address, "refused")
         recorded = make(1.0)
         results = await asyncio.wait_for(
-            asyncio.gather(*(recorded.line.with_capacity() for _ in range(3)), return_exceptions=True),
+            asyncio.gather(*(recorded.line.up() for _ in range(3)), return_exceptions=True),
             DEADLINE,
         )
         assert [type(result) for result in results] == [LayerUnavailable] * 3
@@ -635,7 +665,7 @@ class TestOverdue:
         loop = asyncio.get_running_loop()
         began = loop.time()
         with pytest.raises(LayerUnavailable, match="refused") as raised:
-            await recorded.line.with_capacity()
+            await recorded.line.up()
         assert loop.time() - began < 0.5
         assert raised.value.address == hosts.address
 
@@ -647,7 +677,7 @@ class TestOverdue:
             await recorded.up()
         hosts.error = None
         await eventually(lambda: recorded.line.wire is not None)
-        assert await recorded.line.with_capacity() is hosts.wires[-1]
+        assert await recorded.line.up() is hosts.wires[-1]
         assert recorded.line.reason == ""
 
     async def test_other_layout_ends_the_waiting_now(
@@ -656,7 +686,7 @@ class TestOverdue:
         """Waiting would not help: ImproperlyConfigured, at once and for everybody."""
         recorded = make(LONG)
         recorded.set_up_error = ImproperlyConfigured("laid out otherwise")
-        for wait in (recorded.line.up, recorded.line.with_capacity, recorded.line.first_up):
+        for wait in (recorded.line.up, recorded.line.first_up):
             with pytest.raises(ImproperlyConfigured, match="otherwise"):
                 await asyncio.wait_for(wait(), DEADLINE)
 
@@ -726,7 +756,7 @@ class TestTrial:
         await recorded.down()
 
         async def send() -> Any:
-            return await (await recorded.line.with_capacity()).call("PUBLISH", "x")
+            return await (await recorded.line.up()).call("PUBLISH", "x")
 
         waits = asyncio.create_task(send())
         await turns()
@@ -735,8 +765,8 @@ class TestTrial:
         async with asyncio.timeout(DEADLINE):
             results = await asyncio.gather(*futures, waits, send(), return_exceptions=True)
         assert [type(result) for result in results] == [NoAnswer] * 3
-        [error] = recorded.overdue
-        assert isinstance(error, LayerUnavailable)
+        # When the time is over, and for what the connection left when it was given up.
+        assert [type(error) for error in recorded.overdue] == [LayerUnavailable] * 2
 
     async def test_answer_ends_it(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """After an answer the next loss is a new outage, with all of send_timeout; also of a cancelled call."""
@@ -910,15 +940,15 @@ class TestOutage:
         """A line that is made in an outage fails at once, with the reason, and goes on connecting."""
         outage = await self.known(hosts, make)
         recorded = make(LONG, outage=outage)
-        for wait in (recorded.line.with_capacity, recorded.line.up):
+        for _ in range(2):
             with pytest.raises(LayerUnavailable, match="refused"):
-                await asyncio.wait_for(wait(), DEADLINE)
+                await asyncio.wait_for(recorded.line.up(), DEADLINE)
         first = asyncio.create_task(recorded.line.first_up())
         await turns()
         assert not first.done()
         hosts.error = None
         await asyncio.wait_for(first, DEADLINE)
-        assert await recorded.line.with_capacity() in hosts.wires
+        assert await recorded.line.up() in hosts.wires
 
     async def test_it_ends_for_all(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """It is over when one line has a connection: a new one waits for its own."""
@@ -965,29 +995,6 @@ class TestOutage:
         assert outage.reason is None
 
 
-async def test_newcomers_wait_behind_those_who_waited(hosts: Hosts, make: Callable[..., Recorded]) -> None:
-    """Who comes in the moment in which the line is up does not overtake those who waited for it."""
-    hosts.is_open.clear()
-    recorded = make()
-    order: list[str] = []
-
-    async def use(name: str) -> None:
-        await recorded.line.with_capacity()
-        order.append(name)
-
-    tasks = [await started(use(name)) for name in "abc"]
-    hosts.is_open.set()
-    while recorded.line.wire is None:  # noqa: ASYNC110  (the very turn in which it is)
-        await asyncio.sleep(0)
-    assert recorded.line.open_wire is None and not order
-    tasks += [asyncio.create_task(use(name)) for name in "de"]
-    await every(tasks)
-    assert order == ["a", "b", "c", "d", "e"]
-    await turns()
-    assert recorded.line.open_wire is recorded.line.wire
-    await use("f")
-
-
 class TestEnding:
     """close() and abort()."""
 
@@ -1001,7 +1008,7 @@ class TestEnding:
         with pytest.raises(LayerClosed):
             await task
         with pytest.raises(LayerClosed):
-            await recorded.line.with_capacity()
+            await recorded.line.up()
         recorded.line.start()
         await turns()
         assert (hosts.attempts, hosts.waiting) == (1, 0)

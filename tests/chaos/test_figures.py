@@ -15,7 +15,7 @@ import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq import events as journal
-from channels_asyncq.bus.redis import bus as bus
+from channels_asyncq.bus.redis import scripts
 from channels_asyncq.local.flow import MOST, PER_ENVELOPE
 from channels_asyncq.messages.envelopes import pack, pack_names
 from channels_asyncq.session.session import Session
@@ -164,7 +164,7 @@ async def test_memory_of_full_logs(prefix: str, messages: int, largest: int) -> 
     With envelopes of 1 KiB; and with the worst mix: envelopes of 64 KiB, then ever smaller ones, each as large
     as it may be without trimming the envelopes before it.
     """
-    sizes = [max(1024, min(largest, bus.LOG_BYTES // n)) for n in range(1, messages + 1)]
+    sizes = [max(1024, min(largest, scripts.LOG_BYTES // n)) for n in range(1, messages + 1)]
     bound = sum(sizes) / MEBIBYTE
     with EmbeddedServer(external=False, binary=valkey()) as server:
         async with contract.layers(

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.bus.redis import bus as bus
 from channels_asyncq.exceptions import DeliveryUnknown
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import MakeLayer, Message, eventually, note, receive, receive_many, started
+from tests.fences import fence_every
 
 from .fleet import PlayerAgent, valkey
 from .proxy import Proxy, Tunnel, proxied
@@ -264,8 +264,7 @@ class TestDeafListener:
         The fence that does not arrive ends the connection within its deadline, and what was swallowed is read
         from the log, in order.
         """
-        monkeypatch.setattr(bus, "_FENCE_EVERY", 0.3)
-        monkeypatch.setattr(bus, "_LONGEST_FENCE", 0.4)
+        fence_every(monkeypatch, 0.3, longest=0.4)
         reader, writer = await make_layer(hosts=[proxy.url]), await make_layer()
         [member] = await contract.members_of(reader, "room", 1)
         loop = asyncio.get_running_loop()

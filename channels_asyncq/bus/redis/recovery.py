@@ -1,230 +1,195 @@
-"""What a session missed on one host while its push connection was down, read from the logs."""
+"""What a session missed of some partitions while they were not read, from their logs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
-from ...clock import monotonic
-from ...messages.envelopes import FORMATS, HEADER_ONLY, BadEnvelope, Envelope, Formats
-from ...names import NOT_LOGGED
-from ...settings.options import Options
+from ...messages.envelopes import HEADER_ONLY, BadEnvelope, Envelope
 from ...slices import Slice
 from ..base import Receiver
-from .sequences import DuplicateFilter, format_position, milliseconds_of, parse_position, stream_of
-from .subscriptions import Subscription, SubscriptionLedger
+from .partition import Partition, PartitionReading
+from .sequences import format_position, milliseconds_of, parse_position
+from .shared import Shared
 
 _PAGE = 500
 
-# Topic and bytes of an entry.
-OpenEnvelopes = Callable[[bytes, bytes], list[Envelope]]
-# The same, and whether it has expired; raises BadEnvelope.
-UnpackHeaders = Callable[[bytes, bytes, bool], list[Envelope]]
-ReadPage = Callable[[int, bytes, int], Awaitable[Any]]
+
+class LossNotes:
+    """
+    Losses that were found and not reported yet: topics by reason. A channel gets one notice for all of them.
+    """
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._lost: defaultdict[str, set[bytes]] = defaultdict(set)
+
+    def add(self, reason: str, *topics: bytes) -> None:
+        self._lost[reason].update(topics)
+
+    def report(self) -> None:
+        """Report all of them to the receiver."""
+        lost, self._lost = self._lost, defaultdict(set)
+        for reason, topics in lost.items():
+            self._receiver.on_loss(reason, topics)
+
+
+class Pages(Protocol):
+    """Where the entries of a log come from."""
+
+    async def read_log(self, partition: int, start: bytes, count: int) -> Any:
+        """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
 
 
 class LogReader:
     """
-    How far this session is in the logs of one host, and what of them it has seen.
+    Reads logs at one node from the positions of partitions to their ends.
 
-    state          | is_reading | discards | what a logged push does
-    ---------------|------------|----------|-----------------------------------------------------
-    live           | False      | False    | it is delivered, unless it is in what was read
-    subscribing    | False      | True     | it is dropped: it will be read
-    reading        | True       | True     | it waits in the connection, which is paused
+    Several readings may be under way, for partitions that came one after the other. What a reading found lost
+    before it failed stays noted: the positions are past it already.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        receiver: Receiver,
-        ledger: SubscriptionLedger,
-        read_page: ReadPage,
-        open_envelopes: OpenEnvelopes,
-        unpack_headers: UnpackHeaders,
-        formats: Formats = FORMATS,
-    ) -> None:
-        self._options = options
-        self._receiver = receiver
-        self._ledger = ledger
-        self._read_page = read_page
-        self._open = open_envelopes
-        self._unpack_headers = unpack_headers
-        self._formats = formats
-        self._seen = DuplicateFilter()
-        self._resumed: asyncio.Future[None] | None = None
-        # What a catch_up() that failed half way found lost, by reason: the positions are past it already.
-        self._lost: defaultdict[str, set[bytes]] = defaultdict(set)
-        #: By partition: everything up to this entry that concerns the session was delivered, or told.
-        self.positions: dict[int, int] = {}
-        #: By partition: what is pushed at or below this was read from the log already.
-        self.read_until: dict[int, int] = {}
-        self.is_reading = False
-        self.discards = False
-
-    @property
-    def has_positions(self) -> bool:
-        return bool(self.positions)
-
-    def move_to(self, ends: dict[int, bytes]) -> None:
-        """Take the ends of the logs, as a fence tells them, for the positions."""
-        for partition, end in ends.items():
-            self.positions[partition] = parse_position(end)
-        self._seen.sweep(monotonic())
-        self._tell_lost()
-
-    def deliver(self, entry: Subscription, envelopes: list[Envelope], *, is_logged: bool) -> bool:
-        """
-        Hand on what arrived together, the last in the list first, but what was seen.
-
-        Returns False if what is left in the list must be offered again.
-        """
-        if not envelopes:
-            return True
-        on_envelope = self._receiver.on_envelope
-        topic = entry.topic
-        # What arrives together is of one session. Only what comes from outside has no number.
-        session_id = envelopes[-1].session_id if envelopes[-1].seq else b""
-        seen = self._seen.of(session_id, stream_of(entry.partition, is_logged=is_logged))
-        while envelopes:
-            envelope = envelopes[-1]
-            seq = envelope.seq
-            if not seq or seq > seen.highest:
-                if not on_envelope(topic, envelope):
-                    return False
-                seen.highest = seq
-                seen.last_used = envelope.expires_at
-            envelopes.pop()
-        return True
+    def __init__(self, shared: Shared, pages: Pages) -> None:
+        self._shared = shared
+        self._options = shared.options
+        self._opener = shared.opener
+        self._pages = pages
+        self.losses = LossNotes(shared.receiver)
+        # One for each reading that waits for the receiver.
+        self._waiters: set[asyncio.Future[None]] = set()
 
     def note_missed(self, topic: bytes) -> None:
-        """Note that something arrived that this release does not read: it is told with the next fence."""
-        self._lost["not_logged"].add(topic)
+        """Note a push that this release does not read: it is reported with the next fence."""
+        self.losses.add("not_logged", topic)
 
-    def note_expired(self, topic: bytes, envelopes: list[Envelope], *, is_logged: bool) -> None:
-        """Note that something arrived too late: it is told with the next fence, unless it is a repeat."""
-        entry = self._ledger.get(topic)
-        if entry is not None:
-            stream = stream_of(entry.partition, is_logged=is_logged)
-            if any(envelope.seq > self._seen.highest(envelope.session_id, stream) for envelope in envelopes):
-                self._lost["expired"].add(topic)
-
-    def passed(self, partition: int, position: int) -> None:
+    def note_expired(
+        self, partition: int, topic: bytes, envelopes: list[Envelope], *, is_logged: bool
+    ) -> None:
         """
-        Note that everything up to this entry of the log was delivered.
-
-        What is held when the connection ends is read from the log.
+        Note envelopes that arrived too late: they are reported with the next fence, unless they are repeats.
         """
-        # Only a fence gives the first: otherwise some partitions had one, and nobody would wait for the others'.
-        if partition in self.positions:
-            self.positions[partition] = position
+        entry = self._shared.index.get(topic)
+        if entry is None or entry.partition is None:
+            return
+        if any(not entry.partition.has_seen(envelope, is_logged=is_logged) for envelope in envelopes):
+            self.losses.add("expired", topic)
 
     def resume(self) -> None:
         """Offer again what the receiver did not take."""
-        if self._resumed is not None and not self._resumed.done():
-            self._resumed.set_result(None)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
-    async def catch_up(self, *, has_changed: bool, has_gap: bool = False) -> None:
+    async def catch_up(
+        self,
+        partitions: Collection[Partition],
+        changed: Collection[Partition],
+        gaps: Collection[Partition] = (),
+    ) -> None:
         """
-        Read every log that concerns the session from its position to its end, and tell what is lost.
+        Read the log of each of these partitions that has wanted topics and a position, and report what is lost.
 
-        `has_changed`: it is another server than the one that the positions are from, or it was restarted; the
-        end of a log may be missing then, and nobody can know. `has_gap`: something may have been sent meanwhile
-        that is in none of these logs.
+        Args:
+            changed: those whose server was restarted, or is another one than that of their positions: the end of
+                the log may be missing, and nobody can know.
+            gaps: those of which something may have been sent meanwhile that is in none of these logs.
         """
-        topics = await self._wanted_topics()
-        lost = self._lost
-        # The ids of another server may be lower.
-        self.read_until.clear()
+        for partition in partitions:
+            # The ids of another server may be lower.
+            partition.read_until = 0
+        topics = await self._wanted_topics(partitions)
         # Partition 0 first: flush() is there.
-        for partition in sorted(topics):
-            if partition in self.positions:
-                await self._read(partition, lost, set() if has_changed else topics[partition])
-        if has_changed:
-            lost["server_changed"] = set().union(*topics.values())
-        elif has_gap:
-            lost["not_logged"] |= set().union(*topics.values())
-        self._tell_lost()
+        for partition in sorted(topics, key=lambda partition: partition.number):
+            if partition.position is not None:
+                await self._read(partition, set() if partition in changed else topics[partition])
+        for partition, names in topics.items():
+            if partition in changed:
+                self.losses.add("server_changed", *names)
+            elif partition in gaps:
+                self.losses.add("not_logged", *names)
+        self.losses.report()
 
-    def _tell_lost(self) -> None:
-        lost, self._lost = self._lost, defaultdict(set)
-        for reason, names in lost.items():
-            self._receiver.on_loss(reason, names)
-
-    async def _wanted_topics(self) -> defaultdict[int, set[bytes]]:
-        """Return the logged topics that are wanted now, by partition. What is pushed meanwhile waits."""
-        topics: defaultdict[int, set[bytes]] = defaultdict(set)
+    @staticmethod
+    async def _wanted_topics(partitions: Collection[Partition]) -> dict[Partition, set[bytes]]:
+        """Return the logged topics that are wanted now. Pushes that arrive meanwhile wait."""
+        topics: dict[Partition, set[bytes]] = {}
         turn = Slice()
-        for entry in self._ledger:
-            if entry.partition != NOT_LOGGED:
-                topics[entry.partition].add(entry.topic)
-            await turn.rest()
+        for partition in partitions:
+            wanted = set()
+            for entry in partition.subscriptions:
+                if entry.is_logged:
+                    wanted.add(entry.topic)
+                await turn.rest()
+            if wanted:
+                topics[partition] = wanted
         return topics
 
-    async def _read(self, partition: int, lost: defaultdict[str, set[bytes]], concerned: set[bytes]) -> None:
-        """Read one log. `concerned` are the topics to be told if it does not reach back to the position."""
-        position = self.positions[partition]
+    async def _read(self, partition: Partition, concerned: set[bytes]) -> None:
+        """Read one log. `concerned` are the topics to report if it does not reach back to the position."""
+        position = partition.position
+        assert position is not None
+        reading = PartitionReading(partition, partition.epoch)
         turn = Slice()
         while True:
-            last, now, entries = await self._read_page(partition, format_position(position), _PAGE)
+            last, now, entries = await self._pages.read_log(
+                partition.number, format_position(position), _PAGE
+            )
+            if not reading.is_current:
+                return  # its next connection reads on
             # Each page: the log may be trimmed faster than it is read. And at once: the next page may fail, and
             # the positions are past the gap then.
             first = parse_position(entries[0][0]) if entries else None
             if concerned and position not in (first, parse_position(last)):
-                lost["trimmed"] |= concerned
+                self.losses.add("trimmed", *concerned)
             for name, fields in entries:
                 at = parse_position(name)
                 if at <= position:
                     continue
-                await self._replay(fields, at, int(now), lost)
-                self.positions[partition] = position = at
+                await self._replay(partition, fields, at, int(now))
+                if not reading.is_current:
+                    return
+                partition.position = position = at
                 await turn.rest()
             if len(entries) < _PAGE:
                 # Lower than the position only after the log was deleted or the server is another one.
-                self.positions[partition] = self.read_until[partition] = parse_position(last)
+                partition.position = partition.read_until = parse_position(last)
                 return
 
-    async def _replay(
-        self, fields: list[bytes], at: int, now: int, lost: defaultdict[str, set[bytes]]
-    ) -> None:
+    async def _replay(self, partition: Partition, fields: list[bytes], at: int, now: int) -> None:
         if fields[0] != b"t":
             return  # the mark at the beginning of a log
         _, topic, kind, data = fields
-        entry = self._ledger.get(topic)
+        entry = partition.subscriptions.get(topic)
         if entry is None:
             return
-        if self._formats.is_foreign(data):
+        if self._shared.formats.is_foreign(data):
             # A release that is newer wrote it before this one took part.
-            lost["not_logged"].add(topic)
+            self.losses.add("not_logged", topic)
             return
         is_expired = now - milliseconds_of(at) > 1000 * self._options.expiry
         if kind != b"e" or is_expired:
-            self._tell_of(topic, entry.partition, data, is_expired, lost)
+            self._note_lost(partition, topic, data, is_expired)
             return
-        envelopes = self._open(topic, data)
+        envelopes = self._opener.open_all(partition.number, topic, data, self, is_logged=True)
         envelopes.reverse()
-        while not self.deliver(entry, envelopes, is_logged=True):
-            self._resumed = asyncio.get_running_loop().create_future()
-            await self._resumed
+        while envelopes and not partition.deliver(entry, envelopes, is_logged=True):
+            waiter: asyncio.Future[None] = self._shared.loop.create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
 
-    def _tell_of(
-        self,
-        topic: bytes,
-        partition: int,
-        data: bytes,
-        is_expired: bool,
-        lost: defaultdict[str, set[bytes]],
-    ) -> None:
-        """Note that the messages of an entry are lost, but for those that arrived live."""
+    def _note_lost(self, partition: Partition, topic: bytes, data: bytes, is_expired: bool) -> None:
+        """Note that the messages of an entry are lost, except those that arrived live."""
         try:
-            envelopes = self._unpack_headers(topic, data, is_expired)
+            envelopes = self._opener.unpack_headers(topic, data, is_late=is_expired)
             if not is_expired and not envelopes[0].flags & HEADER_ONLY:
                 raise BadEnvelope("a whole message where a header was announced")
         except BadEnvelope as exc:
-            self._receiver.on_unreadable(topic, str(exc))
+            self._shared.receiver.on_unreadable(topic, str(exc))
             return
-        for envelope in envelopes:
-            if envelope.seq > self._seen.highest(envelope.session_id, partition):
-                lost["expired" if is_expired else "too_large"].add(topic)
+        if any(not partition.has_seen(envelope, is_logged=True) for envelope in envelopes):
+            self.losses.add("expired" if is_expired else "too_large", topic)

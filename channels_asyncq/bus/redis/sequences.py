@@ -29,15 +29,6 @@ def milliseconds_of(position: int) -> int:
     return position >> 64
 
 
-def stream_of(partition: int, *, is_logged: bool) -> int:
-    """
-    Return the key of the numbers that a partition's envelopes get.
-
-    What is not logged has numbers of its own: it arrives while logged envelopes before it are still to be read.
-    """
-    return partition if is_logged else ~partition
-
-
 class SequenceNumbers:
     """The numbers of one stream of a session's sends or pushes, from 1, in the order of the writes."""
 
@@ -65,33 +56,41 @@ class Seen:
 
 class DuplicateFilter:
     """
-    The highest number that was delivered of each stream of each session. A number not above it is a repeat.
+    The highest number that was delivered of each stream of one partition. A number not above it is a repeat.
+
+    A session has two streams in a partition: what is logged, and what is not. The second has numbers of its own,
+    because it arrives while logged envelopes that were sent before are still to be read from the log.
 
     A server executes the numbers of a stream in their order, except those of a connection that its session has
     abandoned. What arrives late from such a connection was either resent, or reported as DeliveryUnknown.
     Delivering it now would break the order. A stream that is not used for 15 minutes is forgotten.
     """
 
-    __slots__ = ("_streams",)
+    __slots__ = ("_logged", "_unlogged")
 
     def __init__(self) -> None:
-        self._streams: dict[tuple[bytes, int], Seen] = {}
+        # By session id.
+        self._logged: dict[bytes, Seen] = {}
+        self._unlogged: dict[bytes, Seen] = {}
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._logged) + len(self._unlogged)
 
-    def of(self, session_id: bytes, stream: int) -> Seen:
+    def of(self, session_id: bytes, is_logged: bool) -> Seen:
         """Return what was seen of a stream, to be looked at and set."""
-        seen = self._streams.get((session_id, stream))
+        streams = self._logged if is_logged else self._unlogged
+        seen = streams.get(session_id)
         if seen is None:
-            seen = self._streams[session_id, stream] = Seen()
+            seen = streams[session_id] = Seen()
         return seen
 
-    def highest(self, session_id: bytes, stream: int) -> int:
+    def highest(self, session_id: bytes, is_logged: bool) -> int:
         """Return the highest number that was delivered, 0 for none."""
-        seen = self._streams.get((session_id, stream))
+        seen = (self._logged if is_logged else self._unlogged).get(session_id)
         return 0 if seen is None else seen.highest
 
     def sweep(self, now: float) -> None:
-        for key in [key for key, seen in self._streams.items() if now - seen.last_used > _FORGET_AFTER]:
-            del self._streams[key]
+        """Forget the streams that were not used for 15 minutes; `now` in seconds of the monotonic clock."""
+        for streams in (self._logged, self._unlogged):
+            for session_id in [key for key, seen in streams.items() if now - seen.last_used > _FORGET_AFTER]:
+                del streams[session_id]

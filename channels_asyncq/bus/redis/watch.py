@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...events import CONNECTION, LOSS, Throttle, record
 from ...settings.keys import Recovery
+
+if TYPE_CHECKING:
+    from .partition import Partition
 
 #: Errors of a server that answers and publishes, and writes nothing now.
 UNWRITABLE = ("OOM", "MISCONF", "NOREPLICAS")
@@ -43,17 +48,16 @@ class Findings:
 
 class Watch:
     """
-    The state of one server, as the last fence found it.
+    The state of one server, as the last fence found it. The marks of partitions are theirs: they move with them.
 
     A mark is a key that nobody changes, deletes or reads: when it is gone, all keys of its partition may be. When
     one expires tells it from the next.
     """
 
-    def __init__(self, address: str, partitions: range, recovery: Recovery | None) -> None:
+    def __init__(self, address: str, recovery: Recovery | None) -> None:
         self._address = address
-        self._partitions = partitions
         self._throttle = Throttle()
-        self._marks: dict[int, int] = {}  # when they expire, in ms, by partition
+        self._had_fence = self._has_marks = False
         self._refusal = ""  # why it refuses to write
         self._refusals: int | None = None
         self._evictions: int | None = None
@@ -63,32 +67,35 @@ class Watch:
             _JOBS_FAIL if recovery is None else _LOGS_FAIL if self._may_skip_logs else _ALL_FAILS
         )
 
-    def note_fence(self, marks: bytes, refusal: bytes, counts: bytes) -> Findings:
-        """Take what a fence has found: its lines after the first."""
-        self._note_refusals(refusal.decode(errors="replace"), _refusals(counts))
-        before, self._evictions = self._evictions, _number_of(b"evicted_keys", counts)
-        has_evicted = before is not None and self._evictions is not None and self._evictions > before
-        is_first = not self._marks
-        return Findings(frozenset(self._note_marks(marks)), has_evicted, is_first)
+    def note_fence(
+        self, partitions: Sequence[Partition | None], marks: bytes, refusal: bytes, counts: bytes
+    ) -> Findings:
+        """
+        Take in what a fence has found: its lines after the first.
 
-    def _note_marks(self, marks: bytes) -> set[int]:
-        now, *expire = marks.split(b" ")
-        forgotten = set()
-        for partition, text in zip(self._partitions, expire, strict=False):
-            if text == b"-":
-                continue  # it is not there, and the server refuses to write it
-            expires_at = int(text)
-            known = self._marks.get(partition, expires_at)
-            if abs(expires_at - known) > _TOLERANCE and int(now) < known - _TOLERANCE:
-                forgotten.add(partition)
-            self._marks[partition] = expires_at
-        return forgotten
+        `partitions` are those of the marks, in their order; None for one that has moved since the fence was sent.
+        """
+        self._had_fence = True
+        refusals, _, evictions = counts.partition(b" ")
+        self._note_refusals(refusal.decode(errors="replace"), _number(refusals))
+        before, self._evictions = self._evictions, _number(evictions)
+        has_evicted = before is not None and self._evictions is not None and self._evictions > before
+        is_first = not self._has_marks
+        forgotten = frozenset(_forgotten(partitions, marks))
+        self._has_marks = not is_first or any(
+            each is not None and each.mark is not None for each in partitions
+        )
+        return Findings(forgotten, has_evicted, is_first)
 
     # Refusals
 
     def has_refused(self, counts: bytes) -> bool:
-        """Tell by INFO errorstats whether the server refused to write since the last fence, or may have."""
-        return _refusals(counts) != self._refusals
+        """
+        Tell by INFO errorstats whether the server refused to write since the last fence, or may have.
+
+        Before the first fence it did not: all partitions that are read there have come from another node.
+        """
+        return self._had_fence and _refusals(counts) != self._refusals
 
     def _note_refusals(self, refusal: str, refusals: int | None) -> None:
         """Log that the server refuses to write, that it did meanwhile, or that it writes again."""
@@ -152,7 +159,7 @@ class Watch:
                 self._address,
             )
 
-    def log_forgotten(self, findings: Findings, info: bytes) -> None:
+    def log_forgotten(self, findings: Findings, partitions: int, info: bytes) -> None:
         """Log that the server forgot, with the likely cause by INFO all, which may be empty."""
         flushes = sum(map(int, _FLUSHES.findall(info)))
         if findings.has_evicted or (not flushes and _number_of(b"evicted_keys", info)):
@@ -177,9 +184,27 @@ class Watch:
             "which those made here are made again. The likely cause: %s",
             self._address,
             len(findings.forgotten),
-            len(self._partitions),
+            partitions,
             cause,
         )
+
+
+def _forgotten(partitions: Sequence[Partition | None], marks: bytes) -> Iterator[int]:
+    """Return the partitions whose marks are others than before, though the old ones have not expired."""
+    now, *expire = marks.split(b" ")
+    for partition, text in zip(partitions, expire, strict=False):
+        if partition is None or text == b"-":
+            continue  # it has moved; or it is not there, and the server refuses to write it
+        expires_at = int(text)
+        known = expires_at if partition.mark is None else partition.mark
+        if abs(expires_at - known) > _TOLERANCE and int(now) < known - _TOLERANCE:
+            yield partition.number
+        partition.mark = expires_at
+
+
+def _number(digits: bytes) -> int | None:
+    """Return a count of the fence script, None for the `-` of a server that does not say."""
+    return int(digits) if digits.isdigit() else None
 
 
 def _refusals(counts: bytes) -> int | None:

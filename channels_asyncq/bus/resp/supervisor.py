@@ -1,4 +1,4 @@
-"""One supervised connection: made again whenever it is lost, and what waits for it meanwhile."""
+"""One supervised connection: made again whenever it is lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import logging
 import random
 import weakref
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from typing import Protocol
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -23,7 +24,7 @@ from .connector import Connector
 from .protocol import ClosedIdle, WireProtocol
 from .reader import MessageHandler
 from .remedies import Diagnosis
-from .replies import InFlight, NotSent
+from .replies import InFlight
 
 # Of our own: the state of the global one belongs to the application.
 _jitter = random.Random()
@@ -102,15 +103,39 @@ class Outages:
             return self._faults[host]
 
 
+class ConnectionOwner(Protocol):
+    """What sends and reads by a supervised connection, and decides what becomes of commands in flight."""
+
+    async def set_up(self, wire: WireProtocol) -> None:
+        """Do what must be done on a new connection before it is used. An error ends the attempt."""
+
+    def on_up(self, wire: WireProtocol) -> None:
+        """The connection is set up: resend what is in flight, then use it."""
+
+    def on_lost(self, in_flight: list[InFlight]) -> None:
+        """The connection, or the attempt at one, has ended. These commands have no reply, if they are kept."""
+
+    def on_overdue(self, error: Exception) -> None:
+        """Waiting is over: let everything fail that waits for the connection, or is in flight without one."""
+
+    def on_change(self) -> None:
+        """The connection came up or was lost; called after the others, when its state is that of the table."""
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anything waits to be sent or resent, or else for the connection."""
+
+
 class SupervisedConnection:
     """
     One connection that is made again whenever it is lost.
 
-    `wire` is there while it is up: connected, and `set_up(wire)` done. There is a task only while connecting.
+    `wire` is there while it is up: connected, and `owner.set_up(wire)` done. There is a task only while
+    connecting.
 
     An outage begins with a loss. It ends with an answer to something that was sent, not with a connection: a
     server may accept each connection and never answer. Where nothing waits for an answer, the replies to
-    `set_up(wire)` must do. A line that does not resend has asked all it wants in `set_up(wire)`.
+    `set_up(wire)` must do. An owner that does not resend has asked all it wants in `set_up(wire)`.
 
     state   | wire | timer | overdue | a send       | what comes next
     --------|------|-------|---------|--------------|---------------------------------------------------------
@@ -126,11 +151,11 @@ class SupervisedConnection:
     refused | yes  | no    | yes     | is written   | `mark_healthy()`: up; loss: overdue
     resting | no   | no    | no      | waits        | `start()`: waiting, as at the beginning
 
-    Attempts that fail for what waiting cannot help against, several in a row to a host that never served, make it
-    overdue at once.
-    Overdue, everything that waits or is unanswered fails, and so does what a connection leaves unanswered. The
-    timer is set at the loss, to `send_timeout`. While the server refuses, only `mark_healthy()` is an answer.
-    A line begins as waiting, or as overdue if the process knows that the host is out.
+    Several attempts in a row that fail for a reason that waiting cannot mend, to a host that never served, make
+    it overdue at once. Overdue, everything that waits or is in flight without a connection fails, and so does
+    what a connection leaves in flight. The timer is set at the loss, to `send_timeout`. While the server
+    refuses, only `mark_healthy()` counts as an answer. A connection begins as waiting, or as overdue if the
+    process knows that the host is out.
     """
 
     def __init__(
@@ -138,22 +163,23 @@ class SupervisedConnection:
         connector: Connector,
         name: str,
         options: Options,
-        set_up: Callable[[WireProtocol], Awaitable[None]],
-        on_change: Callable[[], None],
-        on_lost: Callable[[], None] | None = None,
-        on_overdue: Callable[[Exception], None] | None = None,
+        owner: ConnectionOwner,
+        *,
         messages: MessageHandler | None = None,
         resends: bool = False,
         outage: Outage | None = None,
     ) -> None:
+        """
+        Args:
+            name: "commands" or "pushes", for the log.
+            messages: gets the pushes of a subscriber's connection.
+            resends: the owner keeps what is in flight when the connection is lost, and sends it again.
+        """
         self._loop = asyncio.get_running_loop()
         self._connector = connector
         self._name = name
         self._send_timeout = options.send_timeout
-        self._set_up = set_up
-        self._on_change = on_change
-        self._on_lost = on_lost
-        self._on_overdue = on_overdue
+        self._owner = owner
         self._messages = messages
         self._resends = resends
         self._outage = outage or Outage()
@@ -167,8 +193,8 @@ class SupervisedConnection:
         # All that may be there: one is being set up, another closed.
         self._wires: weakref.WeakSet[WireProtocol] = weakref.WeakSet()
         self._timer: asyncio.TimerHandle | None = None
-        # In the order in which they came: what waits longest is sent first.
-        self._waiters: dict[asyncio.Future[WireProtocol], None] = {}
+        # Of `up()` and `first_up()`.
+        self._waiters: set[asyncio.Future[None]] = set()
         self._delay = _FIRST_DELAY
         self._overdue: Exception | None = None
         self._due = 0.0
@@ -187,14 +213,10 @@ class SupervisedConnection:
         self._is_closed = False
         self._context = contextvars.Context()
         self.wire: WireProtocol | None = None
-        #: The same for those who have not waited for it: only when those who have had their turn.
-        self.open_wire: WireProtocol | None = None
         self.reconnects = 0
         self.was_up = False
         self.is_refusing = False  # the last connection was given up for what the server answered
         self.reason = "not connected yet"
-        # What the last connection left unanswered, to be sent first on the next one.
-        self._unanswered: list[InFlight] = []
 
     # Up and down
 
@@ -226,13 +248,12 @@ class SupervisedConnection:
             try:
                 wire = await self._connector.connect(self._make_wire)
                 try:
-                    await self._set_up(wire)
+                    await self._owner.set_up(wire)
                 except GeneratorExit:
                     raise  # this is collected, with an event loop that was closed
                 except BaseException as exc:
                     wire.abort(ConnectionAbortedError(f"{exc}"))
-                    if self._on_lost is not None:
-                        self._on_lost()
+                    self._owner.on_lost([])
                     raise
             except ImproperlyConfigured as exc:
                 self._note_failure(str(exc), str(exc))
@@ -247,8 +268,7 @@ class SupervisedConnection:
                     self._came_up(wire)
                     return
                 self.reason = "the connection was lost while it was being set up"
-                if self._on_lost is not None:
-                    self._on_lost()
+                self._owner.on_lost([])
             delay = min(_LONGEST_DELAY, max(delay, _FIRST_DELAY / 2) * 2)
 
     def _make_wire(self) -> WireProtocol:
@@ -307,15 +327,13 @@ class SupervisedConnection:
         self._hopeless = ("", 0)
         self._wordless = 0
         self._replies_to_set_up = wire.replies
-        if self._resends:
-            wire.keeps_unanswered = True
-            unanswered, self._unanswered = self._unanswered, []
-            wire.pipeline.resend(unanswered)
+        is_asked = self._resends and (bool(self._waiters) or self._owner.is_awaited)
+        wire.keeps_unanswered = self._resends
         self.wire = wire
+        self._owner.on_up(wire)
         if not self.is_refusing:
             self.reason = ""
             self._outage.served()
-            is_asked = self._resends and (wire.pending > 0 or bool(self._waiters))
             if self._overdue is not None or not is_asked:
                 self._end_outage()
         if self.was_up:
@@ -330,21 +348,11 @@ class SupervisedConnection:
             )
         self.was_up = True
         self._keep_alive(wire)
-        self._admit(wire)
-        self._on_change()
-
-    def _admit(self, wire: WireProtocol) -> None:
-        """Give the wire to those who wait for it, in order; who comes before they have run waits behind them."""
-        if self.wire is not wire:
-            return
-        waiters, self._waiters = self._waiters, {}
-        if not waiters:
-            self.open_wire = wire
-            return
+        waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_result(wire)
-        self._loop.call_soon(self._admit, wire, context=self._context)
+                waiter.set_result(None)
+        self._owner.on_change()
 
     def _keep_alive(self, wire: WireProtocol) -> None:
         """Ask for something in time where the server closes idle connections."""
@@ -397,15 +405,13 @@ class SupervisedConnection:
         self._wires.discard(wire)  # another file may get the number of its socket
         if self.wire is not wire:
             return
-        self.wire = self.open_wire = None
+        self.wire = None
         self._was_silent = isinstance(error, TimeoutError)
         self._stop_keeper()
         self._learn_idle(error)
-        self._unanswered += wire.unanswered
-        if self._on_lost is not None:
-            self._on_lost()
+        self._owner.on_lost(wire.unanswered)
         if self._is_closed:
-            self._fail_unanswered(LayerClosed())
+            self._owner.on_overdue(LayerClosed())
             return
         if self._has_answered(wire):
             self._delay = _FIRST_DELAY
@@ -414,11 +420,11 @@ class SupervisedConnection:
         if self._timer is not None:
             self._end_trial(wire)
         if self._overdue is not None:
-            # The connection came and went within the outage: nobody waits for its end any more.
-            self._fail_unanswered(self._overdue)
+            # The connection came and went within the outage: waiting is over already.
+            self._owner.on_overdue(self._overdue)
             self._tell_outage(monotonic())
         self.start()
-        self._on_change()
+        self._owner.on_change()
         # Last: the application's handlers of logs may raise.
         is_idle = isinstance(error, ClosedIdle)
         self._outage.faults.warn(
@@ -441,7 +447,7 @@ class SupervisedConnection:
 
     def _end_trial(self, wire: WireProtocol) -> None:
         """Judge a connection that ended before the outage did."""
-        if not (wire.unanswered or self._waiters or self.is_refusing):
+        if not (self._waiters or self._owner.is_awaited or self.is_refusing):
             self._stop_timer()  # nothing was asked any more: it was as good as up
         elif self._is_late:
             self._stop_timer()
@@ -472,20 +478,13 @@ class SupervisedConnection:
         if wire is not None and is_asked:
             wire.abort(TimeoutError(self.reason))
 
-    def _fail_unanswered(self, error: Exception) -> None:
-        unanswered, self._unanswered = self._unanswered, []
-        for command in unanswered:
-            command.fail(error)
-
     def _give_up_waiting(self, error: Exception) -> None:
         self._overdue = error
-        self._fail_unanswered(error)
-        waiters, self._waiters = self._waiters, {}
+        waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
-        if self._on_overdue is not None:
-            self._on_overdue(error)
+        self._owner.on_overdue(error)
 
     def unavailable(self) -> LayerUnavailable:
         return LayerUnavailable(self._connector.address, self.reason)
@@ -501,46 +500,33 @@ class SupervisedConnection:
                 raise self.unavailable()
             raise copy_error(self._overdue)
 
-    async def with_capacity(self) -> WireProtocol:
+    async def up(self) -> WireProtocol:
         """
-        Return the wire when it is up and may be written to.
+        Return the wire when it is up.
 
         Raises:
             LayerUnavailable: `send_timeout` seconds have passed since the loss of the connection.
             ImproperlyConfigured: the server holds another layout of this namespace.
         """
-        while True:
-            wire = self.open_wire
-            if wire is None or wire.is_lost:
-                wire = await self._change()
-            try:
-                await wire.pipeline.wait_for_capacity()
-                return wire
-            except NotSent:
-                continue
-
-    async def up(self) -> WireProtocol:
-        """Return the wire when it is up. Raises as `with_capacity()`."""
         while (wire := self.wire) is None or wire.is_lost:
-            await self._change()
+            self.start()  # the process may know of an outage
+            self.raise_if_overdue()
+            await self._changed()
         return wire
 
-    async def _change(self) -> WireProtocol:
-        self.start()  # the process may know of an outage
-        self.raise_if_overdue()
-        return await self._next_wire()
-
-    async def _next_wire(self) -> WireProtocol:
-        """Return the wire when it comes up; raise what all who wait are told if it does not in time."""
+    async def _changed(self) -> None:
+        """
+        Return when the connection comes up; raise what `on_overdue()` is called with if it does not in time.
+        """
         self.start()
-        waiter: asyncio.Future[WireProtocol] = self._loop.create_future()
-        self._waiters[waiter] = None
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.add(waiter)
         try:
-            return await waiter
+            await waiter
         except (ChannelLayerError, ImproperlyConfigured) as exc:
             raise copy_error(exc) from exc
         finally:
-            self._waiters.pop(waiter, None)
+            self._waiters.discard(waiter)
 
     async def first_up(self) -> None:
         """
@@ -554,13 +540,13 @@ class SupervisedConnection:
             if self._overdue is not None and not isinstance(self._overdue, LayerUnavailable):
                 raise copy_error(self._overdue)
             with contextlib.suppress(LayerUnavailable):
-                await self._next_wire()
+                await self._changed()
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything is unanswered, or waits for the connection."""
+        """Whether anything has no reply yet, or waits in `up()`."""
         wire = self.wire
-        return bool(self._waiters or self._unanswered or (wire is not None and wire.pending))
+        return bool(self._waiters or (wire is not None and wire.pending))
 
     @property
     def is_resting(self) -> bool:
@@ -578,12 +564,11 @@ class SupervisedConnection:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()  # now: it must not come up any more
-        wire, self.wire, self.open_wire = self.wire, None, None
+        wire, self.wire = self.wire, None
         self.was_up = self.is_refusing = False
         self._delay = _FIRST_DELAY
         self.reason = "closed until it is needed"
-        if self._on_lost is not None:
-            self._on_lost()
+        self._owner.on_lost([])
         ending = self._loop.create_task(
             self._ended(task, wire),
             name=f"channels_asyncq closing {self._name} to {self._connector.address}",
@@ -610,7 +595,7 @@ class SupervisedConnection:
         if task is not None and not task.done():
             task.cancel()
             await asyncio.wait([task])
-        wire, self.wire, self.open_wire = self.wire, None, None
+        wire, self.wire = self.wire, None
         if wire is not None:
             wire.keeps_unanswered = False  # nobody sends again what it leaves
             await wire.close()
@@ -627,7 +612,7 @@ class SupervisedConnection:
             self._task.cancel()
         for ending in self._endings:
             ending.cancel()
-        wire, self.wire, self.open_wire = self.wire, None, None
+        wire, self.wire = self.wire, None
         if wire is not None:
             wire.keeps_unanswered = False
             wire.abort(ConnectionAbortedError("closing was cancelled"))

@@ -4,7 +4,7 @@
 -- lease.lua, topic, number of the fence, seconds to keep, seconds after which an unused log expires, how many marks, ms
 -- for which a new mark lives. Returns what lease.lua does; without the lease there is no fence.
 -- The lines of what is published: number and ends; time and when each mark expires, both in ms; why the server refuses
--- to write, or nothing; its counts of errors and of evictions.
+-- to write, or nothing; how often it has refused to, and how many keys it has evicted, `-` where it does not say.
 {lease.lua}
 local words = state == 'in' and '' or state
 local code = string.match(words, '%u+')
@@ -40,10 +40,19 @@ for i = logs, #KEYS do
   end
   ends[#ends + 1] = last
 end
-local lines = { table.concat(ends, ' '), table.concat(marks, ' '), words }
-for _, section in ipairs({ 'errorstats', 'stats' }) do
-  local counts = redis.pcall('INFO', section)
-  lines[#lines + 1] = type(counts) == 'table' and '' or counts
+local refused, evicted = '-', '-'
+local errors = redis.pcall('INFO', 'errorstats')
+if type(errors) == 'string' and string.find(errors, '# Errorstats', 1, true) then
+  local count = 0
+  for _, name in ipairs({ 'OOM', 'MISCONF', 'NOREPLICAS' }) do
+    count = count + (string.match(errors, 'errorstat_' .. name .. ':count=(%d+)') or 0)
+  end
+  refused = digits(count)
 end
+local stats = redis.pcall('INFO', 'stats')
+if type(stats) == 'string' then
+  evicted = string.match(stats, 'evicted_keys:(%d+)') or '-'
+end
+local lines = { table.concat(ends, ' '), table.concat(marks, ' '), words, refused .. ' ' .. evicted }
 redis.call('PUBLISH', ARGV[8], table.concat(lines, '\n'))
 return answer

@@ -1,0 +1,192 @@
+"""What a partition's sender writes: messages, those of one topic in one command while it is not yet written."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hiredis import pack_command
+
+from ...messages.envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size
+from ...messages.sealing import Seal
+from ..resp.protocol import WireProtocol
+from ..resp.replies import ReplySink
+from .sequences import SequenceNumbers
+
+if TYPE_CHECKING:
+    from .sender import Sender
+
+# The messages that one command may carry.
+MESSAGES_PER_BATCH = 16
+# A log that is full of entries of up to 1 KiB keeps as many as `recovery` says; a larger one trims it to fewer.
+_SMALL_ENTRY = 1024
+
+# The packed names of the receivers, from `pack_names()`, and the encoded message.
+Message = tuple[bytes, bytes]
+
+
+class Route(Protocol):
+    """Where a kind of message goes, and how it is packed."""
+
+    #: The command of this turn that more messages may join.
+    open: Batch | None
+    #: Bytes of several messages in one command, at most; 0 if each goes alone.
+    most: int
+    #: Bytes of a batch beside the messages in it.
+    batch_size: int
+
+    def pack(self, messages: list[Message]) -> bytes:
+        """Return the command for these messages."""
+
+
+class Batch:
+    """
+    One command for one to sixteen messages of a route, which take their numbers when it is packed.
+
+    What is numbered first must be written first: receivers drop what comes after a higher number.
+    """
+
+    __slots__ = ("answers", "count", "free_bytes", "loads", "messages", "route", "sender", "size", "wire")
+
+    def __init__(
+        self, sender: Sender, wire: WireProtocol, route: Route, message: Message, answer: ReplySink
+    ) -> None:
+        self.sender = sender
+        self.wire = wire
+        self.route = route
+        self.messages = [message]
+        self.answers = [answer]
+        #: How often the scripts were loaded for it.
+        self.loads = 0
+        size = route.batch_size + len(message[0]) + len(message[1]) + ITEM_SIZE
+        #: Bytes of messages that may still join.
+        self.free_bytes = route.most - size
+        self.size, self.count = (route.most, MESSAGES_PER_BATCH) if self.free_bytes > 0 else (size, 1)
+
+    # As an OpenCommand
+
+    def pack(self) -> bytes:
+        route = self.route
+        if route.open is self:
+            route.open = None
+        self.count = len(self.messages)
+        return route.pack(self.messages)
+
+    def forget_done(self) -> None:
+        """Leave out the messages whose senders were cancelled; the rest gets new numbers."""
+        both = zip(self.messages, self.answers, strict=True)
+        left = [(message, answer) for message, answer in both if not answer.done()]
+        self.messages = [message for message, _ in left]
+        self.answers = [answer for _, answer in left]
+
+    def done(self) -> bool:
+        for answer in self.answers:
+            if not answer.done():
+                return False
+        return True
+
+    def set_result(self, reply: Any, /) -> None:
+        self.sender.mark_healthy()
+        for answer in self.answers:
+            try:
+                answer.set_result(reply)
+            except asyncio.InvalidStateError:
+                pass  # its sender was cancelled
+
+    def set_exception(self, error: Exception, /) -> None:
+        self.sender.not_done(self, error)
+
+    def exception(self) -> None:
+        return None
+
+
+class TopicRoute:
+    """
+    Sends to one topic, and the command for them.
+
+    A route is logged if `logged_bytes`, the size of the largest message that is logged whole, is not 0. With a
+    `seal`, batches are sealed for `place`, as their numbers are known when the command is packed.
+
+    The command is packed up to the `$` before the batch's length. For a logged route the argument before that is
+    what is logged in place of a batch that is too large, or else empty; more batches may follow, each for its own
+    entry.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        numbers: SequenceNumbers,
+        command: tuple[bytes, ...],
+        session_id: bytes,
+        flags: int,
+        seal: Seal | None,
+        place: bytes,
+        *,
+        logged_bytes: int,
+        is_alone: bool,
+    ) -> None:
+        self.sender = sender
+        is_logged = logged_bytes > 0
+        # What shares a command is logged whole.
+        self.most = 0 if is_alone else min(MOST_JOINED, logged_bytes or MOST_JOINED)
+        self.batch_size = batch_size(seal)
+        self.open: Batch | None = None
+        self._numbers = numbers
+        self._is_logged = is_logged
+        self._logged_bytes = logged_bytes
+        command = (*command, b"", b"") if is_logged else (*command, b"")
+        self._arguments = len(command)
+        packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
+        self._opened = packed.removesuffix(b"0\r\n\r\n")
+        self._session_id = session_id
+        self._flags = flags
+        self._seal = seal
+        self._place = place
+
+    def pack(self, messages: list[Message]) -> bytes:
+        first = self._numbers.take(len(messages))
+        if self._is_logged and len(messages) > 1:
+            return self._pack_entries(messages, first)
+        pack = self.sender.lease.format.pack
+        data = pack(messages, self._session_id, first, self._flags, self._seal, self._place)
+        if self._is_logged and len(messages[0][1]) > self._logged_bytes:
+            flags = self._flags | HEADER_ONLY
+            header = _argument(
+                pack([(messages[0][0], b"")], self._session_id, first, flags, self._seal, self._place)
+            )
+            # Not by hiredis, which would copy all of it twice.
+            return b"%b%b$%d\r\n%b\r\n" % (self._opened.removesuffix(_WHOLE), header, len(data), data)
+        return b"%b%d\r\n%b\r\n" % (self._opened, len(data), data)
+
+    def _pack_entries(self, messages: list[Message], first: int) -> bytes:
+        """Return the command for several messages: in one entry of the log, or in several small ones."""
+        entries = []
+        pack = self.sender.lease.format.pack
+        for part in _parted(messages, self.batch_size):
+            data = pack(part, self._session_id, first, self._flags, self._seal, self._place)
+            entries.append(b"%d\r\n%b\r\n" % (len(data), data))
+            first += len(part)
+        _, rest = self._opened.split(b"\r\n", 1)
+        return b"*%d\r\n%b%b" % (self._arguments - 1 + len(entries), rest, b"$".join(entries))
+
+
+def _parted(messages: list[Message], around: int) -> list[list[Message]]:
+    """Return the messages in parts that make a small entry of the log each, or are one larger message."""
+    parts: list[list[Message]] = []
+    room = 0  # below zero after a larger one, so that nothing joins it
+    for message in messages:
+        size = len(message[0]) + len(message[1]) + ITEM_SIZE
+        room -= size
+        if room < 0:
+            parts.append([])
+            room = _SMALL_ENTRY - around - size
+        parts[-1].append(message)
+    return parts
+
+
+def _argument(argument: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(argument), argument)
+
+
+# What stands before an envelope that is logged itself, and the `$` of the envelope.
+_WHOLE = _argument(b"") + b"$"

@@ -1,0 +1,293 @@
+"""The fence of a node: a message to ourselves. What was published before it arrives before it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import random
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ...clock import monotonic
+from ..resp.protocol import WireProtocol
+from .layout import Layout
+from .leasing import RENEW_EVERY, Command
+from .partition import Partition, Reading
+from .scripts import FENCE
+from .sequences import parse_position
+from .shared import Shared
+from .watch import Findings, Watch
+
+if TYPE_CHECKING:
+    from .node import Node
+
+# Of our own: the state of the global one belongs to the application.
+_jitter = random.Random()
+# Seconds within which a fence must arrive: a connection on which it does not is deaf.
+_LONGEST_FENCE = 3.0
+# How many times as long a fence may take behind large messages on a slow link. (A server drops a subscriber that
+# is 8 MB behind for 60 s.)
+_MOST_FENCE_LOOKS = 20
+# Seconds between two looks for streams that are not used any more.
+_SWEEP_EVERY = 60.0
+# The life of a mark in ms, and how much longer it may be at random: no two marks are taken for one another.
+_MARK_LIVES = 7 * 86_400_000
+_MARK_DIFFERS = 86_400_000
+
+
+class Covered(NamedTuple):
+    """A partition as it is read when a fence is sent, and whether its position follows the fence."""
+
+    partition: Partition
+    epoch: int
+    follows: bool
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is still read as it was then."""
+        return self.partition.epoch == self.epoch
+
+
+class Fence(NamedTuple):
+    """A fence that was sent for the present connection for pushes and has not arrived."""
+
+    arrived: asyncio.Future[None]
+    covered: list[Covered]
+
+
+class Plan(NamedTuple):
+    """The command of a fence but for the last arguments, how many marks it has, and what it was made for."""
+
+    command: Command
+    marks: int
+    layout: Layout
+    friends: frozenset[bytes]
+    partitions: tuple[int, ...]
+
+
+class Checkpoint:
+    """
+    Sends a fence through the server every five seconds, and acts on what it says when it arrives.
+
+    A fence that arrives is a heartbeat: the connection for pushes is not deaf. It brings the ends of the logs,
+    which are the new positions; and what the server has refused or forgotten.
+
+    state    | timer                      | what comes next
+    ---------|----------------------------|-------------------------------------------------------
+    idle     | none                       | the connection for pushes is up: due
+    due      | until the next fence       | it is sent: awaited; no connection for commands: due again
+    awaited  | until it must have arrived | it arrives: due; else the connection for pushes is given up
+
+    The end of the connection for pushes leads to idle, and its fences are void.
+    """
+
+    def __init__(self, shared: Shared, node: Node, watch: Watch) -> None:
+        self._shared = shared
+        self._node = node
+        self._watch = watch
+        self._context = contextvars.Context()
+        self._number = 0
+        # What all fences have in common until the lease or the partitions change.
+        self._plan: Plan | None = None
+        self._swept_at = 0.0
+        self._fences: dict[int, Fence] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        #: The server may have lost something for a reason that was reported already.
+        self.has_changed = False
+
+    # Sending
+
+    def _new(self) -> tuple[Command, asyncio.Future[None]]:
+        """Return the command that publishes a fence, and a future that is done when the fence has arrived."""
+        self._number += 1
+        plan = self._present_plan()
+        arrived: asyncio.Future[None] = self._shared.loop.create_future()
+        covered = [
+            Covered(each, each.epoch, each.reading is Reading.LIVE or each.position is None)
+            for each in map(self._node.partitions.__getitem__, plan.partitions)
+        ]
+        self._fences[self._number] = Fence(arrived, covered)
+        recovery = self._shared.options.recovery
+        keep = math.ceil(recovery.seconds) if recovery else 0
+        lifetime = _MARK_LIVES + _jitter.randrange(_MARK_DIFFERS)
+        keeps_past = self._node.lease_keeper.keeps_past
+        arguments = (self._number, keep, keeps_past, plan.marks, lifetime)
+        return (*plan.command, self._node.subscriber.fence_topic, *arguments), arrived
+
+    def _present_plan(self) -> Plan:
+        lease, partitions = self._node.lease, tuple(sorted(self._node.partitions))
+        plan = self._plan
+        if plan is None or plan[2:] != (lease.layout, lease.friends, partitions):
+            topics = self._shared.topics
+            marks = [topics.mark(partition) for partition in partitions]
+            has_logs = self._shared.options.recovery is not None
+            logs = [topics.log(partition) for partition in partitions] if has_logs else []
+            command = self._node.lease_keeper.command(lease.layout, FENCE, *marks, *logs)
+            plan = self._plan = Plan(command, len(marks), lease.layout, lease.friends, partitions)
+        return plan
+
+    async def first(self) -> None:
+        """
+        Send a fence and wait for it: each partition has a position then.
+
+        Raises:
+            TimeoutError: the fence did not arrive.
+            ConnectionResetError: the connection on which it should have was lost, or this session was away.
+        """
+        layout = self._node.lease.layout
+        command, arrived = self._new()
+        answer = await self._node.sender.call(*command, is_repeatable=True)
+        if not self._node.lease_keeper.note(answer, layout):
+            raise ConnectionResetError("the lease had run out, and the fence does not count")
+        async with asyncio.timeout(_LONGEST_FENCE):
+            await arrived
+
+    def send_in(self, seconds: float | None = None) -> None:
+        """Send the next fence after about so many seconds, `RENEW_EVERY` if that is None."""
+        if self._node.is_closed:
+            return  # the connection came up in the turn in which the session was closed
+        self._node.lease_keeper.stop_renewal()
+        seconds = (RENEW_EVERY if seconds is None else seconds) * _jitter.uniform(0.8, 1.2)
+        self._timer = self._shared.loop.call_later(seconds, self._send, context=self._context)
+
+    def _send(self) -> None:
+        layout = self._node.lease.layout
+        command, arrived = self._new()
+        answer = self._node.sender.ask(*command)
+        if answer is None:
+            self.send_in()
+        else:
+            answer.add_done_callback(partial(self._sent, layout, arrived))
+
+    def _sent(self, layout: Layout, arrived: asyncio.Future[None], answer: asyncio.Future[Any]) -> None:
+        failed = answer.cancelled() or answer.exception() is not None
+        # Without a lease no fence was sent.
+        failed = failed or not self._node.lease_keeper.note(answer.result(), layout)
+        wire = self._node.pushes.wire
+        if wire is None or (arrived.done() and arrived.exception() is not None):
+            return  # the next connection has its own fences
+        if failed or arrived.done():
+            self.send_in()
+            return
+        self._look_for(arrived, wire, _MOST_FENCE_LOOKS, _LONGEST_FENCE)
+
+    # Waiting for it
+
+    def _look_for(
+        self,
+        arrived: asyncio.Future[None],
+        wire: WireProtocol,
+        looks: int,
+        seconds: float,
+        is_last: bool = False,
+    ) -> None:
+        """Look for a fence after a delay in seconds."""
+        look = partial(self._is_deaf, arrived, wire, looks, wire.arrived, is_last)
+        self._timer = self._shared.loop.call_later(seconds, look, context=self._context)
+
+    def _is_deaf(
+        self,
+        arrived: asyncio.Future[None],
+        wire: WireProtocol,
+        looks: int,
+        before: tuple[int, int],
+        is_last: bool,
+    ) -> None:
+        if arrived.done():
+            self.send_in()
+            return
+        # It may take longer to arrive than a lease holds.
+        self._node.lease_keeper.renew_later()
+        if looks > 0 and wire.arrived != before and (wire.arrived[1] or before[1]):
+            # A large message is arriving, which no log keeps: the fence comes after it.
+            self._look_for(arrived, wire, looks - 1, _LONGEST_FENCE)
+        elif not is_last or wire.is_stalled:
+            # It may be there, unread: this loop was blocked, or is still busy with what came before.
+            self._look_for(arrived, wire, looks, _LONGEST_FENCE / 10, is_last=True)
+        else:
+            wire.abort(TimeoutError("what is published does not arrive"))
+
+    def stop(self) -> None:
+        """Send no more fences, until `send_in()`."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def drop(self) -> None:
+        """Void the fences that are under way: they would vouch for pushes that are discarded."""
+        fences, self._fences = self._fences, {}
+        for fence in fences.values():
+            if not fence.arrived.done():
+                fence.arrived.set_exception(ConnectionResetError("the connection for pushes was lost"))
+                fence.arrived.exception()  # seen: nobody may be waiting
+
+    # Its arrival
+
+    def on_fence(self, data: bytes) -> None:
+        """
+        Act on a fence that has arrived.
+
+        Raises:
+            ValueError: it is none.
+        """
+        positions, marks, refusal, counts = data.split(b"\n", 3)
+        number, *ends = positions.split(b" ")
+        fence = self._fences.get(int(number))
+        if fence is None:
+            return  # it vouches for an earlier connection
+        sent_at = int(marks.partition(b" ")[0])
+        covered = fence.covered
+        for each, end in zip(covered, ends, strict=False):
+            # A partition that came here later, or was not live, has not had all that was published before.
+            if each.follows and each.is_current:
+                each.partition.position = parse_position(end)
+                each.partition.fenced_at = sent_at
+        self._sweep()
+        self._node.log.losses.report()
+        marked = [each.partition if each.is_current else None for each in covered]
+        findings = self._watch.note_fence(marked, marks, refusal, counts)
+        # Those before it may have been refused, and never come.
+        for earlier in [earlier for earlier in self._fences if earlier <= int(number)]:
+            arrived = self._fences.pop(earlier).arrived
+            if not arrived.done():
+                arrived.set_result(None)
+        self._act_on(findings)
+
+    def _sweep(self) -> None:
+        now = monotonic()
+        if now - self._swept_at > _SWEEP_EVERY:
+            self._swept_at = now
+            for partition in self._node.partitions.values():
+                partition.delivered.sweep(now)
+
+    def _act_on(self, findings: Findings) -> None:
+        """Report to the session what the server has lost."""
+        # A change of the server, or a restart without the end of its logs, was reported already.
+        has_changed, self.has_changed = self.has_changed, False
+        receiver = self._shared.receiver
+        all_here = list(self._node.partitions)
+        if findings.forgotten:
+            # Without logs nothing of a topic was held.
+            has_logs = self._shared.options.recovery is not None
+            topics = self._node.logged_topics(findings.forgotten) if has_logs and not has_changed else set()
+            # Keys are evicted one by one: those of other partitions may be gone before their marks.
+            jobs = all_here if findings.has_evicted else findings.forgotten
+            receiver.on_forgotten(all_here if findings.is_first else jobs, topics)
+            receiver.on_jobs_unknown(jobs)
+            wire = self._node.commands.wire
+            if wire is not None and not wire.is_lost and not has_changed:
+                info = wire.call(b"INFO", b"all")
+                info.add_done_callback(partial(self._explain, findings))
+        elif findings.is_first:
+            # Memberships that are older than this may be gone with marks that nobody here has seen.
+            receiver.on_forgotten(all_here, set())
+        elif findings.has_evicted:
+            # A membership may be gone before its mark: marks have the longest lives, and may be as old.
+            receiver.on_forgotten(all_here, set())
+            if receiver.on_jobs_unknown(all_here):
+                self._watch.log_evictions()
+
+    def _explain(self, findings: Findings, info: asyncio.Future[bytes]) -> None:
+        words = b"" if info.exception() is not None else info.result()
+        self._watch.log_forgotten(findings, len(self._node.partitions), words)

@@ -1,0 +1,101 @@
+"""Who waits to send to a partition, and the connection that sends may use."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context
+
+from django.core.exceptions import ImproperlyConfigured
+
+from ...exceptions import ChannelLayerError
+from ..resp.protocol import WireProtocol
+from ..resp.supervisor import copy_error
+
+#: A place in the line. What was sent before and not executed comes before all that was not sent yet.
+Ticket = tuple[int, int]
+
+
+class Gate:
+    """
+    The order in which senders get a connection after they had to wait for it.
+
+    A sender keeps its ticket until it has written: if the gate is shut again before, it gets its old place back.
+
+    state    | at  | wire | a send               | what comes next
+    ---------|-----|------|----------------------|----------------------------------------------------
+    shut     | no  | no   | waits                | `open()`: opening; `fail()`: the waiting sends fail
+    opening  | yes | no   | waits behind them    | those who waited have had their turn: open
+    open     | yes | yes  | is written           | `shut()`
+    """
+
+    __slots__ = ("_context", "_loop", "_tickets", "_waiters", "at", "wire")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._context = Context()
+        self._tickets = 0
+        self._waiters: dict[asyncio.Future[None], Ticket] = {}
+        #: The connection that is there, None while shut.
+        self.at: WireProtocol | None = None
+        #: Like `at`, but set only after all senders that queued before have had their turn.
+        self.wire: WireProtocol | None = None
+
+    def __bool__(self) -> bool:
+        """Tell whether somebody waits."""
+        return bool(self._waiters)
+
+    def open(self, wire: WireProtocol) -> None:
+        """Give this connection to all that wait, in order, and then to all that come."""
+        self.at, self.wire = wire, None
+        self._admit(wire)
+
+    def _admit(self, wire: WireProtocol) -> None:
+        if self.at is not wire:
+            return
+        waiters, self._waiters = self._waiters, {}
+        if not waiters:
+            self.wire = wire
+            return
+        for waiter in sorted(waiters, key=waiters.__getitem__):
+            if not waiter.done():
+                waiter.set_result(None)
+        # A sender that comes before they have run waits behind them.
+        self._loop.call_soon(self._admit, wire, context=self._context)
+
+    def shut(self) -> None:
+        """Let all that come wait."""
+        self.at = self.wire = None
+
+    def fail(self, error: Exception) -> None:
+        """End the waiting with an error. The gate stays as it is."""
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def take_ticket(self, *, is_resend: bool = False) -> Ticket:
+        """Return a place in the line behind all that were taken before, or before all that are no resends."""
+        self._tickets += 1
+        return not is_resend, self._tickets
+
+    def line_up(self, ticket: Ticket) -> asyncio.Future[None]:
+        """Wait from now on; to be given to `turn()` before anything else runs."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters[waiter] = ticket
+        return waiter
+
+    async def turn(self, waiter: asyncio.Future[None]) -> None:
+        """
+        Return when it is this sender's turn: the connection is `at`, unless it was lost or moved since.
+
+        Cancelling is safe.
+
+        Raises:
+            ChannelLayerError, ImproperlyConfigured: a copy of the error that `fail()` was given.
+        """
+        try:
+            await waiter
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            raise copy_error(exc) from exc
+        finally:
+            self._waiters.pop(waiter, None)

@@ -1,0 +1,195 @@
+"""The lease of a session at one node: held before anything is sent or read, renewed, changed and given back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ImproperlyConfigured
+from hiredis import ReplyError
+
+from ...exceptions import ChannelLayerError, LayerUnavailable
+from .layout import Layout, Lease, Standing
+from .scripts import LEASE_SCRIPT, LEAVE, Script
+from .shared import Shared
+
+if TYPE_CHECKING:
+    from .node import Node
+
+#: Seconds between two renewals, and between two fences, which renew it as well.
+RENEW_EVERY = 5.0
+_UNUSED_LOG_EXPIRES = 900
+# Between two looks whether others have stopped to write what this session does not read.
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.5
+_LET_IN = (Standing.HELD, Standing.UNSAID)
+
+Command = tuple[bytes | str | int, ...]
+
+
+class LeaseKeeper:
+    """
+    Keeps the lease of a node. What a lease is, and its states, are in `Lease`.
+
+    It is renewed by each fence; by a timer of its own while the connection for pushes is down.
+    """
+
+    def __init__(self, shared: Shared, node: Node, lease: Lease) -> None:
+        self._shared = shared
+        self._node = node
+        self.lease = lease
+        self._context = contextvars.Context()
+        # A task while this session turns to another format.
+        self._changing: asyncio.Task[None] | None = None
+        self._renewal: asyncio.TimerHandle | None = None
+        self._session = shared.session_id.hex().encode()
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether the session turns to another format."""
+        return self._changing is not None
+
+    @property
+    def keeps_past(self) -> int:
+        """Seconds after which a log that nobody uses expires, and with it what it can be read for."""
+        recovery = self._shared.options.recovery
+        return _UNUSED_LOG_EXPIRES + (math.ceil(recovery.seconds) if recovery else 0)
+
+    def command(self, layout: Layout, script: Script = LEASE_SCRIPT, *more: bytes) -> Command:
+        """Return the command that says a layout, or goes on saying it; `more` keys are for what else it does."""
+        keys = (*self._shared.topics.lease_keys(self._node.host, layout.text()), *more)
+        arguments = self.lease.arguments(layout, self._session, 1000 * self.keeps_past)
+        return (b"EVALSHA", script.sha, len(keys), *keys, *arguments)
+
+    def is_let_in(self, answer: Any, layout: Layout) -> bool:
+        """
+        Take in the answer to the script; tell whether the session may read and write here.
+
+        Raises:
+            ImproperlyConfigured: others use the namespace in a way that does not go with this one.
+            LayerUnavailable: the server does not let it be written.
+        """
+        return self.lease.learn(answer, layout) in _LET_IN
+
+    async def hold(self, call: Callable[..., Awaitable[Any]]) -> None:
+        """
+        Return when the session may read and write here.
+
+        Raises:
+            ImproperlyConfigured: others use the namespace in a way that does not go with this one.
+        """
+        pause = 0.0
+        while True:
+            layout = self.lease.layout
+            if self.is_let_in(await call(*self.command(layout)), layout):
+                return
+            # The others were asked to look. One that is stopped is not waited for longer than its lease holds.
+            await asyncio.sleep(pause)
+            pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
+
+    # Renewing
+
+    def renew_later(self) -> None:
+        """Renew the lease after a while, unless a fence does that before."""
+        if self._renewal is None and not self._node.is_closed:
+            self._renewal = self._shared.loop.call_later(RENEW_EVERY, self._renew, context=self._context)
+
+    def _renew(self) -> None:
+        self._renewal = None
+        self.look()
+        if self._node.pushes.wire is None:
+            self.renew_later()
+
+    def stop_renewal(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
+
+    def look(self) -> None:
+        """Renew the lease, and see what others say."""
+        layout = self.lease.layout
+        answer = None if self._node.is_closed else self._node.sender.ask(*self.command(layout))
+        if answer is not None:
+            answer.add_done_callback(partial(self._looked, layout))
+
+    def _looked(self, layout: Layout, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self.note(answer.result(), layout)
+
+    def note(self, answer: Any, layout: Layout) -> bool:
+        """Act on the answer to the script; return whether the session may go on."""
+        try:
+            standing = self.lease.learn(answer, layout)
+        except ImproperlyConfigured as exc:
+            self._node.start_over(str(exc))
+            return False
+        except LayerUnavailable as exc:
+            if exc.reason.startswith("READONLY"):
+                self._node.start_over(exc.reason)
+            return True  # a lease that is held still holds
+        if standing is Standing.WAIT:
+            self._node.start_over("after it was away, others write what this release does not read")
+        elif standing is Standing.ASK_AGAIN:
+            self._shared.loop.call_later(_FIRST_PAUSE, self.look, context=self._context)
+        elif self._changing is None and not self._node.is_closed and self.lease.wanted != self.lease.layout:
+            self._changing = self._shared.loop.create_task(
+                self._change(),
+                name=f"channels_asyncq changing the format for {self._node.address}",
+                context=contextvars.Context(),
+            )
+        return standing in _LET_IN
+
+    async def write(self) -> None:
+        """
+        Renew the lease: a server that takes no messages refuses this as well.
+
+        Raises:
+            ChannelLayerError: it does.
+        """
+        layout = self.lease.layout
+        answer = await self._node.sender.call(*self.command(layout), is_repeatable=True)
+        if isinstance(answer, list) and answer[0] not in (b"in", b"out"):
+            raise self._node.refusals.error_for(ReplyError(answer[0].decode(errors="replace")))
+        self.note(answer, layout)
+
+    # Changing, and giving back
+
+    async def _change(self) -> None:
+        """Write what all others read: say so, do so, and take back what was said before."""
+        lease = self.lease
+        call = self._node.sender.call
+        try:
+            while lease.wanted != lease.layout:
+                wanted, before = lease.wanted, lease.layout
+                answer = await call(*self.command(wanted), is_repeatable=True)
+                standing = lease.learn(answer, wanted)
+                if standing is Standing.HELD:
+                    lease.turn_to(wanted)
+                    # Behind the last message in the format of before, also where that is resent.
+                    await call(*self._leave_command(before), is_repeatable=True)
+                    lease.said.discard(before)
+                elif standing is not Standing.ASK_AGAIN:
+                    return
+        except (ChannelLayerError, ImproperlyConfigured):
+            pass  # the next fence, or the next connection, finds out the same
+        finally:
+            self._changing = None
+
+    def _leave_command(self, layout: Layout) -> Command:
+        text = layout.text()
+        keys = self._shared.topics.lease_keys(self._node.host, text)[:2]
+        return (b"EVALSHA", LEAVE.sha, len(keys), *keys, text, self._session)
+
+    async def leave(self) -> None:
+        """Give the lease back, so that a process with another layout need not wait for its end."""
+        if self._changing is not None:
+            self._changing.cancel()
+            await asyncio.wait([self._changing])
+        wire = self._node.commands.wire
+        if wire is not None:
+            for layout in self.lease.said:
+                wire.call(*self._leave_command(layout))

@@ -1,0 +1,29 @@
+"""The normal channels in groups: sorted sets on the server, by the time at which a membership ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .partition import Partition
+from .scripts import ADD_MEMBER, milliseconds
+from .shared import Shared
+
+
+class RedisMembers:
+    """The members of the groups of all partitions."""
+
+    def __init__(self, shared: Shared, partitions: Sequence[Partition]) -> None:
+        self._shared = shared
+        self._partitions = partitions
+
+    async def add(self, group: str, channel: str, seconds: float | None = None) -> None:
+        """Make a normal channel a member of a group, for `seconds`, or for `group_expiry` if that is None."""
+        topic, members_key, _ = self._shared.topics.group(group)
+        lasts = milliseconds(self._shared.options.group_expiry if seconds is None else seconds)
+        command = (b"EVALSHA", ADD_MEMBER.sha, 1, members_key, channel, lasts)
+        await self._partitions[topic.partition].sender.call(*command, is_repeatable=True)
+
+    async def discard(self, group: str, channel: str) -> None:
+        """End a normal channel's membership."""
+        topic, members_key, _ = self._shared.topics.group(group)
+        await self._partitions[topic.partition].sender.call(b"ZREM", members_key, channel, is_repeatable=True)

@@ -1,0 +1,319 @@
+"""One server as a session uses it: two connections, its lease there, and whether it is healthy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ImproperlyConfigured
+from hiredis import ReplyError
+
+from ...clock import monotonic
+from ...exceptions import ChannelLayerError, LayerUnavailable
+from ..base import HostHealth, Link
+from ..resp.connector import Connector
+from ..resp.protocol import WireProtocol
+from ..resp.remedies import Remedies, unsupported
+from ..resp.replies import InFlight
+from ..resp.supervisor import SupervisedConnection
+from .batches import Batch
+from .checkpoint import Checkpoint
+from .handshake import raise_last_words, raise_refusals, run_id_in
+from .layout import Layout, Lease
+from .leasing import LeaseKeeper
+from .recovery import LogReader
+from .refusals import Refusals
+from .scripts import READ_LOG
+from .sender import CommandReply, Sender
+from .shared import Shared
+from .subscriber import Subscriber, logged_topics
+from .watch import UNWRITABLE, Watch
+
+if TYPE_CHECKING:
+    from .partition import Partition
+
+
+class Node:
+    """
+    A connection for commands, which this owns, and one for pushes, which its `subscriber` owns.
+
+    `partitions` are those whose home it is. They come and go; nothing of theirs is here.
+    """
+
+    def __init__(self, shared: Shared, host: int, number: int = 0) -> None:
+        """
+        Args:
+            host: the index of its host in `hosts`.
+            number: distinguishes several nodes of one session at one host.
+        """
+        options = shared.options
+        self._shared = shared
+        self.host = host
+        self.number = number
+        self.partitions: dict[int, Partition] = {}
+        #: The senders of partitions that have moved away and wait for replies from here.
+        self.leaving: list[Sender] = []
+        self.send_timeout = options.send_timeout
+        remedies = Remedies(
+            options.hosts[host],
+            options.prefix,
+            {script.sha.decode(): script.text.decode() for script in shared.scripts},
+        )
+        self.connector = Connector(
+            options.hosts[host], connect_timeout=max(1.0, options.send_timeout), remedies=remedies
+        )
+        self.address = address = self.connector.address
+        self.faults = shared.outages.faults_of(host)
+        #: The server that the connection for commands leads to, empty if it did not say.
+        self.run_id = b""
+        self.is_closed = False
+
+        self.lease = Lease(Layout.of(options, host, shared.formats), shared.formats, address, options.prefix)
+        self.lease_keeper = LeaseKeeper(shared, self, self.lease)
+        self._watch = Watch(address, options.recovery)
+        self.checkpoint = Checkpoint(shared, self, self._watch)
+        self.subscriber = Subscriber(shared, self)
+        self.log = LogReader(shared, self)
+        self.commands = SupervisedConnection(
+            self.connector,
+            "commands",
+            options,
+            self,
+            outage=shared.outages.of(host, "commands"),
+            resends=True,
+        )
+        self.pushes = SupervisedConnection(
+            self.connector,
+            "pushes",
+            options,
+            self.subscriber,
+            messages=self.subscriber,
+            outage=shared.outages.of(host, "pushes"),
+        )
+        self.refusals = Refusals(self.commands, address, remedies, shared.scripts)
+        #: What is sent to the server and belongs to no partition.
+        self.sender = Sender(self)
+
+    # As the owner of the connection for commands
+
+    async def set_up(self, wire: WireProtocol) -> None:
+        """
+        Make sure that the server can be used, load the scripts and take the lease.
+
+        Raises:
+            LayerUnavailable: the server is a replica, or too old.
+            ImproperlyConfigured: others use the namespace in a way that does not go with this one.
+            ReplyError: it refused a command.
+        """
+        role = wire.call("ROLE")
+        scripts = self.refusals.load_scripts(wire)
+        layout = self.lease.layout
+        leased = wire.call(*self.lease_keeper.command(layout))
+        info, memory = wire.call("INFO", "server"), wire.call("INFO", "memory")
+        replies = [role, *scripts, leased, info, memory]
+        await asyncio.wait(replies)
+        raise_last_words(replies)
+        self._check_server(role, info)
+        raise_refusals([*scripts, leased])
+        self.run_id = run_id_in(info)
+        if memory.exception() is None:
+            self._watch.warn_of_evictions(memory.result())
+        if not self.lease_keeper.is_let_in(leased.result(), layout):
+            await self.lease_keeper.hold(wire.call)
+
+    def _check_server(self, role: asyncio.Future[Any], info: asyncio.Future[bytes]) -> None:
+        """
+        Raise for a server that cannot be used, by its replies to ROLE and INFO.
+
+        It may refuse either: a user without permission for these may well have all the others.
+        """
+        refusal = role.exception()
+        if refusal is not None and not str(refusal).startswith(("NOPERM", "ERR")):
+            raise refusal
+        problem = unsupported(info.result()) if info.exception() is None else None
+        answer = [b"master"] if refusal is not None else role.result()
+        if problem is None and (not isinstance(answer, list) or not answer or answer[0] != b"master"):
+            problem = "it is a replica; only masters are used"
+        if problem is not None:
+            raise LayerUnavailable(self.address, problem)
+
+    def on_up(self, wire: WireProtocol) -> None:
+        """Resend what is in flight, and let sends go on."""
+        wire.keeps_unanswered = True
+        # The node's own last: a format that is given back is not used by anything that is resent after it.
+        for sender in self._senders():
+            sender.on_up(wire)
+
+    def on_lost(self, in_flight: list[InFlight]) -> None:
+        """Hand what the connection left in flight to the partitions that sent it."""
+        for sender in self._senders():
+            sender.on_lost()
+        for command in in_flight:
+            sink = command.future
+            if isinstance(sink, (Batch, CommandReply)):
+                sink.sender.take_back(command)
+            else:
+                command.fail(ConnectionResetError("the connection was lost"))
+        leaving, self.leaving = self.leaving, []
+        for sender in leaving:
+            sender.on_handed_over()
+
+    def on_overdue(self, error: Exception) -> None:
+        """Let everything fail that waits for the connection."""
+        for sender in self._senders():
+            sender.fail(error)
+
+    def on_change(self) -> None:
+        """Note that the connection for commands came up or was lost."""
+        if self.commands.wire is not None:
+            # Not with on_up() of the receiver: another host may be down for long.
+            self.on_answerable()
+            if self.pushes.wire is None:
+                self.lease_keeper.renew_later()
+                self._shared.observer.start()  # if the bus was resting
+        self.on_links_changed()
+
+    def on_answerable(self) -> None:
+        """Note that a partition here can be asked again."""
+        self._shared.receiver.on_answerable()
+
+    def on_links_changed(self) -> None:
+        """Note that one of the connections came up or was lost."""
+        self._shared.observer.on_links_changed()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether something waits for the connection for commands."""
+        return any(sender.is_awaited for sender in self._senders())
+
+    def _senders(self) -> Iterator[Sender]:
+        for partition in self.partitions.values():
+            yield partition.sender
+        yield self.sender
+
+    def start_over(self, reason: str) -> None:
+        """Connect anew, and so wait until this session may take part again."""
+        for wire in (self.commands.wire, self.pushes.wire):
+            if wire is not None:
+                wire.abort(ConnectionAbortedError(reason))
+
+    # For the one who catches up
+
+    async def read_log(self, partition: int, start: bytes, count: int) -> Any:
+        """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
+        key = self._shared.topics.log(partition)
+        return await self.sender.call(b"EVALSHA", READ_LOG.sha, 1, key, start, count, is_repeatable=True)
+
+    async def has_refused(self) -> bool:
+        """
+        Tell whether the server refused to write since the last fence: messages may be in no log.
+
+        To be asked when the logs are read: an unlogged push that waits then may come behind later entries, and is
+        dropped.
+        """
+        try:
+            counts = await self.sender.call(b"INFO", b"errorstats", is_repeatable=True)
+        except ChannelLayerError as exc:
+            if isinstance(exc, LayerUnavailable) or not isinstance(exc.__cause__, ReplyError):
+                raise
+            counts = b""  # not permitted; no script of this user publishes unlogged then
+        return self._watch.has_refused(counts)
+
+    def logged_topics(self, numbers: Collection[int]) -> set[bytes]:
+        """Return the wanted topics that a log may keep, of those of these partitions that are here."""
+        return logged_topics([self.partitions[number] for number in numbers if number in self.partitions])
+
+    # Health
+
+    @property
+    def is_up(self) -> bool:
+        return self.commands.wire is not None and self.pushes.wire is not None
+
+    def link(self) -> Link:
+        """Return the state of both connections as one."""
+        reconnects = self.commands.reconnects + self.pushes.reconnects
+        if self.is_closed:
+            return Link(self.address, "closed")
+        if self.is_up:
+            return Link(self.address, "connected", reconnects)
+        if self.commands.is_resting and self.pushes.is_resting:
+            return Link(self.address, "closed", reconnects, self.commands.reason)
+        return Link(self.address, "connecting", reconnects, self.commands.reason or self.pushes.reason)
+
+    async def _check(self) -> None:
+        """Return when a command was answered and a fence that it published has arrived."""
+        while True:
+            await self.pushes.up()
+            try:
+                return await self.checkpoint.first()
+            except ConnectionResetError:
+                continue
+
+    async def health(self, timeout: float) -> HostHealth:  # noqa: ASYNC109
+        """Try out whether the server takes writes, and whether a message that is published there arrives here."""
+        reason = ""
+        try:
+            async with asyncio.timeout(timeout) as deadline:
+                await self.pushes.up()
+                began = monotonic()
+                await self._check()
+                await self.lease_keeper.write()
+                return HostHealth(self.address, True, "connected", seconds=monotonic() - began)
+        except LayerUnavailable as exc:
+            reason = exc.reason
+            if reason.startswith(UNWRITABLE):
+                reason = f"{reason.removesuffix('.')}. {self._watch.consequence}"
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            reason = str(exc)
+        except TimeoutError:
+            silence = f"no answer within {timeout:g} s" if deadline.expired() else "a fence did not arrive"
+            reason = self.commands.reason or self.pushes.reason or silence
+        return HostHealth(self.address, False, self.link().state, reason)
+
+    # Life
+
+    def start(self) -> None:
+        """Begin connecting, unless that is done or under way."""
+        self.commands.start()
+        self.pushes.start()
+
+    async def answered(self) -> None:
+        """Return when all that was sent before has its reply, or never will have one."""
+        replies = [reply for sender in self._senders() if (reply := sender.ask(b"PING")) is not None]
+        if replies:
+            await asyncio.wait(replies)
+
+    def transports(self) -> list[asyncio.BaseTransport]:
+        return [*self.commands.transports(), *self.pushes.transports()]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something waits for a reply, a confirmation or a connection."""
+        is_awaited = self.lease_keeper.is_changing or self.is_awaited or self.subscriber.is_awaited
+        return is_awaited or self.commands.is_busy or self.pushes.is_busy
+
+    def rest(self) -> Awaitable[object]:
+        """Close both connections until the next `start()`; the result is done when they are closed."""
+        closing = asyncio.gather(self.commands.rest(), self.pushes.rest())
+        # Nor is the lease renewed: it runs out.
+        self.lease_keeper.stop_renewal()
+        return closing
+
+    async def close(self) -> None:
+        """Give the lease back, wait for replies for a bounded time, and end both connections."""
+        self._end()
+        await self.lease_keeper.leave()
+        await asyncio.gather(self.commands.close(), self.pushes.close())
+
+    def abort(self) -> None:
+        """End both connections now, after a close() that was cancelled."""
+        self._end()
+        self.commands.abort()
+        self.pushes.abort()
+
+    def _end(self) -> None:
+        self.is_closed = True
+        self.checkpoint.stop()
+        self.lease_keeper.stop_renewal()
+        self.subscriber.close()

@@ -1,0 +1,126 @@
+"""From the bytes of a push, an entry of a log or an item of a queue to envelopes: decrypted and decoded."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ...clock import monotonic
+from ...messages.codecs import BadPayload, Codec, decode_json
+from ...messages.envelopes import EXTERNAL, HEADER_ONLY, BadEnvelope, Envelope, Expired, Formats
+from ...messages.external import ExternalMessage
+from ...messages.sealing import LOG, QUEUE, TOPIC, Seal, place
+from ...names import Topics
+from ...settings.options import Options
+from ..base import Receiver
+
+
+class LateArrivals(Protocol):
+    """What is told of envelopes that arrived after their expiry."""
+
+    def note_expired(
+        self, partition: int, topic: bytes, envelopes: list[Envelope], *, is_logged: bool
+    ) -> None:
+        """Note that these arrived on a topic, too late to be delivered."""
+
+
+class Opener:
+    """Opens what arrives. It holds no state of a connection or a partition."""
+
+    def __init__(
+        self,
+        options: Options,
+        topics: Topics,
+        receiver: Receiver,
+        codec: Codec,
+        formats: Formats,
+        seal: Seal | None,
+    ) -> None:
+        self._options = options
+        self._topics = topics
+        self._receiver = receiver
+        self._codec = codec
+        self._decode = codec.decode
+        self._unpack = formats.unpack
+        self._seal = seal
+
+    def open_all(
+        self, partition: int, topic: bytes, data: bytes, late: LateArrivals, *, is_logged: bool
+    ) -> list[Envelope]:
+        """
+        Return the envelopes in the bytes that arrived on a topic, or are in its log.
+
+        Bytes that are no envelope, or were sealed with a key that is not ours, are left out and reported to the
+        receiver.
+        """
+        try:
+            if data.startswith(b"{"):
+                return [self._open_external(partition, topic, data)]
+            sealed_for = b"" if self._seal is None else place(LOG if is_logged else TOPIC, topic)
+            envelopes = self._unpack[data[:1]](data, self._seal, sealed_for)
+        except (BadEnvelope, BadPayload) as exc:
+            self._receiver.on_unreadable(topic, str(exc))
+            if isinstance(exc, Expired):
+                expired = self._unpack[data[:1]](data, self._seal, sealed_for, is_late=True)
+                late.note_expired(partition, topic, expired, is_logged=is_logged)
+            return []
+        expires_at = monotonic() + self._options.expiry
+        readable = []
+        for envelope in envelopes:
+            envelope.expires_at = expires_at
+            try:
+                self._open(envelope)
+            except (BadEnvelope, BadPayload) as exc:
+                self._receiver.on_unreadable(topic, str(exc))
+            else:
+                readable.append(envelope)
+        return readable
+
+    def unpack_headers(self, topic: bytes, data: bytes, *, is_late: bool) -> list[Envelope]:
+        """
+        Return the envelopes in an entry of a log, of which only sender and numbers count.
+
+        Raises:
+            BadEnvelope: there are none, or they were sealed with a key that is not ours.
+        """
+        return self._unpack[data[:1]](data, self._seal, place(LOG, topic), is_late=is_late)
+
+    def open_item(self, queue: bytes, data: bytes) -> Envelope:
+        """
+        Return the one envelope in the bytes of an item of this list.
+
+        Raises:
+            BadEnvelope, BadPayload: it is none, or was sealed with a key that is not ours.
+        """
+        envelope, *others = self._unpack[data[:1]](data, self._seal, place(QUEUE, queue))
+        if others:
+            raise BadEnvelope("several messages in one item of a normal channel")
+        self._open(envelope)
+        envelope.expires_at = monotonic() + self._options.expiry
+        return envelope
+
+    def _open(self, envelope: Envelope) -> None:
+        if envelope.flags & HEADER_ONLY:
+            raise BadEnvelope("the header of a message whose body no log holds")
+        envelope.message = self._decode(envelope.payload)
+
+    def _open_external(self, partition: int, topic: bytes, data: bytes) -> Envelope:
+        if not self._topics.is_group(partition, topic):
+            raise BadEnvelope("JSON from outside is read on the topics of groups only")
+        if self._seal is not None:
+            raise BadEnvelope("JSON from outside is refused: symmetric_encryption_keys are set")
+        options = self._options
+        if len(data) > options.max_message_size:
+            raise BadEnvelope(f"JSON of {len(data)} bytes; max_message_size is {options.max_message_size}")
+        if options.external is None:
+            raise BadEnvelope("JSON from outside is refused: `external` is None")
+        message, group = ExternalMessage(decode_json(data)), self._topics.group_named(topic)
+        if (refusal := options.external.refusal(message, group, options.notices)) is not None:
+            raise BadEnvelope(refusal)
+        try:
+            payload = self._codec.encode(message)
+        except TypeError as exc:
+            raise BadEnvelope(f"JSON that cannot travel: {exc}") from None
+        self._receiver.on_external()
+        envelope = Envelope(payload, group, flags=EXTERNAL, expires_at=monotonic() + options.expiry)
+        envelope.message = message
+        return envelope

@@ -1,0 +1,45 @@
+"""What all parts of one session's bus have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ...messages.envelopes import Formats
+from ...names import Topics
+from ...settings.options import Options
+from ..base import Receiver
+from ..resp.supervisor import Outages
+from .opening import Opener
+from .scripts import Script
+from .subscriptions import Subscription
+
+
+class LinkObserver(Protocol):
+    """The bus, as its nodes see it."""
+
+    def start(self) -> None:
+        """Begin connecting to all hosts, unless that is done or under way."""
+
+    def on_links_changed(self) -> None:
+        """A connection came up or was lost."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """The settings, names and helpers of one session, and whom it calls."""
+
+    options: Options
+    topics: Topics
+    session_id: bytes
+    receiver: Receiver
+    formats: Formats
+    opener: Opener
+    outages: Outages
+    #: All scripts that are loaded into a server.
+    scripts: tuple[Script, ...]
+    loop: asyncio.AbstractEventLoop
+    observer: LinkObserver
+    #: The wanted topics of all partitions, for the pushes that arrive.
+    index: dict[bytes, Subscription] = field(default_factory=dict)

@@ -1,0 +1,463 @@
+"""The connection for pushes of a node: what is subscribed to, what arrives, and how it is caught up with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Collection, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ImproperlyConfigured
+from hiredis import ReplyError
+
+from ...events import CONNECTION
+from ...exceptions import ChannelLayerError, LayerUnavailable
+from ...messages.envelopes import Envelope
+from ...slices import Slice
+from ..resp.protocol import WireProtocol
+from ..resp.replies import InFlight
+from ..resp.supervisor import copy_error
+from .handshake import raise_last_words, run_id_in
+from .partition import Partition, PartitionReading, Reading
+from .sequences import parse_position
+from .shared import Shared
+from .subscriptions import Subscription, SubscriptionLedger
+
+if TYPE_CHECKING:
+    from .node import Node
+
+_WAKE = b"+"
+
+
+class Subscriber:
+    """
+    The owner of a node's connection for pushes.
+
+    When the connection is made, it subscribes to everything that the partitions at the node want, and catches up
+    with what was missed. Logged pushes that arrive before the server has confirmed all of it are discarded: they
+    are in the logs. Then the connection is paused while the logs are read. Nothing is buffered. A partition that
+    is moved here later does the same for itself; the pauses are counted, so that the end of one reading does not
+    let pushes pass into another.
+    """
+
+    def __init__(self, shared: Shared, node: Node) -> None:
+        self._shared = shared
+        self._node = node
+        self._index = shared.index
+        self._receiver = shared.receiver
+        # What is logged is pushed behind the version of the wire, this, and the position of its last entry.
+        self._logged = tuple(b"%c#" % version for version in shared.formats.versions)
+        self.fence_topic = shared.topics.fence(node.host, node.number)
+        self._layouts_topic = shared.topics.layouts(node.host)
+        # The topics of the node itself.
+        self._own = SubscriptionLedger({})
+        # The connection that SUBSCRIBE goes to, also while it is set up.
+        self._wire: WireProtocol | None = None
+        # The server that it leads to, empty if that did not say.
+        self._run_id = b""
+        # Readings of logs that are under way: the connection is paused while there are any.
+        self._pauses = 0
+        # The last message that was not taken: its bytes and, the first one last, the rest of its envelopes.
+        self._held: tuple[bytes, list[Envelope]] | None = None
+        # By topic: the refusal that came while the connection is set up, and may be why it does not come up.
+        self._refused: dict[bytes, ReplyError] = {}
+        # By topic: the UNSUBSCRIBE that has no reply yet.
+        self._leaving: dict[bytes, asyncio.Future[Any]] = {}
+        # For partitions that were moved here or away.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # The life of the connection
+
+    async def set_up(self, wire: WireProtocol) -> None:
+        """
+        Subscribe to everything wanted, and catch up with what was missed since the connection was lost.
+
+        Raises:
+            LayerUnavailable: the server is another one than that of the commands, or cannot be used.
+            ReplyError: it refused the topic of the fence.
+        """
+        node, checkpoint = self._node, self._node.checkpoint
+        self._disconnect()
+        readings = [partition.begin_reading() for _, partition in sorted(node.partitions.items())]
+        # A fence sent before may still execute. It would move positions past pushes that are being discarded.
+        checkpoint.drop()
+        # A session that is refused for its layout is not to receive what others send.
+        node.commands.raise_if_overdue()
+        self._own.want(self.fence_topic, is_logged=False)
+        self._own.want(self._layouts_topic, is_logged=False)
+        self._held = None
+        self._wire = wire
+        self._pauses = 0
+        info = wire.call("INFO", "server")
+        last = await self._subscribe_to_all(wire, readings)
+        fence_reply = self._asked_fence()
+        # Replies come in the order of the commands: with the last one, all are there.
+        await asyncio.wait([info, fence_reply, last])
+        raise_last_words([info, last])
+        # Who wants a refused topic was told; the other topics must not suffer. Without the fence nothing works.
+        fence_reply.result()
+        for topic, error in self._refused.items():
+            self._note_refused(topic, error)
+        self._refused.clear()
+        run_id = run_id_in(info)
+        await node.commands.up()
+        if run_id and node.run_id and run_id != node.run_id:
+            raise LayerUnavailable(node.address, "commands and pushes reached two servers")
+        if any(each.is_current and each.partition.position is not None for each in readings):
+            # After the confirmations: what is not logged, and sent from now on, arrives.
+            await node.lease_keeper.hold(partial(node.sender.call, is_repeatable=True))
+            await self._catch_up(wire, readings, run_id)
+            # Partitions that were moved here before they had a position.
+            has_fresh = any(each.is_current and each.partition.position is None for each in readings)
+            if has_fresh:
+                await checkpoint.first()
+            checkpoint.send_in(None if has_fresh else 0.0)
+        else:
+            # Without logs; or the first time, when there is nothing to compare.
+            servers = {each.partition.server for each in readings if each.is_current} - {b"", run_id}
+            checkpoint.has_changed = checkpoint.has_changed or bool(run_id and servers)
+            await checkpoint.first()
+            checkpoint.send_in()
+        self._run_id = run_id
+        for each in readings:
+            if each.is_current:
+                each.partition.server = run_id
+
+    def on_up(self, wire: WireProtocol) -> None:
+        """Note that the connection is set up: all partitions that it was set up for are live."""
+        for each in self._node.partitions.values():
+            if each.reading is Reading.AWAY:
+                self.take_in(each)  # it was moved here meanwhile
+            else:
+                each.enter(Reading.LIVE)
+
+    def on_lost(self, in_flight: list[InFlight]) -> None:
+        """Note that the connection is lost. Nothing is in flight on it that is resent."""
+        self._disconnect()
+        self._node.checkpoint.stop()
+        self._node.checkpoint.drop()
+        self._node.lease_keeper.renew_later()
+
+    def on_overdue(self, error: Exception) -> None:
+        """Let all fail that wait for a confirmation."""
+        for each in self._node.partitions.values():
+            each.subscriptions.fail_waiters(error)
+
+    def on_change(self) -> None:
+        """Note that the connection came up or was lost."""
+        self._node.on_links_changed()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a confirmation."""
+        return any(each.subscriptions.is_awaited for each in self._node.partitions.values())
+
+    def _disconnect(self) -> None:
+        self._cancel_tasks()
+        self._own.disconnect()
+        for each in self._node.partitions.values():
+            each.leave_connection()
+
+    def close(self) -> None:
+        """End what is under way for partitions that were moved."""
+        self._cancel_tasks()
+
+    def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def resume(self) -> None:
+        """Offer again what the receiver did not take, and go on."""
+        if self._pauses:
+            self._node.log.resume()
+        elif self._wire is not None:
+            self._wire.resume_now()
+
+    # Catching up
+
+    async def _catch_up(self, wire: WireProtocol, readings: list[PartitionReading], run_id: bytes) -> None:
+        """Read the logs of these partitions while the connection is paused. Then they are live."""
+        node = self._node
+        readings = [each for each in readings if each.is_current and each.partition.position is not None]
+        partitions = [each.partition for each in readings]
+        # A server that does not say which it is may be another one.
+        changed = [each for each in partitions if not run_id or run_id != each.server]
+        node.checkpoint.has_changed = node.checkpoint.has_changed or bool(changed)
+        self._pauses += 1
+        for partition in partitions:
+            partition.enter(Reading.CATCHING_UP)
+        try:
+            gaps = [each for each in partitions if node.lease.gap >= each.fenced_at]
+            await node.log.catch_up(partitions, changed, gaps)
+            if len(changed) < len(partitions) and await node.has_refused():
+                unchanged = {each.number for each in partitions if each not in changed}
+                self._receiver.on_loss("not_logged", node.logged_topics(unchanged))
+            for reading in readings:
+                if reading.is_current:
+                    reading.partition.enter(Reading.LIVE)
+        finally:
+            if self._wire is wire:
+                self._pauses -= 1
+                if not self._pauses:
+                    wire.resume()
+
+    def take_in(self, partition: Partition) -> None:
+        """Read a partition from now on that was moved here."""
+        pushes = self._node.pushes
+        wire = pushes.wire
+        if wire is None or wire.is_lost:
+            pushes.start()  # set_up(), or on_up(), takes it in
+            try:
+                pushes.raise_if_overdue()
+            except (ChannelLayerError, ImproperlyConfigured) as exc:
+                partition.subscriptions.fail_waiters(exc)
+            return
+        reading = partition.begin_reading()
+        self._spawn(self._take_in(reading, wire), f"taking in partition {partition.number}")
+
+    async def _take_in(self, reading: PartitionReading, wire: WireProtocol) -> None:
+        partition = reading.partition
+        try:
+            last = await self._subscribe_to(wire, reading)
+            if last is not None:
+                await asyncio.wait([last])
+            if not reading.is_current or wire.is_lost:
+                return
+            if partition.position is None:
+                await self._node.checkpoint.first()
+            else:
+                await self._catch_up(wire, [reading], self._run_id)
+        except (ChannelLayerError, ImproperlyConfigured, OSError) as exc:
+            # A new connection takes in all partitions.
+            wire.abort(exc)
+            return
+        if reading.is_current and not wire.is_lost:
+            partition.server = self._run_id
+            partition.enter(Reading.LIVE)
+            # What was published meanwhile on topics that no log keeps was missed.
+            for entry in partition.subscriptions:
+                if entry.is_confirmed:
+                    self._receiver.on_subscribed(entry.topic)
+
+    def release(self, partition: Partition) -> None:
+        """Unsubscribe from what a partition wants that was moved away."""
+        wire = self._wire
+        topics = [entry.topic for entry in partition.subscriptions if entry.asked is not None]
+        if topics and wire is not None and not wire.is_lost:
+            self._spawn(self._unsubscribe_from(wire, topics), f"releasing partition {partition.number}")
+
+    async def _unsubscribe_from(self, wire: WireProtocol, topics: list[bytes]) -> None:
+        turn = Slice()
+        for topic in topics:
+            entry = self._index.get(topic)
+            is_back = entry is not None and entry.asked is not None and self._is_here(entry)
+            if not is_back and not wire.is_lost:
+                self._send_unsubscribe(wire, topic)
+            await turn.rest()
+
+    def _is_here(self, entry: Subscription) -> bool:
+        return entry.partition is None or entry.partition.home is self._node
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], purpose: str) -> None:
+        task = self._shared.loop.create_task(
+            coroutine,
+            name=f"channels_asyncq {purpose} at {self._node.address}",
+            context=contextvars.Context(),
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Subscriptions
+
+    async def _subscribe_to_all(
+        self, wire: WireProtocol, readings: list[PartitionReading]
+    ) -> asyncio.Future[Any]:
+        """Send SUBSCRIBE for the topics of the node and of these partitions, in slices; return the last reply."""
+        for entry in self._own:
+            last = self._send_subscribe(wire, self._own, entry)
+        for reading in readings:
+            last = await self._subscribe_to(wire, reading) or last
+        return last
+
+    async def _subscribe_to(
+        self, wire: WireProtocol, reading: PartitionReading
+    ) -> asyncio.Future[Any] | None:
+        """Send SUBSCRIBE for each wanted topic, in slices; return the last reply, None without a topic."""
+        ledger = reading.partition.subscriptions
+        turn = Slice()
+        last: asyncio.Future[Any] | None = None
+        for entry in ledger:
+            if not reading.is_current:
+                break  # another reading has begun, and waits for its own replies
+            # Since the last turn it may have been given up, or wanted anew and sent.
+            if entry.asked is None and ledger.get(entry.topic) is entry:
+                last = self._send_subscribe(wire, ledger, entry)
+            await turn.rest()
+        return last
+
+    def _asked_fence(self) -> asyncio.Future[Any]:
+        entry = self._own.get(self.fence_topic)
+        assert entry is not None and entry.asked is not None
+        return entry.asked
+
+    def _send_subscribe(
+        self, wire: WireProtocol, ledger: SubscriptionLedger, entry: Subscription
+    ) -> asyncio.Future[Any]:
+        entry.asked = reply = wire.call(b"SUBSCRIBE", entry.topic)
+        reply.add_done_callback(partial(self._subscribed, ledger, entry))
+        return reply
+
+    def _subscribed(
+        self, ledger: SubscriptionLedger, entry: Subscription, reply: asyncio.Future[Any]
+    ) -> None:
+        error = reply.exception()
+        if error is None:
+            self._refused.pop(entry.topic, None)
+            if ledger.confirm(entry, reply):
+                if entry.partition is None or entry.partition.is_live:
+                    entry.finish(None)
+                self._receiver.on_subscribed(entry.topic)
+        elif isinstance(error, ReplyError) and entry.asked is reply:
+            if self._node.pushes.wire is None:
+                self._refused[entry.topic] = error
+            else:
+                self._note_refused(entry.topic, error)
+            ledger.refuse(entry, self._node.refusals.error_for(error))
+
+    def _note_refused(self, topic: bytes, error: ReplyError) -> None:
+        diagnosis = self._node.connector.remedies.diagnose(str(error))
+        self._node.faults.warn(
+            CONNECTION,
+            "subscription.refused",
+            diagnosis.cause,
+            "%s refused a subscription to %s: %s",
+            self._node.address,
+            topic.decode(),
+            diagnosis.reason,
+            level=logging.ERROR,
+        )
+
+    def subscribe(self, partition: Partition, topic: bytes, *, is_logged: bool) -> None:
+        """Want a topic of a partition that is at this node."""
+        entry = partition.subscriptions.want(topic, is_logged)
+        wire = self._wire
+        # A partition that is to be taken in is subscribed to as a whole.
+        is_due = entry.asked is None and partition.reading is not Reading.AWAY
+        if is_due and wire is not None and not wire.is_lost:
+            entry.follows = self._leaving.get(topic)
+            self._send_subscribe(wire, partition.subscriptions, entry)
+
+    def unsubscribe(self, partition: Partition, topic: bytes) -> None:
+        """Want a topic of a partition that is at this node no more."""
+        wire = self._wire
+        if partition.subscriptions.give_up(topic) and wire is not None and not wire.is_lost:
+            self._send_unsubscribe(wire, topic)
+
+    def _send_unsubscribe(self, wire: WireProtocol, topic: bytes) -> None:
+        self._leaving[topic] = reply = wire.call(b"UNSUBSCRIBE", topic)
+        reply.add_done_callback(partial(self._left, topic))
+
+    def _left(self, topic: bytes, reply: asyncio.Future[Any]) -> None:
+        if self._leaving.get(topic) is reply:
+            del self._leaving[topic]
+
+    async def confirmed(self, partition: Partition, topic: bytes, *, is_logged: bool) -> None:
+        """Return when a subscription is confirmed and its partition live. Cancelling is safe."""
+        node = self._node
+        if not node.commands.was_up:
+            # Its set-up compares the layout: nobody joins a namespace that is laid out otherwise.
+            await node.commands.up()
+        entry = partition.subscriptions.get(topic)
+        if entry is None or (entry.is_confirmed and partition.is_live):
+            return
+        if entry.asked is None:
+            self.subscribe(partition, topic, is_logged=is_logged)  # again, if it was refused
+        if node.pushes.wire is None and (refusal := self._refused.get(topic)) is not None:
+            raise node.refusals.error_for(refusal) from refusal
+        node.pushes.raise_if_overdue()
+        node.pushes.start()
+        waiter: asyncio.Future[None] = self._shared.loop.create_future()
+        entry.waiters.append(waiter)
+        try:
+            await waiter
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            raise copy_error(exc) from exc
+        finally:
+            if waiter in entry.waiters:
+                entry.waiters.remove(waiter)
+
+    # Pushes
+
+    def on_message(self, topic: bytes, data: bytes) -> bool:
+        """Hand on a push; False if it must be offered again after `resume()`."""
+        if self._pauses:
+            return False
+        receiver = self._receiver
+        if data == _WAKE:
+            receiver.on_wake(topic)
+            return True
+        entry = self._index.get(topic)
+        if entry is None:
+            self._on_own(topic, data)
+            return True
+        partition = entry.partition
+        assert partition is not None
+        if partition.home is not self._node:
+            return True  # it has moved, and is read there
+        if entry.follows is not None:
+            if not entry.follows.done():
+                return (
+                    True  # wanted anew since: a message that was sent before is not for the new subscription
+                )
+            entry.follows = None
+        position, end = 0, -1
+        is_logged = data.startswith(self._logged)
+        if is_logged:
+            try:
+                # The position of the last entry stands before the envelopes; none if the server refused to write.
+                end = data.index(b" ")
+                position = parse_position(data[2:end]) if end > 2 else 0
+                if data.startswith(b"{", end + 1):
+                    raise ValueError("JSON from outside is in no log")
+            except ValueError as exc:
+                receiver.on_unreadable(topic, str(exc))
+                return True
+            if partition.discards or (position and position <= partition.read_until):
+                return True
+        held, self._held = self._held, None
+        if held is not None and held[0] is data:
+            envelopes = held[1]
+        else:
+            log = self._node.log
+            envelopes = self._shared.opener.open_all(
+                partition.number, topic, data[end + 1 :], log, is_logged=is_logged
+            )
+            if not envelopes:
+                if self._shared.formats.is_foreign(data):
+                    # This session was away for longer than its lease held. It will hear of it, and connect anew.
+                    log.note_missed(topic)
+                return True  # unreadable, and so may be its position; a log is read there once more
+            envelopes.reverse()
+        if not partition.deliver(entry, envelopes, is_logged=is_logged):
+            self._held = (data, envelopes)
+            return False
+        if position:
+            partition.passed(position)
+        return True
+
+    def _on_own(self, topic: bytes, data: bytes) -> None:
+        """Act on a push for the node itself; one on another topic was given up while it was under way."""
+        if topic == self.fence_topic:
+            try:
+                self._node.checkpoint.on_fence(data)
+            except ValueError as exc:
+                self._receiver.on_unreadable(topic, str(exc))
+        elif topic == self._layouts_topic:
+            self._node.lease_keeper.look()
+
+
+def logged_topics(partitions: Collection[Partition]) -> set[bytes]:
+    """Return the wanted topics of these partitions that a log may keep."""
+    return {entry.topic for partition in partitions for entry in partition.subscriptions if entry.is_logged}
