@@ -89,7 +89,7 @@ class OpenChannel:
     def close(self) -> None:
         """Close the channel; what still waits is dropped and counted. Closing twice is fine."""
         if not self._session.is_closed:
-            self._session.hub.discard(self._buffer)
+            self._session.hub.channels.discard(self._buffer)
 
 
 class _Setting(Generic[T]):
@@ -259,7 +259,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
                 session.state = LoopState.SETTLED
             else:
                 for channel in caller.closed_names:
-                    session.hub.close_channel(channel)
+                    session.hub.channels.close(channel)
                 caller.closed_names.clear()
             self._sessions[loop] = session
             self._owners[session.session_id] = session
@@ -594,7 +594,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         channel = await self.new_channel(prefix)
         session = await self._session()
-        return OpenChannel(self, session, session.hub.open(channel))
+        return OpenChannel(self, session, session.hub.channels.open(channel))
 
     def close_channel(self, channel: str) -> Awaitable[None]:
         """

@@ -1,18 +1,27 @@
-"""Long work in slices: an event loop gets a turn when a slice is over."""
+"""Long work in slices: the event loop gets a turn after each slice."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextvars import Context
+from typing import Protocol
 
 from .clock import monotonic
 
-# Seconds that deliveries may take in one turn of the loop: with what is read, handed over and done beside them,
-# nothing else waits much longer than twice that.
+# Seconds that deliveries may take in one turn of the loop. Reading, handing over and chores have limits of their
+# own beside it: all else waits little longer than twice that.
 SLICE = 0.003
-# What is done beside them takes less, so that both together leave the others enough.
+# Chores beside deliveries take less, so that both together leave time for everything else.
 SHORT = SLICE / 2
+
+
+class SlicesOwner(Protocol):
+    """What slices call."""
+
+    def on_idle(self) -> None:
+        """The slices were busy, and are not any more. Called on a later turn of the loop than `run()`."""
 
 
 class Slices:
@@ -20,23 +29,31 @@ class Slices:
     The long jobs of one event loop, done one after the other and each in slices.
 
     A job is an iterator that does a little work before each yield. It yields whether its slice must end there,
-    however short it was; else it ends there if its time is over. What `run()` is called for in one turn of the
-    loop shares a slice.
+    however short it was; else the slice ends there if its time is over. All calls of `run()` in one turn of the
+    loop share one slice.
+
+    state   | `is_busy` | what ends it
+    --------|-----------|-------------------------------------------------------
+    idle    | False     | `run()`: working
+    working | True      | all jobs are done: idle; the slice is over: resting
+    resting | True      | the next turn of the loop: working, with a new slice
 
     Args:
-        call_soon: has the loop call something on its next turn.
-        on_idle: is called when `is_busy` has ended on a later turn.
+        context: for what is called on later turns.
+        owner: is told when the slices are idle again.
         seconds: how long a slice is.
     """
 
     def __init__(
         self,
-        call_soon: Callable[[Callable[[], None]], object],
-        on_idle: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None = None,
+        owner: SlicesOwner | None = None,
         seconds: float = SLICE,
     ) -> None:
-        self._call_soon = call_soon
-        self._on_idle = on_idle
+        self._loop = loop
+        self._context = context
+        self._owner = owner
         self._seconds = seconds
         self._jobs: deque[Iterator[bool]] = deque()
         self._ends = 0.0
@@ -46,7 +63,7 @@ class Slices:
         self._is_idle.set()
 
     def run(self, job: Iterator[bool]) -> None:
-        """Begin with a job now, unless others are unfinished; what its slice has no time for comes later."""
+        """Begin with a job now, unless others are unfinished. It may go on in later turns."""
         self._jobs.append(job)
         if self.is_busy:
             return
@@ -56,20 +73,20 @@ class Slices:
         self._work()
 
     def clear(self) -> None:
-        """Drop what is unfinished."""
+        """Abandon the unfinished jobs."""
         self._jobs.clear()
 
     async def idle(self) -> None:
-        """Return when nothing is unfinished. Cancelling is safe: the work goes on."""
+        """Return when no job is unfinished. Cancelling is safe: the work goes on."""
         await self._is_idle.wait()
 
     def _work(self) -> None:
         jobs = self._jobs
-        self.is_busy = True  # a job that calls run() does not begin another one inside itself
+        self.is_busy = True  # so that a job that calls run() does not begin another job inside itself
         is_over = False
         try:
             while jobs and not is_over:
-                job = jobs.popleft()  # one that raises is not tried again
+                job = jobs.popleft()  # a job that raises is not tried again
                 for must_end in job:
                     if must_end or monotonic() >= self._ends:
                         jobs.appendleft(job)
@@ -81,20 +98,21 @@ class Slices:
             self.is_busy = is_over or bool(jobs)
             if self.is_busy:
                 self._is_idle.clear()
-                self._call_soon(self._go_on)
+                self._loop.call_soon(self._resume, context=self._context)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._ends = monotonic() + self._seconds
         try:
             self._work()
         finally:
             if not self.is_busy:
                 self._is_idle.set()
-                self._on_idle()
+                if self._owner is not None:
+                    self._owner.on_idle()
 
 
 class Slice:
-    """The time that a coroutine may take in one turn of the loop, beside deliveries."""
+    """The time that one coroutine may take in one turn of the loop, beside deliveries."""
 
     __slots__ = ("_ends",)
 
@@ -102,7 +120,7 @@ class Slice:
         self._ends = monotonic() + SHORT
 
     async def rest(self) -> None:
-        """Give the loop a turn if the slice is over, and begin another one. Cancelling is safe."""
+        """Give the loop a turn if the slice is over, and begin another slice. Cancelling is safe."""
         if monotonic() >= self._ends:
             await asyncio.sleep(0)
             self._ends = monotonic() + SHORT

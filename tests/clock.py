@@ -1,5 +1,6 @@
 """A clock that tests turn by hand, for what expires."""
 
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -19,6 +20,11 @@ class Clock:
         self.now += seconds
 
     def put_into(self, monkeypatch: pytest.MonkeyPatch, modules: Iterable[str]) -> None:
-        """Have these modules of the package read this clock, until the test ends."""
+        """Have these modules and folders of the package read this clock, until the test ends."""
         for module in modules:
-            monkeypatch.setattr(f"channels_asyncq.{module}.monotonic", self)
+            path = f"channels_asyncq.{module}"
+            found = [name for name in list(sys.modules) if name == path or name.startswith(f"{path}.")]
+            readers = [name for name in found if hasattr(sys.modules[name], "monotonic")]
+            assert readers, f"nothing in {path} reads the clock"
+            for name in readers:
+                monkeypatch.setattr(f"{name}.monotonic", self)

@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from channels.exceptions import ChannelFull
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
-from channels_asyncq.local.buffers import ChannelBuffer, Counters
+from channels_asyncq.local.buffers import ChannelBuffer
+from channels_asyncq.local.counters import Counters
+from channels_asyncq.local.queue_interface import QueueInterface
 from channels_asyncq.messages.envelopes import NOTICE, Envelope
 from tests.clock import Clock
 from tests.contract import ended, eventually, every, started
@@ -26,7 +27,7 @@ NEVER = float("inf")
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    clock.put_into(monkeypatch, ["local.buffers"])
+    clock.put_into(monkeypatch, ["local"])
     return clock
 
 
@@ -50,6 +51,8 @@ def test_repr() -> None:
 
 # asyncio.Queue, whose __init__() is not called
 
+OVERRIDDEN = vars(QueueInterface) | vars(ChannelBuffer)
+
 
 def queue_members() -> dict[str, Any]:
     """What asyncio.Queue and its own bases define in this Python, by name."""
@@ -65,7 +68,7 @@ def test_every_method_of_queue_is_overridden() -> None:
         for name, value in queue_members().items()
         if (inspect.isfunction(value) or isinstance(value, property))
         and (not name.startswith("_") or name.endswith("__"))
-        and name not in vars(ChannelBuffer)
+        and name not in OVERRIDDEN
     ]
     assert not inherited, (
         f"asyncio.Queue of Python {sys.version.split()[0]} has {', '.join(inherited)}: "
@@ -80,8 +83,8 @@ def test_no_attribute_of_queue_is_used() -> None:
     for method in members.values():
         if inspect.isfunction(method):
             of_queue |= set(method.__code__.co_names)
-    of_buffer = vars(ChannelBuffer).keys() | vars(make()).keys()
-    for method in vars(ChannelBuffer).values():
+    of_buffer = OVERRIDDEN.keys() | vars(make()).keys()
+    for method in OVERRIDDEN.values():
         if inspect.isfunction(method):
             of_buffer |= set(method.__code__.co_names)
     shared = sorted(name for name in of_buffer & of_queue if re.match("_[^_]", name))
@@ -142,12 +145,9 @@ def test_a_full_buffer_takes_nothing() -> None:
     assert buffer.offer(envelope("c")) == -1
     with pytest.raises(asyncio.QueueFull):
         buffer.put_nowait(envelope("c"))
-    with pytest.raises(ChannelFull, match="'chat' holds 2 messages"):
-        buffer.require_place()
     assert texts(buffer) == ["a", "b"]
     with pytest.raises(asyncio.QueueEmpty):
         buffer.get_nowait()
-    buffer.require_place()
 
 
 def test_expired_messages_free_their_places(clock: Clock, counters: Counters) -> None:
@@ -168,17 +168,6 @@ def test_expired_messages_free_their_places(clock: Clock, counters: Counters) ->
     assert dict(counters.dropped) == {"expired": 3}
 
 
-def test_require_place_counts_what_expired_as_free(clock: Clock) -> None:
-    """A channel full of expired messages is not full."""
-    buffer = make(1)
-    buffer.offer(envelope("a", clock.now + 1))
-    with pytest.raises(ChannelFull):
-        buffer.require_place()
-    clock.turn(1)
-    buffer.require_place()
-    assert buffer.empty()
-
-
 def test_put_back_is_taken_first() -> None:
     """What was taken in vain goes back to the head, whatever the capacity."""
     buffer = make(2)
@@ -192,7 +181,7 @@ def test_put_back_is_taken_first() -> None:
 
 
 def test_the_first_of_all() -> None:
-    """A buffer that has had nothing takes back what was taken elsewhere, and a word about a loss."""
+    """A buffer that has had nothing takes back what was taken elsewhere, and loss notices."""
     first = envelope("a")
     buffer = make()
     assert buffer.empty() and not buffer.clear() and buffer.take() is None and buffer.oldest is None
@@ -200,13 +189,12 @@ def test_the_first_of_all() -> None:
     buffer.put_back(first)
     assert texts(buffer) == ["a"]
     for at_head in (True, False):
-        buffer = make(1)
-        notice = Envelope(b"", "", flags=NOTICE, expires_at=NEVER)
-        notice.message = {"type": "loss", "groups": []}
-        buffer.tell("overflow", ["room"], notice, at_head=at_head)
+        buffer = make(1, on_loss="loss")
+        buffer.notify_loss("overflow", ["room", "x!1", ""], at_head=at_head)
         assert buffer.offer(first) == 0 and buffer.queued == 2
-        taken = [buffer.take(), buffer.take()]
-        assert taken == [notice, first] and notice.message["groups"] == ["room"]
+        notice, other = buffer.take(), buffer.take()
+        assert other is first and notice is not None and notice.flags & NOTICE
+        assert notice.message == {"type": "loss", "reason": "overflow", "groups": ["room"]}
 
 
 def test_clear_and_drop_oldest() -> None:
@@ -240,25 +228,33 @@ def test_a_closed_buffer() -> None:
     with pytest.raises(ChannelClosed) as raised:
         buffer.put_nowait(envelope("b"))
     assert type(raised.value) is ChannelClosed and raised.value.channel == "chat"
-    with pytest.raises(ChannelClosed):
-        buffer.require_place()
     assert texts(buffer) == ["a"]
 
 
-def test_room_is_told_once() -> None:
-    """`on_room` is called when a buffer that was reported full has a place again, not for every message."""
-    told: list[ChannelBuffer] = []
-    buffer = make(2, on_room=told.append)
+class Observer:
+    """Writes down which buffers have a place again."""
+
+    def __init__(self) -> None:
+        self.freed: list[ChannelBuffer] = []
+
+    def on_place_free(self, buffer: ChannelBuffer) -> None:
+        self.freed.append(buffer)
+
+
+def test_a_free_place_is_reported_once() -> None:
+    """`on_place_free()` comes when a buffer that was reported full has a place again, not for every message."""
+    observer = Observer()
+    buffer = make(2, observer=observer)
     for text in "ab":
         buffer.offer(envelope(text))
     buffer.take()
-    assert not told
+    assert not observer.freed
     buffer.offer(envelope("c"))
     buffer.is_reported_full = True
     buffer.take()
-    assert told == [buffer] and not buffer.is_reported_full
+    assert observer.freed == [buffer] and not buffer.is_reported_full
     buffer.take()
-    assert told == [buffer]
+    assert observer.freed == [buffer]
 
 
 # Waiting for a message
@@ -469,7 +465,8 @@ async def test_a_place_that_was_held_and_is_gone() -> None:
     taken = buffer.take()
     assert taken is not None
     buffer.put_back(taken)
-    await eventually(lambda: not buffer._held, "the sender's turn")
+    senders = buffer._senders
+    await eventually(lambda: senders is not None and not senders.held, "the sender's turn")
     assert not first.done()
     assert texts(buffer) == ["old"]
     await every([first])
@@ -626,15 +623,11 @@ class BufferMachine(RuleBasedStateMachine):
     def begin(self, capacity: int) -> None:
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
-        self.clock.put_into(self.patch, ["local.buffers"])
+        self.clock.put_into(self.patch, ["local"])
         self.counters = Counters()
-        self.rooms = 0
-        self.buffer = ChannelBuffer("chat", capacity, self.counters, self.has_room)
+        self.buffer = ChannelBuffer("chat", capacity, self.counters, Observer())
         self.model: list[tuple[str, float]] = []
         self.expired = self.number = 0
-
-    def has_room(self, buffer: ChannelBuffer) -> None:
-        self.rooms += 1
 
     def purge(self) -> None:
         live = [entry for entry in self.model if entry[1] > self.clock.now]

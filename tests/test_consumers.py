@@ -247,7 +247,7 @@ async def test_idle_consumer_keeps_its_channel(
 ) -> None:
     """A consumer that is in a handler for longer than `expiry` reads the same channel afterwards."""
     clock = Clock()
-    clock.put_into(monkeypatch, ["local.buffers", "local.hub", "session.session"])
+    clock.put_into(monkeypatch, ["local", "session.session"])
     async with installed(make("asyncq.memory", "", prefix, expiry=0.1)) as layer:
         name: list[str] = []
 

@@ -6,9 +6,10 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from channels.exceptions import ChannelFull
@@ -19,8 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
 from channels_asyncq.local import buffers
 from channels_asyncq.local.buffers import ChannelBuffer
+from channels_asyncq.local.channels import CLOSED_NAMES_KEPT, MOST_CLOSED_NAMES
 from channels_asyncq.local.flow import MOST, PER_ENVELOPE, WaitBudget
-from channels_asyncq.local.hub import CLOSED_NAMES_KEPT, MOST_CLOSED_NAMES, Hub
+from channels_asyncq.local.hub import Hub
 from channels_asyncq.messages.envelopes import NOTICE, Envelope
 from channels_asyncq.settings.hosts import Host
 from channels_asyncq.settings.options import Options
@@ -36,43 +38,38 @@ ROOM = b"asgi:0:group:room"
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    clock.put_into(monkeypatch, ["local.buffers", "local.hub", "slices"])
+    clock.put_into(monkeypatch, ["local", "slices"])
     return clock
 
 
 class Recorder:
-    """A hub, and what it told its owner."""
+    """A hub and its owner, who writes down every call; and the owner's event loop, which turns by hand."""
 
-    def __init__(self, options: Options | None = None, *, tells: bool = False, **more: Any) -> None:
+    def __init__(self, options: Options | None = None, *, notifies: bool = False, **more: Any) -> None:
         defaults: dict[str, Any] = {"expiry": EXPIRY, "group_expiry": GROUP_EXPIRY, "capacity": 2}
         self.empty: list[bytes] = []
-        self.rooms = 0
+        self.capacities = 0
+        #: For each loss that many were notified of, how many channels and groups these were.
+        self.notified: list[tuple[int, int]] = []
         #: What is to be called on the next turn of the loop.
-        self.next_turn: list[Callable[[], None]] = []
-        self.slices = Slices(self.next_turn.append, lambda: None)
-        self.chores = Slices(self.next_turn.append, lambda: None)
-        self._tells = tells
-        if tells:
+        self.next_turn: list[Callable[[], object]] = []
+        self.slices, self.chores = (Slices(cast(asyncio.AbstractEventLoop, self)) for _ in range(2))
+        if notifies:
             defaults["on_loss"] = "loss"
-        self.hub = Hub(
-            options or Options(hosts=(Host("memory"),), **(defaults | more)),
-            self.empty.append,
-            self._has_room,
-            self._notice,
-            self.slices,
-            self.chores,
-        )
+        options = options or Options(hosts=(Host("memory"),), **(defaults | more))
+        self.hub = Hub(options, self, self.slices, self.chores)
 
-    def _notice(self, reason: str) -> Envelope | None:
-        """What the session makes of a loss when `on_loss` is set."""
-        if not self._tells:
-            return None
-        notice = Envelope(f"lost {reason}".encode(), "", flags=NOTICE, expires_at=float("inf"))
-        notice.message = {"groups": []}
-        return notice
+    def call_soon(self, callback: Callable[[], object], *, context: Context | None = None) -> None:
+        self.next_turn.append(callback)
 
-    def _has_room(self) -> None:
-        self.rooms += 1
+    def on_group_empty(self, topic: bytes) -> None:
+        self.empty.append(topic)
+
+    def on_capacity(self) -> None:
+        self.capacities += 1
+
+    def on_loss_notified(self, reason: str, channels: int, groups: int) -> None:
+        self.notified.append((channels, groups))
 
     def turn(self) -> bool:
         """Turn the loop once; return whether there was anything to do."""
@@ -86,26 +83,27 @@ class Recorder:
         buffer = self.hub.channels.get(channel)
         return [] if buffer is None else [text(one) for one in iter(buffer.take, None)]
 
-    def tell(self, reason: str, groups: dict[bytes, str], *, everybody: bool) -> tuple[int, int]:
-        """Tell of a loss; return how many channels and groups that were."""
-        told: list[tuple[int, int]] = []
-        self.hub.tell(reason, groups.items(), lambda *counts: told.append(counts), everybody=everybody)
+    def notify_loss(self, reason: str, groups: dict[bytes, str], *, everybody: bool) -> tuple[int, int]:
+        """Notify of a loss; return how many channels and groups that were."""
+        self.hub.notify_loss(reason, groups.items(), everybody=everybody)
         while self.slices.is_busy:
             self.turn()
-        return told[0]
+        return self.notified.pop()
 
     def flood(self, *numbers: int) -> None:
         """Send these to the room, whose members nobody has time to wait for."""
         for number in numbers:
-            self.hub.budget.left = 0.0
+            self.hub.flow.budget.left = 0.0
             assert self.hub.deliver(ROOM, envelope(str(number)))
 
 
 def text(taken: Envelope | None) -> str:
-    """What a message says, or a word about a loss with its groups."""
+    """What a message says, or a loss notice with its reason and groups."""
     assert taken is not None
-    groups = taken.message["groups"] if taken.message else []
-    return " ".join([taken.payload.decode(), *groups])
+    if taken.message is None:
+        return taken.payload.decode()
+    assert taken.flags & NOTICE and taken.message["type"] == "loss"
+    return " ".join(["lost", taken.message["reason"], *taken.message["groups"]])
 
 
 def envelope(text: str = "x", lifetime: float = EXPIRY, excluded: tuple[str, ...] = ()) -> Envelope:
@@ -122,18 +120,18 @@ def test_closed_names_are_bounded() -> None:
     """Of many channels that come and go, the last ones' names are remembered."""
     here = Recorder()
     for number in range(MOST_CLOSED_NAMES + 5):
-        here.hub.open(str(number))
-        here.hub.close_channel(str(number))
-    assert len(here.hub.closed_names) == MOST_CLOSED_NAMES
-    assert "4" not in here.hub.closed_names and "5" in here.hub.closed_names
+        here.hub.channels.open(str(number))
+        here.hub.channels.close(str(number))
+    assert len(here.hub.channels.closed_names) == MOST_CLOSED_NAMES
+    assert "4" not in here.hub.channels.closed_names and "5" in here.hub.channels.closed_names
     assert not here.hub.channels
 
 
 def test_open() -> None:
     """A channel is one buffer, with the capacity that the settings have for its name."""
     here = Recorder(channel_capacity=((re.compile("big"), 7),))
-    assert here.hub.open("a") is here.hub.open("a") is not here.hub.open("b")
-    assert [here.hub.open(name).capacity for name in ("a", "big.one")] == [2, 7]
+    assert here.hub.channels.open("a") is here.hub.channels.open("a") is not here.hub.channels.open("b")
+    assert [here.hub.channels.open(name).capacity for name in ("a", "big.one")] == [2, 7]
 
 
 def test_put_own() -> None:
@@ -148,13 +146,25 @@ def test_put_own() -> None:
         assert here.hub.counters.delivered == 2
 
 
+def test_put_own_into_what_has_expired(clock: Clock) -> None:
+    """A channel full of expired messages takes a message of the session's own; else the error has the figure."""
+    here = Recorder(capacity=2)
+    for text in "ab":
+        here.hub.put_own("a", envelope(text))
+    with pytest.raises(ChannelFull, match="'a' holds 2 messages"):
+        here.hub.put_own("a", envelope("c"))
+    clock.turn(EXPIRY)
+    here.hub.put_own("a", envelope("d"))
+    assert here.texts("a") == ["d"] and here.hub.counters.dropped == {"expired": 2}
+
+
 def test_close_channel() -> None:
     """A closed channel leaves its groups and accepts nothing; what is in it can be received."""
     here = Recorder()
     here.hub.join(ROOM, "a")
     here.hub.put_own("a", envelope("1"))
-    here.hub.close_channel("a")
-    here.hub.close_channel("a")
+    here.hub.channels.close("a")
+    here.hub.channels.close("a")
     assert here.empty == [ROOM] and not here.hub.groups
     with pytest.raises(ChannelClosed):
         here.hub.put_own("a", envelope("2"))
@@ -169,8 +179,8 @@ def test_close_channel() -> None:
 def test_close_channel_that_was_never_there() -> None:
     """Its name is closed all the same: nobody opens it, joins with it or delivers to it."""
     here = Recorder()
-    here.hub.close_channel("a")
-    for attempt in (lambda: here.hub.open("a"), lambda: here.hub.join(ROOM, "a")):
+    here.hub.channels.close("a")
+    for attempt in (lambda: here.hub.channels.open("a"), lambda: here.hub.join(ROOM, "a")):
         with pytest.raises(ChannelClosed):
             attempt()
     assert here.hub.deliver_to("a", envelope())
@@ -180,27 +190,27 @@ def test_close_channel_that_was_never_there() -> None:
 def test_a_closed_channel_that_is_empty_is_gone() -> None:
     """Closing a channel in which nothing waits frees it; its name is remembered for a while."""
     here = Recorder()
-    here.hub.open("a")
-    here.hub.close_channel("a")
-    assert not here.hub.channels and set(here.hub.closed_names) == {"a"}
+    here.hub.channels.open("a")
+    here.hub.channels.close("a")
+    assert not here.hub.channels and set(here.hub.channels.closed_names) == {"a"}
 
 
 def test_names_of_closed_channels_are_forgotten(clock: Clock) -> None:
     """A closed name is kept for late senders, not for ever, and not before its last message is gone."""
     here = Recorder()
     here.hub.put_own("a", envelope("1", lifetime=10_000))
-    here.hub.close_channel("a")
-    here.hub.close_channel("b")
+    here.hub.channels.close("a")
+    here.hub.channels.close("b")
     clock.turn(CLOSED_NAMES_KEPT)
     here.hub.sweep()
-    assert set(here.hub.closed_names) == {"a", "b"}
+    assert set(here.hub.channels.closed_names) == {"a", "b"}
     clock.turn(1)
     here.hub.sweep()
-    assert set(here.hub.closed_names) == {"a"}
+    assert set(here.hub.channels.closed_names) == {"a"}
     assert here.texts("a") == ["1"]
     clock.turn(EXPIRY + 1)
     here.hub.sweep()
-    assert not here.hub.closed_names and not here.hub.channels
+    assert not here.hub.channels.closed_names and not here.hub.channels
 
 
 def test_close() -> None:
@@ -208,7 +218,7 @@ def test_close() -> None:
     here = Recorder(capacity=1)
     here.hub.join(ROOM, "a")
     here.hub.deliver(ROOM, envelope("1"))
-    buffer = here.hub.open("a")
+    buffer = here.hub.channels.open("a")
     assert not here.hub.deliver(ROOM, envelope("2"))
     here.hub.close(LayerClosed)
     assert here.hub.counters.dropped == {"closed": 1}
@@ -225,8 +235,8 @@ def test_flush() -> None:
     here.hub.join(b"other", "a")
     here.hub.deliver(ROOM, envelope("1"))
     here.hub.put_own("closed", envelope("2"))
-    here.hub.close_channel("closed")
-    buffer = here.hub.open("a")
+    here.hub.channels.close("closed")
+    buffer = here.hub.channels.open("a")
     flushed = 0
 
     def done() -> None:
@@ -251,12 +261,12 @@ def test_join_and_leave() -> None:
     first = here.hub.join(ROOM, "a")
     assert here.hub.join(ROOM, "a") is first
     here.hub.join(ROOM, "b")
-    assert [here.hub.leave(ROOM, name) for name in ("a", "a", "c", "b", "b")] == [
+    assert [here.hub.groups.leave(ROOM, name) for name in ("a", "a", "c", "b", "b")] == [
         *(False, False, False),
         *(True, False),
     ]
-    assert not here.hub.groups and not here.hub.open("a").groups and not here.empty
-    assert not here.hub.leave(b"nobody", "a")
+    assert not here.hub.groups and not here.hub.channels.open("a").groups and not here.empty
+    assert not here.hub.groups.leave(b"nobody", "a")
 
 
 def test_abandon() -> None:
@@ -264,10 +274,10 @@ def test_abandon() -> None:
     here = Recorder()
     member = here.hub.join(ROOM, "a")
     member.joiners += 1
-    assert not here.hub.abandon(ROOM, member) and ROOM in here.hub.groups
+    assert not here.hub.groups.abandon(ROOM, member) and ROOM in here.hub.groups
     member.joiners -= 1
-    assert here.hub.abandon(ROOM, member) and ROOM not in here.hub.groups
-    assert not here.hub.abandon(ROOM, member)
+    assert here.hub.groups.abandon(ROOM, member) and ROOM not in here.hub.groups
+    assert not here.hub.groups.abandon(ROOM, member)
 
 
 def test_abandon_of_a_member() -> None:
@@ -275,11 +285,11 @@ def test_abandon_of_a_member() -> None:
     here = Recorder()
     member = here.hub.join(ROOM, "a")
     member.is_confirmed = True
-    assert not here.hub.abandon(ROOM, member)
-    here.hub.leave(ROOM, "a")
+    assert not here.hub.groups.abandon(ROOM, member)
+    here.hub.groups.leave(ROOM, "a")
     old, new = member, here.hub.join(ROOM, "a")
     old.is_confirmed = False
-    assert not here.hub.abandon(ROOM, old)
+    assert not here.hub.groups.abandon(ROOM, old)
     assert here.hub.groups[ROOM].members == {"a": new}
 
 
@@ -292,7 +302,7 @@ def test_membership_lapses(clock: Clock) -> None:
     clock.turn(1)
     assert here.hub.deliver(ROOM, envelope("2"))
     assert here.empty == [ROOM] and not here.hub.groups
-    assert here.hub.open("a").queued == 1
+    assert here.hub.channels.open("a").queued == 1
 
 
 @pytest.mark.parametrize("renewal", ["join", "receive"])
@@ -334,7 +344,7 @@ def test_members_share_one_envelope() -> None:
         here.hub.join(ROOM, name)
     one = envelope()
     here.hub.deliver(ROOM, one)
-    assert all(here.hub.open(name).take() is one for name in "abc")
+    assert all(here.hub.channels.open(name).take() is one for name in "abc")
     assert here.hub.counters.delivered == 3
 
 
@@ -361,8 +371,8 @@ def test_overflow(overflow: str, left: list[str], caplog: pytest.LogCaptureFixtu
     assert here.hub.deliver(ROOM, envelope("1"))
     second = envelope("2")
     assert not here.hub.deliver(ROOM, second)
-    assert here.hub.open("wide").queued == 1
-    here.hub.budget.left = 0.0
+    assert here.hub.channels.open("wide").queued == 1
+    here.hub.flow.budget.left = 0.0
     assert here.hub.deliver(ROOM, second)
     assert here.hub.counters.dropped == {"overflow": 1}
     assert codes(caplog) == ["loss.overflow"]
@@ -390,25 +400,25 @@ def test_deliver_to() -> None:
     assert not here.hub.deliver_to("a", second)
     assert here.hub.deliver_to("b", envelope("1"))
     assert here.texts("a") == ["1"]
-    assert here.rooms == 1
+    assert here.capacities == 1
     assert here.hub.deliver_to("a", second)
     assert here.texts("a") == ["2"] and not here.hub.counters.dropped
 
 
-def test_room_is_told_when_all_have_it() -> None:
-    """`on_room` comes when every channel that was waited for has a place, and is not repeated."""
+def test_capacity_comes_when_all_have_it() -> None:
+    """`on_capacity()` comes when every channel that was waited for has a place, and is not repeated."""
     here = Recorder(capacity=1)
     for name in "ab":
         here.hub.join(ROOM, name)
     here.hub.deliver(ROOM, envelope("1"))
     assert not here.hub.deliver(ROOM, envelope("2"))
     here.texts("a")
-    assert here.rooms == 0
+    assert here.capacities == 0
     here.texts("b")
-    assert here.rooms == 1
+    assert here.capacities == 1
     assert here.hub.deliver(ROOM, envelope("2"))
     here.texts("a")
-    assert here.rooms == 1
+    assert here.capacities == 1
 
 
 def test_a_capacity_that_changes() -> None:
@@ -420,13 +430,13 @@ def test_a_capacity_that_changes() -> None:
     assert not here.hub.deliver(ROOM, envelope("2"))
     options.change("capacity", 3)
     here.hub.options_changed()
-    assert here.rooms == 1
+    assert here.capacities == 1
     assert here.hub.deliver(ROOM, envelope("2"))
     options.change("capacity", 2)
     here.chores.run(iter([True]))  # a sweep, say, is unfinished
     here.hub.options_changed()
     assert not here.hub.deliver(ROOM, envelope("3"))
-    assert here.texts("a") == ["1", "2"] and here.rooms == 2
+    assert here.texts("a") == ["1", "2"] and here.capacities == 2
     assert here.hub.deliver(ROOM, envelope("3"))
     assert here.texts("a") == ["3"] and not here.hub.counters.dropped
 
@@ -439,8 +449,8 @@ def test_room_by_closing() -> None:
     here.hub.deliver(ROOM, envelope("1"))
     here.texts("b")
     assert not here.hub.deliver(ROOM, envelope("2"))
-    here.hub.close_channel("a")
-    assert here.rooms == 1
+    here.hub.channels.close("a")
+    assert here.capacities == 1
     assert here.hub.deliver(ROOM, envelope("2"))
     assert here.texts("b") == ["2"]
 
@@ -465,7 +475,7 @@ class Waits:
 
     def until(self, offer: Callable[[], bool], each: float = 1.0) -> None:
         while not offer():
-            self.hub.spend(each)
+            self.hub.flow.end_wait(each)
             self.waited += each
         self.delivered += 1
         assert self.waited <= MOST + PER_ENVELOPE * self.delivered
@@ -504,7 +514,7 @@ def test_all_waiting_is_bounded_together(overflow: str, each: float) -> None:
         waits.until(lambda one=one, topic=topics[number % 3]: here.hub.deliver(topic, one), each)  # type: ignore[misc]
         waits.until(lambda one=one, name=slow[number % 30]: here.hub.deliver_to(name, one), each)  # type: ignore[misc]
         # Each takes one message of those that it gets while the others send ten.
-        here.hub.open(slow[number * 7 % 30]).take()
+        here.hub.channels.open(slow[number * 7 % 30]).take()
     assert waits.waited > MOST, "they are waited for"
 
 
@@ -513,7 +523,7 @@ def test_a_reader_that_keeps_up_has_its_turn_beside_slow_ones() -> None:
     here = Recorder(capacity=2)
     for name in ("slow", "quick"):
         here.hub.join(ROOM, name)
-    quick, slow = here.hub.open("quick"), here.hub.open("slow")
+    quick, slow = here.hub.channels.open("quick"), here.hub.channels.open("slow")
     got: list[str] = []
     waits = Waits(here)
 
@@ -554,10 +564,10 @@ def test_full_channels_of_other_groups_are_not_looked_at(monkeypatch: pytest.Mon
     here.texts("quick")
     one = envelope()
     while not here.hub.deliver(ROOM, one):
-        here.hub.spend(1.0)
+        here.hub.flow.end_wait(1.0)
     assert set(looked) <= {"stuck", "quick"}
     looked.clear()
-    here.hub.budget = WaitBudget()
+    here.hub.flow.budget = WaitBudget()
     here.texts("quick")
     assert here.hub.deliver(ROOM, envelope())
     assert "stuck" not in looked, "it was waited for in vain"
@@ -570,8 +580,8 @@ def test_who_leaves_is_waited_for_no_more() -> None:
     for name in "ab":
         here.hub.join(ROOM, name)
     assert not here.hub.deliver(ROOM, envelope("1"))
-    here.hub.leave(ROOM, "a")
-    assert here.rooms == 1
+    here.hub.groups.leave(ROOM, "a")
+    assert here.capacities == 1
     assert here.hub.deliver(ROOM, envelope("1"))
     assert here.texts("b") == ["1"] and here.texts("a") == ["0"]
 
@@ -644,10 +654,10 @@ def test_who_comes_and_goes_during_a_delivery(monkeypatch: pytest.MonkeyPatch, c
     assert here.hub.deliver(ROOM, envelope("1"))
     had = len(here.put)
     assert had < 900
-    here.hub.leave(ROOM, "member0")
-    here.hub.leave(ROOM, "member999")
-    here.hub.close_channel("member998")
-    here.hub.leave(ROOM, "member997")
+    here.hub.groups.leave(ROOM, "member0")
+    here.hub.groups.leave(ROOM, "member999")
+    here.hub.channels.close("member998")
+    here.hub.groups.leave(ROOM, "member997")
     here.hub.join(ROOM, "member997")
     here.hub.join(ROOM, "new")
     here.turns_until_idle()
@@ -695,13 +705,13 @@ def test_overflow_during_a_delivery_to_many(monkeypatch: pytest.MonkeyPatch, clo
     for name in ("member3", "member700"):
         here.hub.put_own(name, envelope("0"))
     here.put.clear()
-    here.hub.budget.left = 0.0
+    here.hub.flow.budget.left = 0.0
     assert here.hub.deliver(ROOM, envelope("1"))
     here.turns_until_idle()
     assert len(here.hub.groups[ROOM].members) == 998
-    assert [here.hub.open(name).queued for name in here.names if name in here.hub.groups[ROOM].members] == [
-        1
-    ] * 998
+    assert [
+        here.hub.channels.open(name).queued for name in here.names if name in here.hub.groups[ROOM].members
+    ] == [1] * 998
 
 
 def test_lapsed_members_of_a_large_group(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -726,7 +736,7 @@ async def test_who_is_woken_has_a_turn(monkeypatch: pytest.MonkeyPatch, clock: C
     waiting = []
     for number in range(3000):
         here.hub.join(ROOM, str(number))
-        waiting.append(asyncio.ensure_future(here.hub.open(str(number)).get()))
+        waiting.append(asyncio.ensure_future(here.hub.channels.open(str(number)).get()))
     await asyncio.sleep(0)
     assert here.hub.deliver(ROOM, envelope("1"))
     woken = [here.hub.counters.woken]
@@ -744,12 +754,12 @@ async def test_who_is_woken_by_many_deliveries_has_a_turn(
     monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: str
 ) -> None:
     """The bound holds also for envelopes to many small groups, or to single channels, and for losses."""
-    here = Recorder(tells=True)
+    here = Recorder(notifies=True)
     waiting = []
     topics = [b"%d" % number for number in range(30)]
     for number in range(3000):
         here.hub.join(topics[number % 30], str(number))
-        waiting.append(asyncio.ensure_future(here.hub.open(str(number)).get()))
+        waiting.append(asyncio.ensure_future(here.hub.channels.open(str(number)).get()))
     await asyncio.sleep(0)
     groups = [(topic, topic.decode()) for topic in topics]
     work: list[Callable[[Envelope], object]]
@@ -758,7 +768,7 @@ async def test_who_is_woken_by_many_deliveries_has_a_turn(
     elif kind == "channels":
         work = [partial(here.hub.deliver_to, str(number)) for number in range(3000)]
     else:
-        work = [lambda _: here.hub.tell("trimmed", groups, lambda *_: None, everybody=False)]
+        work = [lambda _: here.hub.notify_loss("trimmed", groups, everybody=False)]
     most = woken = 0
     while work or here.slices.is_busy:
         while work and not here.slices.is_busy:
@@ -797,7 +807,7 @@ def test_broadcast_to_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Non
     here.hub.broadcast(envelope("down"))
     here.hub.broadcast(envelope("up"))
     assert len(here.put) <= MOST_IN_A_TURN
-    here.hub.close_channel("member999")
+    here.hub.channels.close("member999")
     assert max(here.turns_until_idle()) <= MOST_IN_A_TURN
     gone = here.names[:999]
     assert here.put == [(name, kind) for kind in ("down", "up") for name in gone]
@@ -807,9 +817,9 @@ def test_broadcast() -> None:
     """Every channel gets it, the ones of no group too; a full one loses it by its setting."""
     here = Recorder(capacity=1)
     for name in "abc":
-        here.hub.open(name)
+        here.hub.channels.open(name)
     here.hub.put_own("c", envelope("0"))
-    here.hub.close_channel("b")
+    here.hub.channels.close("b")
     here.hub.broadcast(envelope("1"))
     assert [here.texts(name) for name in "abc"] == [["1"], [], ["0"]]
     assert here.hub.counters.dropped == {"overflow": 1}
@@ -819,7 +829,7 @@ def test_broadcast_counts_the_closed() -> None:
     """A channel that closed with something in it gets nothing new, and that is counted."""
     here = Recorder()
     here.hub.put_own("a", envelope("0"))
-    here.hub.close_channel("a")
+    here.hub.channels.close("a")
     here.hub.broadcast(envelope("1"))
     assert here.texts("a") == ["0"] and here.hub.counters.dropped == {"closed": 1}
 
@@ -827,18 +837,18 @@ def test_broadcast_counts_the_closed() -> None:
 def test_count_full(caplog: pytest.LogCaptureFixture) -> None:
     """A normal channel that a group found full is counted and told like a member here."""
     here = Recorder()
-    here.hub.count_full("jobs")
+    here.hub.overflow.count("jobs")
     assert (
         here.hub.counters.dropped == {"overflow": 1} and "channel jobs is full by capacity (2)" in caplog.text
     )
 
 
-# Being told of a loss
+# Loss notices
 
 
-def test_overflow_is_told() -> None:
-    """A channel that lost messages is told once, in the place of what it lost, until its reader has caught up."""
-    here = Recorder(tells=True)
+def test_overflow_is_notified() -> None:
+    """A channel gets one notice of lost messages, in their place, until its reader has caught up."""
+    here = Recorder(notifies=True)
     here.hub.join(ROOM, "a")
     for _ in range(2):
         here.flood(1, 2, 3, 4)
@@ -846,9 +856,9 @@ def test_overflow_is_told() -> None:
     assert here.hub.counters.dropped == {"overflow": 4} and here.hub.counters.told == {"overflow": 2}
 
 
-def test_the_oldest_are_dropped_and_told() -> None:
-    """The word about what was dropped is not dropped itself, and takes nobody's place: the newest are kept."""
-    here = Recorder(tells=True, overflow="drop_oldest")
+def test_the_oldest_are_dropped_with_a_notice() -> None:
+    """The notice of what was dropped is not dropped itself, and takes no place: the newest messages are kept."""
+    here = Recorder(notifies=True, overflow="drop_oldest")
     here.hub.join(ROOM, "a")
     here.flood(1, 2, 3, 4, 5)
     assert here.texts("a") == ["lost overflow room", "4", "5"]
@@ -858,12 +868,12 @@ def test_the_oldest_are_dropped_and_told() -> None:
 
 
 @pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest"])
-def test_what_is_missed_after_the_word_was_read(overflow: str) -> None:
-    """A reader that was told and loses more before it has caught up is told once more, when it has."""
-    here = Recorder(tells=True, overflow=overflow, capacity=4)
+def test_what_is_missed_after_the_notice_was_read(overflow: str) -> None:
+    """A reader that has read a notice and loses more before it has caught up gets another one then."""
+    here = Recorder(notifies=True, overflow=overflow, capacity=4)
     here.hub.join(ROOM, "a")
     here.flood(*range(9))
-    buffer = here.hub.open("a")
+    buffer = here.hub.channels.open("a")
     while not text(buffer.take()).startswith("lost"):
         here.flood(9)  # its place is taken again
     here.flood(*range(10, 20))
@@ -874,8 +884,8 @@ def test_what_is_missed_after_the_word_was_read(overflow: str) -> None:
 
 
 def test_the_groups_of_what_is_missed_until_it_is_read() -> None:
-    """A word about a loss names every group that lost something before the reader took it."""
-    here = Recorder(tells=True)
+    """A loss notice names every group that lost something before the reader took it."""
+    here = Recorder(notifies=True)
     here.hub.join(ROOM, "a")
     here.flood(1, 2, 3)
     here.hub.deliver_to("a", envelope("direct"))
@@ -885,9 +895,9 @@ def test_the_groups_of_what_is_missed_until_it_is_read() -> None:
     assert here.texts("a") == ["1", "2", "lost overflow room lobby"]
 
 
-def test_a_word_about_a_loss_outlives_what_was_lost(clock: Clock) -> None:
+def test_a_notice_outlives_what_was_lost(clock: Clock) -> None:
     """It does not expire, keeps no message from expiring and leaves with the channel that nobody reads."""
-    here = Recorder(tells=True, overflow="drop_oldest")
+    here = Recorder(notifies=True, overflow="drop_oldest")
     here.hub.join(ROOM, "a")
     here.flood(1, 2, 3)
     clock.turn(EXPIRY)
@@ -900,9 +910,9 @@ def test_a_word_about_a_loss_outlives_what_was_lost(clock: Clock) -> None:
     assert not here.hub.channels and here.empty == [ROOM]
 
 
-def test_expiry_is_told(clock: Clock) -> None:
-    """A reader that comes too late is told first, then gets what is still there."""
-    here = Recorder(tells=True, capacity=5)
+def test_expiry_is_notified(clock: Clock) -> None:
+    """A reader that comes too late gets a notice first, then what is still there."""
+    here = Recorder(notifies=True, capacity=5)
     here.hub.join(ROOM, "a")
     here.hub.deliver(ROOM, envelope("1"))
     clock.turn(EXPIRY)
@@ -911,18 +921,18 @@ def test_expiry_is_told(clock: Clock) -> None:
     assert here.hub.counters.told == {"expired": 1}
 
 
-def test_tell() -> None:
-    """The members of the groups concerned are told, each with its groups; or everybody; a closed one not."""
-    here = Recorder(tells=True, capacity=5)
+def test_notify_loss() -> None:
+    """The members of the groups concerned are notified, each of its groups; or everybody; a closed one is not."""
+    here = Recorder(notifies=True, capacity=5)
     for topic, name in ((ROOM, "a"), (b"lobby", "a"), (b"lobby", "b"), (ROOM, "d")):
         here.hub.join(topic, name)
     for name in "cd":
-        here.hub.open(name)
+        here.hub.channels.open(name)
     here.hub.put_own("d", envelope("0"))
-    assert here.tell("trimmed", {ROOM: "room", b"nobody": "nobody"}, everybody=False) == (2, 2)
-    assert here.tell("trimmed", {ROOM: "room"}, everybody=False) == (2, 1)
-    here.hub.close_channel("d")
-    assert here.tell("server_changed", {ROOM: "room", b"lobby": "lobby"}, everybody=True) == (4, 2)
+    assert here.notify_loss("trimmed", {ROOM: "room", b"nobody": "nobody"}, everybody=False) == (2, 2)
+    assert here.notify_loss("trimmed", {ROOM: "room"}, everybody=False) == (2, 1)
+    here.hub.channels.close("d")
+    assert here.notify_loss("server_changed", {ROOM: "room", b"lobby": "lobby"}, everybody=True) == (4, 2)
     assert [here.texts(name) for name in "abcd"] == [
         ["lost trimmed room", "lost server_changed room lobby"],
         ["lost server_changed lobby"],
@@ -976,51 +986,49 @@ def test_flush_of_many_channels_in_slices(monkeypatch: pytest.MonkeyPatch, clock
     assert here.hub.flush(lambda: flushed.append(len(cleared))) == [ROOM]
     assert 0 < len(cleared) <= SOME_IN_A_TURN and here.slices.is_busy and not here.hub.groups
     here.hub.join(ROOM, "member998")
-    here.hub.discard(here.hub.channels["member999"])
+    here.hub.channels.discard(here.hub.channels["member999"])
     assert until_idle(here, here.slices, cleared) <= SOME_IN_A_TURN
     assert flushed == [1000] and not here.empty
     assert here.hub.counters.dropped == {"flushed": 999, "closed": 1}
     assert here.hub.deliver(ROOM, envelope("new"))
     assert [here.texts(name) for name in ("member0", "member998")] == [[], ["new"]]
-    assert here.hub.leave(ROOM, "member998")
+    assert here.hub.groups.leave(ROOM, "member998")
 
 
-def test_many_are_told_in_slices(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    """All concerned are told before anything else is delivered, but not who has left or joined meanwhile."""
-    here = Recorder(tells=True)
+def test_many_are_notified_in_slices(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """All concerned are notified before anything else is delivered, but not who has left or joined meanwhile."""
+    here = Recorder(notifies=True)
     names = [f"member{number}" for number in range(1000)]
     for name in names:
         here.hub.join(ROOM, name)
-    told = slow(monkeypatch, clock, "tell")
-    counts: list[tuple[int, int]] = []
-    here.hub.tell("trimmed", [(ROOM, "room")], lambda *numbers: counts.append(numbers), everybody=True)
-    assert 0 < len(told) <= SOME_IN_A_TURN and here.slices.is_busy and not counts
-    here.hub.close_channel("member999")
+    notified = slow(monkeypatch, clock, "notify_loss")
+    here.hub.notify_loss("trimmed", [(ROOM, "room")], everybody=True)
+    assert 0 < len(notified) <= SOME_IN_A_TURN and here.slices.is_busy and not here.notified
+    here.hub.channels.close("member999")
     here.hub.join(ROOM, "new")
-    assert until_idle(here, here.slices, told) <= SOME_IN_A_TURN
-    assert told == names[:999] and counts == [(1000, 1)]
+    assert until_idle(here, here.slices, notified) <= SOME_IN_A_TURN
+    assert notified == names[:999] and here.notified == [(1000, 1)]
     assert here.hub.deliver(ROOM, envelope("1"))
     assert here.texts("new") == ["1"] and here.texts("member998") == ["lost trimmed room", "1"]
 
 
 def test_who_joins_while_the_members_are_collected(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """A notice that waits for its turn is for the members of the moment of the loss."""
-    here = Recorder(tells=True)
+    here = Recorder(notifies=True)
     for name in "abc":
         here.hub.join(ROOM, name)
     clock.turn(1)
     here.slices.run(iter([True]))  # something else is unfinished
-    counts: list[tuple[int, int]] = []
-    here.hub.tell("trimmed", [(ROOM, "room")], lambda *numbers: counts.append(numbers), everybody=False)
+    here.hub.notify_loss("trimmed", [(ROOM, "room")], everybody=False)
     clock.turn(1)
     here.hub.join(ROOM, "new")
     here.hub.join(ROOM, "a")  # again
     for name in "bc":
-        here.hub.leave(ROOM, name)
+        here.hub.groups.leave(ROOM, name)
     here.hub.join(ROOM, "c")
     while here.slices.is_busy:
         here.turn()
-    assert counts == [(1, 1)]
+    assert here.notified == [(1, 1)]
     assert [here.texts(name) for name in ("a", "b", "c", "new")] == [["lost trimmed room"], [], [], []]
 
 
@@ -1031,7 +1039,7 @@ def test_close_of_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     for name in names:
         here.hub.join(ROOM, name)
     here.hub.deliver(ROOM, envelope("1"))
-    buffers = [here.hub.open(name) for name in names]
+    buffers = [here.hub.channels.open(name) for name in names]
     closed = slow(monkeypatch, clock, "close")
     here.hub.close(LayerClosed)
     assert not here.hub.channels and not here.hub.groups
@@ -1046,14 +1054,14 @@ def test_sweep_of_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     here = Recorder()
     names = [f"channel{number}" for number in range(1000)]
     for name in names:
-        here.hub.open(name)
+        here.hub.channels.open(name)
     clock.turn(EXPIRY + 1)
     swept = slow(monkeypatch, clock, "drop_expired")
     here.hub.sweep()
     assert 0 < len(swept) <= SOME_IN_A_TURN and here.chores.is_busy and not here.slices.is_busy
     here.hub.put_own("channel999", envelope("1"))
     here.hub.join(ROOM, "channel998")
-    here.hub.close_channel("channel997")
+    here.hub.channels.close("channel997")
     here.hub.sweep()  # the other one is not finished
     assert until_idle(here, here.chores, swept) <= SOME_IN_A_TURN
     assert swept == [name for name in names if name != "channel997"]
@@ -1067,7 +1075,10 @@ def test_bytes_are_bounded() -> None:
         here.hub.join(ROOM, name)
     for _ in range(4):
         here.hub.deliver(ROOM, envelope("x" * 30))
-    assert [here.hub.open(name).queued for name in "ab"] == [3, 3] and here.hub.counters.held_bytes == 90
+    assert [here.hub.channels.open(name).queued for name in "ab"] == [
+        3,
+        3,
+    ] and here.hub.counters.held_bytes == 90
     assert here.hub.counters.dropped == {"overflow": 2}
     here.hub.put_own("c", envelope("y" * 50))
     # The sender can see it.
@@ -1085,7 +1096,7 @@ def test_sweep_frees_what_nobody_uses(clock: Clock) -> None:
     """An empty buffer in no group goes after `expiry`; one that was used since stays."""
     here = Recorder()
     for name in ("unused", "used", "member"):
-        here.hub.open(name)
+        here.hub.channels.open(name)
     here.hub.join(ROOM, "member")
     clock.turn(EXPIRY)
     here.hub.put_own("used", envelope("1"))
@@ -1100,7 +1111,7 @@ def test_sweep_frees_what_nobody_uses(clock: Clock) -> None:
 async def test_sweep_keeps_what_somebody_waits_for(clock: Clock) -> None:
     """A buffer with a receiver, however long it waits, is not freed under it."""
     here = Recorder()
-    waiting = await started(here.hub.open("a").get())
+    waiting = await started(here.hub.channels.open("a").get())
     clock.turn(10 * EXPIRY)
     here.hub.sweep()
     here.hub.put_own("a", envelope("1"))
@@ -1111,7 +1122,7 @@ async def test_sweep_keeps_what_somebody_waits_for(clock: Clock) -> None:
 async def test_sweep_keeps_what_a_sender_waits_for(clock: Clock) -> None:
     """A buffer with a sender who waits for a place is not freed under it, nor before it has put."""
     here = Recorder(capacity=1)
-    buffer = here.hub.open("a")
+    buffer = here.hub.channels.open("a")
     here.hub.put_own("a", envelope("1"))
     waiting = await started(buffer.put_when_free(envelope("2"), EXPIRY))
     clock.turn(10 * EXPIRY)
@@ -1157,15 +1168,15 @@ def test_take_any(clock: Clock) -> None:
         here.hub.put_own(name, envelope(text))
         clock.turn(1)
     taken = []
-    while (one := here.hub.take_any("x!")) is not None:
+    while (one := here.hub.channels.take_any("x!")) is not None:
         taken.append(one.payload.decode())
     assert taken == ["first", "second", "third"]
     here.hub.put_own("x!1", envelope("late"))
     clock.turn(EXPIRY)
     here.hub.put_own("x!2", envelope("in time"))
-    one = here.hub.take_any("x!")
+    one = here.hub.channels.take_any("x!")
     assert one is not None and one.payload == b"in time"
-    assert here.hub.take_any("x!") is None and here.hub.take_any("z!") is None
+    assert here.hub.channels.take_any("x!") is None and here.hub.channels.take_any("z!") is None
 
 
 async def test_watch() -> None:
@@ -1176,16 +1187,16 @@ async def test_watch() -> None:
         lambda: here.hub.deliver(ROOM, envelope()),
         lambda: here.hub.deliver_to("b", envelope()),
         lambda: here.hub.put_own("c", envelope()),
-        lambda: here.hub.close_channel("a"),
+        lambda: here.hub.channels.close("a"),
         lambda: here.hub.close(LayerClosed),
     ):
-        watcher, cancelled = here.hub.watch(), here.hub.watch()
+        watcher, cancelled = here.hub.watchers.watch(), here.hub.watchers.watch()
         cancelled.cancel()
         assert not watcher.done()
         happens()
         await every([watcher])
-    here.hub.watch().cancel()
-    await eventually(lambda: not here.hub._watchers, "forgetting it")
+    here.hub.watchers.watch().cancel()
+    await eventually(lambda: not here.hub.watchers.waiting, "forgetting it")
 
 
 # Against a model
@@ -1214,7 +1225,7 @@ class HubMachine(RuleBasedStateMachine):
     def begin(self, overflow: str) -> None:
         self.patch = pytest.MonkeyPatch()
         self.clock = Clock()
-        self.clock.put_into(self.patch, ["local.buffers", "local.hub", "slices"])
+        self.clock.put_into(self.patch, ["local", "slices"])
         # Thousands of examples would each be worth a line.
         self.patch.setattr("channels_asyncq.events.LOSS.disabled", True)
         self.overflow = overflow
@@ -1226,8 +1237,8 @@ class HubMachine(RuleBasedStateMachine):
             group_expiry=GROUP_EXPIRY,
             capacity=CAPACITY,
         )
-        slices, chores = (Slices(lambda call: None, lambda: None) for _ in range(2))
-        self.hub = Hub(options, self.subscribed.remove, lambda: None, lambda reason: None, slices, chores)
+        slices, chores = (Slices(cast(asyncio.AbstractEventLoop, self)) for _ in range(2))
+        self.hub = Hub(options, self, slices, chores)
         self.model: dict[str, Channel] = {}
         self.closed: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
@@ -1236,6 +1247,18 @@ class HubMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "patch"):
             self.patch.undo()
+
+    # What the hub calls.
+
+    def call_soon(self, callback: Callable[[], object], *, context: Context | None = None) -> None:
+        """The loop never turns."""
+
+    def on_group_empty(self, topic: bytes) -> None:
+        self.subscribed.remove(topic)
+
+    def on_capacity(self) -> None: ...
+
+    def on_loss_notified(self, reason: str, channels: int, groups: int) -> None: ...
 
     # What the model does.
 
@@ -1294,7 +1317,7 @@ class HubMachine(RuleBasedStateMachine):
             assert before == {name: buffer.queued for name, buffer in self.hub.channels.items()} or any(
                 entry[1] <= self.clock.now for one in self.model.values() for entry in one.waiting
             )
-            self.hub.spend(10.0)
+            self.hub.flow.end_wait(10.0)
         raise AssertionError("the hub waits for ever")
 
     # What happens.
@@ -1303,9 +1326,9 @@ class HubMachine(RuleBasedStateMachine):
     def open(self, name: str) -> None:
         if self.opened(name) is None:
             with pytest.raises(ChannelClosed):
-                self.hub.open(name)
+                self.hub.channels.open(name)
         else:
-            self.hub.open(name)
+            self.hub.channels.open(name)
 
     @rule(name=CHANNELS, group=GROUPS)
     def join(self, name: str, group: str) -> None:
@@ -1323,7 +1346,7 @@ class HubMachine(RuleBasedStateMachine):
     def leave(self, name: str, group: str) -> None:
         was_in = name in self.model and self.model[name].groups.pop(group, None) is not None
         is_empty = not any(group in channel.groups for channel in self.model.values())
-        was_last = self.hub.leave(group.encode(), name)
+        was_last = self.hub.groups.leave(group.encode(), name)
         assert was_last is (was_in and is_empty)
         if was_last:
             self.subscribed.remove(group.encode())
@@ -1398,7 +1421,7 @@ class HubMachine(RuleBasedStateMachine):
     def take_any(self) -> None:
         names = [name for name in self.model if name.startswith("c!")]
         live = {name: [one for one in self.model[name].waiting if one[1] > self.clock.now] for name in names}
-        taken = self.hub.take_any("c!")
+        taken = self.hub.channels.take_any("c!")
         assert (taken is None) is (not any(live.values()))
         for name in names:
             # It need not look into every channel; where it did, what had expired is dropped.
@@ -1422,7 +1445,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule(name=CHANNELS)
     def close_channel(self, name: str) -> None:
         self.closing(name)
-        self.hub.close_channel(name)
+        self.hub.channels.close(name)
 
     @rule()
     def flush(self) -> None:
@@ -1470,7 +1493,7 @@ class HubMachine(RuleBasedStateMachine):
             assert (buffer.closed is not None) is (name in self.closed)
             assert buffer.groups == {group.encode() for group in self.model[name].groups}
         assert set(self.hub.channels) == set(self.model)
-        assert set(self.hub.closed_names) == set(self.closed)
+        assert set(self.hub.channels.closed_names) == set(self.closed)
 
     @precondition(lambda self: hasattr(self, "hub"))
     @invariant()
@@ -1502,11 +1525,11 @@ class HubMachine(RuleBasedStateMachine):
         open_ones = {buffer for buffer in self.hub.channels.values() if buffer.closed is None}
         full = {buffer for buffer in open_ones if buffer.full()}
         assert {buffer for buffer in open_ones if buffer.is_reported_full} == full
-        for topic, members in self.hub._full.items():
+        for topic, members in self.hub.flow.full_members.items():
             assert members
             assert members <= full & {member.buffer for member in self.hub.groups[topic].members.values()}
-        assert self.hub._fresh | self.hub._hopeless <= full
-        assert self.hub._awaited <= full | set(self.hub._full)
+        assert self.hub.flow._fresh | self.hub.flow._given_up <= full
+        assert self.hub.flow._awaited <= full | set(self.hub.flow.full_members)
 
 
 TestHubMachine = HubMachine.TestCase

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -24,7 +25,7 @@ class Session:
         self.offered = 0
         self.threads: set[int] = set()
 
-    def offer(self, topic: bytes, envelope: Envelope) -> bool:
+    def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
         text = envelope.payload.decode()
         self.offered += 1
         self.threads.add(threading.get_ident())
@@ -34,6 +35,18 @@ class Session:
         return True
 
 
+class Busy:
+    """A session that does something with each envelope before it takes it."""
+
+    def __init__(self, session: Session, work: Callable[[Envelope], None]) -> None:
+        self.session = session
+        self.work = work
+
+    def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
+        self.work(envelope)
+        return self.session.on_envelope(topic, envelope)
+
+
 @pytest.fixture
 def session() -> Session:
     return Session()
@@ -41,7 +54,7 @@ def session() -> Session:
 
 @pytest.fixture
 async def mailbox(session: Session) -> Mailbox:
-    return Mailbox(asyncio.get_running_loop(), session.offer)
+    return Mailbox(asyncio.get_running_loop(), session)
 
 
 def put(mailbox: Mailbox, *texts: str) -> list[bool]:
@@ -118,7 +131,7 @@ async def test_from_other_threads(mailbox: Mailbox, session: Session) -> None:
 def test_a_loop_that_is_closed(session: Session) -> None:
     """drain_soon() says that nobody drains any more, the first time and later."""
     loop = asyncio.new_event_loop()
-    mailbox = Mailbox(loop, session.offer)
+    mailbox = Mailbox(loop, session)
     loop.close()
     put(mailbox, "a")
     assert [mailbox.drain_soon(), mailbox.drain_soon()] == [False, False]
@@ -156,13 +169,12 @@ async def test_drained_while_others_never_cease(session: Session, monkeypatch: p
     clock = Clock()
     clock.put_into(monkeypatch, ["local.mailbox"])
 
-    mailbox = Mailbox(asyncio.get_running_loop(), lambda topic, envelope: answer(envelope))
+    mailbox = Mailbox(asyncio.get_running_loop(), Busy(session, lambda envelope: on_offer(envelope)))
 
-    def answer(envelope: Envelope) -> bool:
+    def on_offer(envelope: Envelope) -> None:
         clock.turn(0.22 * SLICE)
         if len(session.taken) < 1000:
             put(mailbox, "more", "more")
-        return session.offer(b"", envelope)
 
     put(mailbox, "a", "b")
     waiting = await started(mailbox.drained())
@@ -185,12 +197,12 @@ async def test_drained_cancelled(mailbox: Mailbox, session: Session) -> None:
 
 async def test_put_while_draining(session: Session) -> None:
     """What is put by what is being offered is taken in the same go."""
-    mailbox = Mailbox(asyncio.get_running_loop(), lambda topic, envelope: answer(envelope))
 
-    def answer(envelope: Envelope) -> bool:
+    mailbox = Mailbox(asyncio.get_running_loop(), Busy(session, lambda envelope: on_offer(envelope)))
+
+    def on_offer(envelope: Envelope) -> None:
         if envelope.payload == b"a":
             put(mailbox, "b")
-        return session.offer(b"", envelope)
 
     put(mailbox, "a")
     mailbox.drain()
@@ -203,11 +215,7 @@ async def test_drains_in_slices(session: Session, monkeypatch: pytest.MonkeyPatc
     clock.put_into(monkeypatch, ["local.mailbox"])
     most = 0
 
-    def offer(topic: bytes, envelope: Envelope) -> bool:
-        clock.turn(0.22 * SLICE)
-        return session.offer(topic, envelope)
-
-    mailbox = Mailbox(asyncio.get_running_loop(), offer)
+    mailbox = Mailbox(asyncio.get_running_loop(), Busy(session, lambda envelope: clock.turn(0.22 * SLICE)))
     texts = [f"{number:02}" for number in range(50)]
     put(mailbox, *texts)
     while not mailbox.is_empty:
@@ -225,11 +233,7 @@ async def test_close_while_it_drains_in_slices(session: Session, monkeypatch: py
     clock = Clock()
     clock.put_into(monkeypatch, ["local.mailbox"])
 
-    def offer(topic: bytes, envelope: Envelope) -> bool:
-        clock.turn(1.0)
-        return session.offer(topic, envelope)
-
-    mailbox = Mailbox(asyncio.get_running_loop(), offer)
+    mailbox = Mailbox(asyncio.get_running_loop(), Busy(session, lambda envelope: clock.turn(1.0)))
     put(mailbox, "a", "b")
     mailbox.drain()
     waiting = await started(mailbox.drained())

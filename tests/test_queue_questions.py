@@ -10,7 +10,7 @@ import pytest
 
 from channels_asyncq.bus.base import Bus
 from channels_asyncq.exceptions import ChannelClosed
-from channels_asyncq.local.buffers import Counters
+from channels_asyncq.local.counters import Counters
 from channels_asyncq.messages.envelopes import Envelope
 from channels_asyncq.session.queues import QueueReader
 from tests.contract import eventually, started

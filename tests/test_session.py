@@ -110,7 +110,7 @@ class TestLeaks:
             task = await started(layer.receive(channel[: channel.index("!") + 1]))
             task.cancel()
             await asyncio.wait([task])
-        assert session_of(layer).hub._watchers == []
+        assert session_of(layer).hub.watchers.waiting == []
 
     async def test_close_channel_without_awaiting(
         self, make_redis: MakeLayer, redis_server: EmbeddedServer, prefix: str
@@ -228,7 +228,7 @@ class TestWorkInOneTurn:
         assert sum(busy.puts) == 6001
         # A slice is 100 of them; it is looked at every 256.
         assert max(busy.puts) <= 100 + 256
-        assert session_of(layer).hub.budget.left == MOST
+        assert session_of(layer).hub.flow.budget.left == MOST
         assert not layer.statistics().dropped
 
     async def test_a_lost_connection_in_the_middle(

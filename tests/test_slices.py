@@ -26,9 +26,9 @@ class Work:
         self.clock = clock
         self.done: list[str] = []
         self.idle = 0
-        self.slices = Slices(asyncio.get_running_loop().call_soon, self._is_idle)
+        self.slices = Slices(asyncio.get_running_loop(), owner=self)
 
-    def _is_idle(self) -> None:
+    def on_idle(self) -> None:
         self.idle += 1
 
     def job(self, name: str, count: int, *, must_end: bool = False, fails: bool = False) -> Iterator[bool]:

@@ -9,7 +9,8 @@ from collections.abc import Awaitable
 
 from .. import threads
 from ..clock import monotonic
-from ..local.buffers import ChannelBuffer, Counters
+from ..local.buffers import ChannelBuffer
+from ..local.counters import Counters
 from ..local.mailbox import Mailbox
 from ..messages.codecs import Codec
 from ..messages.envelopes import Envelope
@@ -291,7 +292,7 @@ class MemoryBus(Bus):
         self._wanted: set[bytes] = set()
         # By topic that is wanted again: of what was put in so far, its envelopes were sent before that.
         self._not_before: dict[bytes, int] = {}
-        self._mailbox = Mailbox(loop, self._receive)
+        self._mailbox = Mailbox(loop, self)
         # Normal channels whose wake-up is in the mailbox.
         self._waking: set[bytes] = set()
         self._is_closed = False
@@ -309,7 +310,7 @@ class MemoryBus(Bus):
         self._receiver.on_overrun()
         return False
 
-    def _receive(self, topic: bytes, envelope: Envelope) -> bool:
+    def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
         if envelope is _WAKE:
             # First: what is pushed from here on has a wake-up of its own.
             self._waking.discard(topic)

@@ -6,33 +6,39 @@ import asyncio
 import contextvars
 import math
 from collections import deque
-from collections.abc import Callable
+from typing import Protocol
 
 from ..clock import monotonic
 from ..messages.envelopes import Envelope
 from ..slices import SLICE
 
-# Envelopes that may wait for one loop; senders of other loops cannot be made to wait, so more are dropped.
+# The envelopes that may wait for one loop. Senders of other loops cannot be made to wait, so more are dropped.
 LIMIT = 10_000
+
+
+class MailboxOwner(Protocol):
+    """What a mailbox calls, always on its loop."""
+
+    def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
+        """Take an envelope. False: it is offered again, and the mailbox waits for the next `drain()`."""
 
 
 class Mailbox:
     """
     A first-in, first-out door into one event loop's session.
 
-    `offer(topic, envelope)` takes an envelope or answers False, which stops the mailbox until `drain()` is called
-    again. `put()`, `put_always()` and `drain_soon()` may be called from any thread, all else only on the loop.
+    `put()`, `put_always()` and `drain_soon()` may be called from any thread, all else only on the loop.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, offer: Callable[[bytes, Envelope], bool]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: MailboxOwner) -> None:
         self._loop = loop
-        # What drains later belongs to nobody who drained earlier.
+        # Later turns do not run in the context of whatever called `drain()` first.
         self._context = contextvars.Context()
-        self._offer = offer
+        self._owner = owner
         self._pending: deque[tuple[bytes, Envelope]] = deque()
-        #: How many envelopes were taken, before the one that is being offered.
+        #: How many envelopes were taken, without the one that is being offered.
         self.taken = 0
-        # Who waits, and how many envelopes must be taken before; the lowest number first.
+        # The waiters of `drained()`, and how many envelopes must be taken for each; the lowest number first.
         self._drained: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._is_scheduled = False
         self._is_resting = False
@@ -45,7 +51,7 @@ class Mailbox:
         return True
 
     def put_always(self, topic: bytes, envelope: Envelope) -> None:
-        """Append what must not be left out, from any thread, however much waits. `drain()` must follow."""
+        """Append an envelope that must not be dropped, from any thread. `drain()` must follow."""
         self._pending.append((topic, envelope))
 
     def drain_soon(self) -> bool:
@@ -60,19 +66,19 @@ class Mailbox:
         return True
 
     def _drain_scheduled(self) -> None:
-        # Before draining: what is put from here on either is seen by drain() or schedules another one.
+        # Before draining: an envelope that is put from here on is either seen by drain() or schedules it again.
         self._is_scheduled = False
         self.drain()
 
     def drain(self) -> None:
-        """Offer everything that waits, until one is not taken; what there is no time for, on the next turn."""
+        """Offer the waiting envelopes until one is not taken; go on in the next turn if the slice is over."""
         if self._is_resting:
             return
         pending = self._pending
         ends = monotonic() + SLICE
         while pending:
             topic, envelope = pending[0]
-            if not self._offer(topic, envelope):
+            if not self._owner.on_envelope(topic, envelope):
                 break
             pending.popleft()
             self.taken += 1
@@ -80,13 +86,13 @@ class Mailbox:
                 self._is_resting = True
                 self._loop.call_soon(self._drain_rested, context=self._context)
                 break
-        self._tell_drained(self.taken)
+        self._notify_drained(self.taken)
 
     def _drain_rested(self) -> None:
         self._is_resting = False
         self.drain()
 
-    def _tell_drained(self, taken: float) -> None:
+    def _notify_drained(self, taken: float) -> None:
         waiting = self._drained
         while waiting and waiting[0][0] <= taken:
             _, waiter = waiting.popleft()
@@ -104,9 +110,9 @@ class Mailbox:
 
     async def drained(self) -> None:
         """
-        Return when all that waits now is taken. Cancelling is safe: the envelopes stay where they are.
+        Return when all the envelopes that wait now are taken. Cancelling is safe: they stay where they are.
 
-        What others put meanwhile is not waited for: they may never cease to.
+        Envelopes that are put meanwhile are not waited for: there may always be more.
         """
         if self._pending:
             waiter = self._loop.create_future()
@@ -114,8 +120,8 @@ class Mailbox:
             await waiter
 
     def close(self) -> int:
-        """Drop what waits and let go of whoever waits for it; return how many envelopes that were."""
+        """Drop the waiting envelopes, and have `drained()` return; return how many envelopes that were."""
         count = len(self._pending)
         self._pending.clear()
-        self._tell_drained(math.inf)
+        self._notify_drained(math.inf)
         return count

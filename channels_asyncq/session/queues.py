@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 from ..bus.base import Bus
 from ..clock import monotonic
 from ..exceptions import ChannelClosed
-from ..local.buffers import ChannelBuffer, Counters
+from ..local.buffers import ChannelBuffer
+from ..local.counters import Counters
 from ..messages.envelopes import Envelope
 
 # The buffer holds the one message that is taken from the server and not yet handed on.

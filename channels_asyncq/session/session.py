@@ -21,10 +21,11 @@ from ..clock import monotonic, time_ns
 from ..events import LOSS, WIRE, record
 from ..exceptions import ChannelClosed, ChannelLayerError, LayerClosed, LayerUnavailable, StillFull
 from ..local.buffers import ChannelView
-from ..local.hub import Hub, Member
+from ..local.groups import Member
+from ..local.hub import Hub
 from ..local.mailbox import LIMIT, Mailbox
 from ..messages.codecs import Codec
-from ..messages.envelopes import CONTROL, EXTERNAL, NOTICE, Envelope
+from ..messages.envelopes import CONTROL, EXTERNAL, Envelope
 from ..messages.external import ExternalMessage
 from ..names import (
     Topic,
@@ -110,14 +111,11 @@ class Session:
         self._topics = Topics(
             options.prefix, options.partitions, [host.db for host in options.hosts], self.session_id
         )
-        call_soon = partial(self.loop.call_soon, context=self._context)
-        self._slices = Slices(call_soon, self._go_on)
-        self._chores = Slices(call_soon, lambda: None, SHORT)
-        self.hub = Hub(
-            options, self._group_is_empty, self._has_room, self._make_notice, self._slices, self._chores
-        )
+        self._slices = Slices(self.loop, self._context, self)
+        self._chores = Slices(self.loop, self._context, seconds=SHORT)
+        self.hub = Hub(options, self, self._slices, self._chores)
         self._bus = make_bus(options, self._topics, codec, self.session_id, self)
-        self.mailbox = Mailbox(self.loop, self.on_envelope)
+        self.mailbox = Mailbox(self.loop, self)
         self._inbox = self._topics.inbox(self.session_id)
         self._everybody = self._topics.everybody
         self._readers: dict[bytes, QueueReader] = {}
@@ -219,7 +217,7 @@ class Session:
             self._random_digits = new_session_ids(_NAMES_AT_ONCE)
         self._locals += 1
         channel = f"{prefix}{self._mark}{self._locals}.{self._random_digits.pop()}"
-        self.hub.make(channel)
+        self.hub.channels.make(channel)
         if self._sweeper is None:
             self._sweep_later()
         return channel
@@ -280,24 +278,24 @@ class Session:
             return await self._next_of_all(channel)
         self._require_open(channel)
         self._sweep_later()
-        return await self.hub.open(channel).get()
+        return await self.hub.channels.open(channel).get()
 
     async def _next_of_all(self, prefix: str) -> Envelope:
         while True:
-            envelope = self.hub.take_any(prefix)
+            envelope = self.hub.channels.take_any(prefix)
             if envelope is not None:
                 return envelope
             self._require_open(prefix)
             if self.is_resting:
                 self.rest_no_more()
-            await self.hub.watch()
+            await self.hub.watchers.watch()
 
     def _reader(self, channel: str) -> QueueReader:
         self._require_open(channel)
         topic = self._topics.queue(channel).topic
         reader = self._readers.get(topic.name)
         if reader is None:
-            if channel in self.hub.closed_names:
+            if channel in self.hub.channels.closed_names:
                 raise ChannelClosed(channel)
             reader = QueueReader(channel, topic.name, self._bus, self.hub.counters, self.on_unreadable)
             self._readers[topic.name] = reader
@@ -329,7 +327,7 @@ class Session:
     def _route_to(self, channel: str) -> ChannelRoute:
         route = self.channel_routes.get(channel)
         if route is None:
-            if channel in self.hub.closed_names:
+            if channel in self.hub.channels.closed_names:
                 raise ChannelClosed(channel)
             if len(self.channel_routes) >= _MOST_ROUTES:
                 self.channel_routes.clear()
@@ -374,7 +372,7 @@ class Session:
         self._require_open(channel)
         session_id = owner_of(channel)
         if session_id == self.session_id:
-            buffer = self.hub.open(channel)
+            buffer = self.hub.channels.open(channel)
             try:
                 async with asyncio.timeout(timeout):
                     await buffer.put_when_free(self._own(payload, channel), self._options.expiry)
@@ -437,7 +435,7 @@ class Session:
                 route = self.channel_routes.get(channel) or self._bus.channel_route(channel)
                 await route.send(payload)
             except ChannelFull:
-                self.hub.count_full(channel)
+                self.hub.overflow.count(channel)
 
     # Groups
 
@@ -489,17 +487,17 @@ class Session:
         member.is_confirmed = True
 
     def _abandon(self, topic: bytes, member: Member) -> None:
-        if self.hub.abandon(topic, member):
-            self._group_is_empty(topic)
+        if self.hub.groups.abandon(topic, member):
+            self.on_group_empty(topic)
 
-    def _group_is_empty(self, topic: bytes) -> None:
+    def on_group_empty(self, topic: bytes) -> None:
         self._bus.unsubscribe(self._topics.group(self._topics.group_named(topic)).topic)
 
     def group_discard(self, group: str, channel: str) -> Awaitable[None] | None:
         """Leave; return an awaitable, or None if it is done."""
         if isinstance(channel, str) and channel in self.hub.channels:
             topic = self.route_to_group(group).topic
-            if self.hub.leave(topic.name, channel):
+            if self.hub.groups.leave(topic.name, channel):
                 self._bus.unsubscribe(topic)
             return None
         self._require_open(channel)
@@ -648,7 +646,7 @@ class Session:
     def _unsubscribe_from(self, topics: list[bytes]) -> Iterator[bool]:
         for topic in topics:
             if topic not in self.hub.groups:  # else somebody has joined meanwhile
-                self._group_is_empty(topic)
+                self.on_group_empty(topic)
             yield False
 
     # What the bus calls
@@ -682,7 +680,7 @@ class Session:
             self._hold()
         return taken
 
-    def _go_on(self) -> None:
+    def on_idle(self) -> None:
         """Take in what arrived while earlier envelopes were delivered."""
         self._bus.resume()
         self.mailbox.drain()
@@ -714,13 +712,12 @@ class Session:
         )
 
     def on_loss(self, reason: str, topics: set[bytes]) -> None:
-        self._tell(reason, topics, partial(self._told, reason))
+        self._notify_loss(reason, topics)
 
     def on_forgotten(self, partitions: Collection[int], topics: set[bytes]) -> None:
         self._memberships.renew(partitions)
         if topics:
-            # The bus has logged it, with the likely cause.
-            self._tell("server_forgot", topics, lambda channels, groups: None)
+            self._notify_loss("server_forgot", topics)
 
     def on_jobs_unknown(self, partitions: Collection[int]) -> int:
         jobs = {reader.channel for reader in self._readers.values()}
@@ -731,19 +728,19 @@ class Session:
             self.hub.counters.dropped["server_forgot"] += count
         return count
 
-    def _tell(self, reason: str, topics: set[bytes], told: Callable[[int, int], None]) -> None:
-        """Tell the channels concerned, in slices; then `told` gets how many these are, and of how many groups."""
+    def _notify_loss(self, reason: str, topics: set[bytes]) -> None:
+        """Notify the channels concerned, in slices; `on_loss_notified()` follows."""
         named, groups = self._topics.group_named, self.hub.groups
-        # What was sent to a channel of ours came to the inbox; nobody knows to which one.
-        self.hub.tell(
+        # A message to one of this session's channels came to the inbox; nobody knows to which channel.
+        self.hub.notify_loss(
             reason,
             ((topic, named(topic)) for topic in topics if topic in groups),
-            told,
             everybody=self._inbox.name in topics,
         )
 
-    def _told(self, reason: str, channels: int, groups: int) -> None:
-        if channels:
+    def on_loss_notified(self, reason: str, channels: int, groups: int) -> None:
+        # The bus has logged that the server forgot something, with the likely cause.
+        if channels and reason != "server_forgot":
             code, meaning = _REASONS[reason]
             record(
                 LOSS,
@@ -754,14 +751,6 @@ class Session:
                 meaning,
                 groups,
             )
-
-    def _make_notice(self, reason: str) -> Envelope | None:
-        """Return a word about a loss, if the setting asks for it; its groups are entered when it is read."""
-        if self._options.on_loss is None:
-            return None
-        notice = Envelope(b"", "", flags=NOTICE, expires_at=math.inf)
-        notice.message = {"type": self._options.on_loss, "reason": reason, "groups": []}
-        return notice
 
     def on_overrun(self) -> None:
         # Not in the hub's counters, which belongs to this loop: two threads that add one may add one in all.
@@ -805,7 +794,7 @@ class Session:
         if self._retry is not None:
             return
         self._held_since = monotonic()
-        self._is_pausing = not self.hub.awaits_a_turn
+        self._is_pausing = not self.hub.flow.awaits_a_turn
         if self._is_pausing:
             self._retry = self.loop.call_later(_PAUSE, self._offer_again, context=self._context)
         else:
@@ -813,10 +802,10 @@ class Session:
 
     def _offer_again(self) -> None:
         self._retry = None
-        self.hub.spend(1000.0 * (monotonic() - self._held_since))
-        self._go_on()
+        self.hub.flow.end_wait(1000.0 * (monotonic() - self._held_since))
+        self.on_idle()
 
-    def _has_room(self) -> None:
+    def on_capacity(self) -> None:
         """All channels that messages are held for have a place again."""
         if self._retry is not None and self._is_pausing:
             self._is_pausing = False
@@ -839,7 +828,7 @@ class Session:
             if reader.is_idle and now - reader.buffer.last_used > self._options.expiry:
                 del self._readers[topic]
                 self._bus.unsubscribe(self._topics.queue(reader.channel).topic)
-        if self.hub.channels or self.hub.closed_names or self._readers:
+        if self.hub.channels or self.hub.channels.closed_names or self._readers:
             self._sweep_later()
 
     # Resting
@@ -866,7 +855,7 @@ class Session:
             bool(self._requests or self._lines or self._joining or self._closing)
             or self._retry is not None
             or self._slices.is_busy
-            or self.hub.is_awaited
+            or self.hub.channels.are_awaited
             or not all(reader.is_idle for reader in self._readers.values())
         )
 
@@ -880,7 +869,7 @@ class Session:
     def close_channel(self, channel: str) -> asyncio.Future[None]:
         """Close a channel now; the future is done when the server has back what was taken for its receivers."""
         check_closable(channel, self.session_id)
-        self.hub.close_channel(channel)
+        self.hub.channels.close(channel)
         self.channel_routes.pop(channel, None)
         topic = self._topics.queue(channel).topic
         reader = self._readers.pop(topic.name, None)

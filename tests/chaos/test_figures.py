@@ -276,14 +276,14 @@ class Stuck:
             await self.layer.group_add("room", channel)
         [session] = self.layer._sessions.values()
         hub = session.hub
-        spend = hub.spend
+        spend = hub.flow.end_wait
 
         def recorded(milliseconds: float) -> None:
-            before = hub.budget.left
+            before = hub.flow.budget.left
             spend(milliseconds)
-            self.spent.append(before - hub.budget.left)
+            self.spent.append(before - hub.flow.budget.left)
 
-        hub.spend = recorded  # type: ignore[method-assign]
+        hub.flow.end_wait = recorded  # type: ignore[method-assign]
 
     @property
     def waited(self) -> float:
