@@ -23,7 +23,8 @@ from django.dispatch import receiver
 
 from . import threads
 from .bus.base import Health
-from .bus.memory import MemoryBus, after_fork_in_child, broker_for, leave_broker
+from .bus.memory.bus import MemoryBus
+from .bus.memory.namespaces import after_fork_in_child, broker_for, leave_broker
 from .bus.redis.bus import RedisBus
 from .bus.resp.connector import check_hosts
 from .bus.resp.supervisor import Outages

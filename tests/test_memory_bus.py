@@ -11,7 +11,8 @@ from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.bus.base import WAITS_SECONDS
-from channels_asyncq.bus.memory import Broker
+from channels_asyncq.bus.memory.broker import Broker
+from channels_asyncq.bus.memory.queues import Waiter
 from channels_asyncq.local import mailbox
 from channels_asyncq.messages.envelopes import Envelope
 from tests.clock import Clock
@@ -25,11 +26,11 @@ async def memory_layer(prefix: str) -> AsyncIterator[AsyncQueueChannelLayer]:
         yield await make_layer()
 
 
-def push(broker: Broker, payload: bytes, capacity: int, waiter: tuple[str, float] | None = None) -> None:
+def push(broker: Broker, payload: bytes, capacity: int, waiter: Waiter | None = None) -> None:
     broker.push("jobs", b"queue:jobs", Envelope(payload, "jobs", expires_at=float("inf")), capacity, waiter)
 
 
-def has_place(broker: Broker, capacity: int, waiter: tuple[str, float] | None = None) -> bool:
+def has_place(broker: Broker, capacity: int, waiter: Waiter | None = None) -> bool:
     """Push, and tell whether it was taken."""
     try:
         push(broker, b"new", capacity, waiter)
@@ -73,7 +74,7 @@ def test_waiting_senders() -> None:
     broker = Broker()
     for payload in (b"1", b"2", b"3"):
         push(broker, payload, 3)
-    first, second, third = ("c", 1.0), ("b", 2.0), ("a", 3.0)
+    first, second, third = Waiter("c", 1.0), Waiter("b", 2.0), Waiter("a", 3.0)
     assert not any(has_place(broker, 3, waiter) for waiter in (second, first, third))
     pop(broker, "r", 1)
     # One place.
@@ -98,7 +99,7 @@ def test_waiting_senders_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     clock.put_into(monkeypatch, ["bus.memory"])
     push(broker, b"1", 1)
-    gone, gives_up, there = ("a", 1.0), ("b", 2.0), ("c", 3.0)
+    gone, gives_up, there = Waiter("a", 1.0), Waiter("b", 2.0), Waiter("c", 3.0)
     assert not has_place(broker, 1, gone)
     clock.turn(WAITS_SECONDS)
     assert not has_place(broker, 1, gives_up)

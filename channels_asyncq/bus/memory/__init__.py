@@ -1,0 +1,1 @@
+"""`memory://`: the same contract as the Redis bus, inside one process and without a server."""

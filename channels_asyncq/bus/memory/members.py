@@ -1,0 +1,41 @@
+"""Normal channels that are members of groups."""
+
+from __future__ import annotations
+
+from ...clock import monotonic
+
+
+class Members(dict[str, dict[str, tuple[float, float]]]):
+    """
+    By group and normal channel, when the membership was added and when it lapses. No group is empty.
+
+    Not thread-safe: the broker's lock is held.
+    """
+
+    def add(self, group: str, channel: str, seconds: float) -> None:
+        now = monotonic()
+        self.setdefault(group, {})[channel] = now, now + seconds
+
+    def discard(self, group: str, channel: str) -> None:
+        members = self.get(group)
+        if members is not None:
+            members.pop(channel, None)
+            if not members:
+                del self[group]
+
+    def of(self, group: str) -> list[str]:
+        """Return the members of a group, after removing those whose membership lapsed."""
+        members = self.get(group, {})
+        now = monotonic()
+        for channel in [channel for channel, (_, until) in members.items() if until <= now]:
+            self.discard(group, channel)
+        return list(members)
+
+    def snapshot(self) -> dict[str, dict[str, float]]:
+        """Return by group and channel when each membership was added."""
+        now = monotonic()
+        found = {
+            group: {channel: added for channel, (added, until) in members.items() if until > now}
+            for group, members in self.items()
+        }
+        return {group: members for group, members in found.items() if members}

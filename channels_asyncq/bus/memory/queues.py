@@ -1,0 +1,139 @@
+"""Normal channels: what waits in them, what sessions have taken, and the senders that wait for a place."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ...clock import monotonic
+from ...local.buffers import ChannelBuffer
+from ...local.counters import Counters
+from ...messages.envelopes import Envelope
+from ..base import WAITS_SECONDS, channel_full
+
+
+class Waiter(NamedTuple):
+    """A session with a sender that waits for a place in a normal channel, and since when."""
+
+    session_id: str
+    since: float
+
+
+class WaitingSessions(dict[str, dict[str, tuple[float, float]]]):
+    """
+    By normal channel and session with a waiting sender, since when it waits, and until when it must ask again.
+
+    Places go to them in their order.
+    """
+
+    def add(self, channel: str, waiter: Waiter) -> None:
+        """Note that a session waits, or goes on waiting."""
+        self.setdefault(channel, {})[waiter.session_id] = waiter.since, monotonic() + WAITS_SECONDS
+
+    def remove(self, channel: str, session_id: str) -> None:
+        waiting = self.get(channel)
+        if waiting is not None:
+            waiting.pop(session_id, None)
+            if not waiting:
+                del self[channel]
+
+    def count_before(self, channel: str, waiter: Waiter | None) -> int:
+        """Return how many sessions came before this one; all of them for a sender that does not wait."""
+        now = monotonic()
+        count = 0
+        for session_id, (since, until) in list(self.get(channel, {}).items()):
+            if until <= now:
+                self.remove(channel, session_id)
+            elif waiter is None or (since, session_id) < (waiter.since, waiter.session_id):
+                count += 1
+        return count
+
+
+class Queues:
+    """
+    The normal channels of one namespace. Not thread-safe: the broker's lock is held.
+
+    record of (session, channel) | what it means, and what ends it
+    -----------------------------|---------------------------------------------------------------------------
+    none                         | the session holds nothing; `pop()` takes a message
+    (number, envelope)           | it holds this one: the same number is answered with it again; a higher number
+                                 | acknowledges it; `give_back()` puts it at the head of the channel
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[str, ChannelBuffer] = {}
+        self._taken: dict[tuple[str, str], tuple[int, Envelope]] = {}
+        self._waiting = WaitingSessions()
+
+    def push(self, channel: str, envelope: Envelope, capacity: int, waiter: Waiter | None) -> None:
+        """
+        Append to a normal channel.
+
+        Raises:
+            ChannelFull: there is no place, or it belongs to a session that waits for it.
+        """
+        queue = self._queues.get(channel)
+        if queue is None:
+            queue = self._queues[channel] = ChannelBuffer(channel, capacity, Counters())
+        queue.resize(capacity)
+        may_push = not self._waiting or self._may_push(channel, queue, waiter)
+        if not may_push or queue.offer(envelope) < 0:
+            if waiter is not None:
+                self._waiting.add(channel, waiter)
+            raise channel_full(channel, capacity)
+        if waiter is not None:
+            self._waiting.remove(channel, waiter.session_id)
+
+    def _may_push(self, channel: str, queue: ChannelBuffer, waiter: Waiter | None) -> bool:
+        """
+        Tell whether there is a place beside those that waiting sessions get.
+
+        A waiting sender is behind those that came before it. Other senders leave them the last place.
+        """
+        queue.drop_expired()
+        free = queue.maxsize - queue.qsize()
+        if waiter is None and free != 1:
+            return free > 0
+        return free > self._waiting.count_before(channel, waiter)
+
+    def stop_waiting(self, channel: str, session_id: str) -> None:
+        """Give up the place in line of a session's senders."""
+        self._waiting.remove(channel, session_id)
+
+    def pop(self, channel: str, session_id: str, number: int) -> Envelope | None:
+        """Return what the session took under this number, or take the oldest message; None if there is none."""
+        taken = self._taken.get((session_id, channel))
+        if taken is not None and taken[0] == number:
+            return taken[1]
+        queue = self._queues.get(channel)
+        envelope = queue.take() if queue is not None else None
+        if envelope is None:
+            self._queues.pop(channel, None)
+            self._taken.pop((session_id, channel), None)
+        else:
+            self._taken[session_id, channel] = (number, envelope)
+        return envelope
+
+    def give_back(self, channel: str, session_id: str, number: int) -> bool:
+        """Put the message back that the session took under this number; False if it does not hold it."""
+        taken = self._taken.get((session_id, channel))
+        if taken is None or taken[0] != number:
+            return False
+        del self._taken[session_id, channel]
+        queue = self._queues.get(channel)
+        if queue is None:
+            queue = self._queues[channel] = ChannelBuffer(channel, 1, Counters())
+        queue.put_back(taken[1])
+        return True
+
+    def forget_session(self, session_id: str) -> None:
+        """Acknowledge what a session has taken: it is gone."""
+        for key in [key for key in self._taken if key[0] == session_id]:
+            del self._taken[key]
+
+    def lengths(self) -> dict[str, int]:
+        """Return how many messages wait in each channel that is not empty."""
+        return {channel: queue.queued for channel, queue in self._queues.items() if queue.queued}
+
+    def clear(self) -> None:
+        self._queues.clear()
+        self._taken.clear()
