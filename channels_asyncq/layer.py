@@ -30,7 +30,7 @@ from .bus.resp.connector import check_hosts
 from .bus.resp.supervisor import Outages
 from .exceptions import ChannelClosed, LayerClosed
 from .local.buffers import ChannelBuffer, ChannelView
-from .messages.codecs import Codec
+from .messages.codecs import codec_for
 from .messages.external import ExternalMessage
 from .names import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, owner_of
 from .process import relay
@@ -147,7 +147,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         super().__init__(options.expiry, options.capacity, options.channel_capacity)  # type: ignore[arg-type]
         #: Types of the messages that the layer itself sends to the channels it owns.
         self.notices = options.notices
-        self._codec = Codec(options.serializer_format)
+        self._codec = codec_for(options.serializer_format)
         self._max_message_size = options.max_message_size
         self._make_bus = _bus_factory(options, self)
         self._start_afresh()

@@ -24,12 +24,14 @@ from django.utils.safestring import mark_safe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels_asyncq.messages.codecs import MAX_DEPTH, MAX_SET_DEPTH, BadPayload, Codec, decode_json
+from channels_asyncq.messages.codecs import BadPayload, Codec, JsonCodec, decode_json
+from channels_asyncq.messages.extensions import MAX_SET_DEPTH
+from channels_asyncq.messages.plain import MAX_DEPTH
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 CODECS = {
-    "msgpack": Codec("msgpack"),
-    "json": Codec("json"),
+    "msgpack": Codec(),
+    "json": JsonCodec(),
 }
 
 
@@ -312,7 +314,7 @@ def test_each_decode_gives_its_own_message() -> None:
 
 def test_plain_message_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message of usual values costs one call of ormsgpack; no Python looks at its values."""
-    monkeypatch.setattr("channels_asyncq.messages.codecs._plain", None)
+    monkeypatch.setattr("channels_asyncq.messages.codecs.plain", None)
     message = {
         "type": "chat.message",
         "id": 2**40,

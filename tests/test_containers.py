@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels_asyncq.messages import containers
-from channels_asyncq.messages.codecs import BadPayload, Codec, decode_json
+from channels_asyncq.messages.codecs import BadPayload, Codec, JsonCodec, decode_json
 from channels_asyncq.messages.containers import MOST_CONTAINERS, are_too_many, are_too_many_in_json
 
-MSGPACK, JSON = Codec(), Codec("json")
+MSGPACK, JSON = Codec(), JsonCodec()
 NESTED = range(7, 10)
 DATE = datetime.date(2026, 1, 2)
 SCALARS = (
