@@ -1,4 +1,4 @@
-"""The clock that everything here goes by, which no test stops."""
+"""The clock of this package, which no test freezes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["monotonic", "time_ns"]
 
 def _own_copy() -> ModuleType:
     """
-    Return another module `time`, with functions of its own.
+    Return another instance of the module `time`, with functions of its own.
 
-    freezegun replaces the functions of `time` in every module that holds one: a frozen `monotonic()` jumps by
-    decades, so that whatever waits here would expire, and then stands still. It knows them by their identity,
-    and does not know these. They are as fast as the others, and real also if the clock is frozen just now.
+    freezegun replaces the functions of `time` in every module that refers to them. A frozen `monotonic()` jumps
+    by decades, so that all that waits here would expire, and then stands still. freezegun finds functions by
+    identity, so it leaves these alone. They are as fast as those of `time`, and work under a frozen clock too.
     """
     spec = find_spec("time")
     assert spec is not None and spec.loader is not None
@@ -26,7 +26,7 @@ def _own_copy() -> ModuleType:
 
 _time = _own_copy()
 
-#: `time.monotonic()`, for all that compares times of this process.
+#: `time.monotonic()`, for times that are compared within this process.
 monotonic: Callable[[], float] = _time.monotonic
-#: `time.time_ns()`, for what other processes compare with their own.
+#: `time.time_ns()`, for times that other processes compare with theirs.
 time_ns: Callable[[], int] = _time.time_ns

@@ -13,20 +13,20 @@ LOSS = logging.getLogger("channels_asyncq.loss")
 WIRE = logging.getLogger("channels_asyncq.wire")
 
 EVERY = 10.0
-#: A fault that lasts is said again after `EVERY`, then after twice as long, and so on up to this.
+#: A fault that lasts is logged again after `EVERY` seconds, then after twice as long, and so on up to this.
 LONGEST = 640.0
-#: One that was not met for so long is a new one.
+#: A fault that was not met for this many seconds is a new fault.
 FORGOTTEN = 60.0
 _MOST_FAULTS = 64
 
 
 def record(logger: logging.Logger, level: int, code: str, text: str, *arguments: object) -> None:
-    """Log one line; the record carries the event code as `record.code` and at the end of its text."""
+    """Log one line. The event code is in `record.code` and at the end of the text."""
     logger.log(level, text + " [%s]", *arguments, code, extra={"code": code})
 
 
 class Throttle:
-    """One line per event code and ten seconds; the next line says how many were left out."""
+    """At most one line in ten seconds for each event code; the next line says how many were left out."""
 
     __slots__ = ("_last", "_left_out")
 
@@ -58,9 +58,9 @@ class _Fault:
 
 class Faults:
     """
-    Faults that may last, of all who meet them, from any thread: one line at once, then ever more seldom.
+    Log lines for faults that may last, whichever thread meets them: one at once, then at growing intervals.
 
-    Each next line says how often the same fault was met since the last one. A fault is an event code and a cause.
+    Each later line says how often the fault was met since the line before. A fault is an event code and a cause.
     """
 
     def __init__(self) -> None:
@@ -85,14 +85,14 @@ class Faults:
         record(logger, level, code, text, *arguments)
 
     def _met(self, code: str, cause: str) -> int | None:
-        """Note that a fault was met; return how often it was left out if a line is due."""
+        """Note that a fault was met. Return how many lines were left out if one is due now, else None."""
         with self._lock:
             now = monotonic()
             fault = self._known.pop((code, cause), None)
             if fault is None or now - fault.met_at >= FORGOTTEN:
                 fault = _Fault(now, now)
                 if len(self._known) >= _MOST_FAULTS:
-                    del self._known[next(iter(self._known))]  # the one that was met longest ago
+                    del self._known[next(iter(self._known))]  # the fault that was met longest ago
             self._known[code, cause] = fault
             fault.met_at = now
             if now < fault.due:

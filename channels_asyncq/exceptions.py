@@ -1,8 +1,8 @@
 """
 The errors of the layer, in one tree under `ChannelLayerError`.
 
-`ChannelFull` and `MessageTooLarge` are not here: they are those of `channels.exceptions`, because code that
-catches them was written against Channels.
+`ChannelFull` and `MessageTooLarge` are those of `channels.exceptions`: code that catches them was written for
+Channels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class ChannelLayerError(Exception):
-    """Everything that this layer raises of its own accord."""
+    """The base of the errors that this layer defines."""
 
 
 class ChannelClosed(ChannelLayerError):
@@ -32,7 +32,7 @@ class ChannelClosed(ChannelLayerError):
     """
 
     def __init__(self, channel: str, message: str | None = None) -> None:
-        # All arguments go to Exception, so that the error survives pickling and copying.
+        # All arguments are passed to Exception, so that the error can be pickled and copied.
         super().__init__(channel, message)
         self.channel = channel
         self._message = message or f"Channel {channel!r} is closed."
@@ -46,7 +46,7 @@ class LayerClosed(ChannelClosed):
     The whole layer was closed with `close()`, and with it every channel.
 
     Attributes:
-        channel: the name that was used, `""` where the operation names no channel.
+        channel: the name in the call, `""` where the call names no channel.
     """
 
     def __init__(self, channel: str = "", message: str | None = None) -> None:
@@ -56,15 +56,15 @@ class LayerClosed(ChannelClosed):
 
 class LayerUnavailable(ChannelLayerError, ConnectionError):
     """
-    The server cannot be reached, or takes nothing now. Also a builtin `ConnectionError`.
+    The server cannot be reached, or refuses to serve now. Also a builtin `ConnectionError`.
 
     Attributes:
         address: where the server was expected, without credentials.
-        reason: what went wrong, in words; those of the server if it answered.
+        reason: what went wrong; the server's own words if it answered.
     """
 
     def __init__(self, address: str, reason: str, is_refusal: bool = False) -> None:
-        # One argument only: two would become an OSError's errno and strerror.
+        # One argument: two would become errno and strerror of the OSError.
         super().__init__(
             f"{address} refused: {reason}" if is_refusal else f"No connection to {address}: {reason}"
         )

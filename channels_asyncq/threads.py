@@ -1,7 +1,7 @@
 """
 Python's own locks, threads and selectors, also where gevent or eventlet has replaced them.
 
-There a thread is a greenlet, and an event loop in one would be the running loop of all others of its thread.
+There a thread is a greenlet, and an event loop in a greenlet would be the running loop of its whole thread.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Joinable(Protocol):
 
 def _patcher() -> ModuleType | None:
     """
-    Return the module that has made greenlets take turns in this process, or None.
+    Return the module that has patched threads or sockets in this process, or None.
 
-    It may have left threads alone: where a greenlet that reads lets others run, one that sends must too.
+    With patched sockets alone, too, a greenlet that waits must let the others run.
     """
     gevent = sys.modules.get(_GEVENT)
     if gevent is not None and (gevent.is_module_patched("threading") or gevent.is_module_patched("socket")):
@@ -44,12 +44,12 @@ def _patcher() -> ModuleType | None:
 
 
 def are_greenlets() -> bool:
-    """Whether threads are greenlets in this process. It may begin late: gunicorn patches after `--preload`."""
+    """Tell whether threads are greenlets in this process. This may change: gunicorn patches after `--preload`."""
     return _patcher() is not None
 
 
 def original(module: str, name: str) -> Any:
-    """Return what a name of a module of the standard library means when nobody has replaced it."""
+    """Return the unpatched object of a name in a module of the standard library."""
     patcher = _patcher()
     if patcher is None:
         return getattr(importlib.import_module(module), name)
@@ -59,7 +59,7 @@ def original(module: str, name: str) -> Any:
 
 
 def lock() -> threading.Lock:
-    """Return a lock between threads. It must not be held where a greenlet may be switched."""
+    """Return a lock between threads. No greenlet may switch while it is held."""
     if not are_greenlets():
         return threading.Lock()
     made: threading.Lock = original("_thread", "allocate_lock")()
@@ -67,7 +67,7 @@ def lock() -> threading.Lock:
 
 
 def selector() -> selectors.BaseSelector:
-    """Return the best selector of this system, which blocks its thread and no other."""
+    """Return the best unpatched selector of this system: it blocks only its own thread."""
     patcher = _patcher()
     if patcher is not None and patcher.__name__ == _EVENTLET:
         best = _selectors_without_eventlet(patcher).DefaultSelector
@@ -78,7 +78,7 @@ def selector() -> selectors.BaseSelector:
 
 
 def _selectors_without_eventlet(patcher: ModuleType) -> ModuleType:
-    # eventlet's own copy was made when `select` had lost its epoll, and takes no more than 1024 files.
+    # eventlet's own copy was made after it had removed epoll from `select`: it takes at most 1024 files.
     spec = importlib.util.find_spec("selectors")
     assert spec is not None and spec.loader is not None
     copy = importlib.util.module_from_spec(spec)
@@ -91,7 +91,7 @@ def _selectors_without_eventlet(patcher: ModuleType) -> ModuleType:
 
 
 def start(target: Callable[[], None], name: str) -> Joinable:
-    """Start a daemon thread: other threads are joined before atexit handlers run."""
+    """Start a daemon thread. (Threads that are no daemons are joined before atexit handlers run.)"""
     if are_greenlets():
         return _RealThread(target)
     thread = threading.Thread(target=target, name=name, daemon=True)
@@ -100,7 +100,7 @@ def start(target: Callable[[], None], name: str) -> Joinable:
 
 
 class _RealThread:
-    """A thread beside that of the greenlets. Nobody joins it at the exit."""
+    """A real thread where threads are greenlets. It is not joined at exit."""
 
     def __init__(self, target: Callable[[], None]) -> None:
         self._target = target
@@ -120,15 +120,15 @@ class _RealThread:
 
 
 class Bell:
-    """What a greenlet waits for while others run: a thread rings it once."""
+    """An event that a real thread sets once; a greenlet that waits for it lets other greenlets run."""
 
     def __init__(self) -> None:
-        # Replaced too: reading from it switches to other greenlets.
+        # Patched sockets: a read switches to other greenlets.
         self._ours, self._theirs = socket.socketpair()
         self._theirs.setblocking(False)
 
     def ring(self) -> None:
-        """From any thread; of no effect once it is closed."""
+        """Set the event, from any thread. Does nothing after `close()`."""
         try:
             self._theirs.send(b"!")
         except OSError:

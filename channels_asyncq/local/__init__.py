@@ -1,1 +1,1 @@
-"""What one event loop holds: its channels, its groups, and the door through which others hand it messages."""
+"""What one event loop holds: its channels, its groups, and the mailbox for messages from other loops."""

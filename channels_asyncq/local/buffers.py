@@ -238,11 +238,12 @@ class ChannelBuffer(QueueInterface):
         self._receivers.append(waiter)
 
     def stop_waking(self, waiter: asyncio.Future[None]) -> None:
-        """Take a future back that was given to `wake()`: its owner takes nothing now."""
+        """Withdraw a future that was given to `wake()`: its owner does not take an envelope now."""
         if self._receivers and waiter in self._receivers:
             self._receivers.remove(waiter)
         elif self._envelopes:
-            _wake_first(self._receivers)  # woken and cancelled at once: the next receiver gets the envelope
+            # It was woken and cancelled in one turn: the next receiver gets the envelope.
+            _wake_first(self._receivers)
         self.last_used = monotonic()
 
     def _note_place_free(self) -> None:
@@ -253,13 +254,12 @@ class ChannelBuffer(QueueInterface):
         if self.losses and 2 * len(self._envelopes) <= self.capacity:
             self._note_caught_up(self.losses)
         if self._senders is not None and self._senders.line:
-            self.last_used = (
-                monotonic()
-            )  # the sender has yet to run: until then nothing else shows that it is here
+            # In use: the woken sender has yet to run, and until then nothing else shows that it is there.
+            self.last_used = monotonic()
             self._senders.hand_out()
 
     def _note_caught_up(self, losses: Losses) -> None:
-        """Begin anew with losses: what was missed after a notice was read gets another notice now."""
+        """End the losses that the reader has caught up with; later losses get another notice now."""
         for reason, groups in losses.end_read_ones():
             self.notify_loss(reason, groups, at_head=False)
 
@@ -320,7 +320,7 @@ class ChannelBuffer(QueueInterface):
         if self._senders is not None:
             self._senders.hand_out()
 
-    # What is in it
+    # Contents
 
     @property
     def waiting(self) -> int:

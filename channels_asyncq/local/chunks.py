@@ -7,9 +7,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Channels that are served between two looks at the clock.
+# Channels that are served between two checks of the clock.
 MANY = 256
-# The same where each of them costs ten times as much.
+# Likewise, where serving a channel costs ten times as much.
 SOME = 64
 
 

@@ -1,1 +1,1 @@
-"""From a message to the bytes that travel, and back."""
+"""Messages, the bytes in which they travel, and the envelopes around these."""

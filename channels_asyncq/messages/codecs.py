@@ -53,8 +53,8 @@ class Codec:
             packed = ormsgpack.packb(message, simpler, OPTIONS)
         except TypeError:
             packed = None
-        # ormsgpack packs up to 2**64 - 1, the specification ends at 2**63 - 1. Greek text looks the same, so such
-        # a message is walked too.
+        # ormsgpack packs ints up to 2**64 - 1, but the specification ends at 2**63 - 1. Greek text contains the
+        # same bytes; walking it too does no harm.
         if packed is None or (UINT64 in packed and _BIG_UINT64.search(packed)):
             walked = plain(message, as_json=False)
             if packed is None:
@@ -94,11 +94,11 @@ class Codec:
 
 
 class JsonCodec(Codec):
-    """The same in JSON, for JSON's types only."""
+    """The interface of `Codec` in JSON, for JSON's types only."""
 
     def encode(self, message: dict[str, Any]) -> bytes:
         _require_dict(message)
-        # Walked always: json turns keys that are no str into str without an error.
+        # Always walked: json.dumps() turns keys of other types into str without an error.
         walked = plain(message, as_json=True)
         data = json.dumps(walked, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         if len(data) > MOST_CONTAINERS and are_too_many_in_json(data):
@@ -125,10 +125,10 @@ def _require_dict(message: object) -> None:
 
 def decode_json(data: bytes) -> dict[str, Any]:
     """
-    Return the message in `data`, strict JSON in UTF-8, of whatever origin.
+    Return the message in `data`, strict JSON in UTF-8. Other programs may have written it.
 
     Raises:
-        BadPayload: not JSON, not an object, or something in it that no message may hold.
+        BadPayload: it is not JSON, not an object, or holds a value that no message may hold.
     """
     if len(data) > MOST_CONTAINERS and are_too_many_in_json(data):
         raise BadPayload(TOO_MANY)
@@ -136,7 +136,7 @@ def decode_json(data: bytes) -> dict[str, Any]:
         text = data.decode()
         message = _JSON.decode(text)
         if "\\ud" in text or "\\uD" in text:
-            # Half of a surrogate pair, escaped, gives a str that nothing can encode.
+            # An escaped half of a surrogate pair decodes to a str that cannot be encoded.
             json.dumps(message, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise BadPayload(f"Not a message in JSON: {exc}.") from exc
@@ -146,7 +146,7 @@ def decode_json(data: bytes) -> dict[str, Any]:
 
 
 def _json_int(text: str) -> int:
-    # The length first: reading a long number takes the square of it.
+    # The length first: int() takes quadratic time.
     if len(text) > 20 or not fits(value := int(text)):
         raise ValueError(f"{text[:24]} is beyond 64 bits")
     return value

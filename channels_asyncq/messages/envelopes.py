@@ -14,55 +14,55 @@ from .sealing import SEAL_SIZE, BadSeal, Seal, TooOld
 WIRE_VERSION = 1
 ENCRYPTED = 1
 CONTROL = 2
-# A word to the reader about a loss; never on the wire.
+# A loss notice; never on the wire.
 NOTICE = 4
-# JSON of another program; never on the wire.
+# JSON from another program; never on the wire.
 EXTERNAL = 8
 # Stands in a log for a message that is too large for it.
 HEADER_ONLY = 16
 _KNOWN_FLAGS = ENCRYPTED | CONTROL | HEADER_ONLY
 
-# version, flags, CRC-32 of the flags and of everything behind it; of a sealed batch the id of the key
+# Version, flags, CRC-32 of the flags and of everything behind it; in a sealed batch the id of the key
 _START = struct.Struct(">BBI")
-# Session id, number of the first message, how many there are
+# Session id, number of the first message, number of messages
 _SENDER = struct.Struct(f">{SESSION_ID_BYTES}sQH")
-# All of it, and the table's entry of the first message
+# Both, and the table's entry of the first message
 _HEADER = struct.Struct(f">BBI{SESSION_ID_BYTES}sQHII")
-# The same without what comes before the sender, for a batch of one
+# The header of a batch of one, from the session id on
 _ONE = struct.Struct(f">{SESSION_ID_BYTES}sQHII")
-_CHECKED = _START.size  # what the checksum covers begins there
+_CHECKED = _START.size  # the checksum covers everything from there
 _LARGE = 4096
-#: Bytes of a batch beside the names and bodies in it: of the batch, but for a seal, and of each message.
+#: Bytes of a batch beside names, bodies and a seal: of the batch itself, and of each message.
 BATCH_SIZE = _START.size + _SENDER.size
 ITEM_SIZE = 8
-#: Bytes of a batch of several messages, at most.
+#: The most bytes of a batch of several messages.
 MOST_JOINED = 4096
-# What shares a command may be packed in several batches.
+# Messages that share a command may be packed in several batches.
 _MOST_IN_A_ROW = 2 * MOST_JOINED
 _MOST_ITEMS = MOST_JOINED // ITEM_SIZE
 
-# Versions are below it.
+# All versions are below this byte.
 FIRST_PRINTABLE = 32
 
 _CHANGED = "truncated or changed: its checksum does not fit"
 
 
 class BadEnvelope(ValueError):
-    """Bytes that are no envelope of a version this release reads; the text says what is wrong with them."""
+    """Bytes that are no batch of a version that this release reads; the text says why."""
 
 
 class Expired(BadEnvelope):
-    """A batch of one of our keys' holders for this place, which was sealed too long ago."""
+    """A valid batch that was sealed too long ago."""
 
 
 class Envelope:
     """
-    One message under way or waiting: the encoded message and what the layer must know about it.
+    One message under way or waiting: the encoded message, its target and its sender.
 
-    The same object waits in the buffer of every member of a group in one event loop, so nobody changes it after
-    it was put there. `expires_at` is a time of `clock.monotonic()`; `excluded` holds full channel names.
-    `message` is the decoded form of a payload that came over the wire and was checked, or that somebody here has
-    decoded: `Session.opened()` gives the first receiver this one and each other one a dict of its own.
+    The same object waits in the buffers of all members of a group in one event loop: it does not change there.
+    `expires_at` is a time of `clock.monotonic()`; `excluded` holds full channel names. `message` is the decoded
+    payload: the check at arrival has decoded it, or a receiver. `Session.opened()` gives this dict to the first
+    receiver, and to each other one a dict of its own.
     """
 
     __slots__ = (
@@ -96,15 +96,15 @@ class Envelope:
         self.excluded = excluded
         self.expires_at = expires_at
         self.message: dict[str, Any] | None = None
-        # Whether copying `message` is as good as decoding again; None: nobody has looked.
+        # Whether a copy of `message` equals decoding again; None: not known yet.
         self.is_flat: bool | None = None
-        self.holders = 0  # buffers it waits in; counted only when the bytes of a process are limited
+        self.holders = 0  # the buffers it waits in; counted only where `max_buffered_bytes` is set
 
     def copy(self) -> Envelope:
         """
         Return an envelope of the same message for another event loop.
 
-        Each loop counts the buffers that hold its own, and decodes the message for its own receivers.
+        Each loop counts its own buffers, and decodes the message for its own receivers.
         """
         return Envelope(
             self.payload, self.target, self.session_id, self.seq, self.flags, self.excluded, self.expires_at
@@ -115,19 +115,19 @@ class Envelope:
 
 
 def pack_names(target: str, excluded: tuple[str, ...] = ()) -> bytes:
-    """Return the part of a message that says whom it is for: ASCII names, the target's behind its length."""
+    """Return the names of a message: the length of the target, the target, the excluded channels; in ASCII."""
     names = b"%c%b" % (len(target), target.encode())
     return names + ",".join(excluded).encode() if excluded else names
 
 
 def batch_size(seal: Seal | None) -> int:
-    """Return how many bytes of a batch are not of the messages in it."""
+    """Return how many bytes a batch has beside its messages."""
     return BATCH_SIZE if seal is None else BATCH_SIZE + SEAL_SIZE
 
 
 @lru_cache(_MOST_ITEMS)
 def _table(count: int) -> struct.Struct:
-    """Of each message: the length of its names, 0 for those of the message before it; the length of its body."""
+    """For each message, the length of its names (0: as in the message before), and the length of its body."""
     return struct.Struct(f">{2 * count}I")
 
 
@@ -140,12 +140,12 @@ def pack(
     place: bytes = b"",
 ) -> bytes:
     """
-    Return the bytes of a batch: one message or more of one sender and for one topic, in this order.
+    Return the bytes of a batch: one or more messages of one sender and for one topic, in this order.
 
-    Each message is what `pack_names()` returned, and the encoded body. `first` is the number of the first.
-    If there is a `seal`, the batch is sealed with it, for this `place`. It has `batch_size()` bytes, and
-    `ITEM_SIZE`, names and body for each message; of several messages `MOST_JOINED` at most. Names that are those
-    of the message before are left out if the first two are alike.
+    Each message is a pair: the names by `pack_names()`, and the encoded body. `first` is the number of the first
+    one. With a `seal` the batch is sealed for this `place`. It has `batch_size()` bytes, and for each message
+    `ITEM_SIZE`, names and body; several messages may have `MOST_JOINED` in all. Names that are equal to those of
+    the message before are left out if the first two are equal.
     """
     count = len(messages)
     if count == 1:
@@ -155,7 +155,7 @@ def pack(
         parts: list[bytes] = []
         for message in messages:
             parts += message
-        # Those of a group have the same names; those to channels rarely do.
+        # Messages to a group have equal names; messages to channels rarely have.
         if parts[0] == parts[2]:
             for at in range(2 * count - 2, 0, -2):
                 if parts[at] == parts[at - 2]:
@@ -173,14 +173,14 @@ def unpack(
     data: bytes, seal: Seal | None = None, place: bytes = b"", *, is_late: bool = False
 ) -> list[Envelope]:
     """
-    Return the envelopes in the bytes of one batch, or of several in a row, which arrived at this place.
+    Return the envelopes in the bytes of one batch, or of several in a row, that arrived at this place.
 
-    With a `seal` they must be sealed, and without one they must not. With `is_late=True` they may be of any age.
+    With a `seal` they must be sealed, without it they must not. With `is_late=True` they may be of any age.
 
     Raises:
-        BadEnvelope: truncated or changed, of a version or with flags that this release does not know, names
-            that are not text, or a seal that does not fit.
-        Expired: nothing of that, but it was sealed too long ago.
+        BadEnvelope: truncated or changed, an unknown version or unknown flags, names that are not ASCII, or a
+            seal that does not fit.
+        Expired: valid, but sealed too long ago.
     """
     envelopes: list[Envelope] = []
     end = _unpack_batch(data, 0, envelopes, seal, place, is_late)
@@ -194,7 +194,7 @@ def unpack(
 def _unpack_batch(
     data: bytes, start: int, envelopes: list[Envelope], seal: Seal | None, place: bytes, is_late: bool
 ) -> int:
-    """Add the messages of the batch that begins there to `envelopes`; return where it ends."""
+    """Add the messages of the batch that begins at `start` to `envelopes`; return where it ends."""
     size = len(data) - start
     if size < _HEADER.size:
         raise BadEnvelope(f"{size} bytes are too few for a header")
@@ -228,7 +228,7 @@ def _unpack_batch(
     if end > len(data):
         raise BadEnvelope(f"truncated: {size} bytes, and the header announces {end - start}")
     if seal is None:
-        # Of a small one a copy is cheaper than a view.
+        # Copying a small batch is cheaper than a view.
         checked = data if end - start < _LARGE else memoryview(data)
         if zlib.crc32(checked[start + _CHECKED : end], flags) != check:
             raise BadEnvelope(_CHANGED)
@@ -248,7 +248,7 @@ def _unpack_batch(
     for index in range(0, 2 * count, 2):
         body = at + lengths[index]
         if body > at:
-            # Names that are left out are those of the message before.
+            # Without names: those of the message before.
             target, excluded = _unpack_names(content[at:body])
         at = body + lengths[index + 1]
         envelopes.append(Envelope(content[body:at], target, session_id, seq, flags, excluded))
@@ -257,7 +257,7 @@ def _unpack_batch(
 
 
 def _unpack_names(names: bytes) -> tuple[str, tuple[str, ...]]:
-    """Return target and excluded channels of what `pack_names()` returned."""
+    """Return target and excluded channels of names by `pack_names()`."""
     end = 1 + names[0]
     if end > len(names):
         raise BadEnvelope(f"{len(names)} bytes of names, and the target's name ends at {end}")
@@ -272,9 +272,9 @@ def _unpack_names(names: bytes) -> tuple[str, tuple[str, ...]]:
 
 class Format(NamedTuple):
     """
-    One version of the wire: its number, the first byte of each batch, and how batches are made and read.
+    One version of the wire: its number, which is the first byte of each batch, and how to pack and unpack.
 
-    The second byte is never `#`, which stands there in what is pushed from a log; versions end below 32.
+    The second byte is never `#`: pushes of logged messages are recognised by it. Versions are below 32.
     """
 
     version: int
@@ -296,8 +296,8 @@ class Formats:
         self._formats = {one.version: one for one in formats}
         self.versions = sorted(self._formats)
         self.oldest, self.newest = self.versions[0], self.versions[-1]
-        #: How to read bytes, by the first of them: the newest format says what is wrong with those of no format.
-        #: (A method in its place cost each push 0.1 us.)
+        #: By their first byte, how to unpack bytes; the newest format raises the error for an unknown version.
+        #: (A method in its place costs each push 0.1 us.)
         self.unpack = _Unpackers({b"%c" % one.version: one.unpack for one in formats})
         self.unpack.newest = self[self.newest].unpack
 
@@ -305,9 +305,9 @@ class Formats:
         return self._formats[version]
 
     def is_foreign(self, data: bytes) -> bool:
-        """Tell whether these bytes begin like a batch of a version that this release does not read."""
+        """Tell whether these bytes may be a batch of a version that this release does not read."""
         return bool(data) and 0 < data[0] < FIRST_PRINTABLE and data[0] not in self._formats
 
 
-#: What this release reads. It writes the newest that all processes of a prefix read.
+#: The formats that this release reads. It writes the newest one that all processes of a prefix read.
 FORMATS = Formats(Format(WIRE_VERSION, pack, unpack))

@@ -1,4 +1,4 @@
-"""Messages of other programs, which only publish: what they may be, and the dict in which receivers get them."""
+"""Messages that other programs publish: which ones are accepted, and the dict in which receivers get them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-#: Methods and attributes of Channels' consumers, which look for a type's handler under its name with underscores
-#: for dots: a message of type `disconnect`, from another program, would run a consumer's `disconnect()`.
+#: Methods and attributes of Channels' consumers. A consumer finds the handler of a type by its name, with
+#: underscores for dots: a message of type `disconnect` from another program would run `disconnect()`.
 CONSUMER_NAMES = frozenset(
     {
         "accept",
@@ -36,13 +36,13 @@ CONSUMER_NAMES = frozenset(
         "send_response",
     }
 )
-# What servers say to consumers. A program may send to the client, and not in the client's name.
+# Types that a server sends to a consumer. Another program may send to the client, but not pose as the server.
 _OF_SERVERS = ("websocket_", "http_")
 _TO_THE_CLIENT = "websocket.send"
 
 
 class ExternalMessage(dict[str, Any]):
-    """A message from outside, as `receive()` returns it: a dict by which a consumer can tell where it is from."""
+    """A message of another program, as `receive()` returns it: consumers recognise it by its class."""
 
     def copy(self) -> ExternalMessage:
         return ExternalMessage(self)
@@ -50,13 +50,13 @@ class ExternalMessage(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """The types and groups that other programs may send, by patterns; None for all but those of servers."""
+    """Patterns of the types that other programs may send, and of the groups they may send to; None: any."""
 
     types: tuple[re.Pattern[str], ...] | None = None
     groups: tuple[re.Pattern[str], ...] | None = None
 
     def refusal(self, message: dict[str, Any], group: str, notices: frozenset[str]) -> str | None:
-        """Return why a message to this group is refused, or None. `notices` are the types of the layer's own."""
+        """Return why a message to this group is refused, or None. `notices` are types of the layer itself."""
         kind = message.get("type")
         if not isinstance(kind, str) or not kind:
             return "JSON without a `type`"

@@ -19,7 +19,7 @@ def fits(value: int) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a short description of any value, also one whose repr() fails."""
+    """Return a short description of any value, even if its repr() fails."""
     try:
         text = repr(value)
     except Exception:
@@ -51,7 +51,7 @@ class _Walk:
         self._path: list[tuple[object, str | int | None]] = []
 
     def plain(self, value: Any) -> Any:
-        # One frame for each level: MAX_DEPTH of them must fit into anybody's stack.
+        # One frame for each level: MAX_DEPTH frames must fit on top of any caller's stack.
         while (kind := type(value)) not in _USUAL:
             value = self._nearer(value)
         if kind is str:

@@ -1,7 +1,7 @@
 """
-Batches that only a holder of a key can read or make, each for one place and for a limited time.
+Batches that only the holder of a key can read or make, each for one place and for a limited time.
 
-docs/design.md ("Sealed batches") says what is bound to what, and why keys and nonces are made as they are.
+docs/design.md ("Sealed batches") explains what is bound to a place, and how keys and nonces are derived.
 """
 
 from __future__ import annotations
@@ -23,49 +23,49 @@ CLOCK_ALLOWANCE = 10
 #: Seconds by which a sender's clock may be ahead.
 FUTURE_ALLOWANCE = 60
 
-# The kinds of places. The same name may be a topic and a list, and a topic may have a log.
+# The kinds of places. A topic and a list may have the same name, and a topic may have a log.
 TOPIC = b"topic"
 LOG = b"log"
 QUEUE = b"queue"
 
-# What a key of the setting is used for, here and nowhere else: channels_redis makes its keys of the same setting.
+# Keys are derived for this purpose only: channels_redis derives other keys from the same setting.
 _PURPOSE = b"channels_asyncq AES-256-GCM 1"
 _KEY_ID = struct.Struct(">I")
-# When it was sealed, in ms since 1970
+# The time of sealing, in ms since 1970
 _TIME = struct.Struct(">Q")
 _NONCE_SIZE = 12
 _TAG_SIZE = 16
-#: Bytes that a sealed batch has more than another.
+#: Bytes that sealing adds to a batch.
 SEAL_SIZE = _TIME.size + _NONCE_SIZE + _TAG_SIZE
-# Of other sessions, to be made again when there are more.
+# Ciphers of other sessions that are kept; beyond this all are made anew.
 _MOST_CIPHERS = 4096
 
 
 class BadSeal(ValueError):
-    """Bytes that were not sealed with one of our keys for this place, or not at this time."""
+    """Bytes that were not sealed with a known key for this place, or that are too old or of the future."""
 
 
 class TooOld(BadSeal):
-    """What one of our keys did seal for this place, too long ago."""
+    """A batch that was sealed with a known key for this place, but too long ago."""
 
 
 def place(kind: bytes, name: bytes) -> bytes:
-    """Return what a batch is sealed for: a topic, its entries in a log, or a list, by its name on the server."""
-    # Names have neither spaces nor zeros, so that no two places and headers read the same in a row.
+    """Return the place that a batch is sealed for: a topic, its log, or a list, by its name on the server."""
+    # Names have neither spaces nor zeros: no other place and header give the same bytes when they are joined.
     return b"%b %b\0" % (kind, name)
 
 
 class Seal:
     """
-    What one session seals and opens batches with.
+    The keys with which one session seals and opens batches.
 
     A sealed batch is its header (in the clear, and authenticated), the time (likewise), a nonce, the encrypted
     content and a tag.
 
     Args:
-        keys: the first seals, all open.
+        keys: the first one seals, all of them open.
         max_age: seconds after which a batch is refused, plus `CLOCK_ALLOWANCE`.
-        session_id: the identity of this session, which stands in the header of what it seals.
+        session_id: the identity of this session, which is in the header of its batches.
     """
 
     __slots__ = ("_ciphers", "_invalid", "_max_age", "_own", "_roots", "key_id")
@@ -75,16 +75,16 @@ class Seal:
         from cryptography.exceptions import InvalidTag
 
         self._invalid = InvalidTag
-        # By id. Of two keys with the same id the first counts.
+        # By id. If two keys have the same id, the first counts.
         self._roots: dict[int, bytes] = {}
         for key in keys:
             root = root_of(key)
             self._roots.setdefault(_key_id(root), root)
-        #: Stands in the header of what this session seals.
+        #: It is in the header of each batch that this session seals.
         self.key_id = next(iter(self._roots))
         self.limit_age(max_age)
         self._own = self._make_cipher(self.key_id, session_id)
-        # By the id of the key and the session, only of those that opened something.
+        # By key id and session id, only those that have opened a batch.
         self._ciphers: dict[tuple[int, bytes], AESGCM] = {}
 
     def limit_age(self, max_age: float) -> None:
@@ -92,7 +92,7 @@ class Seal:
         self._max_age = 1000 * (math.ceil(max_age) + CLOCK_ALLOWANCE)
 
     def seal(self, header: bytes, content: bytes, place: bytes) -> bytes:
-        """Return header and content, sealed for this place. The header has our session id and `key_id` in it."""
+        """Return header and content, sealed for this place. The header must hold the session id and `key_id`."""
         header += _TIME.pack(time_ns() // 1_000_000)
         nonce = os.urandom(_NONCE_SIZE)
         return b"%b%b%b" % (header, nonce, self._own.encrypt(nonce, content, place + header))
@@ -110,11 +110,11 @@ class Seal:
         """
         Return the content of a sealed batch that arrived at this place.
 
-        With `is_late=True` it may be of any age: only that it was lost counts.
+        With `is_late=True` it may be of any age: its header tells which messages were lost.
 
         Raises:
-            BadSeal: another key's, changed, of another sender, for another place, or of the future.
-            TooOld: it is none of these.
+            BadSeal: another key, sender or place, changed bytes, or a time in the future.
+            TooOld: it is valid, but too old.
         """
         cipher = self._ciphers.get((key_id, session_id)) or self._make_cipher(key_id, session_id)
         nonce_at = header_size + _TIME.size
@@ -139,7 +139,7 @@ class Seal:
         return content
 
     def _make_cipher(self, key_id: int, session_id: bytes) -> AESGCM:
-        """Return what a session with this session seals with under one of our keys."""
+        """Return the cipher with which the session of this id seals under one of the keys."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         root = self._roots.get(key_id)
@@ -152,16 +152,16 @@ class Seal:
 
 
 def root_of(key: bytes) -> bytes:
-    """Return what everything else is derived from, of a key of the setting. It is as secret as the key."""
+    """Derive the root of a key of the setting, from which all else is derived. It is as secret as the key."""
     return hmac.digest(key, _PURPOSE, "sha256")
 
 
 def fingerprint_of(root: bytes) -> bytes:
-    """Return 32 bytes by which processes with the same key know it. A word as a key can be guessed by them."""
+    """Return 32 bytes that identify a key to processes that have it. They allow guessing a key that is a word."""
     return hmac.digest(root, b"id", "sha256")
 
 
 def _key_id(root: bytes) -> int:
-    """Return the beginning of the fingerprint as a number, for the headers of batches."""
+    """Return the first bytes of the fingerprint as a number, for the headers of batches."""
     number: int = _KEY_ID.unpack_from(fingerprint_of(root))[0]
     return number

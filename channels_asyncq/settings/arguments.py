@@ -1,4 +1,4 @@
-"""Which arguments of a redis-py connection mean something here."""
+"""Which arguments of a redis-py connection a host may have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .refusals import refuse, suggestion
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
-    """One argument that may stand in a host's dict or in the query of its URL."""
+    """One argument that is allowed in a host's dict and in the query of its URL."""
 
     fits: Callable[[Any], bool]
     right: str
@@ -28,8 +28,8 @@ _SECONDS = _Argument(is_seconds, "a number of seconds greater than 0")
 _NATURAL = _Argument(lambda value: is_int(value) and value >= 0, "an int, 0 or more", none=False)
 _ANY = _Argument(lambda value: True, "anything")
 
-#: Arguments of redis.asyncio's Connection and UnixDomainSocketConnection (5.2 to 8) that mean something here:
-#: redis-py connects, authenticates and selects the database with them.
+#: Arguments of redis.asyncio's Connection and UnixDomainSocketConnection (5.2 to 8) with which redis-py connects,
+#: authenticates and selects the database.
 ARGUMENTS: dict[str, _Argument] = {
     "host": _NAME,
     "port": _Argument(lambda value: is_int(value) and 0 < value < 65536, "an int, 1 to 65535", none=False),
@@ -59,7 +59,7 @@ ARGUMENTS: dict[str, _Argument] = {
     "retry_on_error": _Argument(lambda value: isinstance(value, (list, tuple)), "a list of exceptions"),
     "encoding": _NAME,
     "encoding_errors": _NAME,
-    # What follows is checked here and not handed on.
+    # These are checked, and not passed on to redis-py.
     "protocol": _Argument(lambda value: is_int(value) and value == 2, "2 (RESP2), or be left out"),
     "decode_responses": _Argument(lambda value: value is False, "False, or be left out"),
     "max_connections": _Argument(
@@ -89,7 +89,7 @@ TLS_ARGUMENTS: dict[str, _Argument] = {
     "ssl_password": _ANY,
 }
 
-#: Arguments that redis-py knows and that would change what is between it and the wire.
+#: Arguments of redis-py that would change how it talks to the server.
 REFUSED_ARGUMENTS: dict[str, str] = {
     "connection_class": "Use a rediss:// or unix:// address instead",
     "parser_class": "Replies are always read by hiredis",
@@ -110,7 +110,7 @@ REFUSED_ARGUMENTS: dict[str, str] = {
 
 
 def checked_arguments(where: str, given: Mapping[Any, Any], *, tls: bool) -> dict[str, Any]:
-    """Return those of `given` that go to redis-py; refuse what it or the wire could not take."""
+    """Check the arguments; return those that are passed on to redis-py."""
     kept: dict[str, Any] = {}
     for name, value in given.items():
         at = f"{where}[{name!r}]"
@@ -125,7 +125,7 @@ def checked_arguments(where: str, given: Mapping[Any, Any], *, tls: bool) -> dic
                 at, value, f"there is no such argument of a redis-py connection. {suggestion(name, known)}"
             )
         if name in ("port", "db") and isinstance(value, str) and re.fullmatch(r"\d{1,9}", value, re.ASCII):
-            value = int(value)  # As it comes out of the environment; redis-py takes it too.
+            value = int(value)  # Text from the environment; redis-py accepts it too.
         if not argument.fits(value) and not (value is None and argument.none):
             refuse(at, value, f"must be {argument.right}.")
         if name not in _NOT_HANDED_ON:
@@ -136,7 +136,7 @@ def checked_arguments(where: str, given: Mapping[Any, Any], *, tls: bool) -> dic
 
 
 def value_from_text(name: str, text: str) -> Any:
-    """Return the value of an argument in a URL's query; what does not convert is left for the check."""
+    """Return the value of an argument in a URL's query. Text that does not convert stays, for the check."""
     argument = ARGUMENTS.get(name) or TLS_ARGUMENTS.get(name)
     if argument is _BOOL:
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(

@@ -1,4 +1,4 @@
-"""What `CONFIG` is to a type checker."""
+"""The type of `CONFIG`, for type checkers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from .keys import Overflow, SerializerFormat
 
-# A str is a Sequence too; it is refused when the layer is made.
+# A str is a Sequence too; the layer refuses it when it is made.
 Patterns = Sequence[str | re.Pattern[str]]
 Hosts = Sequence[str | tuple[str, int] | Mapping[str, Any]]
 
@@ -34,7 +34,7 @@ class Config(TypedDict, total=False):
     """
     The keys of `CONFIG`, and the arguments of `AsyncQueueChannelLayer`, for type checkers.
 
-    `Options.from_config()` says the rest of what a value must be.
+    `Options.from_config()` checks what types cannot express.
     """
 
     hosts: Hosts

@@ -26,8 +26,8 @@ class Host:
     """
     One entry of `hosts`, checked.
 
-    For Redis, `transport` and `arguments` are all that a redis-py connection needs, wherever they were given:
-    in the URL, its query or the dict. With `sentinels` there is no `host`: they are asked for it.
+    For Redis, `transport` and `arguments` are all that a redis-py connection needs, from the URL, its query or
+    the dict. With `sentinels` there is no `host`: the Sentinels are asked for it.
     """
 
     kind: Literal["memory", "redis"]
@@ -38,7 +38,7 @@ class Host:
     sentinels: tuple[tuple[str, int], ...] = ()
     master_name: str | None = None
     sentinel_kwargs: Mapping[str, Any] | None = field(default=None, repr=False)
-    #: The database number, wherever it was given; it is part of every name on the server.
+    #: The database number; it is part of every name on the server.
     db: int = 0
     #: For messages and logs; never holds credentials.
     address: str = "memory://"
@@ -89,7 +89,7 @@ def _host(where: str, entry: Any) -> Host:
 def _url_host(where: str, url: str, given: Mapping[Any, Any]) -> Host:
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme in _VALKEY:
-        # One protocol, two names.
+        # Another name of the same protocol.
         url = _VALKEY[scheme] + url[len(scheme) :]
         scheme = _VALKEY[scheme]
     if scheme in ("redis+cluster", "rediss+cluster"):
@@ -121,7 +121,7 @@ def _url_host(where: str, url: str, given: Mapping[Any, Any]) -> Host:
 
 
 def _url_arguments(where: str, url: str, transport: Transport) -> dict[str, Any]:
-    """Return what `url` says, as redis-py reads it, except that nothing is passed over in silence."""
+    """Return the arguments in `url`, as redis-py reads them; a part that redis-py would ignore is refused."""
     try:
         parts = urlsplit(url)
         port = parts.port

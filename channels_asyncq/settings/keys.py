@@ -1,4 +1,4 @@
-"""What may stand for each key of `CONFIG`: a function for each kind of value."""
+"""Which values the keys of `CONFIG` may have: a function for each kind of value."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Overflow = Literal["drop_newest", "drop_oldest", "close"]
 SerializerFormat = Literal["msgpack", "json"]
 
 MAX_PARTITIONS = 4096
-# Of seconds, of bytes of a message and of entries of a log. The scripts write a time as 13 digits of ms, and no
-# log begins before 1970. The header has 32 bits for the length of a message.
+# The maximum of seconds, of bytes of a message and of entries of a log. The scripts write a time as 13 digits of
+# ms, and no log begins before 1970. The header has 32 bits for the length of a message.
 MOST = 10**9
-#: Bytes of a message that a log can be told to keep, at most: there is room for seven of them.
+#: The most bytes of a message that a log keeps: a log has room for seven such messages.
 MOST_LOGGED = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """
-    What each partition's log keeps: for how long, how many, how large; and which groups are not logged.
+    What each partition's log keeps: seconds, messages, bytes of a message; and which groups are not logged.
 
-    `required`: a message that the server refuses to log is not sent.
+    With `required` a message that the server refuses to log is not sent.
     """
 
     seconds: float = 60.0
@@ -78,7 +78,7 @@ def seconds(key: str, value: Any) -> float:
 
 def prefix(key: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value) or set(value) & set("{}*?[]\\"):
-        # It begins every name on the server: braces are Cluster's hash tags, the others ACL patterns.
+        # Every name on the server begins with it: braces are Cluster's hash tags, the others ACL patterns.
         refuse(key, value, "must be a str of printable ASCII without spaces and without any of {}*?[]\\.")
     return value
 
@@ -184,7 +184,7 @@ def channel_capacity(key: str, value: Any) -> tuple[tuple[re.Pattern[str], int],
 
 
 def encryption_keys(key: str, value: Any) -> tuple[bytes, ...]:
-    # The values are never shown.
+    # The values are secret: no message shows them.
     def refuse_keys(problem: str) -> NoReturn:
         raise ImproperlyConfigured(f"CHANNEL_LAYERS: {key}: {problem}")
 

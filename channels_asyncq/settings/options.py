@@ -1,9 +1,9 @@
 """
-What `CONFIG` says, as typed values.
+`CONFIG` as typed values.
 
-`Options.from_config` takes every key of `channels_redis` (core and pubsub) with its meaning, and this layer's
-own. Whatever is wrong becomes an `ImproperlyConfigured` that names the key, the value and what would be
-right; passwords and encryption keys appear in no message and no `repr`.
+`Options.from_config` takes every key of `channels_redis` (core and pubsub) with its meaning, and the keys of this
+layer. A wrong value raises an `ImproperlyConfigured` that names the key, the value and what would be right.
+Passwords and encryption keys appear in no message and no `repr`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Options:
     """
     `CONFIG`, validated. Times are in seconds, sizes in bytes.
 
-    What a layer lets its users change later, with `change()`, is read here each time it is needed.
+    Some keys can be changed later, with `change()`: they are read here each time they are needed.
     """
 
     hosts: tuple[Host, ...]
@@ -49,13 +49,13 @@ class Options:
 
     @property
     def notices(self) -> frozenset[str]:
-        """Types of the messages that the layer itself sends to the channels it owns."""
+        """The types of the messages that the layer itself sends to its channels."""
         return frozenset(filter(None, (self.on_loss, self.on_disconnect, self.on_reconnect)))
 
     @classmethod
     def from_config(cls, config: Any) -> Options:
         """
-        Return the options that `config` describes; what it leaves out has its default.
+        Return the options in `config`; a missing key has its default.
 
         Raises:
             ImproperlyConfigured: an unknown key, a wrong type or an impossible value.
@@ -69,7 +69,7 @@ class Options:
             if key in _CHECKS:
                 values[key] = _CHECKS[key](key, value)
             elif key == "random_prefix_length":
-                # It makes equal messages differ in channels_redis' sorted sets. There are none here.
+                # It makes equal messages differ in the sorted sets of channels_redis; this layer has none.
                 keys.integer(key, value, least=0)
             else:
                 known = [*_CHECKS, "random_prefix_length"]
@@ -79,7 +79,7 @@ class Options:
 
     def change(self, key: str, value: Any) -> bool:
         """
-        Check a value as in CONFIG and set it; return whether it is another one than before.
+        Check a value as in CONFIG and set it; return whether it has changed.
 
         Raises:
             ImproperlyConfigured: a wrong type or an impossible value.
@@ -98,7 +98,7 @@ class Options:
         return "capacity"
 
     def capacity_of(self, channel: str) -> int:
-        """Return how many messages `channel` (its full name) holds: the first matching pattern decides."""
+        """Return how many messages a channel with this full name holds: the first matching pattern decides."""
         for pattern, capacity in self.channel_capacity:
             if pattern.match(channel):
                 return capacity

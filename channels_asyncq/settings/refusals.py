@@ -1,4 +1,4 @@
-"""How a wrong setting is refused: the key, the value without secrets, and what would be right."""
+"""The error for a wrong setting: the key, the value without secrets, and what would be right."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 
 def refuse(key: object, value: object, problem: str) -> NoReturn:
-    """Raise ImproperlyConfigured: a key of CONFIG has a value that has this problem."""
+    """Raise ImproperlyConfigured for a key of CONFIG whose value has this problem."""
     what = "***" if _SECRET.search(str(key)) else shown(value)
     raise ImproperlyConfigured(f"CHANNEL_LAYERS: {key} = {what}: {problem}")
 
@@ -22,15 +22,15 @@ def suggestion(name: object, known: Iterable[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"Known are {', '.join(known)}."
 
 
-# What a message may show. Values are cut, because a mistaken one can be anything.
+# Values in messages, without secrets and cut: a wrong value can be of any size.
 
-# Broad: the value of a key that nearly reads "password" is not shown either.
+# Broad: the value of a key whose name is a misspelled "password" is not shown either.
 _SECRET = re.compile(r"pas|pwd|user|secret|cred|auth|token|encr", re.IGNORECASE)
 _SECRET_IN_QUERY = re.compile(rf"([?&][^=&]*(?:{_SECRET.pattern})[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 def without_credentials(url: str) -> str:
-    """Return `url`, well-formed or not, without anything that could be a password."""
+    """Return `url` without anything that may be a password, even if it is malformed."""
     head, at, tail = url.rpartition("@")
     scheme, separator, _ = head.partition("://")
     text = f"{scheme + separator if separator else ''}***@{tail}" if at else url
