@@ -56,10 +56,6 @@ class ChannelBuffer(QueueInterface):
     -------|------------------------------------------------------------------------------------------
     None   | open: envelopes while there is a place; a reader without one waits
     reason | closed: nothing new; a reader gets what is left, and then this exception
-
-    Args:
-        observer: is told when a buffer marked `is_reported_full` has a place again.
-        on_loss: the message type of loss notices; None for no notices.
     """
 
     def __init__(
@@ -84,7 +80,7 @@ class ChannelBuffer(QueueInterface):
         self._counters = counters
         self._counts_bytes = counters.most_bytes is not None
         self._observer = observer
-        self._on_loss = on_loss
+        self._on_loss = on_loss  # the message type of loss notices; None for no notices
 
     # Class attributes for what most channels never change: they save memory. What is set often is an instance
     # attribute, whose lookup is faster.
@@ -147,8 +143,7 @@ class ChannelBuffer(QueueInterface):
             return
         if self.losses is None:
             self.losses = Losses(self._on_loss, self._counters)
-        notice = self.losses.note(reason, targets)
-        if notice is not None:
+        if (notice := self.losses.note(reason, targets)) is not None:
             self._insert_notice(notice, at_head=at_head)
 
     def _insert_notice(self, notice: Envelope, *, at_head: bool) -> None:
@@ -301,7 +296,7 @@ class ChannelBuffer(QueueInterface):
                 for envelope in self._envelopes:
                     self._counters.release(envelope)
             self._envelopes.clear()
-            self._places -= self._notices
+            self._places -= self.losses.waiting if self.losses else 0
             self.losses = None
             self._note_place_free()
         return count
@@ -338,14 +333,9 @@ class ChannelBuffer(QueueInterface):
         return len(self._envelopes)
 
     @property
-    def _notices(self) -> int:
-        """How many of them are loss notices."""
-        return 0 if self.losses is None else self.losses.waiting
-
-    @property
     def has_messages(self) -> bool:
         """Whether any of them is more than a loss notice."""
-        return len(self._envelopes) > self._notices
+        return len(self._envelopes) > (self.losses.waiting if self.losses else 0)
 
     @property
     def oldest(self) -> Envelope | None:
