@@ -14,7 +14,7 @@ from typing import Any
 
 import hiredis
 
-from channels_asyncq.messages.envelopes import BadEnvelope, unpack
+from channels_asyncq.messages.framing import BadEnvelope, unpack
 from channels_asyncq.testing import EmbeddedServer
 
 from .layers import Contender

@@ -12,8 +12,9 @@ import pytest
 
 from channels_asyncq.bus.base import ChannelRoute, GroupRoute
 from channels_asyncq.bus.redis.bus import RedisBus
-from channels_asyncq.messages.codecs import Codec
-from channels_asyncq.messages.envelopes import CONTROL, HEADER_ONLY, Envelope, unpack
+from channels_asyncq.messages.codecs import Codec, codec_for
+from channels_asyncq.messages.envelopes import CONTROL, HEADER_ONLY, Envelope
+from channels_asyncq.messages.framing import unpack
 from channels_asyncq.messages.sealing import Seal
 from channels_asyncq.names import Topic, Topics, new_session_id
 from channels_asyncq.settings.options import Options
@@ -64,7 +65,7 @@ class Owner:
         self.topics = Topics(
             prefix, self.options.partitions, [host.db for host in self.options.hosts], self.session_id
         )
-        codec = Codec(self.options.serializer_format)
+        codec = codec_for(self.options.serializer_format)
         self.bus = RedisBus(self.options, self.topics, codec, self.session_id, self)
         self.takes = True
         self.places: int | None = None

@@ -13,7 +13,8 @@ from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.bus.redis.shared import Shared
 from channels_asyncq.bus.resp.supervisor import Outages
 from channels_asyncq.messages.codecs import BadPayload, Codec
-from channels_asyncq.messages.envelopes import FORMATS, Envelope
+from channels_asyncq.messages.envelopes import Envelope
+from channels_asyncq.messages.framing import FORMATS
 from channels_asyncq.names import Topics
 from channels_asyncq.settings.options import Options
 

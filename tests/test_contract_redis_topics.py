@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.bus.redis import bus as redis_bus
 from channels_asyncq.messages.codecs import Codec
-from channels_asyncq.messages.envelopes import pack, pack_names
+from channels_asyncq.messages.framing import pack, pack_names
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import (

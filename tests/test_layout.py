@@ -17,7 +17,8 @@ from channels_asyncq.bus.redis import layout as bus_layout
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.layout import Layout
 from channels_asyncq.bus.redis.scripts import LEASE_SCRIPT
-from channels_asyncq.messages.envelopes import Envelope, Format, Formats, pack, unpack
+from channels_asyncq.messages.envelopes import Envelope
+from channels_asyncq.messages.framing import Format, Formats, pack, unpack
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server

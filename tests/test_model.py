@@ -39,7 +39,8 @@ from channels_asyncq.bus.redis.shared import Shared
 from channels_asyncq.bus.redis.subscriber import Subscriber
 from channels_asyncq.bus.redis.watch import Watch
 from channels_asyncq.bus.resp.protocol import WireProtocol
-from channels_asyncq.messages.envelopes import FORMATS, HEADER_ONLY, pack, pack_names
+from channels_asyncq.messages.envelopes import HEADER_ONLY
+from channels_asyncq.messages.framing import FORMATS, pack, pack_names
 from tests.partitions import Home, Recorder, as_node, shared_for
 
 # Small, so that a few steps reach what takes a thousand in earnest.

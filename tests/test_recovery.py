@@ -12,7 +12,8 @@ from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.bus.redis.recovery import LogReader
 from channels_asyncq.bus.redis.sequences import parse_position
 from channels_asyncq.exceptions import LayerUnavailable
-from channels_asyncq.messages.envelopes import HEADER_ONLY, Envelope, pack, pack_names
+from channels_asyncq.messages.envelopes import HEADER_ONLY, Envelope
+from channels_asyncq.messages.framing import pack, pack_names
 from channels_asyncq.settings.options import Options
 from tests.contract import eventually
 from tests.partitions import Home, Recorder, as_node, shared_for

@@ -9,7 +9,8 @@ import pytest
 
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerUnavailable
 from channels_asyncq.messages.codecs import Codec
-from channels_asyncq.messages.envelopes import CONTROL, unpack
+from channels_asyncq.messages.envelopes import CONTROL
+from channels_asyncq.messages.framing import unpack
 from channels_asyncq.messages.sealing import TOPIC, place
 from channels_asyncq.settings.keys import Recovery
 from channels_asyncq.testing import EmbeddedServer

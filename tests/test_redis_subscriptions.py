@@ -8,7 +8,7 @@ import pytest
 
 from channels_asyncq.bus.redis.partition import Reading
 from channels_asyncq.exceptions import ChannelLayerError, LayerUnavailable
-from channels_asyncq.messages.envelopes import unpack
+from channels_asyncq.messages.framing import unpack
 from tests import resp_server
 from tests.buses import (
     NOPERM,

@@ -12,17 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels_asyncq.messages import sealing
-from channels_asyncq.messages.envelopes import (
-    CONTROL,
-    ENCRYPTED,
-    HEADER_ONLY,
-    ITEM_SIZE,
-    BadEnvelope,
-    batch_size,
-    pack,
-    pack_names,
-    unpack,
-)
+from channels_asyncq.messages.envelopes import CONTROL, ENCRYPTED, HEADER_ONLY
+from channels_asyncq.messages.framing import ITEM_SIZE, BadEnvelope, batch_size, pack, pack_names, unpack
 from channels_asyncq.messages.sealing import CLOCK_ALLOWANCE, FUTURE_ALLOWANCE, LOG, QUEUE, TOPIC, Seal, place
 
 NODE, OTHER = b"a" * 8, b"b" * 8

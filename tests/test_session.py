@@ -29,7 +29,8 @@ from channels_asyncq.exceptions import (
 from channels_asyncq.local.buffers import ChannelBuffer
 from channels_asyncq.local.flow import MOST
 from channels_asyncq.messages.codecs import Codec
-from channels_asyncq.messages.envelopes import CONTROL, Envelope, pack, pack_names, unpack
+from channels_asyncq.messages.envelopes import CONTROL, Envelope
+from channels_asyncq.messages.framing import pack, pack_names, unpack
 from channels_asyncq.names import owner_of
 from channels_asyncq.session import control
 from channels_asyncq.session import session as session_module

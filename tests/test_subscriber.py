@@ -14,7 +14,7 @@ from channels_asyncq.bus.redis.recovery import LogReader
 from channels_asyncq.bus.redis.sequences import format_position, parse_position
 from channels_asyncq.bus.redis.subscriber import Subscriber
 from channels_asyncq.bus.resp.protocol import WireProtocol
-from channels_asyncq.messages.envelopes import FORMATS, pack, pack_names
+from channels_asyncq.messages.framing import FORMATS, pack, pack_names
 from tests.buses import PAYLOAD, Owner
 from tests.contract import eventually
 from tests.partitions import Home, Recorder, as_node, shared_for

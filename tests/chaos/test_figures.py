@@ -17,7 +17,7 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq import events as journal
 from channels_asyncq.bus.redis import scripts
 from channels_asyncq.local.flow import MOST, PER_ENVELOPE
-from channels_asyncq.messages.envelopes import pack, pack_names
+from channels_asyncq.messages.framing import pack, pack_names
 from channels_asyncq.session.session import Session
 from channels_asyncq.settings.keys import Recovery
 from channels_asyncq.testing import EmbeddedServer

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hiredis import pack_command
 
-from ...messages.envelopes import HEADER_ONLY, ITEM_SIZE, MOST_JOINED, batch_size
+from ...messages.envelopes import HEADER_ONLY
+from ...messages.framing import ITEM_SIZE, MOST_JOINED, batch_size
 from ...messages.sealing import Seal
 from ..resp.protocol import WireProtocol
 from ..resp.replies import ReplySink

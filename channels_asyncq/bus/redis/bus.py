@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any
 
 from ...messages.codecs import Codec
-from ...messages.envelopes import FORMATS, Envelope, Formats
+from ...messages.envelopes import Envelope
+from ...messages.framing import FORMATS, Formats
 from ...messages.sealing import Seal
 from ...names import Topic, Topics, owner_of
 from ...settings.options import Options

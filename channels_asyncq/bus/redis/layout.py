@@ -11,7 +11,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from ...exceptions import LayerUnavailable
-from ...messages.envelopes import FORMATS, Format, Formats
+from ...messages.framing import FORMATS, Format, Formats
 from ...messages.sealing import fingerprint_of, root_of
 from ...settings.options import Options
 

@@ -6,8 +6,9 @@ from typing import Protocol
 
 from ...clock import monotonic
 from ...messages.codecs import BadPayload, Codec, decode_json
-from ...messages.envelopes import EXTERNAL, HEADER_ONLY, BadEnvelope, Envelope, Expired, Formats
+from ...messages.envelopes import EXTERNAL, HEADER_ONLY, Envelope
 from ...messages.external import ExternalMessage
+from ...messages.framing import BadEnvelope, Expired, Formats
 from ...messages.sealing import LOG, QUEUE, TOPIC, Seal, place
 from ...names import Topics
 from ...settings.options import Options

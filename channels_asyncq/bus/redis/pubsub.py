@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any
 
-from ...messages.envelopes import pack_names
+from ...messages.framing import pack_names
 from ...messages.sealing import LOG, TOPIC, Seal, place
 from ...names import Topic
 from .batches import TopicRoute

@@ -10,7 +10,8 @@ from typing import Any
 from hiredis import pack_command
 
 from ...clock import monotonic
-from ...messages.envelopes import Envelope, batch_size, pack_names
+from ...messages.envelopes import Envelope
+from ...messages.framing import batch_size, pack_names
 from ...messages.sealing import QUEUE, Seal, place
 from ...names import Topic
 from ..base import WAITS_SECONDS, channel_full

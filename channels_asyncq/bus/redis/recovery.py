@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Collection
 from typing import Any, Protocol
 
-from ...messages.envelopes import HEADER_ONLY, BadEnvelope, Envelope
+from ...messages.envelopes import HEADER_ONLY, Envelope
+from ...messages.framing import BadEnvelope
 from ...slices import Slice
 from ..base import Receiver
 from .partition import Partition, PartitionReading

@@ -13,7 +13,7 @@ from hiredis import ReplyError
 
 from ...events import WIRE
 from ...exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
-from ...messages.envelopes import ITEM_SIZE
+from ...messages.framing import ITEM_SIZE
 from ..resp.protocol import WireProtocol
 from ..resp.replies import InFlight, NoAnswer, NotSent, ReplySink, fail
 from ..resp.supervisor import copy_error

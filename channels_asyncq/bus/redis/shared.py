@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ...messages.envelopes import Formats
+from ...messages.framing import Formats
 from ...names import Topics
 from ...settings.options import Options
 from ..base import Receiver

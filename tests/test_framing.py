@@ -1,4 +1,4 @@
-"""The record in which a message travels: its bytes there and back, and bytes that are none."""
+"""Envelopes on the wire: batches there and back, and bytes that are none."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_asyncq.messages.envelopes import (
+from channels_asyncq.messages.envelopes import CONTROL, HEADER_ONLY, Envelope
+from channels_asyncq.messages.framing import (
     BATCH_SIZE,
-    CONTROL,
-    HEADER_ONLY,
     ITEM_SIZE,
     WIRE_VERSION,
     BadEnvelope,
-    Envelope,
     pack,
     pack_names,
     unpack,
