@@ -40,7 +40,7 @@ class Slices:
 
     Args:
         context: for what is called on later turns.
-        owner: is told when the slices are idle again.
+        owner: gets `on_idle()` when the slices are idle again.
         seconds: how long a slice is.
     """
 

@@ -91,7 +91,7 @@ class FlowControl:
     tried              | its reader has had a turn           | the budget is used up: given up, if it was awaited
     given up           | it was waited for in vain           |
 
-    The owner is told by `on_capacity()` when all that is awaited has a place again.
+    The owner's `on_capacity()` is called when all that is awaited has a place again.
     """
 
     def __init__(self, owner: HubOwner) -> None:

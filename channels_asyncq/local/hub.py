@@ -40,9 +40,8 @@ class Hub:
         self.watchers = Watchers()
         self.channels = Channels(options, self.counters, self.flow, self.groups, self.watchers)
         self.overflow = Overflow(options, self.counters, self.throttle, self.channels)
-        self._next_pause = (
-            MOST_WOKEN  # the wake-ups after which small deliveries pause for a turn of the loop
-        )
+        # When `counters.woken` is this high, small deliveries pause for a turn of the loop.
+        self._next_pause = MOST_WOKEN
 
     def join(self, topic: bytes, channel: str) -> Member:
         """

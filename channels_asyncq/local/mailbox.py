@@ -28,6 +28,13 @@ class Mailbox:
     A first-in, first-out door into one event loop's session.
 
     `put()`, `put_always()` and `drain_soon()` may be called from any thread, all else only on the loop.
+
+    state   | envelopes wait | what ends it
+    --------|----------------|---------------------------------------------------------------------------
+    idle    | no             | an envelope is put
+    waiting | yes            | `drain()`, or `drain_soon()` in the next turn of the loop, takes all: idle;
+            |                | or the slice is over: resting
+    resting | yes            | the next turn of the loop goes on; `drain()` does nothing meanwhile
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: MailboxOwner) -> None:

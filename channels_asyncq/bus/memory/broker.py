@@ -35,7 +35,7 @@ class Broker:
             self._listeners.remove(topic, listener)
 
     def forget(self, listener: Listener) -> None:
-        """Remove a listener everywhere, and the record of what its session had taken."""
+        """Remove a listener everywhere, and what its session had claimed."""
         with self._lock:
             self._forget(listener)
 
@@ -87,7 +87,7 @@ class Broker:
             return self._queues.pop(channel, session_id, number)
 
     def give_back(self, channel: str, topic: bytes, session_id: str, number: int) -> list[Listener]:
-        """Put a taken message back; return the listeners with a wake-up for its readers."""
+        """Put a claimed message back; return the listeners with a wake-up for its readers."""
         with self._lock:
             if not self._queues.give_back(channel, session_id, number):
                 return []

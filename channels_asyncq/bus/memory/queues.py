@@ -1,4 +1,4 @@
-"""Normal channels: what waits in them, what sessions have taken, and the senders that wait for a place."""
+"""Normal channels: waiting messages, messages that sessions have claimed, and senders that wait for a place."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Queues:
 
     record of (session, channel) | what it means, and what ends it
     -----------------------------|---------------------------------------------------------------------------
-    none                         | the session holds nothing; `pop()` takes a message
-    (number, envelope)           | it holds this one: the same number is answered with it again; a higher number
-                                 | acknowledges it; `give_back()` puts it at the head of the channel
+    none                         | the session has claimed nothing; `pop()` claims the oldest message
+    (number, envelope)           | claimed: `pop()` with the same number returns it again, with a higher number
+                                 | acknowledges it; `give_back()` returns it to the head of the channel
     """
 
     def __init__(self) -> None:
         self._queues: dict[str, ChannelBuffer] = {}
-        self._taken: dict[tuple[str, str], tuple[int, Envelope]] = {}
+        self._claimed: dict[tuple[str, str], tuple[int, Envelope]] = {}
         self._waiting = WaitingSessions()
 
     def push(self, channel: str, envelope: Envelope, capacity: int, waiter: Waiter | None) -> None:
@@ -100,35 +100,35 @@ class Queues:
         self._waiting.remove(channel, session_id)
 
     def pop(self, channel: str, session_id: str, number: int) -> Envelope | None:
-        """Return what the session took under this number, or take the oldest message; None if there is none."""
-        taken = self._taken.get((session_id, channel))
-        if taken is not None and taken[0] == number:
-            return taken[1]
+        """Return what the session claimed under this number, else claim the oldest message; None without one."""
+        claimed = self._claimed.get((session_id, channel))
+        if claimed is not None and claimed[0] == number:
+            return claimed[1]
         queue = self._queues.get(channel)
         envelope = queue.take() if queue is not None else None
         if envelope is None:
             self._queues.pop(channel, None)
-            self._taken.pop((session_id, channel), None)
+            self._claimed.pop((session_id, channel), None)
         else:
-            self._taken[session_id, channel] = (number, envelope)
+            self._claimed[session_id, channel] = (number, envelope)
         return envelope
 
     def give_back(self, channel: str, session_id: str, number: int) -> bool:
-        """Put the message back that the session took under this number; False if it does not hold it."""
-        taken = self._taken.get((session_id, channel))
-        if taken is None or taken[0] != number:
+        """Put the message back that the session claimed under this number; False if there is none."""
+        claimed = self._claimed.get((session_id, channel))
+        if claimed is None or claimed[0] != number:
             return False
-        del self._taken[session_id, channel]
+        del self._claimed[session_id, channel]
         queue = self._queues.get(channel)
         if queue is None:
             queue = self._queues[channel] = ChannelBuffer(channel, 1, Counters())
-        queue.put_back(taken[1])
+        queue.put_back(claimed[1])
         return True
 
     def forget_session(self, session_id: str) -> None:
-        """Acknowledge what a session has taken: it is gone."""
-        for key in [key for key in self._taken if key[0] == session_id]:
-            del self._taken[key]
+        """Drop what a session has claimed: it is gone."""
+        for key in [key for key in self._claimed if key[0] == session_id]:
+            del self._claimed[key]
 
     def lengths(self) -> dict[str, int]:
         """Return how many messages wait in each channel that is not empty."""
@@ -136,4 +136,4 @@ class Queues:
 
     def clear(self) -> None:
         self._queues.clear()
-        self._taken.clear()
+        self._claimed.clear()

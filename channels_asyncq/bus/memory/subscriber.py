@@ -21,6 +21,12 @@ class Subscriber:
     The topics that one session listens to, and the mailbox in which it gets what is published there.
 
     `accept()` and `drain_soon()` are called from any thread, all else on the loop of the session.
+
+    state of a topic | `_wanted` | `_not_before` | what is delivered of it
+    -----------------|-----------|---------------|------------------------------------------------------------
+    unwanted         | no        | no            | what is in the mailbox; the session drops it
+    wanted           | yes       | no            | everything
+    wanted again     | yes       | a count       | what was put behind that many envelopes; then it is wanted
     """
 
     def __init__(self, broker: Broker, session_id: str, receiver: Receiver) -> None:
