@@ -390,7 +390,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             if route is not None:
                 await route.send(self._encode(message))
                 return
-            is_own = channel in session.hub.channels
+            is_own = channel in session.hub.channels.buffers
         if not is_own:
             check_channel_name(channel)
         payload = self._encode(message)
@@ -421,7 +421,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         session = self._sessions.get(asyncio.get_running_loop())
         if session is not None and isinstance(channel, str):
-            buffer = session.hub.channels.get(channel)
+            buffer = session.hub.channels.buffers.get(channel)
             if buffer is not None:
                 envelope = buffer.take()
                 if envelope is None:

@@ -65,7 +65,7 @@ class Recorder:
 
     def texts(self, channel: str) -> list[str]:
         """Everything that can be taken out of a channel now."""
-        buffer = self.hub.channels.get(channel)
+        buffer = self.hub.channels.buffers.get(channel)
         return [] if buffer is None else [text(one) for one in iter(buffer.take, None)]
 
     def notify_loss(self, reason: str, groups: dict[bytes, str], *, everybody: bool) -> tuple[int, int]:

@@ -34,7 +34,7 @@ def test_close_channel() -> None:
     here.hub.put_own("a", envelope("1"))
     here.hub.channels.close("a")
     here.hub.channels.close("a")
-    assert here.empty == [ROOM] and not here.hub.groups
+    assert here.empty == [ROOM] and not here.hub.groups.by_topic
     with pytest.raises(ChannelClosed):
         here.hub.put_own("a", envelope("2"))
     with pytest.raises(ChannelClosed):
@@ -42,7 +42,7 @@ def test_close_channel() -> None:
     assert here.hub.deliver_to("a", envelope("3"))
     assert here.hub.counters.dropped == {"closed": 1}
     assert here.texts("a") == ["1"]
-    assert here.hub.groups == {}
+    assert here.hub.groups.by_topic == {}
 
 
 def test_close_channel_that_was_never_there() -> None:
@@ -53,7 +53,11 @@ def test_close_channel_that_was_never_there() -> None:
         with pytest.raises(ChannelClosed):
             attempt()
     assert here.hub.deliver_to("a", envelope())
-    assert here.hub.counters.dropped == {"closed": 1} and not here.hub.channels and not here.hub.groups
+    assert (
+        here.hub.counters.dropped == {"closed": 1}
+        and not here.hub.channels.buffers
+        and not here.hub.groups.by_topic
+    )
 
 
 def test_a_closed_channel_that_is_empty_is_gone() -> None:
@@ -61,7 +65,7 @@ def test_a_closed_channel_that_is_empty_is_gone() -> None:
     here = Recorder()
     here.hub.channels.open("a")
     here.hub.channels.close("a")
-    assert not here.hub.channels and set(here.hub.channels.closed_names) == {"a"}
+    assert not here.hub.channels.buffers and set(here.hub.channels.closed_names) == {"a"}
 
 
 def test_closed_names_are_bounded() -> None:
@@ -72,7 +76,7 @@ def test_closed_names_are_bounded() -> None:
         here.hub.channels.close(str(number))
     assert len(here.hub.channels.closed_names) == MOST_CLOSED_NAMES
     assert "4" not in here.hub.channels.closed_names and "5" in here.hub.channels.closed_names
-    assert not here.hub.channels
+    assert not here.hub.channels.buffers
 
 
 def test_names_of_closed_channels_are_forgotten(clock: Clock) -> None:
@@ -90,7 +94,7 @@ def test_names_of_closed_channels_are_forgotten(clock: Clock) -> None:
     assert here.texts("a") == ["1"]
     clock.turn(EXPIRY + 1)
     here.hub.sweep()
-    assert not here.hub.channels.closed_names and not here.hub.channels
+    assert not here.hub.channels.closed_names and not here.hub.channels.buffers
 
 
 # Sweeping
@@ -106,10 +110,10 @@ def test_sweep_frees_what_nobody_uses(clock: Clock) -> None:
     here.hub.put_own("used", envelope("1"))
     here.texts("used")
     here.hub.sweep()
-    assert set(here.hub.channels) == {"unused", "used", "member"}
+    assert set(here.hub.channels.buffers) == {"unused", "used", "member"}
     clock.turn(1)
     here.hub.sweep()
-    assert set(here.hub.channels) == {"used", "member"}
+    assert set(here.hub.channels.buffers) == {"used", "member"}
 
 
 async def test_sweep_keeps_what_somebody_waits_for(clock: Clock) -> None:
@@ -133,7 +137,7 @@ async def test_sweep_keeps_what_a_sender_waits_for(clock: Clock) -> None:
     here.hub.sweep()
     here.hub.sweep()
     await every([waiting])
-    assert here.texts("a") == ["2"] and here.hub.channels["a"] is buffer
+    assert here.texts("a") == ["2"] and here.hub.channels.buffers["a"] is buffer
 
 
 def test_sweep_ends_what_nobody_reads(clock: Clock) -> None:
@@ -143,10 +147,10 @@ def test_sweep_ends_what_nobody_reads(clock: Clock) -> None:
     here.hub.deliver(ROOM, envelope("1"))
     clock.turn(2 * EXPIRY)
     here.hub.sweep()
-    assert here.hub.counters.dropped == {"expired": 1} and ROOM in here.hub.groups
+    assert here.hub.counters.dropped == {"expired": 1} and ROOM in here.hub.groups.by_topic
     clock.turn(1)
     here.hub.sweep()
-    assert here.empty == [ROOM] and not here.hub.channels and not here.hub.groups
+    assert here.empty == [ROOM] and not here.hub.channels.buffers and not here.hub.groups.by_topic
 
 
 def test_sweep_leaves_a_quiet_member_alone(clock: Clock) -> None:
@@ -159,7 +163,7 @@ def test_sweep_leaves_a_quiet_member_alone(clock: Clock) -> None:
     assert here.texts("reading") == ["1"]
     clock.turn(5 * EXPIRY)
     here.hub.sweep()
-    assert set(here.hub.groups[ROOM].members) == {"quiet", "reading"}
+    assert set(here.hub.groups.by_topic[ROOM].members) == {"quiet", "reading"}
 
 
 def test_sweep_of_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -178,7 +182,7 @@ def test_sweep_of_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     here.hub.sweep()  # the other one is not finished
     assert until_idle(here, here.chores, swept) <= SOME_IN_A_TURN
     assert swept == [name for name in names if name != "channel997"]
-    assert set(here.hub.channels) == {"channel998", "channel999"}
+    assert set(here.hub.channels.buffers) == {"channel998", "channel999"}
 
 
 # Receivers of a whole prefix

@@ -315,7 +315,7 @@ async def test_nothing_is_left_in_the_channel(layer: AsyncQueueChannelLayer, beg
         talk.say("websocket.receive", text=str(n))
         await eventually(lambda: len(members[0]) == n + 1, "the event")  # noqa: B023
     session = layer._sessions[asyncio.get_running_loop()]
-    await eventually(lambda: session.hub.channels[names[0]].waiting == 1, "the only waiter")
+    await eventually(lambda: session.hub.channels.buffers[names[0]].waiting == 1, "the only waiter")
     await talk.leaves()
 
 

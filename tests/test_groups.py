@@ -25,7 +25,7 @@ def test_join_and_leave() -> None:
         *(False, False, False),
         *(True, False),
     ]
-    assert not here.hub.groups and not here.hub.channels.open("a").groups and not here.empty
+    assert not here.hub.groups.by_topic and not here.hub.channels.open("a").groups and not here.empty
     assert not here.hub.groups.leave(b"nobody", "a")
 
 
@@ -34,9 +34,9 @@ def test_abandon() -> None:
     here = Recorder()
     member = here.hub.join(ROOM, "a")
     member.joiners += 1
-    assert not here.hub.groups.abandon(ROOM, member) and ROOM in here.hub.groups
+    assert not here.hub.groups.abandon(ROOM, member) and ROOM in here.hub.groups.by_topic
     member.joiners -= 1
-    assert here.hub.groups.abandon(ROOM, member) and ROOM not in here.hub.groups
+    assert here.hub.groups.abandon(ROOM, member) and ROOM not in here.hub.groups.by_topic
     assert not here.hub.groups.abandon(ROOM, member)
 
 
@@ -50,7 +50,7 @@ def test_abandon_of_a_member() -> None:
     old, new = member, here.hub.join(ROOM, "a")
     old.is_confirmed = False
     assert not here.hub.groups.abandon(ROOM, old)
-    assert here.hub.groups[ROOM].members == {"a": new}
+    assert here.hub.groups.by_topic[ROOM].members == {"a": new}
 
 
 def test_membership_lapses(clock: Clock) -> None:
@@ -61,7 +61,7 @@ def test_membership_lapses(clock: Clock) -> None:
     here.hub.deliver(ROOM, envelope("1"))
     clock.turn(1)
     assert here.hub.deliver(ROOM, envelope("2"))
-    assert here.empty == [ROOM] and not here.hub.groups
+    assert here.empty == [ROOM] and not here.hub.groups.by_topic
     assert here.hub.channels.open("a").queued == 1
 
 
@@ -79,7 +79,7 @@ def test_membership_is_renewed(clock: Clock, renewal: str) -> None:
         assert here.texts("a") == ["0"]
     clock.turn(1)
     here.hub.sweep()
-    assert set(here.hub.groups[ROOM].members) == {"a"}
+    assert set(here.hub.groups.by_topic[ROOM].members) == {"a"}
     clock.turn(GROUP_EXPIRY - 2)
     here.hub.sweep()
     assert not here.empty

@@ -59,7 +59,7 @@ def test_close() -> None:
     assert not here.hub.deliver(ROOM, envelope("2"))
     here.hub.close(LayerClosed)
     assert here.hub.counters.dropped == {"closed": 1}
-    assert not here.hub.channels and not here.hub.groups
+    assert not here.hub.channels.buffers and not here.hub.groups.by_topic
     with pytest.raises(LayerClosed):
         buffer.put_nowait(envelope())
     here.hub.close(LayerClosed)
@@ -83,7 +83,7 @@ def test_flush() -> None:
     assert sorted(here.hub.flush(done)) == sorted([ROOM, b"other"])
     assert here.hub.flush(done) == [] and not here.empty and flushed == 2
     assert here.hub.counters.dropped == {"flushed": 2}
-    assert here.hub.channels == {"a": buffer} and not buffer.groups and buffer.empty()
+    assert here.hub.channels.buffers == {"a": buffer} and not buffer.groups and buffer.empty()
     here.hub.join(ROOM, "a")
     here.hub.deliver(ROOM, envelope("3"))
     assert here.texts("a") == ["3"]
@@ -294,9 +294,11 @@ def test_overflow_during_a_delivery_to_many(monkeypatch: pytest.MonkeyPatch, clo
     here.hub.flow.budget.left = 0.0
     assert here.hub.deliver(ROOM, envelope("1"))
     here.turns_until_idle()
-    assert len(here.hub.groups[ROOM].members) == 998
+    assert len(here.hub.groups.by_topic[ROOM].members) == 998
     assert [
-        here.hub.channels.open(name).queued for name in here.names if name in here.hub.groups[ROOM].members
+        here.hub.channels.open(name).queued
+        for name in here.names
+        if name in here.hub.groups.by_topic[ROOM].members
     ] == [1] * 998
 
 
@@ -396,9 +398,9 @@ def test_flush_of_many_channels_in_slices(monkeypatch: pytest.MonkeyPatch, clock
     cleared = slow(monkeypatch, clock, "clear")
     flushed: list[int] = []
     assert here.hub.flush(lambda: flushed.append(len(cleared))) == [ROOM]
-    assert 0 < len(cleared) <= SOME_IN_A_TURN and here.slices.is_busy and not here.hub.groups
+    assert 0 < len(cleared) <= SOME_IN_A_TURN and here.slices.is_busy and not here.hub.groups.by_topic
     here.hub.join(ROOM, "member998")
-    here.hub.channels.discard(here.hub.channels["member999"])
+    here.hub.channels.discard(here.hub.channels.buffers["member999"])
     assert until_idle(here, here.slices, cleared) <= SOME_IN_A_TURN
     assert flushed == [1000] and not here.empty
     assert here.hub.counters.dropped == {"flushed": 999, "closed": 1}
@@ -417,7 +419,7 @@ def test_close_of_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     buffers = [here.hub.channels.open(name) for name in names]
     closed = slow(monkeypatch, clock, "close")
     here.hub.close(LayerClosed)
-    assert not here.hub.channels and not here.hub.groups
+    assert not here.hub.channels.buffers and not here.hub.groups.by_topic
     assert 0 < len(closed) <= SOME_IN_A_TURN
     assert until_idle(here, here.slices, closed) <= SOME_IN_A_TURN
     assert closed == names and all(buffer.closed is LayerClosed for buffer in buffers)

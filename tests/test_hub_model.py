@@ -137,14 +137,14 @@ class HubMachine(RuleBasedStateMachine):
 
     def insist(self, is_full: list[str], offer: Any) -> None:
         """Offer until it is taken; it may have to wait only for a channel that is full."""
-        before = {name: buffer.queued for name, buffer in self.hub.channels.items()}
+        before = {name: buffer.queued for name, buffer in self.hub.channels.buffers.items()}
         for _ in range(50):
             if offer():
                 return
             assert any(len(self.model[name].waiting) >= CAPACITY for name in is_full if name in self.model)
-            assert before == {name: buffer.queued for name, buffer in self.hub.channels.items()} or any(
-                entry[1] <= self.clock.now for one in self.model.values() for entry in one.waiting
-            )
+            assert before == {
+                name: buffer.queued for name, buffer in self.hub.channels.buffers.items()
+            } or any(entry[1] <= self.clock.now for one in self.model.values() for entry in one.waiting)
             self.hub.flow.end_wait(10.0)
         raise AssertionError("the hub waits for ever")
 
@@ -232,7 +232,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(name=CHANNELS)
     def take(self, name: str) -> None:
-        buffer = self.hub.channels.get(name)
+        buffer = self.hub.channels.buffers.get(name)
         assert (buffer is None) is (name not in self.model)
         if buffer is None:
             return
@@ -253,7 +253,7 @@ class HubMachine(RuleBasedStateMachine):
         assert (taken is None) is (not any(live.values()))
         for name in names:
             # It need not look into every channel; where it did, what had expired is dropped.
-            oldest = self.hub.channels[name].oldest
+            oldest = self.hub.channels.buffers[name].oldest
             if oldest is None or oldest.expires_at > self.clock.now:
                 self.purge(self.model[name])
         if taken is None:
@@ -263,7 +263,7 @@ class HubMachine(RuleBasedStateMachine):
             self.model[name]
             for name in names
             if live[name][:1] == [(number, taken.expires_at)]
-            and self.hub.channels[name].queued < len(self.model[name].waiting)
+            and self.hub.channels.buffers[name].queued < len(self.model[name].waiting)
         ]
         channel.waiting.pop(0)
         channel.used = channel.received = self.clock.now
@@ -313,20 +313,20 @@ class HubMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "hub"))
     @invariant()
     def agrees(self) -> None:
-        for name, buffer in self.hub.channels.items():
+        for name, buffer in self.hub.channels.buffers.items():
             assert [int(one.payload) for one in buffer._envelopes] == [
                 number for number, _ in self.model[name].waiting
             ]
             assert buffer.queued <= CAPACITY
             assert (buffer.closed is not None) is (name in self.closed)
             assert buffer.groups == {group.encode() for group in self.model[name].groups}
-        assert set(self.hub.channels) == set(self.model)
+        assert set(self.hub.channels.buffers) == set(self.model)
         assert set(self.hub.channels.closed_names) == set(self.closed)
 
     @precondition(lambda self: hasattr(self, "hub"))
     @invariant()
     def groups_are_what_the_owner_was_told(self) -> None:
-        members = {topic: set(group.members) for topic, group in self.hub.groups.items()}
+        members = {topic: set(group.members) for topic, group in self.hub.groups.by_topic.items()}
         expected: dict[bytes, set[str]] = {}
         for name, channel in self.model.items():
             for group in channel.groups:
@@ -342,7 +342,7 @@ class HubMachine(RuleBasedStateMachine):
             reason: self.counts[reason] for reason in reasons
         }
         assert counters.delivered == self.counts["delivered"]
-        waiting = sum(buffer.queued for buffer in self.hub.channels.values())
+        waiting = sum(buffer.queued for buffer in self.hub.channels.buffers.values())
         gone = self.counts["taken"] + self.counts["expired"] + self.counts["flushed"]
         replaced = self.counts["overflow"] if self.overflow == "drop_oldest" else 0
         assert counters.delivered == waiting + gone + replaced
@@ -350,12 +350,14 @@ class HubMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "hub"))
     @invariant()
     def only_what_is_here_and_full_is_waited_for(self) -> None:
-        open_ones = {buffer for buffer in self.hub.channels.values() if buffer.closed is None}
+        open_ones = {buffer for buffer in self.hub.channels.buffers.values() if buffer.closed is None}
         full = {buffer for buffer in open_ones if buffer.full()}
         assert {buffer for buffer in open_ones if buffer.is_reported_full} == full
         for topic, members in self.hub.flow.full_members.items():
             assert members
-            assert members <= full & {member.buffer for member in self.hub.groups[topic].members.values()}
+            assert members <= full & {
+                member.buffer for member in self.hub.groups.by_topic[topic].members.values()
+            }
         assert self.hub.flow._fresh | self.hub.flow._given_up <= full
         assert self.hub.flow._awaited <= full | set(self.hub.flow.full_members)
 

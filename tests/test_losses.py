@@ -79,7 +79,7 @@ def test_a_notice_outlives_what_was_lost(clock: Clock) -> None:
     for _ in range(4):
         clock.turn(EXPIRY)
         here.hub.sweep()
-    assert not here.hub.channels and here.empty == [ROOM]
+    assert not here.hub.channels.buffers and here.empty == [ROOM]
 
 
 def test_expiry_is_notified(clock: Clock) -> None:

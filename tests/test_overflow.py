@@ -30,7 +30,7 @@ def test_overflow(overflow: str, left: list[str], caplog: pytest.LogCaptureFixtu
     assert "channel full is full by capacity (1)" in caplog.text and f"overflow={overflow!r}" in caplog.text
     assert here.texts("wide") == ["1", "2"]
     assert here.texts("full") == left
-    assert ("full" in here.hub.groups[ROOM].members) is (overflow != "close")
+    assert ("full" in here.hub.groups.by_topic[ROOM].members) is (overflow != "close")
     assert not here.empty
 
 
@@ -39,7 +39,7 @@ def test_overflow_of_the_only_member_closes_the_group() -> None:
     here = Recorder(capacity=1, overflow="close")
     here.hub.join(ROOM, "a")
     here.flood(1, 2)
-    assert here.empty == [ROOM] and not here.hub.groups
+    assert here.empty == [ROOM] and not here.hub.groups.by_topic
     assert here.texts("a") == ["1"]
 
 

@@ -562,7 +562,7 @@ class TestClosing:
         assert not closing.done()
         await other.send(channels[0], note(1))
         await closing
-        assert not session.hub.channels
+        assert not session.hub.channels.buffers
         assert session.hub.counters.delivered == 0 and session.hub.counters.dropped["closed"] == 1
 
     async def test_statistics_when_another_loop_has_ended(self, make_memory: MakeLayer) -> None:

@@ -26,28 +26,29 @@ _ABANDONED_AFTER = 2.0
 _MOST_CLOSED = MOST_WOKEN // 3
 
 
-class Channels(dict[str, ChannelBuffer]):
+class Channels:
     """
-    The buffers of the channels, by name.
+    The channels of one session, and the names of those that were closed.
 
-    state of a name | its buffer | `closed_names` | what ends it
-    ----------------|------------|----------------|---------------------------------------------------------
-    unknown         | none       | no             | it is opened: open; or closed: closed
-    open            | there      | no             | it is closed: draining; unused for `expiry`: unknown
-    draining        | closed     | yes            | nothing is left to read: closed
-    closed          | none       | yes            | `CLOSED_NAMES_KEPT` seconds, or many newer names: unknown
+    state of a name | `buffers` | `closed_names` | what ends it
+    ----------------|-----------|----------------|---------------------------------------------------------
+    unknown         | none      | no             | it is opened: open; or closed: closed
+    open            | there     | no             | it is closed: draining; unused for `expiry`: unknown
+    draining        | closed    | yes            | nothing is left to read: closed
+    closed          | none      | yes            | `CLOSED_NAMES_KEPT` seconds, or many newer names: unknown
     """
 
     def __init__(
         self, options: Options, counters: Counters, flow: FlowControl, groups: Groups, watchers: Watchers
     ) -> None:
-        super().__init__()
         self._options = options
         self._counters = counters
         self._flow = flow
         self._groups = groups
         self._watchers = watchers
-        #: When each of them was closed.
+        #: By name.
+        self.buffers: dict[str, ChannelBuffer] = {}
+        #: By name, when the channel was closed.
         self.closed_names: dict[str, float] = {}
 
     def open(self, channel: str) -> ChannelBuffer:
@@ -57,7 +58,7 @@ class Channels(dict[str, ChannelBuffer]):
         Raises:
             ChannelClosed: it was closed.
         """
-        buffer = self.get(channel)
+        buffer = self.buffers.get(channel)
         if buffer is None:
             if channel in self.closed_names:
                 raise ChannelClosed(channel)
@@ -70,7 +71,7 @@ class Channels(dict[str, ChannelBuffer]):
         buffer = ChannelBuffer(
             channel, options.capacity_of(channel), self._counters, self._flow, options.on_loss
         )
-        self[channel] = buffer
+        self.buffers[channel] = buffer
         return buffer
 
     def close(self, channel: str) -> None:
@@ -80,14 +81,14 @@ class Channels(dict[str, ChannelBuffer]):
         self.closed_names.setdefault(channel, monotonic())
         if len(self.closed_names) > MOST_CLOSED_NAMES:
             del self.closed_names[next(iter(self.closed_names))]
-        buffer = self.get(channel)
+        buffer = self.buffers.get(channel)
         if buffer is None:
             return
         self._groups.leave_all(buffer)
         buffer.close()
         self._flow.forget(buffer)
         if not buffer.queued and not buffer.waiting:
-            del self[channel]
+            del self.buffers[channel]
         self._watchers.wake()
 
     def discard(self, buffer: ChannelBuffer) -> None:
@@ -99,17 +100,17 @@ class Channels(dict[str, ChannelBuffer]):
 
     def has(self, buffer: ChannelBuffer) -> bool:
         """Tell whether a buffer is still that of its channel."""
-        return self.get(buffer.channel) is buffer
+        return self.buffers.get(buffer.channel) is buffer
 
     def forget_all(self) -> list[ChannelBuffer]:
         """Remove all channels; return their buffers for `close_all()`."""
-        buffers = list(self.values())
-        self.clear()
+        buffers = list(self.buffers.values())
+        self.buffers.clear()
         return buffers
 
     def take_any(self, prefix: str) -> Envelope | None:
         """Remove and return the oldest envelope of all channels whose name begins so, or None."""
-        found = [buffer for channel, buffer in self.items() if channel.startswith(prefix)]
+        found = [buffer for channel, buffer in self.buffers.items() if channel.startswith(prefix)]
         for buffer in found:
             buffer.drop_expired()
         for buffer in sorted(
@@ -124,7 +125,7 @@ class Channels(dict[str, ChannelBuffer]):
     def are_awaited(self) -> bool:
         """Whether a receiver or a sender waits, or a channel is held open to read from it."""
         return bool(self._watchers.waiting) or any(
-            buffer.is_awaited or buffer.is_kept for buffer in self.values()
+            buffer.is_awaited or buffer.is_kept for buffer in self.buffers.values()
         )
 
     # Long jobs in slices
@@ -157,17 +158,17 @@ class Channels(dict[str, ChannelBuffer]):
         self._counters.dropped["flushed"] += buffer.clear()
         self._groups.drop_stale_topics(buffer)
         if buffer.closed is not None:
-            del self[buffer.channel]
+            del self.buffers[buffer.channel]
 
     def sweep(self, now: float) -> Iterator[bool]:
         """Drop what expired, the buffers that nobody uses any more, and old names of closed channels."""
-        for some in chunks(list(self.values()), SOME):
+        for some in chunks(list(self.buffers.values()), SOME):
             for buffer in some:
                 if self.has(buffer):
                     self._sweep(buffer, now)
             yield False
         for channel, since in list(self.closed_names.items()):
-            if now - since > CLOSED_NAMES_KEPT and channel not in self:
+            if now - since > CLOSED_NAMES_KEPT and channel not in self.buffers:
                 del self.closed_names[channel]
 
     def _sweep(self, buffer: ChannelBuffer, now: float) -> None:
@@ -181,11 +182,11 @@ class Channels(dict[str, ChannelBuffer]):
         is_empty = not (buffer.has_messages if is_abandoned else buffer.queued)
         if is_empty and not buffer.groups and not buffer.is_kept:
             self._flow.forget(buffer)
-            del self[buffer.channel]
+            del self.buffers[buffer.channel]
 
     def resize(self) -> Iterator[bool]:
         """Hold the channels to their capacities as they are now."""
-        for some in chunks(list(self.values()), SOME):
+        for some in chunks(list(self.buffers.values()), SOME):
             for buffer in some:
                 if self.has(buffer):
                     buffer.resize(self._options.capacity_of(buffer.channel))

@@ -41,14 +41,15 @@ class Group:
         self.lapses_at = math.inf
 
 
-class Groups(dict[bytes, Group]):
-    """The groups with local members, by topic. A group without a member is removed."""
+class Groups:
+    """The groups with local members."""
 
     def __init__(self, options: Options, flow: FlowControl, owner: HubOwner) -> None:
-        super().__init__()
         self._options = options
         self._flow = flow
         self._owner = owner
+        #: Each of them has a member.
+        self.by_topic: dict[bytes, Group] = {}
         #: How often memberships have ended: a delivery in slices looks for them when this has changed.
         self.departures = 0
 
@@ -62,9 +63,9 @@ class Groups(dict[bytes, Group]):
         channel = buffer.channel
         if buffer.closed is not None:
             raise buffer.closed(channel)
-        group = self.get(topic)
+        group = self.by_topic.get(topic)
         if group is None:
-            group = self[topic] = Group(topic)
+            group = self.by_topic[topic] = Group(topic)
         member = group.members.get(channel)
         if member is None:
             member = group.members[channel] = Member(buffer)
@@ -83,14 +84,14 @@ class Groups(dict[bytes, Group]):
 
         Returns whether the group has lost its last member by it.
         """
-        group = self.get(topic)
+        group = self.by_topic.get(topic)
         if member.is_confirmed or member.joiners or group is None or not self.has(group, member):
             return False
         return self.leave(topic, member.buffer.channel)
 
     def leave(self, topic: bytes, channel: str) -> bool:
         """End a membership if there is one; return whether the group has lost its last member by it."""
-        group = self.get(topic)
+        group = self.by_topic.get(topic)
         if group is None:
             return False
         member = group.members.pop(channel, None)
@@ -101,7 +102,7 @@ class Groups(dict[bytes, Group]):
         self._flow.note_leave(topic, member.buffer)
         if group.members:
             return False
-        del self[topic]
+        del self.by_topic[topic]
         return True
 
     def leave_all(self, buffer: ChannelBuffer) -> None:
@@ -112,12 +113,12 @@ class Groups(dict[bytes, Group]):
 
     def has(self, group: Group, member: Member) -> bool:
         """Tell whether a membership has not ended since."""
-        return self.get(group.topic) is group and group.members.get(member.buffer.channel) is member
+        return self.by_topic.get(group.topic) is group and group.members.get(member.buffer.channel) is member
 
     def forget_all(self) -> list[Group]:
         """End all memberships, without changing the channels; return the groups for `empty()`."""
-        groups = list(self.values())
-        self.clear()
+        groups = list(self.by_topic.values())
+        self.by_topic.clear()
         self.departures += 1
         return groups
 
@@ -126,7 +127,7 @@ class Groups(dict[bytes, Group]):
         buffer.groups = {topic for topic in buffer.groups if self._has_channel(topic, buffer.channel)}
 
     def _has_channel(self, topic: bytes, channel: str) -> bool:
-        group = self.get(topic)
+        group = self.by_topic.get(topic)
         return group is not None and channel in group.members
 
     # Long jobs in slices
@@ -146,7 +147,7 @@ class Groups(dict[bytes, Group]):
 
     def sweep(self, now: float) -> Iterator[bool]:
         """End all memberships that lapsed."""
-        for some in chunks(list(self.values())):
+        for some in chunks(list(self.by_topic.values())):
             for group in some:
                 if now >= group.lapses_at:
                     yield from self.drop_lapsed(group, now)
@@ -154,7 +155,7 @@ class Groups(dict[bytes, Group]):
 
     def expect_lapses(self) -> Iterator[bool]:
         """Have the next delivery or sweep look at the memberships of each group: `group_expiry` has changed."""
-        for some in chunks(list(self.values())):
+        for some in chunks(list(self.by_topic.values())):
             for group in some:
                 group.lapses_at = 0.0
             yield False

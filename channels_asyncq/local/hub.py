@@ -50,7 +50,7 @@ class Hub:
         Raises:
             ChannelClosed: the channel was closed.
         """
-        return self.groups.join(topic, self.channels.get(channel) or self.channels.open(channel))
+        return self.groups.join(topic, self.channels.buffers.get(channel) or self.channels.open(channel))
 
     # Delivery
 
@@ -61,7 +61,7 @@ class Hub:
         It must wait when a member is full and there is time left to wait for its reader (see `WaitBudget`).
         Then nothing was delivered, and the same envelope has to be offered again.
         """
-        group = self.groups.get(topic)
+        group = self.groups.by_topic.get(topic)
         if group is None:
             return True
         excluded = frozenset(envelope.excluded) if envelope.excluded else ()
@@ -118,7 +118,7 @@ class Hub:
     def deliver_to(self, channel: str, envelope: Envelope) -> bool:
         """Put an envelope from elsewhere into one channel of this session; False if it must wait."""
         channels, flow = self.channels, self.flow
-        buffer = channels.get(channel)
+        buffer = channels.buffers.get(channel)
         if buffer is None:
             if channel in channels.closed_names:
                 self.counters.dropped["closed"] += 1
@@ -147,7 +147,7 @@ class Hub:
 
     def broadcast(self, envelope: Envelope) -> None:
         """Put an envelope into every channel of this session."""
-        self._slices.run(self._put_into_all(list(self.channels.values()), envelope))
+        self._slices.run(self._put_into_all(list(self.channels.buffers.values()), envelope))
 
     def _put_into_all(self, buffers: list[ChannelBuffer], envelope: Envelope) -> Iterator[bool]:
         limit = WakeLimit(self.counters)
@@ -189,7 +189,7 @@ class Hub:
         With `everybody` all channels are notified: it may have been sent to one of them. Channels that join or
         are opened from now on missed nothing. It goes in slices; then the owner gets `on_loss_notified()`.
         """
-        buffers = list(self.channels.values()) if everybody else []
+        buffers = list(self.channels.buffers.values()) if everybody else []
         self._slices.run(self._notify_all(reason, groups, buffers, monotonic()))
 
     def _notify_all(
@@ -198,7 +198,7 @@ class Hub:
         concerned: dict[ChannelBuffer, list[str]] = {}
         count = 0
         for topic, name in groups:
-            group = self.groups.get(topic)
+            group = self.groups.by_topic.get(topic)
             for members in chunks(list(group.members.values()) if group is not None else []):
                 for member in members:
                     if member.joined <= since:
@@ -240,7 +240,7 @@ class Hub:
 
         At once if there are few, as in tests, whose next send has to find them changed; else in slices.
         """
-        if len(self.channels) + len(self.groups) <= MANY:
+        if len(self.channels.buffers) + len(self.groups.by_topic) <= MANY:
             _do_at_once(self._adjust())
         else:
             self._chores.run(self._adjust())
@@ -258,7 +258,7 @@ class Hub:
         groups = self.groups.forget_all()
         self.channels.closed_names.clear()
         topics = [group.topic for group in groups]
-        self._slices.run(self._flush(list(self.channels.values()), groups, flushed))
+        self._slices.run(self._flush(list(self.channels.buffers.values()), groups, flushed))
         return topics
 
     def _flush(

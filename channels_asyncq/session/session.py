@@ -261,7 +261,7 @@ class Session:
     async def _next(self, channel: str) -> Envelope:
         if self.is_resting:
             self.rest_no_more()
-        buffer = self.hub.channels.get(channel)
+        buffer = self.hub.channels.buffers.get(channel)
         if buffer is not None:
             return await buffer.get()
         session_id = owner_of(channel)
@@ -446,7 +446,7 @@ class Session:
         The awaitable returns when the server has confirmed the group's subscription, or the owner of the channel
         has. Cancelling leaves no half member.
         """
-        if isinstance(channel, str) and channel in self.hub.channels:
+        if isinstance(channel, str) and channel in self.hub.channels.buffers:
             return self._join(group, channel)
         self._require_open(channel)
         check_group_name(group)
@@ -495,7 +495,7 @@ class Session:
 
     def group_discard(self, group: str, channel: str) -> Awaitable[None] | None:
         """Leave; return an awaitable, or None if it is done."""
-        if isinstance(channel, str) and channel in self.hub.channels:
+        if isinstance(channel, str) and channel in self.hub.channels.buffers:
             topic = self.route_to_group(group).topic
             if self.hub.groups.leave(topic.name, channel):
                 self._bus.unsubscribe(topic)
@@ -645,7 +645,7 @@ class Session:
 
     def _unsubscribe_from(self, topics: list[bytes]) -> Iterator[bool]:
         for topic in topics:
-            if topic not in self.hub.groups:  # else somebody has joined meanwhile
+            if topic not in self.hub.groups.by_topic:  # else somebody has joined meanwhile
                 self.on_group_empty(topic)
             yield False
 
@@ -655,14 +655,14 @@ class Session:
         if self._slices.is_busy:
             return False
         hub = self.hub
-        if topic in hub.groups:
+        if topic in hub.groups.by_topic:
             taken = hub.deliver(topic, envelope)
         elif topic == self._inbox.name:
             if envelope.flags & CONTROL:
                 self._on_control(envelope)
                 return True
             target = envelope.target
-            if target not in hub.channels and not self._may_open(target):
+            if target not in hub.channels.buffers and not self._may_open(target):
                 if self.is_closed:
                     hub.counters.dropped["closed"] += 1
                 else:
@@ -730,7 +730,7 @@ class Session:
 
     def _notify_loss(self, reason: str, topics: set[bytes]) -> None:
         """Notify the channels concerned, in slices; `on_loss_notified()` follows."""
-        named, groups = self._topics.group_named, self.hub.groups
+        named, groups = self._topics.group_named, self.hub.groups.by_topic
         # A message to one of this session's channels came to the inbox; nobody knows to which channel.
         self.hub.notify_loss(
             reason,
@@ -828,7 +828,7 @@ class Session:
             if reader.is_idle and now - reader.buffer.last_used > self._options.expiry:
                 del self._readers[topic]
                 self._bus.unsubscribe(self._topics.queue(reader.channel).topic)
-        if self.hub.channels or self.hub.channels.closed_names or self._readers:
+        if self.hub.channels.buffers or self.hub.channels.closed_names or self._readers:
             self._sweep_later()
 
     # Resting
@@ -958,7 +958,7 @@ class Session:
         """Return the channels that are read here, and on `memory://` those that wait for a reader."""
         found = {
             channel: ChannelView(buffer.capacity, buffer.queued)
-            for channel, buffer in list(self.hub.channels.items())
+            for channel, buffer in list(self.hub.channels.buffers.items())
         }
         waiting = {
             reader.channel: reader.buffer.queued
@@ -972,7 +972,7 @@ class Session:
     def groups(self) -> dict[str, dict[str, float]]:
         """Return the members of groups that are known here, and the time at which each was added."""
         found = self._bus.members()
-        for topic, group in list(self.hub.groups.items()):
+        for topic, group in list(self.hub.groups.by_topic.items()):
             members = {channel: member.added for channel, member in list(group.members.items())}
             found.setdefault(self._topics.group_named(topic), {}).update(members)
         epoch = time_ns() / 1e9 - monotonic()
@@ -984,11 +984,13 @@ class Session:
     def statistics(self) -> Statistics:
         hub = self.hub
         queued = [
-            (channel, buffer.queued) for channel, buffer in list(hub.channels.items()) if buffer.queued > 0
+            (channel, buffer.queued)
+            for channel, buffer in list(hub.channels.buffers.items())
+            if buffer.queued > 0
         ]
         return Statistics(
-            channels=len(hub.channels) + len(self._readers),
-            groups=len(hub.groups),
+            channels=len(hub.channels.buffers) + len(self._readers),
+            groups=len(hub.groups.by_topic),
             queued=tuple(sorted(queued, key=lambda entry: -entry[1])),
             delivered=hub.counters.delivered,
             external=hub.counters.external,

@@ -51,7 +51,7 @@ class Broker:
     def group_send(self, group: str, topic: bytes, envelope: Envelope) -> tuple[list[Listener], list[str]]:
         """Publish; return the listeners that accepted it, and the normal channels in the group."""
         with self._lock:
-            members = self._members.of(group) if group in self._members else []
+            members = self._members.of(group) if group in self._members.by_group else []
             return self._listeners.publish(topic, envelope), members
 
     # Normal channels in groups

@@ -5,27 +5,27 @@ from __future__ import annotations
 from ...clock import monotonic
 
 
-class Members(dict[str, dict[str, tuple[float, float]]]):
-    """
-    By group and normal channel, when the membership was added and when it lapses. No group is empty.
+class Members:
+    """The normal channels in groups. Not thread-safe: the broker's lock is held."""
 
-    Not thread-safe: the broker's lock is held.
-    """
+    def __init__(self) -> None:
+        #: By group and channel, when the membership was added and when it lapses. No group is empty.
+        self.by_group: dict[str, dict[str, tuple[float, float]]] = {}
 
     def add(self, group: str, channel: str, seconds: float) -> None:
         now = monotonic()
-        self.setdefault(group, {})[channel] = now, now + seconds
+        self.by_group.setdefault(group, {})[channel] = now, now + seconds
 
     def discard(self, group: str, channel: str) -> None:
-        members = self.get(group)
+        members = self.by_group.get(group)
         if members is not None:
             members.pop(channel, None)
             if not members:
-                del self[group]
+                del self.by_group[group]
 
     def of(self, group: str) -> list[str]:
         """Return the members of a group, after removing those whose membership lapsed."""
-        members = self.get(group, {})
+        members = self.by_group.get(group, {})
         now = monotonic()
         for channel in [channel for channel, (_, until) in members.items() if until <= now]:
             self.discard(group, channel)
@@ -36,6 +36,9 @@ class Members(dict[str, dict[str, tuple[float, float]]]):
         now = monotonic()
         found = {
             group: {channel: added for channel, (added, until) in members.items() if until > now}
-            for group, members in self.items()
+            for group, members in self.by_group.items()
         }
         return {group: members for group, members in found.items() if members}
+
+    def clear(self) -> None:
+        self.by_group.clear()

@@ -18,29 +18,29 @@ class Waiter(NamedTuple):
     since: float
 
 
-class WaitingSessions(dict[str, dict[str, tuple[float, float]]]):
-    """
-    By normal channel and session with a waiting sender, since when it waits, and until when it must ask again.
+class WaitingSessions:
+    """The sessions whose senders wait for a place in a normal channel. Places go to them in their order."""
 
-    Places go to them in their order.
-    """
+    def __init__(self) -> None:
+        #: By channel and session, since when it waits, and until when it must ask again.
+        self.by_channel: dict[str, dict[str, tuple[float, float]]] = {}
 
     def add(self, channel: str, waiter: Waiter) -> None:
         """Note that a session waits, or goes on waiting."""
-        self.setdefault(channel, {})[waiter.session_id] = waiter.since, monotonic() + WAITS_SECONDS
+        self.by_channel.setdefault(channel, {})[waiter.session_id] = waiter.since, monotonic() + WAITS_SECONDS
 
     def remove(self, channel: str, session_id: str) -> None:
-        waiting = self.get(channel)
+        waiting = self.by_channel.get(channel)
         if waiting is not None:
             waiting.pop(session_id, None)
             if not waiting:
-                del self[channel]
+                del self.by_channel[channel]
 
     def count_before(self, channel: str, waiter: Waiter | None) -> int:
         """Return how many sessions came before this one; all of them for a sender that does not wait."""
         now = monotonic()
         count = 0
-        for session_id, (since, until) in list(self.get(channel, {}).items()):
+        for session_id, (since, until) in list(self.by_channel.get(channel, {}).items()):
             if until <= now:
                 self.remove(channel, session_id)
             elif waiter is None or (since, session_id) < (waiter.since, waiter.session_id):
@@ -75,7 +75,7 @@ class Queues:
         if queue is None:
             queue = self._queues[channel] = ChannelBuffer(channel, capacity, Counters())
         queue.resize(capacity)
-        may_push = not self._waiting or self._may_push(channel, queue, waiter)
+        may_push = not self._waiting.by_channel or self._may_push(channel, queue, waiter)
         if not may_push or queue.offer(envelope) < 0:
             if waiter is not None:
                 self._waiting.add(channel, waiter)
