@@ -227,7 +227,7 @@ def test_each_row_has_its_test() -> None:
     assert len({(row.owner, row.name) for row in TABLE}) == len(TABLE)
 
 
-# What is relied on. ChannelBuffer is an asyncio.Queue without its __init__(): tests/test_buffers.py.
+# What is relied on. ChannelBuffer is an asyncio.Queue without its __init__(): tests/test_queue_interface.py.
 
 
 async def test_connection_of_redis_py(redis_server: EmbeddedServer) -> None:
