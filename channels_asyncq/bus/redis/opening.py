@@ -40,7 +40,6 @@ class Opener:
         self._topics = topics
         self._receiver = receiver
         self._codec = codec
-        self._decode = codec.decode
         self._unpack = formats.unpack
         self._seal = seal
 
@@ -102,7 +101,7 @@ class Opener:
     def _open(self, envelope: Envelope) -> None:
         if envelope.flags & HEADER_ONLY:
             raise BadEnvelope("the header of a message whose body no log holds")
-        envelope.message = self._decode(envelope.payload)
+        envelope.message = self._codec.decode(envelope.payload)
 
     def _open_external(self, partition: int, topic: bytes, data: bytes) -> Envelope:
         if not self._topics.is_group(partition, topic):
