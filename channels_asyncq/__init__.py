@@ -14,9 +14,10 @@ if TYPE_CHECKING:
         LayerUnavailable,
         StillFull,
     )
-    from .layer import AsyncQueueChannelLayer, OpenChannel
+    from .layer import AsyncQueueChannelLayer
     from .local.buffers import ChannelView
     from .messages.external import ExternalMessage
+    from .session.open_channel import OpenChannel
     from .session.statistics import Statistics
     from .settings.config import Config, ExternalConfig, RecoveryConfig
     from .settings.keys import Overflow, SerializerFormat
@@ -57,7 +58,7 @@ _HOMES = {
     "Health": "bus.base",
     "HostHealth": "bus.base",
     "Link": "bus.base",
-    "OpenChannel": "layer",
+    "OpenChannel": "session.open_channel",
     "Overflow": "settings.keys",
     "RecoveryConfig": "settings.config",
     "SerializerFormat": "settings.keys",

@@ -21,14 +21,14 @@ from .settings.options import Options
 
 _BACKEND = "channels_asyncq.AsyncQueueChannelLayer"
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-# What Channels reads of an entry; TEST_CONFIG by make_test_backend().
+# The keys of an entry that Channels reads; make_test_backend() reads TEST_CONFIG.
 _READ = ("BACKEND", "CONFIG", "TEST_CONFIG")
-# How much another path resembles ours that is a typo, and no layer of somebody else.
+# A path that is this similar to ours is a typo; a less similar one names another layer.
 _ALIKE = 0.8
 
 
 def _entries() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the aliases of CHANNEL_LAYERS with their entries, as far as these are such."""
+    """Yield the aliases of CHANNEL_LAYERS with their entries, except entries of a wrong type."""
     configured = getattr(settings, "CHANNEL_LAYERS", {})
     if isinstance(configured, Mapping):
         for alias, entry in configured.items():
@@ -37,13 +37,13 @@ def _entries() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _backend(path: object) -> object:
-    """Return what a BACKEND names, None if it cannot be imported."""
+    """Return the object that a BACKEND names, None if it cannot be imported."""
     if not isinstance(path, str) or not _DOTTED.fullmatch(path):
         return None
     try:
         return import_string(path)
     except ImportError:
-        return None  # Channels reports that itself, when the layer is used
+        return None  # Channels reports it when the layer is used
 
 
 def _is_ours(path: object) -> bool:
@@ -67,10 +67,10 @@ def _options(config: Any) -> Options | None:
 
 @register(Tags.compatibility)
 def check_backends(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E002: CHANNEL_LAYERS or an entry has a wrong type, or our path a typo. W004: a key that nobody reads."""
+    """E002: CHANNEL_LAYERS or an entry has a wrong type, or our path has a typo. W004: a key that is not read."""
     configured = getattr(settings, "CHANNEL_LAYERS", {})
     if not isinstance(configured, Mapping):
-        # Its value may hold passwords.
+        # The text leaves out the value, which may hold passwords.
         return [_no_backend(f"CHANNEL_LAYERS must be a dict of aliases, and is {type(configured).__name__}.")]
     messages: list[CheckMessage] = []
     for alias, entry in configured.items():
@@ -98,7 +98,7 @@ def _unread(alias: object, key: object) -> CheckMessage:
 
 
 def _problem_of(backend: object) -> str | None:
-    """Return what is wrong with a BACKEND, None if nothing is, or if it may be meant for another layer."""
+    """Return the problem of a BACKEND; None if there is none, or if it may name another layer."""
     if not isinstance(backend, str):
         return f"must be the path of a class as a str, such as {_BACKEND!r}."
     if _is_ours(backend):
@@ -138,7 +138,7 @@ def check_config(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
     return messages
 
 
-# A server and a database on it: a host and port, or the path of a socket, and the number.
+# A database on a server: a host and a port, or the path of a socket and 0; and the number of the database.
 _Place = tuple[str, int, int]
 _URL = re.compile(r"(redis|rediss|valkey|valkeys|unix)://")
 
@@ -152,7 +152,7 @@ def _place_of_host(host: Host) -> _Place | None:
 
 
 def _place_of_cache(url: str, options: Mapping[str, Any]) -> _Place | None:
-    """Return where a URL in CACHES leads, None if it is no server of this kind or cannot be read."""
+    """Return the database that a URL in CACHES names, None if it is not of such a server, or malformed."""
     try:
         parts = urlsplit(url)
         port = parts.port or DEFAULT_PORT
@@ -174,7 +174,7 @@ def _named(host: str) -> str:
 
 
 def _caches() -> Iterator[tuple[str, _Place]]:
-    """Yield the aliases of CACHES that are on a Redis or Valkey server, with each place."""
+    """Yield the aliases of CACHES on Redis or Valkey servers, with the database of each of their URLs."""
     caches = getattr(settings, "CACHES", {})
     for alias, entry in caches.items() if isinstance(caches, Mapping) else ():
         if not isinstance(entry, Mapping):

@@ -1,8 +1,8 @@
 """
-Fixtures for those who test what sends: pytest finds them by itself.
+Fixtures for tests of code that sends messages; pytest finds them by itself.
 
-`asyncq_layer` and `asyncq_redis_layer` give a test a layer of its own in place of CHANNEL_LAYERS["default"];
-`asyncq_listen("room.7")` tells what a group or a channel gets. For sync and async tests alike. Nothing but
+`asyncq_layer` and `asyncq_redis_layer` give a test its own layer in place of CHANNEL_LAYERS["default"];
+`asyncq_listen("room.7")` returns the messages of a group or a channel. They work in sync and async tests. Only
 this module is imported before a test uses one of them.
 """
 
@@ -13,7 +13,6 @@ import itertools
 import os
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -28,10 +27,10 @@ T = TypeVar("T")
 
 _numbers = itertools.count(1)
 _digits = os.urandom(4).hex()
-# How long a marker may take that was sent on purpose: far longer than it ever does.
+# A marker has this much time to arrive: far longer than it ever takes.
 _MARKER_SECONDS = 20.0
 _MARKER = "channels_asyncq.marker"
-# In place of a message: not even the marker came.
+# Stands for a message when not even the marker came.
 _UNHEARD: dict[str, Any] = {}
 
 
@@ -39,8 +38,8 @@ class Listener:
     """
     A member of a group, or the reader of a normal channel, for as long as the test lasts.
 
-    It lives on a thread of its own: a sync test, and an async one on whatever loop, sees the same. The methods
-    that begin with `a` are to be awaited, the others block.
+    It lives on the relay's thread, so it works alike in a sync test and in an async test on any loop. Await the
+    methods that begin with `a`; the others block.
     """
 
     def __init__(self, layer: AsyncQueueChannelLayer, name: str, is_group: bool) -> None:
@@ -53,29 +52,29 @@ class Listener:
     def get(self, timeout: float = 1.0) -> dict[str, Any]:
         """Return the next message; fail the test if none comes within `timeout` seconds."""
         __tracebackhide__ = True
-        return self._expected(_block(partial(self._next, timeout)), timeout)
+        return self._expected(_block(self._next(timeout)), timeout)
 
     async def aget(self, timeout: float = 1.0) -> dict[str, Any]:  # noqa: ASYNC109  (as get())
         """Return the next message; fail the test if none comes within `timeout` seconds."""
         __tracebackhide__ = True
-        return self._expected(await _elsewhere(partial(self._next, timeout)), timeout)
+        return self._expected(await _elsewhere(self._next(timeout)), timeout)
 
     def assert_nothing(self, within: float = 0.0) -> None:
         """
         Fail the test if a message came that `get()` has not returned.
 
-        What anybody has sent before this call is seen, without waiting for time to pass; `within` waits so many
-        seconds for what may be sent later.
+        Every message that was sent before this call is seen, without waiting for time to pass. For messages that
+        may be sent later, it waits `within` seconds.
         """
         __tracebackhide__ = True
-        self._refuse(_block(partial(self._unread, within)))
+        self._refuse(_block(self._unread(within)))
 
     async def aassert_nothing(self, within: float = 0.0) -> None:
         """Fail the test if a message came that `aget()` has not returned; `within` as in `assert_nothing()`."""
         __tracebackhide__ = True
-        self._refuse(await _elsewhere(partial(self._unread, within)))
+        self._refuse(await _elsewhere(self._unread(within)))
 
-    # In the test's own frames: what pytest shows of a failure is the line of the test, and this text.
+    # Called in the test's own frames: pytest then shows the line of the test, and this text.
 
     def _expected(self, message: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
         __tracebackhide__ = True
@@ -93,7 +92,7 @@ class Listener:
         if message is not None:
             pytest.fail(f"A message came to {self}: {message!r}")
 
-    # On the relay's loop.
+    # On the relay's loop
 
     async def _start(self) -> None:
         if self._is_group:
@@ -109,7 +108,7 @@ class Listener:
         try:
             async with asyncio.timeout(timeout):
                 while (message := await self._layer.receive(self._channel)).get("type") == _MARKER:
-                    pass  # of an assert_nothing() that failed
+                    pass  # the marker of an assert_nothing() that failed
                 return message
         except TimeoutError:
             return None
@@ -120,7 +119,7 @@ class Listener:
 
         if within and (message := await self._next(within)) is not None:
             return message
-        # By the way that messages take: what was sent before it arrives before it.
+        # The marker takes the same path as messages: those that were sent before it arrive before it.
         marker = {"type": _MARKER, "number": next(_numbers)}
         try:
             if self._is_group:
@@ -128,7 +127,7 @@ class Listener:
             else:
                 await self._layer.send(self._channel, marker)
         except ChannelFull:
-            pass  # of what came
+            pass  # full of messages, which are found below
         try:
             async with asyncio.timeout(_MARKER_SECONDS):
                 while (message := await self._layer.receive(self._channel)).get("type") == _MARKER:
@@ -142,14 +141,15 @@ class Listener:
         return f"{'group' if self._is_group else 'channel'} {self._name!r}"
 
 
-def _block(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def _block(work: Coroutine[Any, Any, T]) -> T:
     __tracebackhide__ = True
     if _has_running_loop():
+        work.close()
         raise RuntimeError(
             "an event loop runs here: await aget() and aassert_nothing(), which do not block it"
         )
-    # Not in an `except` block: pytest would show its error as well.
-    return _relay_wait(make)
+    # Outside of an `except` block: pytest would show the handled error as well.
+    return _relay_wait(work)
 
 
 def _has_running_loop() -> bool:
@@ -160,16 +160,16 @@ def _has_running_loop() -> bool:
     return True
 
 
-async def _elsewhere(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+async def _elsewhere(work: Coroutine[Any, Any, T]) -> T:
     from .process.relay import relay
 
     __tracebackhide__ = True
-    return await relay().run(make)
+    return await relay().run(work)
 
 
 @contextmanager
 def _installed(url: str, prefix: str) -> Generator[AsyncQueueChannelLayer]:
-    """Give out a layer that is CHANNEL_LAYERS["default"] meanwhile, and close it on every loop."""
+    """Yield a layer that is CHANNEL_LAYERS["default"] until the end, and then close it on every loop."""
     from channels.layers import channel_layers
 
     from .layer import AsyncQueueChannelLayer
@@ -188,20 +188,20 @@ def _installed(url: str, prefix: str) -> Generator[AsyncQueueChannelLayer]:
 
 
 def _own_prefix() -> str:
-    # Containers that share a server have equal process ids; and forked processes equal digits.
+    # Containers that share a server may have equal process ids; forked processes have equal digits.
     return f"test{_digits}x{os.getpid()}x{next(_numbers)}"
 
 
 @pytest.fixture
 def asyncq_layer() -> Iterator[AsyncQueueChannelLayer]:
-    """A layer of this test's own in this process, `memory://`: no server, the same rules."""
+    """A layer for this test alone, `memory://`: no server, the same rules."""
     with _installed("memory://", _own_prefix()) as layer:
         yield layer
 
 
 @pytest.fixture(scope="session")
 def asyncq_redis_server() -> Iterator[EmbeddedServer]:
-    """The server of `asyncq_redis_layer`: that of REDIS_URL, else one that is started for the whole run."""
+    """The server of `asyncq_redis_layer`: the one of REDIS_URL, else one that is started for the whole run."""
     from .testing import EmbeddedServer
 
     with EmbeddedServer() as server:
@@ -210,7 +210,7 @@ def asyncq_redis_server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def asyncq_redis_layer(asyncq_redis_server: EmbeddedServer) -> Iterator[AsyncQueueChannelLayer]:
-    """A layer of this test's own on a real server, with a prefix nobody else has."""
+    """A layer for this test alone on a real server, with a unique prefix."""
     with _installed(asyncq_redis_server.url, _own_prefix()) as layer:
         yield layer
 
@@ -220,8 +220,9 @@ def asyncq_listen() -> Iterator[Callable[..., Listener]]:
     """
     A function: `asyncq_listen("room.7")` joins a group, `asyncq_listen(channel="jobs")` reads a normal channel.
 
-    Both return a `Listener` that hears what is sent from then on. They listen to CHANNEL_LAYERS["default"], which
-    is the layer of the other fixtures where a test uses one, or to `layer`, another alias.
+    Both return a `Listener`, which gets the messages that are sent from then on. It listens to
+    CHANNEL_LAYERS["default"], which is the layer of the other fixtures if the test uses one, or to another alias,
+    `layer`.
     """
     listeners: list[Listener] = []
 
@@ -231,19 +232,19 @@ def asyncq_listen() -> Iterator[Callable[..., Listener]]:
         if (group is None) == (channel is None):
             raise TypeError("asyncq_listen() takes a group, or channel=")
         listener = Listener(get_layer(layer), group or channel or "", group is not None)
-        # Blocks, on a running loop too: the relay needs no other loop for this.
-        _relay_wait(listener._start)
+        # This blocks a running loop too, and may: the relay needs no other loop for it.
+        _relay_wait(listener._start())
         listeners.append(listener)
         return listener
 
     yield listen
     for listener in listeners:
         if not listener._layer.is_closed:
-            _relay_wait(listener._stop)
+            _relay_wait(listener._stop())
 
 
-def _relay_wait(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def _relay_wait(work: Coroutine[Any, Any, T]) -> T:
     from .process.relay import relay
 
     __tracebackhide__ = True
-    return relay().wait(make)
+    return relay().wait(work)

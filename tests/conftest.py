@@ -145,6 +145,28 @@ async def make_layer(redis_url: str, prefix: str) -> AsyncIterator[contract.Make
 
 
 @pytest.fixture
+async def make_memory(prefix: str) -> AsyncIterator[contract.MakeLayer]:
+    """Make layers on `memory://`; they are closed when the test ends."""
+    async with contract.layers(hosts=["memory://"], prefix=prefix) as make_layer:
+        yield make_layer
+
+
+@pytest.fixture
+def make_redis(make_layer: contract.MakeLayer) -> contract.MakeLayer:
+    """`make_layer`, under a name that says what it is where a test uses other buses too."""
+    return make_layer
+
+
+@pytest.fixture
+async def make_scripted(server: RespServer, prefix: str) -> AsyncIterator[contract.MakeLayer]:
+    """Make layers on the server whose answers the test chooses."""
+    async with contract.layers(
+        hosts=[server.url], prefix=prefix, send_timeout=contract.SEND_TIMEOUT
+    ) as make_layer:
+        yield make_layer
+
+
+@pytest.fixture
 def publish(redis_server: EmbeddedServer, prefix: str) -> contract.Publish:
     """PUBLISH on a topic named without its `<prefix>:0:`, as any client of the server would."""
 

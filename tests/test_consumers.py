@@ -15,6 +15,7 @@ from channels_asyncq.consumers import conversation
 from tests.clock import Clock
 from tests.consumers import OURS, Message, Talk, installed, make, talks
 from tests.contract import eventually, steps
+from tests.sessions import session_of
 
 OTHERS = ("inmemory", "asyncq.traced")
 
@@ -247,7 +248,7 @@ async def test_idle_consumer_keeps_its_channel(
 ) -> None:
     """A consumer that is in a handler for longer than `expiry` reads the same channel afterwards."""
     clock = Clock()
-    clock.put_into(monkeypatch, ["local", "session.session"])
+    clock.put_into(monkeypatch, ["local.buffers", "local.hub", "session.sending", "session.views"])
     async with installed(make("asyncq.memory", "", prefix, expiry=0.1)) as layer:
         name: list[str] = []
 
@@ -314,7 +315,7 @@ async def test_nothing_is_left_in_the_channel(layer: AsyncQueueChannelLayer, beg
     for n in range(20):
         talk.say("websocket.receive", text=str(n))
         await eventually(lambda: len(members[0]) == n + 1, "the event")  # noqa: B023
-    session = layer._sessions[asyncio.get_running_loop()]
+    session = session_of(layer)
     await eventually(lambda: session.hub.channels.buffers[names[0]].waiting == 1, "the only waiter")
     await talk.leaves()
 

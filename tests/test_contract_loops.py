@@ -321,7 +321,7 @@ class TestLoopsThatWereClosedAlone:
         self, make_layer: MakeLayerAnywhere, way: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """flush() expects no answer of a loop that was closed."""
-        monkeypatch.setattr("channels_asyncq.session.session._FLUSH_WAIT", 10 * DEADLINE)
+        monkeypatch.setattr("channels_asyncq.session.requests._FLUSH_WAIT", 10 * DEADLINE)
         layer = make_layer()
 
         async def flush() -> None:
@@ -345,9 +345,9 @@ class TestLoopsThatWereClosedAlone:
         with asyncio.Runner() as runner:
             runner.run(layer.new_channel())
             close_alone(layer)
-            monkeypatch.setattr("channels_asyncq.session.session._FLUSH_WAIT", 0.01)
+            monkeypatch.setattr("channels_asyncq.session.requests._FLUSH_WAIT", 0.01)
             runner.run(other.flush())
-            monkeypatch.setattr("channels_asyncq.session.session._FLUSH_WAIT", 10 * DEADLINE)
+            monkeypatch.setattr("channels_asyncq.session.requests._FLUSH_WAIT", 10 * DEADLINE)
             runner.run(asyncio.wait_for(other.flush(), DEADLINE))
 
     def test_its_channel_is_refused(self, make_layer: MakeLayerAnywhere) -> None:

@@ -27,7 +27,7 @@ async def make_layer(prefix: str) -> AsyncIterator[MakeLayer]:
 @pytest.fixture
 def let_time_pass(monkeypatch: pytest.MonkeyPatch) -> LetTimePass:
     clock = Clock()
-    clock.put_into(monkeypatch, ["local", "bus.memory", "session.session"])
+    clock.put_into(monkeypatch, ["local", "bus.memory", "session.sending", "session.views"])
 
     async def let_time_pass(seconds: float) -> None:
         clock.turn(seconds)

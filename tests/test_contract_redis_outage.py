@@ -11,7 +11,7 @@ import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.exceptions import ChannelLayerError, LayerClosed, LayerUnavailable
-from channels_asyncq.process import callers
+from channels_asyncq.process import loops
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import (
@@ -315,7 +315,7 @@ class TestNewLoops:
         self, layer: AsyncQueueChannelLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A loop for which the relay has sent, and that gets a session of its own, does not wait again."""
-        monkeypatch.setattr(callers, "_MOMENT_SENDS", 3)
+        monkeypatch.setattr(loops, "_RELAYED_SENDS", 3)
 
         async def use() -> None:
             async with asyncio.timeout(DEADLINE):

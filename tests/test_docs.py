@@ -26,7 +26,7 @@ from django.core.exceptions import ImproperlyConfigured
 import channels_asyncq
 from channels_asyncq import AsyncQueueChannelLayer, Statistics, exceptions
 from channels_asyncq.bus.base import Link
-from channels_asyncq.session import session
+from channels_asyncq.session import notices
 from channels_asyncq.settings import arguments
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer, server_binaries
@@ -330,7 +330,7 @@ def event_codes() -> set[str]:
                 code = node.args[position]
                 if isinstance(code, ast.Constant) and isinstance(code.value, str):
                     found.add(code.value)
-    return found | {code for code, _ in session._REASONS.values()}
+    return found | {code for code, _ in notices.REASONS.values()}
 
 
 def test_every_event_code_is_documented() -> None:

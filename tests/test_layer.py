@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import Any
 from unittest import mock
 
@@ -17,8 +16,6 @@ from hypothesis import strategies as st
 
 import channels_asyncq
 from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, Statistics, get_layer
-from channels_asyncq import layer as layer_module
-from channels_asyncq.session import session
 from channels_asyncq.session.statistics import Statistics as SessionStatistics
 from tests.contract import note, receive
 
@@ -178,24 +175,6 @@ async def test_closed_before_it_was_used(prefix: str) -> None:
     assert one.statistics() == Statistics()
 
 
-async def test_names_that_are_remembered(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How to reach a channel is kept for so many names at most, and sends go on when it is forgotten."""
-    monkeypatch.setattr(session, "_MOST_ROUTES", 3)
-    here, there = layer(prefix=prefix), layer(prefix=prefix)
-    channels = [await there.new_channel() for _ in range(5)]
-    await here.new_channel()
-    [ours] = here._sessions.values()
-    for n in range(3):
-        for channel in channels:
-            await here.send(channel, note(n))
-            assert 0 < len(ours.channel_routes) <= 3
-    for channel in channels:
-        assert [await receive(there, channel) for _ in range(3)] == [note(0), note(1), note(2)]
-    await here.close()
-    assert not ours.channel_routes
-    await there.close()
-
-
 async def test_statistics_add_up() -> None:
     """Two sessions' figures: counts are added, channels are sorted by what waits, links are all there."""
     one = Statistics(1, 2, (("a", 1),), 3, dropped={"expired": 1})
@@ -205,16 +184,3 @@ async def test_statistics_add_up() -> None:
     assert both.queued == (("b", 5), ("a", 1)) and both.dropped == {"expired": 3, "overflow": 4}
     assert not both.connected and both.reconnects == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
-
-
-async def test_closing_on_a_loop_that_stops_first(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a loop never gets to leaves nothing behind: no coroutine that nobody awaits, no entry for ever."""
-    one = layer(prefix=prefix)
-    await one.new_channel()
-    [session] = one._sessions.values()
-    with monkeypatch.context() as patch:
-        patch.setattr(session.loop, "call_soon_threadsafe", lambda *arguments, **more: None)
-        layer_module._close_session(session)
-        gc.collect()
-    assert not layer_module._closing
-    await one.close()

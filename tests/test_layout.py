@@ -6,19 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerUnavailable
+from channels_asyncq.bus.base import Receiver
 from channels_asyncq.bus.redis import layout as bus_layout
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.layout import Layout
 from channels_asyncq.bus.redis.scripts import LEASE_SCRIPT
+from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import Envelope
 from channels_asyncq.messages.framing import Format, Formats, pack, unpack
+from channels_asyncq.names import Topics
+from channels_asyncq.session.buses import RedisBuses
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
@@ -35,6 +38,7 @@ from tests.contract import (
 )
 from tests.fences import fence_every
 from tests.resp_server import RespServer
+from tests.sessions import bus_of
 
 
 def pack_2(*args: Any, **kwargs: Any) -> bytes:
@@ -56,6 +60,20 @@ ONE, TWO = Format(1, pack, unpack), Format(2, pack_2, unpack_2)
 THREE = Format(3, pack_2, unpack_2)
 OLD, BETWEEN, NEW = Formats(ONE), Formats(ONE, TWO), Formats(TWO, THREE)
 
+
+class ReleaseBuses(RedisBuses):
+    """The buses of a release that reads these formats."""
+
+    def __init__(self, formats: Formats) -> None:
+        super().__init__()
+        self._formats = formats
+
+    def open(
+        self, options: Options, topics: Topics, codec: Codec, session_id: str, receiver: Receiver
+    ) -> RedisBus:
+        return RedisBus(options, topics, codec, session_id, receiver, formats=self._formats)
+
+
 MakeRelease = Callable[..., Awaitable[AsyncQueueChannelLayer]]
 
 
@@ -66,7 +84,7 @@ async def make_release(redis_url: str, prefix: str) -> AsyncIterator[MakeRelease
 
         async def make_release(formats: Formats, **config: Any) -> AsyncQueueChannelLayer:
             layer = AsyncQueueChannelLayer(**{"hosts": [redis_url], "prefix": prefix, **config})
-            layer._make_bus = partial(RedisBus, formats=formats)
+            layer._registry.buses = ReleaseBuses(formats)
             stack.push_async_callback(layer.close)
             return layer
 
@@ -410,8 +428,7 @@ async def test_long_after_a_process_without_logs(
     await other.new_channel()
     await other.close()
 
-    [session] = layer._sessions.values()
-    bus = session._bus
+    bus = bus_of(layer)
     assert isinstance(bus, RedisBus)
     [node] = bus.nodes
 

@@ -174,7 +174,7 @@ async def test_add_and_discard_at_once(server: Server, here: Memberships) -> Non
 
 async def test_bounded(server: Server, here: Memberships, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last ones are kept; one that is added again is among the last."""
-    monkeypatch.setattr(memberships, "_MOST", 3)
+    monkeypatch.setattr(memberships, "_MAX_REMEMBERED", 3)
     for group in ("a", "b", "a", "c", "d"):
         await here.add(group, "jobs")
     server.forget()

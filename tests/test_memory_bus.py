@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator
 
@@ -17,6 +16,7 @@ from channels_asyncq.local import mailbox
 from channels_asyncq.messages.envelopes import Envelope
 from tests.clock import Clock
 from tests.contract import ended, eventually, layers, members_of, note, notes, receive, receive_many, started
+from tests.sessions import session_of
 
 
 @pytest.fixture
@@ -149,8 +149,7 @@ async def test_what_was_sent_before_a_group_was_joined_again(prefix: str) -> Non
         layer, other = await make_layer(), await make_layer()
         [member] = await members_of(layer, "room", 1)
         await other.new_channel()
-        session = layer._sessions[asyncio.get_running_loop()]
-        session._slices.run(iter([True] * 20))  # a delivery to many is unfinished
+        session_of(layer).hub._slices.run(iter([True] * 20))  # a delivery to many is unfinished
         await other.group_send("room", note(1))
         await layer.group_discard("room", member)
         await layer.group_add("room", member)

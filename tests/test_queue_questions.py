@@ -12,6 +12,7 @@ from channels_asyncq.bus.base import Bus
 from channels_asyncq.exceptions import ChannelClosed
 from channels_asyncq.local.counters import Counters
 from channels_asyncq.messages.envelopes import Envelope
+from channels_asyncq.session.drops import DropLog
 from channels_asyncq.session.queues import QueueReader
 from tests.contract import eventually, started
 
@@ -67,7 +68,7 @@ def bus() -> Questions:
 
 @pytest.fixture
 def make_reader(bus: Questions) -> Callable[[], QueueReader]:
-    return lambda: QueueReader("jobs", b"jobs", cast(Bus, bus), Counters(), lambda topic, reason: None)
+    return lambda: QueueReader("jobs", b"jobs", cast(Bus, bus), Counters(), cast(DropLog, None))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from channels_asyncq.exceptions import ChannelClosed, LayerClosed
 from channels_asyncq.local.counters import Counters
 from channels_asyncq.messages.envelopes import Envelope
 from channels_asyncq.session import queues
+from channels_asyncq.session.drops import DropLog
 from channels_asyncq.session.queues import QueueReader
 from tests.contract import ended, eventually, every, started, steps
 
@@ -92,14 +93,18 @@ class Stage:
     def __init__(self) -> None:
         self.bus = ScriptedBus()
         self.counters = Counters()
-        self.unreadable: list[tuple[bytes, str]] = []
+        self.dropped: list[tuple[bytes, str]] = []
         self.reader = QueueReader(
             "jobs",
             b"asgi:0:queue:jobs",
             cast(Bus, self.bus),
             self.counters,
-            lambda topic, reason: self.unreadable.append((topic, reason)),
+            cast(DropLog, self),
         )
+
+    def unreadable(self, topic: bytes, reason: str) -> None:
+        """What a reader calls for a message that it cannot read, as of a DropLog."""
+        self.dropped.append((topic, reason))
 
     async def receiver(self) -> asyncio.Task[Envelope]:
         return await started(self.reader.get())
@@ -274,7 +279,7 @@ async def test_two_readers_in_a_row(stage: Stage) -> None:
     await stage.bus.answer("a")
     assert await text(first) == "a"
     stage.reader = QueueReader(
-        "jobs", b"asgi:0:queue:jobs", cast(Bus, stage.bus), stage.counters, lambda topic, reason: None
+        "jobs", b"asgi:0:queue:jobs", cast(Bus, stage.bus), stage.counters, cast(DropLog, stage)
     )
     second = await stage.receiver()
     assert stage.bus.said == ["pop 1", "pop 2"]
@@ -298,7 +303,7 @@ async def test_unreadable(stage: Stage) -> None:
     """What is no message is reported, acknowledged by the next number, and the receiver waits on."""
     receiver = await stage.receiver()
     await stage.bus.refuse(ValueError("no envelope"))
-    assert stage.unreadable == [(b"asgi:0:queue:jobs", "no envelope")]
+    assert stage.dropped == [(b"asgi:0:queue:jobs", "no envelope")]
     assert stage.bus.said == ["pop 1", "pop 2"]
     await stage.bus.answer("a")
     assert await text(receiver) == "a" and stage.counters.delivered == 1
@@ -308,7 +313,7 @@ async def test_unreadable_for_nobody(stage: Stage) -> None:
     """The same with nobody waiting any more: nothing is asked."""
     await cancel(await stage.receiver())
     await stage.bus.refuse(ValueError("no envelope"))
-    assert stage.unreadable and stage.bus.said == ["pop 1"] and stage.reader.is_idle
+    assert stage.dropped and stage.bus.said == ["pop 1"] and stage.reader.is_idle
 
 
 async def test_cancelled_while_asking(stage: Stage) -> None:

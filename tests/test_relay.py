@@ -9,16 +9,17 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 
 from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, LayerUnavailable, sync
-from channels_asyncq.process import callers
+from channels_asyncq.process import loops
 from channels_asyncq.process import relay as relay_module
-from channels_asyncq.process.relay import Job, Relay, RelayLoop, relay
+from channels_asyncq.process.jobs import Job
+from channels_asyncq.process.relay import Relay, relay
+from channels_asyncq.process.relay_loop import RelayLoop
 from channels_asyncq.testing import EmbeddedServer
 from tests.contract import (
     DEADLINE,
@@ -26,11 +27,8 @@ from tests.contract import (
     eventually,
     note,
     notes,
-    receive,
     receive_many,
-    started,
 )
-from tests.resp_server import RespServer, after
 
 MakeLayer = Callable[..., AsyncQueueChannelLayer]
 
@@ -97,9 +95,9 @@ class TestRelay:
         async def fail() -> None:
             raise KeyError("what")
 
-        assert own_relay.wait(where) == "channels_asyncq relay"
+        assert own_relay.wait(where()) == "channels_asyncq relay"
         with pytest.raises(KeyError, match="what"):
-            own_relay.wait(fail)
+            own_relay.wait(fail())
 
     async def test_run_from_a_loop(self, own_relay: Relay) -> None:
         """run() does the same for a coroutine."""
@@ -112,9 +110,9 @@ class TestRelay:
             await asyncio.sleep(0)
             raise KeyError("what")
 
-        assert await own_relay.run(answer) == 42
+        assert await own_relay.run(answer()) == 42
         with pytest.raises(KeyError, match="what"):
-            await own_relay.run(fail)
+            await own_relay.run(fail())
 
     async def test_cancelling_run_cancels_the_job(self, own_relay: Relay) -> None:
         """The coroutine on the relay is cancelled with the one that waits for it."""
@@ -128,7 +126,7 @@ class TestRelay:
             finally:
                 loop.call_soon_threadsafe(ended.set)
 
-        task = asyncio.create_task(own_relay.run(long))
+        task = asyncio.create_task(own_relay.run(long()))
         async with asyncio.timeout(DEADLINE):
             await began.wait()
             task.cancel()
@@ -153,9 +151,9 @@ class TestRelay:
 
         is_busy = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            busy = pool.submit(own_relay.wait, be_busy)
+            busy = pool.submit(own_relay.wait, be_busy())
             assert is_busy.wait(DEADLINE)
-            jobs = [Job(partial(begin, n)) for n in range(10)]
+            jobs = [Job(begin(n)) for n in range(10)]
             for job in jobs:
                 own_relay._post(job)
             go_on.set()
@@ -188,9 +186,9 @@ class TestRelay:
                 over.set()
             else:
                 # The bell rings while jobs are begun.
-                own_relay._post(Job(begin))
+                own_relay._post(Job(begin()))
 
-        own_relay.wait(begin)
+        own_relay.wait(begin())
         assert over.wait(DEADLINE)
         assert had_a_turn and 1 < count < 10_000
 
@@ -210,7 +208,7 @@ class TestRelay:
         def interrupt(*arguments: Any, **more: Any) -> None:
             raise KeyboardInterrupt
 
-        own_relay.wait(pass_by)
+        own_relay.wait(pass_by())
         loop = own_relay.loop
         assert isinstance(loop, RelayLoop)
         with monkeypatch.context() as patch:
@@ -227,10 +225,10 @@ class TestRelay:
                     Relay._cancel(own_relay, job)
 
             with pytest.raises(KeyboardInterrupt):
-                own_relay.wait(partial(note_it, "interrupted"))
-        own_relay.wait(partial(note_it, "next"))
+                own_relay.wait(note_it("interrupted"))
+        own_relay.wait(note_it("next"))
         assert begun == ["next"]
-        own_relay.wait(pass_by)
+        own_relay.wait(pass_by())
         assert not loop.jobs
 
     def test_posting_from_a_signal_handler(self, own_relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,13 +243,13 @@ class TestRelay:
 
         def interrupted(descriptor: int, value: int) -> None:
             if not inner:
-                inner.append(Job(partial(do, "of the handler")))
+                inner.append(Job(do("of the handler")))
                 own_relay._post(inner[0])
             ring(descriptor, value)
 
         inner: list[Job[None]] = []
         monkeypatch.setattr("os.eventfd_write", interrupted)
-        own_relay.wait(partial(do, "of the thread"))
+        own_relay.wait(do("of the thread"))
         inner[0].wait()
         assert sorted(done) == ["of the handler", "of the thread"]
 
@@ -265,21 +263,23 @@ class TestRelay:
             return 42
 
         monkeypatch.setattr(RelayLoop, "add_reader", refuse)
-        assert own_relay.wait(answer) == 42
+        assert own_relay.wait(answer()) == 42
 
     def test_posting_to_a_loop_that_ends(self, own_relay: Relay) -> None:
         """Whoever posts to a loop that was closed goes to its successor; descriptors do not add up."""
-        own_relay.wait(lambda: asyncio.sleep(0))
+        own_relay.wait(asyncio.sleep(0))
         ended = own_relay.loop
         assert isinstance(ended, RelayLoop)
         own_relay.stop()
+        late = Job(asyncio.sleep(0))
         with pytest.raises(RuntimeError, match="closed"):
-            ended.post(Job(lambda: asyncio.sleep(0)))
+            ended.post(late)
+        late.close_unstarted()
         descriptors = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
         for _ in range(5):
             # As if it had been closed between the look for it and the post.
             own_relay._loop = ended
-            own_relay.wait(lambda: asyncio.sleep(0))
+            own_relay.wait(asyncio.sleep(0))
             assert own_relay.loop is not ended
             own_relay.stop()
         gc.collect()
@@ -293,13 +293,13 @@ class TestRelay:
             await asyncio.sleep(0)
             return 42
 
-        own_relay.wait(answer)
+        own_relay.wait(answer())
         for _ in range(200):
-            task = asyncio.create_task(own_relay.run(answer))
+            task = asyncio.create_task(own_relay.run(answer()))
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-        assert own_relay.wait(answer) == 42
+        assert own_relay.wait(answer()) == 42
         loop = own_relay.loop
         assert isinstance(loop, RelayLoop)
         await eventually(lambda: not loop.jobs, "the end of all jobs")
@@ -317,7 +317,7 @@ class TestRelay:
             return 42
 
         with ThreadPoolExecutor(threads) as pool:
-            waiting = [pool.submit(own_relay.wait, long) for _ in range(threads)]
+            waiting = [pool.submit(own_relay.wait, long()) for _ in range(threads)]
             for _ in range(threads):
                 assert began.acquire(timeout=DEADLINE)
             thread = own_relay._thread
@@ -328,7 +328,7 @@ class TestRelay:
             for future in waiting:
                 with pytest.raises(LayerClosed, match="process is ending"):
                     future.result(DEADLINE)
-        assert own_relay.wait(answer) == 42
+        assert own_relay.wait(answer()) == 42
 
     def test_second_stop_waits_for_the_first(self, own_relay: Relay) -> None:
         """Whoever stops the relay while another thread does returns when the relay's thread has ended, too."""
@@ -340,7 +340,7 @@ class TestRelay:
             await asyncio.Event().wait()
 
         with ThreadPoolExecutor(2) as pool:
-            waiting = pool.submit(own_relay.wait, long)
+            waiting = pool.submit(own_relay.wait, long())
             assert began.wait(DEADLINE)
             thread = own_relay._thread
             assert isinstance(thread, threading.Thread)
@@ -366,13 +366,13 @@ class TestRelay:
             return 42
 
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(own_relay.wait, answer_at_the_end)
+            waiting = pool.submit(own_relay.wait, answer_at_the_end())
             assert began.wait(DEADLINE)
             own_relay.stop()
             assert waiting.result(DEADLINE) == 42
 
     def test_stopping_under_load(self, own_relay: Relay) -> None:
-        """Errands that race with stop() are done or get LayerClosed: nobody waits for ever."""
+        """Jobs that race with stop() are done or get LayerClosed: nobody waits for ever."""
 
         async def answer() -> int:
             await asyncio.sleep(0)
@@ -382,7 +382,7 @@ class TestRelay:
             done = 0
             for _ in range(100):
                 try:
-                    done += own_relay.wait(answer) == 42
+                    done += own_relay.wait(answer()) == 42
                 except LayerClosed:
                     pass
             return done
@@ -409,7 +409,7 @@ class TestRelay:
                     pass
 
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(own_relay.wait, stubborn)
+            waiting = pool.submit(own_relay.wait, stubborn())
             assert began.wait(DEADLINE)
             loop = own_relay.loop
             assert loop is not None
@@ -433,18 +433,18 @@ class TestRelay:
         def call() -> "weakref.ref[Payload]":
             payload = Payload()
             try:
-                own_relay.wait(lambda: fail(payload))
+                own_relay.wait(fail(payload))
             except KeyError:
                 pass
             return weakref.ref(payload)
 
-        own_relay.wait(lambda: asyncio.sleep(0))
+        own_relay.wait(asyncio.sleep(0))
         gc.disable()
         try:
             reference = call()
             # The relay's thread lets go of the job a moment after it has told its caller.
-            own_relay.wait(lambda: asyncio.sleep(0))
-            own_relay.wait(lambda: asyncio.sleep(0))
+            own_relay.wait(asyncio.sleep(0))
+            own_relay.wait(asyncio.sleep(0))
             assert reference() is None
         finally:
             gc.enable()
@@ -467,9 +467,9 @@ class TestRelay:
             assert isinstance(loop, RelayLoop)
             return await loop.getaddrinfo(name, 80, type=socket.SOCK_STREAM)
 
-        assert own_relay.wait(lambda: ask("localhost"))[0][4][1] == 80
+        assert own_relay.wait(ask("localhost"))[0][4][1] == 80
         with pytest.raises(socket.gaierror):
-            own_relay.wait(lambda: ask("nowhere.invalid"))
+            own_relay.wait(ask("nowhere.invalid"))
         assert len(threads) == 2
         assert all(thread.daemon for thread in threads)
 
@@ -482,7 +482,7 @@ class TestConnections:
         self, own_redis_server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator["Counted"]:
         # However slow the machine is, what makes a loop one that stays is the number of its sends.
-        monkeypatch.setattr(callers, "_MOMENT_SECONDS", 3600.0)
+        monkeypatch.setattr(loops, "_RELAYED_SECONDS", 3600.0)
         layer = AsyncQueueChannelLayer(
             hosts=[own_redis_server.url], prefix=prefix, capacity=10_000, send_timeout=20
         )
@@ -641,170 +641,6 @@ class Counted:
     def __exit__(self, *error: object) -> None:
         self._runner.run(self._reader.close())
         self._runner.close()
-
-
-class TestSessions:
-    """Which loop gets a session of its own."""
-
-    async def test_a_loop_that_sends_for_a_moment_has_none(self, make_layer: MakeLayer) -> None:
-        """Its sends go through the relay."""
-        layer = make_layer()
-        await layer.group_send("room", note(1))
-        assert asyncio.get_running_loop() not in layer._sessions
-
-    async def test_a_loop_that_goes_on_sending_has_one(
-        self, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """After the moment it has a session, in order, and its account with the relay is closed."""
-        layer = make_layer()
-        for message in notes(5):
-            await layer.send("jobs", message)
-        monkeypatch.setattr(callers, "_MOMENT_SECONDS", 0.0)
-        for n in range(5, 10):
-            await layer.send("jobs", note(n))
-        assert asyncio.get_running_loop() in layer._sessions
-        assert not layer._callers
-        assert await receive_many(layer, "jobs", 10) == notes(10)
-
-    async def test_a_gather_over_the_change(
-        self, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Sends that were begun in one turn arrive in their order, though only the first of them are relayed."""
-        there = make_layer(capacity=1000)
-        monkeypatch.setattr(callers, "_MOMENT_SENDS", 20)
-        for n in range(10):
-            member = await there.new_channel()
-            await there.group_add(f"room{n}", member)
-            layer = make_layer()
-            async with asyncio.timeout(DEADLINE):
-                await asyncio.gather(*(layer.group_send(f"room{n}", message) for message in notes(50)))
-                await layer.group_send(f"room{n}", note(50))
-            assert asyncio.get_running_loop() in layer._sessions
-            assert await receive_many(there, member, 51) == notes(51)
-            await layer.close()
-
-    async def test_no_session_takes_the_place_of_one_that_ends_with_its_loop(
-        self, redis_server: EmbeddedServer, prefix: str
-    ) -> None:
-        """Nobody would close it. The layer's close() waits for the ending one, also when it was forgotten."""
-        async with RespServer(redis_server) as server:
-            layer = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix)
-            await layer.new_channel()
-            session = layer._sessions[asyncio.get_running_loop()]
-            answered = asyncio.Event()
-            server.script("SEND", after(answered))
-            sending = await started(layer.group_send("room", note(0)))
-            ending = await started(session.close())
-            with pytest.raises(LayerClosed, match="event loop is ending"):
-                await layer.new_channel()
-            # Another loop's new session is where those that end are forgotten.
-            await asyncio.to_thread(lambda: asyncio.run(layer.new_channel()))
-            assert session not in layer._sessions.values() and session not in layer._owners.values()
-            closing = await started(layer.close())
-            assert not ending.done() and not closing.done()
-            answered.set()
-            async with asyncio.timeout(DEADLINE):
-                await asyncio.gather(ending, closing, sending)
-
-    async def test_a_loop_that_ends_gets_no_new_session(self, make_layer: MakeLayer) -> None:
-        """Nobody would close it; also when the relay sent for the loop before it had the one that has closed."""
-        layer = make_layer()
-        await layer.group_send("room", note(0))
-        await layer.new_channel()
-        here = asyncio.get_running_loop()
-        session = layer._sessions[here]
-        await session.close()
-        for message in notes(150):
-            await layer.group_send("room", message)
-        assert layer._sessions[here] is session
-        # Another loop's new session is where those that have ended are forgotten.
-        await asyncio.to_thread(lambda: asyncio.run(layer.new_channel()))
-        for message in notes(150):
-            await layer.group_send("room", message)
-        assert here not in layer._sessions
-
-    async def test_send_wait_comes_after_what_the_relay_sends(self, make_layer: MakeLayer) -> None:
-        """A loop's first sends in one gather, one of them send_wait(): in their order."""
-        there = make_layer()
-        for n in range(10):
-            layer = make_layer()
-            async with asyncio.timeout(DEADLINE):
-                await asyncio.gather(
-                    layer.send("jobs", note(2 * n)), layer.send_wait("jobs", note(2 * n + 1))
-                )
-            assert [message["n"] for message in await receive_many(there, "jobs", 2)] == [2 * n, 2 * n + 1]
-            await layer.close()
-
-    async def test_send_wait_to_a_channel_of_the_loop_waits_for_nothing_else(
-        self, redis_server: EmbeddedServer, prefix: str
-    ) -> None:
-        """What the relay has not done yet is no concern of a channel that it never sends to."""
-        async with RespServer(redis_server) as server:
-            layer = AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix)
-            await layer.group_send("room", note(0))
-            answered = asyncio.Event()
-            server.script("SEND", after(answered))
-            sending = await started(layer.group_send("room", note(1)))
-            channel = await layer.new_channel()
-            await layer.send_wait(channel, note(2), timeout=DEADLINE)
-            assert not sending.done()
-            assert await receive(layer, channel) == note(2)
-            answered.set()
-            await sending
-            await layer.close()
-
-    async def test_a_burst_from_one_loop(self, make_layer: MakeLayer) -> None:
-        """500 sends at once, over the change from relay to session: all arrive, once."""
-        layer = make_layer(capacity=1000)
-        await asyncio.gather(*(layer.send("jobs", message) for message in notes(500)))
-        assert sorted(message["n"] for message in await receive_many(layer, "jobs", 500)) == list(range(500))
-        await assert_nothing_waits(layer, "jobs")
-
-    def test_sends_after_the_loops_session_has_ended(self, make_layer: MakeLayer) -> None:
-        """What is sent after shutdown_asyncgens() goes through the relay, however long ago that was."""
-        layer = make_layer()
-        loop = asyncio.new_event_loop()
-
-        async def use() -> None:
-            await layer.group_add("room", await layer.new_channel())
-
-        try:
-            loop.run_until_complete(use())
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            for message in notes(200):
-                loop.run_until_complete(layer.send("jobs", message))
-                if message["n"] % 50 == 49:
-                    drained = asyncio.run(receive_many(layer, "jobs", 50))
-                    assert len(drained) == 50
-        finally:
-            loop.close()
-
-    async def test_finally_of_an_async_generator(self, make_layer: MakeLayer) -> None:
-        """Generators are closed with the session, in no order: a send in the finally of one works."""
-        layer = make_layer()
-        other = make_layer()
-
-        async def listen() -> Any:
-            channel = await layer.new_channel()
-            await layer.group_add("room", channel)
-            try:
-                yield channel
-            finally:
-                await asyncio.sleep(0.01)
-                await layer.group_send("goodbyes", note(1))
-                await layer.send("jobs", note(2))
-
-        async def main() -> None:
-            generator = listen()
-            await anext(generator)
-            kept.append(generator)
-
-        kept: list[Any] = []
-        member = await other.new_channel()
-        await other.group_add("goodbyes", member)
-        await asyncio.to_thread(lambda: asyncio.run(main()))
-        assert await receive(other, member) == note(1)
-        assert await receive(other, "jobs") == note(2)
 
 
 class TestNoServer:

@@ -1,9 +1,9 @@
 """
 The consumers of Channels, leaner inside: change the import, and nothing else.
 
-`AsyncConsumer` is `channels.consumer.AsyncConsumer` with another way of waiting for its two sources, the client
-and the channel layer, and without a trip to the database's thread where nothing is to be done there. It works
-with every channel layer, and with none. `SyncConsumer` is the one of Channels.
+`AsyncConsumer` is `channels.consumer.AsyncConsumer` with one waiter for both sources, the client and the channel
+layer, and without a trip to the database's thread if nothing is due there. It works with every channel layer, and
+without one. `SyncConsumer` is that of Channels.
 """
 
 from channels.consumer import SyncConsumer, get_handler_name

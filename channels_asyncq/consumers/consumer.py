@@ -14,7 +14,7 @@ from ..layer import AsyncQueueChannelLayer
 from ..messages.external import ExternalMessage
 from . import database
 from .conversation import Client, Conversation
-from .sources import NOTHING, Asked, Message
+from .sources import NOTHING, Message, ReceiveSource
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 class AsyncConsumer(consumer.AsyncConsumer):
     """
-    A consumer whose handlers are coroutines: the behaviour of Channels', with less work for each message.
+    A consumer whose handlers are coroutines: it behaves as that of Channels, with less work for each message.
 
-    What is different, for those who look: a `websocket.send` message from the channel layer goes to the client
-    as it is; a client that is gone while something is sent to it is met by the disconnect handler, under every
-    server; what the layer itself has to say (`on_loss` and the like) needs no handler; a channel that is closed
-    by `overflow="close"` closes the WebSocket with 1013.
+    The differences: a `websocket.send` message from the channel layer goes to the client as it is; if the client
+    has gone during a send, the disconnect handler runs, under every server; notices of the layer itself
+    (`on_loss` and the like) need no handler; a channel that is closed by `overflow="close"` closes the WebSocket
+    with 1013.
     """
 
-    # For type checkers, which then know `exclude=`; with another BACKEND it is another layer, without one None.
+    # For type checkers, which then know `exclude=`. With another BACKEND it is another layer; without one, None.
     channel_layer: AsyncQueueChannelLayer
-    # Of the class, because consumers need not call our __init__(), and their tests may call dispatch().
+    # On the class, because consumers need not call our __init__(), and their tests may call dispatch().
     _asyncq: Conversation | None = None
 
     async def __call__(
         self, scope: _ChannelScope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        """Dispatch what the server and the channel layer bring to handlers by type, until StopConsumer."""
+        """Dispatch events of the server and messages of the layer to handlers by type, until StopConsumer."""
         self.scope = scope
         client = Client(send)
         self.base_send = client
@@ -48,22 +48,22 @@ class AsyncConsumer(consumer.AsyncConsumer):
         self.channel_layer = layer  # type: ignore[assignment]
         if isinstance(layer, AsyncQueueChannelLayer):
             conversation.notices = layer.notices
-        # A dispatch() of the consumer's own is to see them all.
+        # A consumer that overrides dispatch() sees every message.
         passes_on = type(self).dispatch is AsyncConsumer.dispatch and not hasattr(self, "websocket_send")
         if layer is None:
-            await conversation.run(NOTHING, self.dispatch, passes_on)
-        elif isinstance(layer, AsyncQueueChannelLayer) and _reads_as_we_do(layer):
+            await conversation.run(self, NOTHING, passes_on)
+        elif isinstance(layer, AsyncQueueChannelLayer) and _has_own_receive(layer):
             channel = await layer.open_channel()
             try:
                 self._use(channel.name)
-                await conversation.run(channel, self.dispatch, passes_on)
+                await conversation.run(self, channel, passes_on)
             finally:
                 channel.close()
         else:
             self._use(await layer.new_channel())
-            messages = Asked(self.channel_receive)
+            messages = ReceiveSource(self.channel_receive)
             try:
-                await conversation.run(messages, self.dispatch, passes_on)
+                await conversation.run(self, messages, passes_on)
             finally:
                 await messages.stop()
                 if isinstance(layer, AsyncQueueChannelLayer) and not layer.is_closed:
@@ -77,15 +77,15 @@ class AsyncConsumer(consumer.AsyncConsumer):
         """
         Hand a message to the handler that its type names.
 
-        A message from outside for which there is none is counted and logged, and dropped.
+        A message from outside without a handler is counted, logged and dropped.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no handler.
         """
         handler = getattr(self, get_handler_name(message), None)
         conversation = self._asyncq
         if isinstance(message, ExternalMessage) and not iscoroutinefunction(handler):
-            handler = None  # an attribute, or a method that is not for messages
+            handler = None  # the type names an attribute, or a method that handles no messages
         if handler:
             if conversation is None:
                 await database.close_old_connections()
@@ -101,11 +101,11 @@ class AsyncConsumer(consumer.AsyncConsumer):
 
 
 def _drop(message: ExternalMessage, layer: object, reader: str) -> None:
-    """Have a message that nobody handles counted, and go on."""
+    """Count a message that has no handler, and go on."""
     if isinstance(layer, AsyncQueueChannelLayer):
         layer.drop_unhandled(message, reader)
 
 
-def _reads_as_we_do(layer: AsyncQueueChannelLayer) -> bool:
-    """Is `receive()` our own? Somebody's subclass may want to see every message."""
+def _has_own_receive(layer: AsyncQueueChannelLayer) -> bool:
+    """Tell whether `receive()` is our own: a subclass that overrides it is to see every message."""
     return type(layer).receive is AsyncQueueChannelLayer.receive

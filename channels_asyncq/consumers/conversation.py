@@ -1,30 +1,33 @@
-"""One client of a consumer, and the order in which what comes from it and from the channel layer is handled."""
+"""One client of a consumer, and the order in which its events and the layer's messages are handled."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from channels.exceptions import StopConsumer
 
 from ..exceptions import ChannelClosed
 from . import database
-from .sources import NOTHING, Asked, Message, Source
+from .sources import NOTHING, Message, ReceiveSource, Source
 
-if TYPE_CHECKING:
-    pass
-
-#: The WebSocket close codes for a client that does not keep up: "try again later", and what stands in for it
-#: under a server that sends no code below 3000 (Daphne).
+#: The WebSocket close codes for a client that does not keep up: "try again later", and its substitute under a
+#: server that sends no code below 3000 (Daphne).
 CLOSE_TRY_AGAIN = 1013
 CLOSE_TRY_AGAIN_PRIVATE = 4013
-# A server that refuses what we send says within this time that the client has gone; else something is wrong.
+# A server that refuses a send reports within this time that the client has gone; else the error is another one.
 GRACE = 1.0
 
 
+class Handler(Protocol):
+    """The consumer, as far as a conversation uses it."""
+
+    async def dispatch(self, message: Any) -> None: ...
+
+
 class Client:
-    """The server's `send()`, and what went through it."""
+    """The server's `send()`, an ASGI callable, and what is known of the connection from the calls of it."""
 
     __slots__ = ("has_closed", "is_open", "refusal", "send")
 
@@ -51,9 +54,15 @@ class Client:
 
 class Conversation:
     """
-    One consumer's life between its client and its channel: what comes next, and what ends it.
+    One consumer's life between its client and its channel: it decides what is handled next, and when it ends.
 
-    Not part of the consumer, whose attributes are for those who write consumers.
+    It is not part of the consumer, whose attributes belong to the authors of consumers.
+
+    state   | `_messages`   | `_lost`  | what ends the state
+    --------|---------------|----------|----------------------------------------------------------------
+    open    | the channel   | None     | StopConsumer; the channel closes: ending; a send fails: lost
+    ending  | NOTHING       | None     | StopConsumer, after the client's disconnect; a send fails: lost
+    lost    | NOTHING       | an error | StopConsumer; a send succeeds after all: the error is raised
     """
 
     __slots__ = (
@@ -69,28 +78,26 @@ class Conversation:
 
     def __init__(self, client: Client, receive: Callable[[], Awaitable[Any]], is_websocket: bool) -> None:
         self.client = client
-        #: Types of what the layer itself has to say; that needs no handler.
+        #: The types of the layer's own notices, which need no handler.
         self.notices: frozenset[str] = frozenset()
         self._is_websocket = is_websocket
         self._database_thread: int | None = None
-        self._events = Asked(receive)
+        self._events = ReceiveSource(receive)
         self._messages: Source = NOTHING
-        self._lost: Exception | None = None  # why we believe that the client has gone
-        self._is_mistake = False  # that error is of the consumer's doing
+        self._lost: Exception | None = None  # the error by which the client seems to have gone
+        self._is_mistake = False  # the consumer itself has caused that error
 
-    async def run(
-        self, messages: Source, dispatch: Callable[[Any], Awaitable[None]], passes_on: bool
-    ) -> None:
+    async def run(self, handler: Handler, messages: Source, passes_on: bool) -> None:
         """
-        Hand one thing after the other to `dispatch`, until StopConsumer. With `passes_on`, the `websocket.send`
-        messages of the layer need no dispatching.
+        Have the handler dispatch one event or message after the other, until StopConsumer.
 
-        What the client did comes first: the disconnect above all. Both have their turns all the same, because its
-        next event takes the server a turn of the loop at least.
+        With `passes_on`, the `websocket.send` messages of the layer go to the client without dispatching. Events
+        of the client come first, above all its disconnect. The layer still gets its turns, because the next event
+        takes the server at least one turn of the loop.
         """
         events = self._events
         self._messages = messages
-        events.ask()  # before anybody asks the layer
+        events.ask()  # before the layer is asked
         try:
             while True:
                 event = events.held()
@@ -108,30 +115,30 @@ class Conversation:
                     continue
                 try:
                     if message is None:
-                        await dispatch(events.take())
+                        await handler.dispatch(events.take())
                     elif passes_on and message.get("type") == "websocket.send":
                         await self.pass_on(message)
                     else:
-                        await dispatch(message)
+                        await handler.dispatch(message)
                 except (OSError, RuntimeError) as error:
                     if error is not self.client.refusal:
                         raise
                     await self._expect_end(error)
                 if self._lost is not None and self.client.refusal is None:
-                    raise self._lost  # something went through after all: it was no word about the client
+                    raise self._lost  # a send has succeeded since: the error was not about the client
                 if self.client.has_closed:
-                    # The server has the time to say that this was the end, before anybody sends again.
+                    # Let the server report that this was the end before the next message is sent.
                     events.ask()
                     await _turn()
                     await _turn()
                 elif not self._messages.empty():
-                    # Others have something to do as well, and the client may have something to say.
+                    # Let other tasks run, and the client's next event come in.
                     await _turn()
         except StopConsumer:
             if self._lost is not None and self._is_mistake:
                 raise self._lost from None
         finally:
-            self._lost = self.client.refusal = None  # they refer to frames that refer to the consumer
+            self._lost = self.client.refusal = None  # their tracebacks refer to the consumer
             await events.stop()
 
     async def _wait(self) -> None:
@@ -140,21 +147,21 @@ class Conversation:
         waiter = asyncio.get_running_loop().create_future()
         events.waiter = waiter
         messages.wake(waiter)
-        await waiter  # cancelled: the channel is closed next
-        if events.waiter is None:  # it was the client
+        await waiter  # if this is cancelled, the channel is closed next
+        if events.waiter is None:  # the client woke it
             messages.stop_waking(waiter)
         events.waiter = None
 
     async def _expect_end(self, error: Exception) -> None:
         """
-        Return when the server says something after it refused to send: that the client has gone, as a rule.
+        Return when the server's next event comes after a refused send: as a rule, that the client has gone.
 
         Raises:
-            OSError, RuntimeError: the given error: the server says nothing, so it was another one.
+            OSError, RuntimeError: the given error. No event came, so it was not about the client.
         """
         self._lost = error
-        # Servers say so of a consumer that sends before accept() or after close(), autobahn (Daphne) of a client
-        # that has just closed.
+        # Servers raise RuntimeError for a send before accept() or after close(); autobahn (Daphne) also for a
+        # client that has just closed.
         self._is_mistake = isinstance(error, RuntimeError) and not self.client.is_open
         # Nothing can be sent to the client, so nothing more is worth handling for it.
         self._messages = NOTHING
@@ -180,7 +187,7 @@ class Conversation:
             await self._expect_end(error)
 
     def must_visit_database(self) -> bool:
-        """Tell whether something is due in the thread of the consumer's database code; at first, nobody knows."""
+        """Tell whether a database connection may be due in the consumer's thread, as before the first visit."""
         return self._database_thread is None or database.is_due(self._database_thread)
 
     async def visit_database(self) -> None:

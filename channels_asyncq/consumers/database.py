@@ -1,4 +1,4 @@
-"""Whether database connections of a thread wait to be closed, asked from the event loop without going there."""
+"""Whether a thread's database connections are due to be closed, as seen from the event loop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-# By thread, the wrappers that were opened in it. A tuple is replaced, never changed, and only by its own thread:
-# event loops read it meanwhile. Wrappers die with their thread.
+# The connection wrappers that were opened in each thread. Event loops read the tuples: a tuple is never changed,
+# and only its own thread replaces it. Wrappers die with their thread.
 _opened: dict[int, tuple[weakref.ref[BaseDatabaseWrapper], ...]] = {}
 
 
@@ -33,7 +33,7 @@ connection_created.connect(_on_connection_created, dispatch_uid="channels_asyncq
 
 
 def _close_old_connections() -> int:
-    # Looked up where Channels does, for those who replace it in their tests.
+    # Looked up where Channels looks it up, because tests replace it there.
     db.close_old_connections()  # type: ignore[attr-defined]
     # Also those that were opened before this module was imported, or lent to this thread by another.
     for connection in connections.all(initialized_only=True):
@@ -44,9 +44,9 @@ def _close_old_connections() -> int:
 
 async def close_old_connections() -> int:
     """
-    Do what `django.db.close_old_connections()` does in the thread of the caller's database code.
+    Call `django.db.close_old_connections()` in the thread of the caller's database code.
 
-    Returns that thread, which stays the same for a consumer's whole life, for `is_due()`.
+    Returns that thread, for `is_due()`; it stays the same for a consumer's whole life.
     """
     return await sync_to_async(_close_old_connections)()
 
@@ -55,8 +55,8 @@ def is_due(thread: int) -> bool:
     """
     Tell whether `close_old_connections()` would find anything to do in this thread.
 
-    Only looks. A connection that the thread is using just now may look due and not be; it then waits its turn
-    there, as it always did.
+    It changes nothing. A connection that the thread is using just now may seem due; the call then waits for the
+    thread, as Channels' consumers always do.
     """
     for reference in _opened.get(thread, ()):
         connection = reference()
@@ -66,18 +66,18 @@ def is_due(thread: int) -> bool:
 
 
 def _would_act(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether `close_if_unusable_or_obsolete()` would do more to an open connection than look at it."""
+    """Tell whether `close_if_unusable_or_obsolete()` would change anything about an open connection."""
     if (
         type(connection).close_if_unusable_or_obsolete
         is not BaseDatabaseWrapper.close_if_unusable_or_obsolete
     ):
-        return True  # a backend of its own mind
+        return True  # a backend that decides for itself
     # Django's clock, not ours: a test that freezes it freezes `close_at` as well.
     close_at = connection.close_at
     return (
         (close_at is not None and monotonic() >= close_at)
         or connection.errors_occurred
-        # The next query has to ask again whether the connection lives.
+        # The next query has to check the health of the connection again.
         or (connection.health_check_done and connection.health_check_enabled)  # type: ignore[attr-defined]
         or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
     )

@@ -1,4 +1,4 @@
-"""Where the messages of a consumer come from: what the server brings, and what the channel layer brings."""
+"""The sources of a consumer's messages: its client, by way of the server, and its channel."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ Message = dict[str, Any]
 
 
 class Source(Protocol):
-    """Where messages come from. Of our own layer, the channel itself (`layer.OpenChannel`)."""
+    """Gives messages without waiting, and wakes a waiter when one comes. For our own layer: `OpenChannel`."""
 
     def take(self) -> Message | None: ...
-    @property
-    def empty(self) -> Callable[[], bool]: ...
-    @property
-    def wake(self) -> Callable[[asyncio.Future[None]], None]: ...
-    @property
-    def stop_waking(self) -> Callable[[asyncio.Future[None]], None]: ...
+    def empty(self) -> bool: ...
+    def wake(self, waiter: asyncio.Future[None]) -> None: ...
+    def stop_waking(self, waiter: asyncio.Future[None]) -> None: ...
 
 
-class Asked:
+class ReceiveSource:
     """
-    A `receive()` of a server or of a layer as a source.
+    A `receive()` of a server or of another layer as a source.
 
-    It is called for one message at a time, and not before somebody looks for the next: whoever is behind it sees
-    how fast we are, and can slow down its end.
+    It is called for one message at a time, and only when the consumer looks for the next one: so the server sees
+    how fast the consumer is, and can slow down the client.
+
+    state    | `_task`          | what ends the state
+    ---------|------------------|------------------------------------------------------------
+    idle     | None             | `ask()`, or `held()` which asks: asking
+    asking   | is not done      | `receive()` returns or raises: holding
+    holding  | has a result     | `take()`: idle. `stop()` ends every state
     """
 
     __slots__ = ("_receive", "_task", "waiter")
@@ -62,7 +65,7 @@ class Asked:
         return task.result() if task.done() else None
 
     def take(self) -> Message | None:
-        """Return the message that has come. The next one is not asked for before somebody looks again."""
+        """Return the message that has come. The next one is not asked for before the next look."""
         message = self.held()
         if message is not None:
             self._task = None
@@ -75,18 +78,18 @@ class Asked:
         self.waiter = None
 
     async def stop(self) -> None:
-        """Give up asking. Whatever that raises at the other end comes too late to matter."""
+        """Cancel the pending `receive()`. An error of it comes too late to matter."""
         task, self._task = self._task, None
         if task is None:
             return
         task.cancel()
         await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # looked at, so that nobody complains
+            task.exception()  # retrieved, or asyncio would log it
 
 
 class Nothing:
-    """The source of a consumer without a channel layer, or of one that has lost its channel or its client."""
+    """The source of a consumer that has no channel layer, or has lost its channel or its client."""
 
     def empty(self) -> bool:
         return True

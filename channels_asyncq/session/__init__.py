@@ -1,1 +1,1 @@
-"""One event loop in a layer: what it reads, what it sends, and whom it asks."""
+"""The session of an event loop in a layer, in rooms, and the registry of a layer's sessions."""

@@ -1,4 +1,4 @@
-"""The normal channels that a session made members of groups, and made so again when the server forgot it."""
+"""The memberships of normal channels that a session has added, and adds again when the server forgot them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..exceptions import ChannelLayerError
 from ..names import Topics
 from ..settings.options import Options
 
-# The last so many are kept.
-_MOST = 10_000
-# After a renewal that failed.
+# This many memberships are remembered, the last ones.
+_MAX_REMEMBERED = 10_000
+# The pause after a renewal that failed.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 
@@ -24,32 +24,32 @@ Membership = tuple[str, str]
 
 class Memberships:
     """
-    What `group_add()` said of normal channels here, and `group_discard()` did not take back.
+    The memberships of normal channels that `group_add()` made here and `group_discard()` did not end.
 
-    The server holds the memberships, and a worker lives on when they are gone: nobody else would add them again.
+    The server holds them. If it forgets them, only the session that added them can add them again.
     """
 
     def __init__(self, bus: Bus, topics: Topics, options: Options) -> None:
         self._bus = bus
         self._topics = topics
         self._options = options
-        # When each of them lapses, what was added last at the end.
+        # The time at which each membership lapses; the last one added is at the end.
         self._lapses: dict[Membership, float] = {}
         self._due: dict[Membership, None] = {}
         self._renewing: asyncio.Task[None] | None = None
 
     async def add(self, group: str, channel: str) -> None:
-        """Make a normal channel a member. Cancelling leaves it a member or not, as the server got it or not."""
+        """Make a normal channel a member. Cancelling leaves it a member only if the server got the command."""
         membership = group, channel
         before = self._lapses.pop(membership, None)
-        # Before the server has it: it may forget before we know that it had.
+        # Noted before the server replies: it may confirm the membership and forget it before the reply is read.
         lapses_at = self._lapses[membership] = monotonic() + self._options.group_expiry
-        if len(self._lapses) > _MOST:
+        if len(self._lapses) > _MAX_REMEMBERED:
             del self._lapses[next(iter(self._lapses))]
         try:
             await self._bus.add_member(group, channel)
         except BaseException:
-            # Not if it was discarded, or added again, meanwhile.
+            # Unless the membership was discarded, or added again, meanwhile.
             if self._lapses.get(membership) == lapses_at:
                 del self._lapses[membership]
                 if before is not None:
@@ -57,16 +57,16 @@ class Memberships:
             raise
 
     async def discard(self, group: str, channel: str) -> None:
-        """End a membership; it is not renewed from now on, whatever comes of this."""
+        """End a membership. It is never renewed after this, even if the server does not get the command."""
         self._lapses.pop((group, channel), None)
         await self._bus.discard_member(group, channel)
 
     def clear(self) -> None:
-        """Note that all memberships of the namespace were ended."""
+        """Forget all memberships: the namespace was flushed."""
         self._lapses.clear()
 
     def renew(self, partitions: Collection[int]) -> None:
-        """Add those of some partitions again, each for the rest of its time, however often that fails."""
+        """Add the memberships in some partitions again, each for the rest of its time, until that succeeds."""
         for membership in self._lapses:
             if self._topics.partition(membership[0]) in partitions:
                 self._due[membership] = None
@@ -92,7 +92,7 @@ class Memberships:
                 pause = min(_LONGEST_PAUSE, 2 * pause)
 
     def close(self) -> None:
-        """Renew nothing any more."""
+        """Stop renewing."""
         self._due.clear()
         if self._renewing is not None:
             self._renewing.cancel()

@@ -1,12 +1,14 @@
-"""Whose a channel is: this session's, another one's, or nobody's."""
+"""The owner of a channel: this session, another one, or none."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from .. import threads
 from ..exceptions import ChannelLayerError
 from ..names import owner_of
 
-_MOST_ENDED = 10_000
+_MAX_ENDED = 10_000
 
 
 def check_closable(channel: str, session_id: str | None) -> None:
@@ -29,8 +31,29 @@ def not_here(channel: str, remedy: str) -> ChannelLayerError:
     )
 
 
+class Siblings(Protocol):
+    """What a session knows of the layer's other sessions in this process. `SessionRegistry` implements it."""
+
+    def look_for_ended(self) -> None:
+        """Find the sessions whose loops were closed without a word. From any thread."""
+
+    def has_ended(self, session_id: str) -> bool:
+        """Look for ended sessions, and tell whether this one is among them."""
+
+    def refuse_ended(self, session_id: str, channel: str) -> None:
+        """
+        Look for ended sessions.
+
+        Raises:
+            ChannelLayerError: the session that made the channel has ended.
+        """
+
+    def note_end(self, session_id: str) -> None:
+        """Remember that a session has ended, or is ending."""
+
+
 class EndedSessions:
-    """The sessions of a layer that have ended, by session: the last 10,000. From any thread."""
+    """The ids of a layer's sessions that have ended: the last 10,000. From any thread."""
 
     def __init__(self) -> None:
         self._sessions: dict[str, None] = {}
@@ -39,7 +62,7 @@ class EndedSessions:
     def add(self, session_id: str) -> None:
         with self._lock:
             self._sessions[session_id] = None
-            if len(self._sessions) > _MOST_ENDED:
+            if len(self._sessions) > _MAX_ENDED:
                 del self._sessions[next(iter(self._sessions))]
 
     def __contains__(self, session_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a layer holds, delivered and dropped, as its users see it."""
+"""The figures of a layer, as its users see them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..bus.base import Link
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """
-    A snapshot. Counts are since the start of the sessions they are from.
+    A snapshot. Counts begin with the start of the session that they are from.
 
-    `queued` holds (channel, waiting messages), largest first, of the channels in which any wait; `dropped`
+    `queued` holds (channel, waiting messages), largest first, for each channel with waiting messages. `dropped`
     counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", "unhandled" for messages from
     outside without a handler, "dead_owner" for changes of membership that the owner of a channel never
     confirmed, and "server_forgot" for normal channels whose waiting messages the server may have lost. `told`
-    counts the channels that were told of a loss (or would have been, if `on_loss` were set), by reason. `links`
-    has an entry per session and host.
+    counts the channels that got a loss notice (or would have, if `on_loss` were set), by reason. `links` has an
+    entry per session and host.
     """
 
     channels: int = 0
@@ -37,7 +37,7 @@ class Statistics:
 
     @property
     def connected(self) -> bool:
-        """Whether every connection is there, but for those of loops that have ended. False if there is none."""
+        """Whether every connection is up, except those of ended loops. False if there is no connection."""
         return {link.state for link in self.links} - {"closed"} == {"connected"}
 
     def __add__(self, other: Statistics) -> Statistics:

@@ -17,12 +17,14 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq import events as journal
 from channels_asyncq.bus.redis import scripts
 from channels_asyncq.local.flow import MOST, PER_ENVELOPE
+from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.framing import pack, pack_names
-from channels_asyncq.session.session import Session
+from channels_asyncq.names import Topics
 from channels_asyncq.settings.keys import Recovery
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.contract import note
+from tests.sessions import session_of
 
 from .fleet import PlayerAgent, valkey
 from .proxy import proxied
@@ -172,15 +174,13 @@ async def test_memory_of_full_logs(prefix: str, messages: int, largest: int) -> 
         ) as make_layer:
             layer = await make_layer()
             await layer.new_channel()  # a session of its own
-            [session] = layer._sessions.values()
+            topics = Topics(prefix, layer.options.partitions, [0], "0" * 16)
             usage = []
-            for group in _groups_of_all_partitions(session):
+            for group in _groups_of_all_partitions(topics):
                 for at in range(0, messages, 200):
                     some = sizes[at : at + 200]
-                    await contract.every(
-                        layer.group_send(group, _message_of(session, group, size)) for size in some
-                    )
-                log = session._topics.log(session._topics.group(group)[0].partition)
+                    await contract.every(layer.group_send(group, _message_of(group, size)) for size in some)
+                log = topics.log(topics.group(group)[0].partition)
                 assert server.command("XLEN", log) >= messages
                 usage.append(server.command("MEMORY", "USAGE", log, "SAMPLES", 0) / MEBIBYTE)
     print(
@@ -190,21 +190,21 @@ async def test_memory_of_full_logs(prefix: str, messages: int, largest: int) -> 
     assert bound < max(usage) < bound * OVERHEAD
 
 
-def _groups_of_all_partitions(session: Session) -> list[str]:
+def _groups_of_all_partitions(topics: Topics) -> list[str]:
     """A group of the longest name there is for each of the partitions."""
     groups: dict[int, str] = {}
     n = 0
     while len(groups) < 16:
         group = f"{n:x<99}"
-        groups.setdefault(session._topics.group(group)[0].partition, group)
+        groups.setdefault(topics.group(group)[0].partition, group)
         n += 1
     return list(groups.values())
 
 
-def _message_of(session: Session, group: str, size: int) -> dict[str, str]:
+def _message_of(group: str, size: int) -> dict[str, str]:
     """A message whose envelope has this size."""
     # The header with the name of the group, and the message; a long pad has a prefix of three bytes.
-    empty = len(session._codec.encode({"type": "m", "pad": "x" * 600})) - 600
+    empty = len(Codec().encode({"type": "m", "pad": "x" * 600})) - 600
     return {"type": "m", "pad": "x" * (size - len(pack([(pack_names(group), b"")], bytes(8), 0)) - empty)}
 
 
@@ -274,8 +274,7 @@ class Stuck:
         await self.writer.new_channel()  # it is connected, and sends with a session of its own
         for channel in (self.channel, self.neighbour):
             await self.layer.group_add("room", channel)
-        [session] = self.layer._sessions.values()
-        hub = session.hub
+        hub = session_of(self.layer).hub
         spend = hub.flow.end_wait
 
         def recorded(milliseconds: float) -> None:

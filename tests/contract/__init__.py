@@ -25,6 +25,8 @@ T = TypeVar("T")
 Call = Callable[[], Awaitable[object]]
 
 DEADLINE = 20.0
+# The `send_timeout` of layers on a server whose answers a test chooses.
+SEND_TIMEOUT = 1.0
 """Seconds after which something that should have happened is called missing."""
 
 POLL = 0.01

@@ -102,6 +102,7 @@ def finally_sends(layer: AsyncQueueChannelLayer) -> None:
     async def consumer(n: int) -> None:
         channel = await layer.new_channel()
         await layer.group_add("room", channel)
+        begun.append(n)
         try:
             await layer.receive(channel)
         finally:
@@ -110,6 +111,7 @@ def finally_sends(layer: AsyncQueueChannelLayer) -> None:
             await layer.send("jobs", {"type": "test.note", "n": n})
 
     async def listen(n: int) -> AsyncIterator[Any]:
+        begun.append(n)
         try:
             async for message in layer.listen("other"):
                 yield message
@@ -121,9 +123,12 @@ def finally_sends(layer: AsyncQueueChannelLayer) -> None:
             pass
 
     tasks: list[asyncio.Task[None]] = []
+    begun: list[int] = []
 
     async def main() -> None:
         tasks.extend(asyncio.create_task(consumer(n) if n % 2 else listener(n)) for n in range(20))
+        while len(begun) < 20:  # noqa: ASYNC110  (connecting takes a busy machine long)
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
 
     asyncio.run(main())

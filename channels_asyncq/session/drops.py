@@ -1,0 +1,46 @@
+"""Messages that arrived and cannot be delivered: counted, and logged at a bounded rate."""
+
+from __future__ import annotations
+
+from .. import threads
+from ..events import WIRE
+from ..local.hub import Hub
+from ..messages.external import ExternalMessage
+
+
+class DropLog:
+    """Counts and logs the arriving messages that one session drops."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._counters = hub.counters
+        self._throttle = hub.throttle
+        # Other threads count here, and the hub's counters belong to the session's loop: two threads that add one
+        # each may add one in all.
+        self._lock = threads.lock()
+        self._overruns = 0
+
+    def unreadable(self, topic: bytes, reason: str) -> None:
+        """Note bytes on a topic that are no message."""
+        self._counters.dropped["unreadable"] += 1
+        self._throttle.warn(WIRE, "wire.unreadable", "dropped what arrived on %s: %s", topic.decode(), reason)
+
+    def unhandled(self, message: ExternalMessage, reader: str) -> None:
+        """Note a message from outside for which its consumer has no handler."""
+        self._counters.dropped["unhandled"] += 1
+        self._throttle.warn(
+            WIRE,
+            "wire.unhandled",
+            "%s has no handler for a message from outside of type %r; it is dropped: list the types that other "
+            "programs may send in CONFIG's `external`",
+            reader,
+            message["type"],
+        )
+
+    def overrun(self) -> None:
+        """Note an envelope for which this loop had no place, from any thread."""
+        with self._lock:
+            self._overruns += 1
+
+    @property
+    def overruns(self) -> int:
+        return self._overruns

@@ -1,0 +1,62 @@
+"""A channel that is read without a call of `receive()`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ..local.buffers import ChannelBuffer
+from .decoding import Decoder
+from .session import Session
+
+
+class OpenChannel:
+    """
+    A channel for one reader that waits for other things as well: it takes a message, or leaves a future.
+
+    It belongs to the loop on which `open_channel()` made it, and stays until it is closed, however rarely it is
+    read.
+    """
+
+    __slots__ = ("_buffer", "_decoder", "_layer", "_session", "name")
+
+    def __init__(self, layer: object, session: Session, decoder: Decoder, buffer: ChannelBuffer) -> None:
+        self._layer = layer  # held: sessions end with it
+        self._session = session
+        self._decoder = decoder
+        self._buffer = buffer
+        self.name = buffer.channel
+        buffer.is_kept = True
+
+    def empty(self) -> bool:
+        """Whether nothing waits; False may still mean that the waiting messages have expired."""
+        return self._buffer.empty()
+
+    def wake(self, waiter: asyncio.Future[None]) -> None:
+        """Have a future completed when a message comes or the channel closes. Look with `take()` first."""
+        self._buffer.wake(waiter)
+
+    def stop_waking(self, waiter: asyncio.Future[None]) -> None:
+        """Take a future back that was given to `wake()`."""
+        self._buffer.stop_waking(waiter)
+
+    def take(self) -> dict[str, Any] | None:
+        """
+        Return the next message, a dict of the caller's own, or None if none waits.
+
+        Raises:
+            ChannelClosed: the channel or the layer is closed, and nothing is left in it.
+        """
+        envelope = self._buffer.take()
+        if envelope is not None:
+            if envelope.is_flat and envelope.message is not None:
+                return envelope.message.copy()
+            return self._decoder.message_of(envelope)
+        if self._buffer.closed is not None:
+            raise self._buffer.closed(self.name)
+        return None
+
+    def close(self) -> None:
+        """Close the channel; messages that still wait are dropped and counted. Closing twice is fine."""
+        if not self._session.lifetime.is_closed:
+            self._session.hub.channels.discard(self._buffer)

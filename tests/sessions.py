@@ -1,0 +1,24 @@
+"""The sessions inside a layer, for the tests that look at one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.bus.base import Bus
+from channels_asyncq.session.session import Session
+
+
+def session_of(layer: AsyncQueueChannelLayer) -> Session:
+    """The session of the running loop."""
+    return layer._registry.sessions[asyncio.get_running_loop()]
+
+
+def has_session(layer: AsyncQueueChannelLayer) -> bool:
+    """Whether the running loop has a session."""
+    return asyncio.get_running_loop() in layer._registry.sessions
+
+
+def bus_of(layer: AsyncQueueChannelLayer) -> Bus:
+    """The bus of the running loop's session."""
+    return session_of(layer)._bus
