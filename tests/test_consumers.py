@@ -248,7 +248,7 @@ async def test_idle_consumer_keeps_its_channel(
 ) -> None:
     """A consumer that is in a handler for longer than `expiry` reads the same channel afterwards."""
     clock = Clock()
-    clock.put_into(monkeypatch, ["local.buffers", "local.hub", "session.sending", "session.views"])
+    clock.put_into(monkeypatch, ["local", "session.sending", "session.views"])
     async with installed(make("asyncq.memory", "", prefix, expiry=0.1)) as layer:
         name: list[str] = []
 
