@@ -16,7 +16,7 @@ from channels_asyncq.messages.codecs import Codec, codec_for
 from channels_asyncq.messages.envelopes import CONTROL, HEADER_ONLY, Envelope
 from channels_asyncq.messages.framing import unpack
 from channels_asyncq.messages.sealing import Seal
-from channels_asyncq.names import Topic, Topics, new_session_id
+from channels_asyncq.names import Topic, Topics, new_session_id, owner_of
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
@@ -133,29 +133,36 @@ class Owner:
     async def refused(self, *words: str) -> None:
         """Until a connection was tried and failed for a reason with one of these words."""
         await eventually(
-            lambda: any(word in self.bus.links()[0].reason for word in words), f"a failure for {words}"
+            lambda: any(word in self.bus.connections.links()[0].reason for word in words),
+            f"a failure for {words}",
         )
 
     def group_send(
         self, group: str, payload: bytes, excluded: tuple[str, ...] = ()
     ) -> Awaitable[list[bytes]]:
         if group not in self.group_routes:
-            self.group_routes[group] = self.bus.group_route(group)
+            self.group_routes[group] = self.bus.pubsub.group_route(group)
         return self.group_routes[group].send(payload, excluded)
+
+    def channel_route(self, channel: str) -> ChannelRoute:
+        owner = owner_of(channel)
+        if owner is None:
+            return self.bus.queues.route(channel)
+        return self.bus.pubsub.channel_route(channel, owner)
 
     def push(self, channel: str, payload: bytes) -> Awaitable[object]:
         if channel not in self.channel_routes:
-            self.channel_routes[channel] = self.bus.channel_route(channel)
+            self.channel_routes[channel] = self.channel_route(channel)
         return self.channel_routes[channel].send(payload)
 
     async def join(self, group: str = "room") -> Topic:
         topic = self.topics.group(group).topic
-        self.bus.subscribe(topic)
-        await self.bus.confirmed(topic)
+        self.bus.pubsub.subscribe(topic)
+        await self.bus.pubsub.confirmed(topic)
         return topic
 
     async def pop(self, number: int, channel: str = "jobs") -> bytes | None:
-        answer = self.bus.pop(channel, number)
+        answer = self.bus.queues.pop(channel, number)
         assert answer is not None
         [envelope] = await every([answer])
         return None if envelope is None else envelope.payload
@@ -165,10 +172,10 @@ class Owner:
         inbox = self.topics.inbox("00" * 8)
         return {
             "group_send": lambda: self.group_send("room", PAYLOAD),
-            "publish": lambda: self.bus.publish(inbox, "x", PAYLOAD, CONTROL),
+            "publish": lambda: self.bus.pubsub.publish(inbox, "x", PAYLOAD, CONTROL),
             "push": lambda: self.push("jobs", PAYLOAD),
-            "add_member": lambda: self.bus.add_member("room", "jobs"),
-            "discard_member": lambda: self.bus.discard_member("room", "jobs"),
+            "add_member": lambda: self.bus.members.add("room", "jobs"),
+            "discard_member": lambda: self.bus.members.discard("room", "jobs"),
             "flush": lambda: self.bus.flush(),
         }
 

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from channels_asyncq.bus.base import Bus
+from channels_asyncq.bus.base import Members
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.names import Topics
 from channels_asyncq.session import memberships
@@ -25,24 +25,24 @@ class Server:
     """The bus, as far as it is asked: who is a member, in the order in which they were added."""
 
     def __init__(self) -> None:
-        self.members: dict[tuple[str, str], float | None] = {}
+        self.joined: dict[tuple[str, str], float | None] = {}
         self.added = 0
         self.error: Exception | None = None
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
-    async def add_member(self, group: str, channel: str, seconds: float | None = None) -> None:
+    async def add(self, group: str, channel: str, seconds: float | None = None) -> None:
         self.added += 1
         await self.goes_on.wait()
         if self.error is not None:
             raise self.error
-        self.members[group, channel] = seconds
+        self.joined[group, channel] = seconds
 
-    async def discard_member(self, group: str, channel: str) -> None:
-        self.members.pop((group, channel), None)
+    async def discard(self, group: str, channel: str) -> None:
+        self.joined.pop((group, channel), None)
 
     def forget(self) -> None:
-        self.members.clear()
+        self.joined.clear()
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def server() -> Server:
 @pytest.fixture
 async def here(server: Server) -> AsyncIterator[Memberships]:
     here = Memberships(
-        cast(Bus, server), Topics("asgi", 16, [0], "0" * 16), Options.from_config({"group_expiry": 100})
+        cast(Members, server), Topics("asgi", 16, [0], "0" * 16), Options.from_config({"group_expiry": 100})
     )
     yield here
     here.close()
@@ -73,17 +73,17 @@ async def test_renewed_for_the_rest_of_their_time(server: Server, here: Membersh
     await here.add("new", "jobs")
     server.forget()
     here.renew(EVERYWHERE)
-    await eventually(lambda: len(server.members) == 2, "both")
-    assert server.members == {("old", "jobs"): 40.0, ("new", "jobs"): 100.0}
+    await eventually(lambda: len(server.joined) == 2, "both")
+    assert server.joined == {("old", "jobs"): 40.0, ("new", "jobs"): 100.0}
     clock.turn(50.0)
     server.forget()
     here.renew(EVERYWHERE)
-    await eventually(lambda: server.members, "the other")
-    assert server.members == {("new", "jobs"): 50.0}
+    await eventually(lambda: server.joined, "the other")
+    assert server.joined == {("new", "jobs"): 50.0}
     server.forget()
     here.renew(())
     await steps(5)
-    assert server.members == {}
+    assert server.joined == {}
 
 
 async def test_ended_ones_are_not_renewed(server: Server, here: Memberships) -> None:
@@ -97,14 +97,14 @@ async def test_ended_ones_are_not_renewed(server: Server, here: Memberships) -> 
     await steps(3)
     await here.discard("c", "jobs")
     server.goes_on.set()
-    await eventually(lambda: server.members, "the one")
+    await eventually(lambda: server.joined, "the one")
     await steps(5)
-    assert set(server.members) == {("b", "jobs")}
+    assert set(server.joined) == {("b", "jobs")}
     here.clear()
     server.forget()
     here.renew(EVERYWHERE)
     await steps(5)
-    assert server.members == {}
+    assert server.joined == {}
 
 
 async def test_refused_renewal_is_repeated(
@@ -119,7 +119,7 @@ async def test_refused_renewal_is_repeated(
         here.renew(EVERYWHERE)
     await eventually(lambda: server.added >= 4, "some attempts")
     server.error = None
-    await eventually(lambda: server.members, "the renewal")
+    await eventually(lambda: server.joined, "the renewal")
     before = server.added
     await steps(10)
     assert server.added == before
@@ -133,7 +133,7 @@ async def test_refused_add_is_none(server: Server, here: Memberships) -> None:
     server.error = None
     here.renew(EVERYWHERE)
     await steps(5)
-    assert server.members == {}
+    assert server.joined == {}
     await here.add("room", "jobs")
     server.error = REFUSED
     with pytest.raises(LayerUnavailable):
@@ -141,7 +141,7 @@ async def test_refused_add_is_none(server: Server, here: Memberships) -> None:
     server.error = None
     server.forget()
     here.renew(EVERYWHERE)
-    await eventually(lambda: server.members, "the one that was there")
+    await eventually(lambda: server.joined, "the one that was there")
 
 
 async def test_cancelled_add(server: Server, here: Memberships) -> None:
@@ -154,7 +154,7 @@ async def test_cancelled_add(server: Server, here: Memberships) -> None:
     server.goes_on.set()
     here.renew(EVERYWHERE)
     await steps(5)
-    assert server.members == {}
+    assert server.joined == {}
 
 
 async def test_add_and_discard_at_once(server: Server, here: Memberships) -> None:
@@ -169,7 +169,7 @@ async def test_add_and_discard_at_once(server: Server, here: Memberships) -> Non
     server.error = None
     here.renew(EVERYWHERE)
     await steps(5)
-    assert server.members == {}
+    assert server.joined == {}
 
 
 async def test_bounded(server: Server, here: Memberships, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +179,9 @@ async def test_bounded(server: Server, here: Memberships, monkeypatch: pytest.Mo
         await here.add(group, "jobs")
     server.forget()
     here.renew(EVERYWHERE)
-    await eventually(lambda: len(server.members) == 3, "the last")
+    await eventually(lambda: len(server.joined) == 3, "the last")
     await steps(5)
-    assert {group for group, _ in server.members} == {"a", "c", "d"}
+    assert {group for group, _ in server.joined} == {"a", "c", "d"}
 
 
 async def test_close_ends_the_renewal(server: Server, here: Memberships) -> None:

@@ -65,7 +65,7 @@ async def test_server_that_serves_and_never_answers(
             asked = None
             while asked is None:
                 await eventually(lambda: owner.events.count("up") > owner.events.count("down"))
-                asked = owner.bus.pop("jobs", 1)
+                asked = owner.bus.queues.pop("jobs", 1)
             with pytest.raises(ConnectionError):
                 await every([asked])
         elif kind == "send":
@@ -73,7 +73,7 @@ async def test_server_that_serves_and_never_answers(
                 await every([owner.group_send("room", PAYLOAD, ())])
         else:
             with pytest.raises(LayerUnavailable):
-                await every([owner.bus.add_member("lobby", "jobs")])
+                await every([owner.bus.members.add("lobby", "jobs")])
     server.restore()
     answered: list[object] = []
     while not answered:
@@ -106,7 +106,7 @@ async def test_a_replica(make_owner: MakeOwner, server: RespServer) -> None:
     server.always("ROLE", resp_server.reply([b"slave", b"10.0.0.1", 6379, b"connected", 0]))
     owner = await make_owner(server.url)
     await owner.refused("replica")
-    assert owner.bus.links()[0].state == "connecting"
+    assert owner.bus.connections.links()[0].state == "connecting"
     with pytest.raises(LayerUnavailable, match="it is a replica; only masters are used"):
         await owner.group_send("room", PAYLOAD, ())
     server.restore()
@@ -140,18 +140,18 @@ async def test_another_layout(make_owner: MakeOwner, server: RespServer) -> None
     await first.up()
     second = await make_owner(server.url, partitions=4)
     topic = second.topics.group("room").topic
-    second.bus.subscribe(topic)
+    second.bus.pubsub.subscribe(topic)
     for wait in (
         lambda: second.group_send("room", PAYLOAD, ()),
-        lambda: second.bus.checked(topic),
-        lambda: second.bus.confirmed(topic),
+        lambda: second.bus.connections.checked(topic),
+        lambda: second.bus.pubsub.confirmed(topic),
     ):
         with pytest.raises(ImproperlyConfigured, match=r"partitions: 8.*partitions: 4"):
             await every([wait()])
     assert not second.subscribed or second.events == []
     await first.bus.close()
     await second.up()
-    await every([second.bus.checked(topic), second.bus.confirmed(topic)])
+    await every([second.bus.connections.checked(topic), second.bus.pubsub.confirmed(topic)])
 
 
 async def test_a_wrong_password(make_owner: MakeOwner, server: RespServer) -> None:
@@ -179,7 +179,7 @@ async def test_checked(make_owner: MakeOwner, server: RespServer) -> None:
     await server.stop()
     owner = await make_owner(server.url)
     topic = owner.topics.queue("jobs").topic
-    waiting = [await started(owner.bus.checked(topic)) for _ in range(3)]
+    waiting = [await started(owner.bus.connections.checked(topic)) for _ in range(3)]
     waiting[0].cancel()
     with pytest.raises(LayerUnavailable):
         await owner.push("jobs", PAYLOAD)
@@ -204,7 +204,7 @@ async def test_waiting_is_over(make_owner: MakeOwner, server: RespServer) -> Non
         with pytest.raises(LayerUnavailable):
             await call()
     assert loop.time() - began < SEND_TIMEOUT
-    [link] = owner.bus.links()
+    [link] = owner.bus.connections.links()
     assert link.state == "connecting" and link.reason
 
 
@@ -235,4 +235,4 @@ async def test_one_of_two_links(owner: Owner, server: RespServer) -> None:
             connection.abort()
     await owner.up(3)
     assert owner.events == ["up", "down", "up", "down", "up"]
-    assert owner.bus.links()[0].reconnects == 2
+    assert owner.bus.connections.links()[0].reconnects == 2

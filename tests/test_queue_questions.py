@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from channels_asyncq.bus.base import Bus
+from channels_asyncq.bus.base import WorkQueues
 from channels_asyncq.exceptions import ChannelClosed
 from channels_asyncq.local.counters import Counters
 from channels_asyncq.messages.envelopes import Envelope
@@ -68,7 +68,7 @@ def bus() -> Questions:
 
 @pytest.fixture
 def make_reader(bus: Questions) -> Callable[[], QueueReader]:
-    return lambda: QueueReader("jobs", b"jobs", cast(Bus, bus), Counters(), cast(DropLog, None))
+    return lambda: QueueReader("jobs", b"jobs", cast(WorkQueues, bus), Counters(), cast(DropLog, None))
 
 
 @pytest.fixture

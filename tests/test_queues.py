@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from channels_asyncq.bus.base import Bus
+from channels_asyncq.bus.base import WorkQueues
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
 from channels_asyncq.local.counters import Counters
 from channels_asyncq.messages.envelopes import Envelope
@@ -97,7 +97,7 @@ class Stage:
         self.reader = QueueReader(
             "jobs",
             b"asgi:0:queue:jobs",
-            cast(Bus, self.bus),
+            cast(WorkQueues, self.bus),
             self.counters,
             cast(DropLog, self),
         )
@@ -279,7 +279,7 @@ async def test_two_readers_in_a_row(stage: Stage) -> None:
     await stage.bus.answer("a")
     assert await text(first) == "a"
     stage.reader = QueueReader(
-        "jobs", b"asgi:0:queue:jobs", cast(Bus, stage.bus), stage.counters, cast(DropLog, stage)
+        "jobs", b"asgi:0:queue:jobs", cast(WorkQueues, stage.bus), stage.counters, cast(DropLog, stage)
     )
     second = await stage.receiver()
     assert stage.bus.said == ["pop 1", "pop 2"]

@@ -43,7 +43,7 @@ async def test_unserving(owner: Owner, server: RespServer, call: str) -> None:
     for answer in (LOADING, READONLY, NOAUTH, error("MASTERDOWN Link with MASTER is down")):
         server.script(COMMAND_OF[call], answer)
         await every([owner.calls()[call]()])
-    [link] = owner.bus.links()
+    [link] = owner.bus.connections.links()
     assert link.reconnects >= 4
 
 
@@ -141,7 +141,7 @@ async def test_scripts_are_forgotten(owner: Owner, server: RespServer) -> None:
     server.real.command("SCRIPT", "FLUSH")
     assert await owner.pop(1) == PAYLOAD
     server.real.command("SCRIPT", "FLUSH")
-    given = owner.bus.give_back("jobs", 1)
+    given = owner.bus.queues.give_back("jobs", 1)
     assert given is not None
     await every([given])
     assert await owner.pop(2) == PAYLOAD
@@ -159,8 +159,8 @@ async def test_scripts_may_not_be_loaded_any_more(make_owner: MakeOwner, prefix:
         server.command("SCRIPT", "FLUSH")
         server.command("CONFIG", "RESETSTAT")
         asked: dict[str, Callable[[], Awaitable[object]]] = {
-            "pop": lambda: required(owner.bus.pop("jobs", 1)),
-            "give_back": lambda: required(owner.bus.give_back("jobs", 1)),
+            "pop": lambda: required(owner.bus.queues.pop("jobs", 1)),
+            "give_back": lambda: required(owner.bus.queues.give_back("jobs", 1)),
         }
         make_call = (owner.calls() | asked)[call]
         with pytest.raises((ChannelLayerError, ConnectionError), match=r"NOSCRIPT.*script\|load") as raised:
@@ -193,8 +193,8 @@ async def test_scripts_are_missing_however_often_they_are_loaded(
     server.always("EVALSHA", error("NOSCRIPT No matching script."))
     before = len(server.commands)
     asked: dict[str, Callable[[], Awaitable[object]]] = {
-        "pop": lambda: required(owner.bus.pop("jobs", 1)),
-        "give_back": lambda: required(owner.bus.give_back("jobs", 1)),
+        "pop": lambda: required(owner.bus.queues.pop("jobs", 1)),
+        "give_back": lambda: required(owner.bus.queues.give_back("jobs", 1)),
     }
     with pytest.raises((ChannelLayerError, ConnectionError), match=r"NOSCRIPT.*SCRIPT FLUSH"):
         await every([(owner.calls() | asked)[call]()])
@@ -258,7 +258,7 @@ async def test_two_hosts(make_owner: MakeOwner, server: RespServer, own_redis_se
             topic = await owner.join(group)
             await owner.group_send(group, PAYLOAD, ())
             await owner.push(f"jobs{number}", PAYLOAD)
-            await owner.bus.add_member(group, "jobs")
+            await owner.bus.members.add(group, "jobs")
             host = (server, other)[topic.partition % 2]
             assert (topic.name,) in host.received("SUBSCRIBE")
         await eventually(lambda: len(owner.arrived) == 16, "all messages")
@@ -273,7 +273,7 @@ async def test_two_hosts(make_owner: MakeOwner, server: RespServer, own_redis_se
             assert host.real.command("KEYS", f"{owner.options.prefix}:0:members:*") == []
         await other.stop()
         await eventually(lambda: owner.events == ["up", "down"], "the loss of a host")
-        assert [link.state for link in owner.bus.links()] == ["connected", "connecting"]
+        assert [link.state for link in owner.bus.connections.links()] == ["connected", "connecting"]
 
 
 async def test_close(make_owner: MakeOwner, server: RespServer) -> None:
@@ -283,7 +283,7 @@ async def test_close(make_owner: MakeOwner, server: RespServer) -> None:
     await owner.bus.close()
     await owner.bus.close()
     await eventually(lambda: not server.connections, "the end of the connections")
-    assert owner.events == ["up"] and [link.state for link in owner.bus.links()] == ["closed"]
+    assert owner.events == ["up"] and [link.state for link in owner.bus.connections.links()] == ["closed"]
     for name, call in owner.calls().items():
         with pytest.raises(LayerClosed):
             await call()
@@ -296,7 +296,7 @@ async def test_close_while_connecting(make_owner: MakeOwner, server: RespServer,
     server.always("ROLE", answer)
     owner = await make_owner(server.url, send_timeout=20)
     waiting = await started(waited_for(owner.group_send("room", PAYLOAD, ())))
-    checked = await started(owner.bus.checked(owner.topics.queue("jobs").topic))
+    checked = await started(owner.bus.connections.checked(owner.topics.queue("jobs").topic))
     await eventually(lambda: server.received("ROLE"), "a connection under way")
     async with asyncio.timeout(10):
         await owner.bus.close()
@@ -312,10 +312,10 @@ async def test_on_a_real_server(make_owner: MakeOwner, redis_url: str) -> None:
     await every([owner.up(), other.up()])
     topic = await owner.join()
     await other.join()
-    assert await other.bus.publish(topic, "somebody", PAYLOAD, CONTROL) == 2
-    await other.bus.add_member("room", "jobs")
+    assert await other.bus.pubsub.publish(topic, "somebody", PAYLOAD, CONTROL) == 2
+    await other.bus.members.add("room", "jobs")
     assert await other.group_send("room", PAYLOAD, ("a!b",)) == [b"jobs"]
-    await other.bus.discard_member("room", "jobs")
+    await other.bus.members.discard("room", "jobs")
     assert not await other.group_send("room", PAYLOAD, ())
     await eventually(lambda: len(owner.arrived) == len(other.arrived) == 3, "everything")
     for one in (owner, other):

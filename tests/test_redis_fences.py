@@ -74,7 +74,7 @@ async def test_a_fence_behind_a_held_message(owner: Owner, monkeypatch: pytest.M
     for node in owner.bus.nodes:
         node.checkpoint.send_in(0.0)
     await eventually(lambda: looks >= 4, "looks for a fence that is not there")
-    assert [link.reconnects for link in owner.bus.links()] == [0]
+    assert [link.reconnects for link in owner.bus.connections.links()] == [0]
     owner.takes = True
-    owner.bus.resume()
+    owner.bus.pubsub.resume()
     await eventually(lambda: owner.arrived, "the message")

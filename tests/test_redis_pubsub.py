@@ -67,8 +67,8 @@ async def test_numbers_go_by_the_writes(
         answers += send_some(owner, group, large if number % 7 == 3 else b"%d" % number)
         if number % 5 == 0:
             # What is posted has no answer of its own; it is written before the next, which has.
-            owner.bus.post(inbox, "x", PAYLOAD, CONTROL)
-            answers.append(owner.bus.publish(inbox, "x", PAYLOAD, CONTROL))
+            owner.bus.pubsub.post(inbox, "x", PAYLOAD, CONTROL)
+            answers.append(owner.bus.pubsub.publish(inbox, "x", PAYLOAD, CONTROL))
     await every(answers)
     streams: dict[bool, list[int]] = {True: [], False: []}
     for name, *arguments in server.commands[before:]:
@@ -116,7 +116,7 @@ async def test_a_way_to_a_channel(make_owner: MakeOwner, server: RespServer) -> 
     for keys in ([], ["key"]):
         owner = await make_owner(server.url, symmetric_encryption_keys=keys)
         await owner.up()
-        ways = [owner.bus.channel_route(f"specific.{'00' * 8}!{number}") for number in range(2)]
+        ways = [owner.channel_route(f"specific.{'00' * 8}!{number}") for number in range(2)]
         before = len(server.received("PUBLISH"))
         await every([ways[number % 2].send(PAYLOAD) for number in range(9)])
         commands = server.received("PUBLISH")[before:]
@@ -133,9 +133,9 @@ async def test_what_sessions_say_is_not_shared(owner: Owner, server: RespServer)
     """Messages between sessions go one by one. What joins others goes where the first of them is."""
     inbox = owner.topics.inbox("00" * 8)
     before = len(server.received("PUBLISH"))
-    way = owner.bus.channel_route(f"specific.{'00' * 8}!x")
+    way = owner.channel_route(f"specific.{'00' * 8}!x")
     sends = [
-        owner.bus.publish(inbox, "x", b"%d" % number, CONTROL)
+        owner.bus.pubsub.publish(inbox, "x", b"%d" % number, CONTROL)
         if number % 3 == 1
         else way.send(b"%d" % number)
         for number in range(7)
@@ -245,11 +245,11 @@ async def test_posted_once(owner: Owner, server: RespServer) -> None:
     """What is posted is not sent again, whatever becomes of it."""
     inbox = owner.topics.inbox("00" * 8)
     server.script("PUBLISH", error("NOSCRIPT or whatever"), resp_server.half(closes=True))
-    owner.bus.post(inbox, "x", PAYLOAD, CONTROL)
-    owner.bus.post(inbox, "x", PAYLOAD, CONTROL)
+    owner.bus.pubsub.post(inbox, "x", PAYLOAD, CONTROL)
+    owner.bus.pubsub.post(inbox, "x", PAYLOAD, CONTROL)
     await owner.up(2)
-    owner.bus.post(inbox, "x", PAYLOAD, CONTROL)
-    await every([owner.bus.publish(inbox, "x", PAYLOAD, CONTROL)])
+    owner.bus.pubsub.post(inbox, "x", PAYLOAD, CONTROL)
+    await every([owner.bus.pubsub.publish(inbox, "x", PAYLOAD, CONTROL)])
     sent = [unpack(command[-1])[0].seq for command in server.received("PUBLISH") if inbox.name in command]
     assert sent == [1, 2, 3, 4]
 

@@ -65,8 +65,8 @@ async def test_pop_while_down(owner: Owner, server: RespServer) -> None:
     """Without a link there is no answer to come: None."""
     await server.stop()
     await eventually(lambda: "down" in owner.events, "the loss of the link")
-    assert owner.bus.pop("jobs", 1) is None and owner.bus.give_back("jobs", 1) is None
-    owner.bus.post(owner.topics.inbox("00" * 8), "x", PAYLOAD, CONTROL)
+    assert owner.bus.queues.pop("jobs", 1) is None and owner.bus.queues.give_back("jobs", 1) is None
+    owner.bus.pubsub.post(owner.topics.inbox("00" * 8), "x", PAYLOAD, CONTROL)
 
 
 async def test_pop_of_garbage(owner: Owner, server: RespServer) -> None:
@@ -79,7 +79,7 @@ async def test_pop_of_garbage(owner: Owner, server: RespServer) -> None:
 
 async def test_pop_given_up(owner: Owner, server: RespServer) -> None:
     """An answer that nobody waits for any more is dropped quietly."""
-    answer = owner.bus.pop("jobs", 1)
+    answer = owner.bus.queues.pop("jobs", 1)
     assert answer is not None
     await every([answer])
     event = asyncio.Event()
@@ -96,8 +96,8 @@ async def test_a_normal_channel_on_a_real_server(make_owner: MakeOwner, redis_ur
     owner, other = await make_owner(redis_url), await make_owner(redis_url, capacity=2)
     await every([owner.up(), other.up()])
     topic = owner.topics.queue("jobs").topic
-    owner.bus.subscribe(topic)
-    await owner.bus.confirmed(topic)
+    owner.bus.pubsub.subscribe(topic)
+    await owner.bus.pubsub.confirmed(topic)
     payloads = [Codec().encode({"type": "t", "n": n}) for n in range(3)]
     for payload in payloads[:2]:
         await other.push("jobs", payload)
@@ -106,7 +106,7 @@ async def test_a_normal_channel_on_a_real_server(make_owner: MakeOwner, redis_ur
     assert [await owner.pop(1), await owner.pop(1)] == [payloads[0]] * 2
     assert await other.pop(1) == payloads[1]
     for _ in range(2):
-        given = owner.bus.give_back("jobs", 1)
+        given = owner.bus.queues.give_back("jobs", 1)
         assert given is not None
         await every([given])
     assert await other.pop(2) == payloads[0]

@@ -30,7 +30,7 @@ async def test_held_in_the_middle(owner: Owner, server: RespServer) -> None:
     await eventually(lambda: owner.offered == 4, "the one that is not taken")
     assert [envelope.seq for _, envelope in owner.arrived] == [1, 2, 3]
     owner.places = None
-    owner.bus.resume()
+    owner.bus.pubsub.resume()
     await eventually(lambda: len(owner.arrived) == 6, "the others")
     assert [(name, envelope.seq) for name, envelope in owner.arrived] == [
         (topic.name, n) for n in range(1, 7)
@@ -57,7 +57,7 @@ async def test_held_between_entries_of_the_log(make_owner: MakeOwner, server: Re
     [partition] = owner.bus.partitions
     await eventually(lambda: partition.reading is Reading.CATCHING_UP and owner.offered > 5, "the log")
     owner.places = None
-    owner.bus.resume()
+    owner.bus.pubsub.resume()
     await eventually(lambda: len(owner.arrived) >= 8, "the rest")
     await every(send_some(owner, "room", *payloads))
     await eventually(lambda: len(owner.arrived) >= 16, "what comes after")
@@ -96,11 +96,11 @@ async def test_an_unreadable_push_moves_no_position(
 async def test_subscriptions_are_made_again(owner: Owner, server: RespServer) -> None:
     """After a cut everything wanted is subscribed before the link counts as up; what was given up is not."""
     topics = [await owner.join(group) for group in ("room", "lobby", "left")]
-    owner.bus.unsubscribe(topics[2])
+    owner.bus.pubsub.unsubscribe(topics[2])
     server.cut()
     await owner.up(2)
     assert owner.events == ["up", "down", "up"]
-    assert [owner.bus.is_confirmed(topic) for topic in topics] == [True, True, False]
+    assert [owner.bus.pubsub.is_confirmed(topic) for topic in topics] == [True, True, False]
     assert sorted(owner.subscribed) == sorted(
         [topic.name for topic in topics] + [topics[0].name, topics[1].name]
     )
@@ -116,11 +116,11 @@ async def test_the_last_word_through_a_cut(owner: Owner, server: RespServer) -> 
     topic = owner.topics.group("room").topic
     server.cut()
     await eventually(lambda: "down" in owner.events, "the loss of the link")
-    owner.bus.subscribe(topic)
-    owner.bus.unsubscribe(topic)
-    assert not owner.bus.is_confirmed(topic)
-    owner.bus.subscribe(topic)
-    await every([owner.bus.confirmed(topic)])
+    owner.bus.pubsub.subscribe(topic)
+    owner.bus.pubsub.unsubscribe(topic)
+    assert not owner.bus.pubsub.is_confirmed(topic)
+    owner.bus.pubsub.subscribe(topic)
+    await every([owner.bus.pubsub.confirmed(topic)])
     assert server.received("SUBSCRIBE").count((topic.name,)) == 1 and not server.received("UNSUBSCRIBE")
 
 
@@ -129,9 +129,9 @@ async def test_the_last_word_before_the_reply(owner: Owner, server: RespServer) 
     topic = owner.topics.group("room").topic
     event = asyncio.Event()
     server.script("SUBSCRIBE", resp_server.after(event))
-    owner.bus.subscribe(topic)
-    waiting = await started(owner.bus.confirmed(topic))
-    owner.bus.unsubscribe(topic)
+    owner.bus.pubsub.subscribe(topic)
+    waiting = await started(owner.bus.pubsub.confirmed(topic))
+    owner.bus.pubsub.unsubscribe(topic)
     await every([waiting])
     event.set()
     other = await owner.join("lobby")
@@ -162,7 +162,7 @@ async def test_a_subscription_is_refused_at_a_reconnect(
     server.script("SUBSCRIBE", None, None, NOPERM)  # the first two are not of groups
     server.cut()
     await owner.up(2)
-    assert [owner.bus.is_confirmed(topic) for topic in topics] == [False, True]
+    assert [owner.bus.pubsub.is_confirmed(topic) for topic in topics] == [False, True]
     assert "subscription.refused" in codes(caplog)
 
 
@@ -185,14 +185,14 @@ async def test_confirmed_cancelled(owner: Owner, server: RespServer) -> None:
     event = asyncio.Event()
     server.script("SUBSCRIBE", resp_server.after(event))
     topic = owner.topics.group("room").topic
-    owner.bus.subscribe(topic)
-    waiting = await started(owner.bus.confirmed(topic))
+    owner.bus.pubsub.subscribe(topic)
+    waiting = await started(owner.bus.pubsub.confirmed(topic))
     waiting.cancel()
     await ended(waiting)
     entry = owner.bus.partitions[topic.partition].subscriptions.get(topic.name)
     assert entry is not None and entry.waiters == []
     event.set()
-    await every([owner.bus.confirmed(topic)])
+    await every([owner.bus.pubsub.confirmed(topic)])
 
 
 async def test_confirmed_in_an_outage(make_owner: MakeOwner, server: RespServer) -> None:
@@ -201,13 +201,13 @@ async def test_confirmed_in_an_outage(make_owner: MakeOwner, server: RespServer)
     await owner.up()
     await server.stop()
     topic = owner.topics.group("room").topic
-    owner.bus.subscribe(topic)
-    waiting = [await started(owner.bus.confirmed(topic)) for _ in range(2)]
+    owner.bus.pubsub.subscribe(topic)
+    waiting = [await started(owner.bus.pubsub.confirmed(topic)) for _ in range(2)]
     errors = await every([asyncio.gather(*waiting, return_exceptions=True)])
     assert [type(one) for one in errors[0]] == [LayerUnavailable] * 2
     assert errors[0][0] is not errors[0][1]
     with pytest.raises(LayerUnavailable):
-        await owner.bus.confirmed(topic)
+        await owner.bus.pubsub.confirmed(topic)
 
 
 async def test_a_held_message_is_opened_once(owner: Owner) -> None:
@@ -217,11 +217,11 @@ async def test_a_held_message_is_opened_once(owner: Owner) -> None:
     for _ in range(2):
         await owner.group_send("room", PAYLOAD, ())
     await eventually(lambda: owner.offered, "an offer")
-    owner.bus.resume()
-    owner.bus.resume()
+    owner.bus.pubsub.resume()
+    owner.bus.pubsub.resume()
     assert owner.arrived == []
     owner.takes = True
-    owner.bus.resume()
+    owner.bus.pubsub.resume()
     await eventually(lambda: len(owner.arrived) == 2, "both messages")
     assert owner.arrived[0][1].seq + 1 == owner.arrived[1][1].seq
 
@@ -229,7 +229,7 @@ async def test_a_held_message_is_opened_once(owner: Owner) -> None:
 async def test_back_before_the_server_knew(owner: Owner, server: RespServer) -> None:
     """What is sent after the last member has left and before the next one joins reaches nobody."""
     topic = await owner.join()
-    owner.bus.unsubscribe(topic)
+    owner.bus.pubsub.unsubscribe(topic)
     server.real.command("PUBLISH", topic.name, '{"type": "sent.between"}')
     await owner.join()
     server.real.command("PUBLISH", topic.name, '{"type": "sent.after"}')

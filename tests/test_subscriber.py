@@ -333,8 +333,8 @@ class TestOnAServer:
             group = next(
                 each for each in groups if owner.topics.group(each).topic.partition in first.partitions
             )
-            owner.bus.subscribe(owner.topics.group(group).topic)
-            await owner.bus.confirmed(owner.topics.group(group).topic)
+            owner.bus.pubsub.subscribe(owner.topics.group(group).topic)
+            await owner.bus.pubsub.confirmed(owner.topics.group(group).topic)
             [partition] = first.partitions.values()
             partition.move(second)
             await eventually(lambda: partition.is_live, "the second home")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -128,88 +127,49 @@ class GroupRoute(Protocol):
 
     @property
     def topic(self) -> Topic:
-        """What its members' sessions subscribe to."""
+        """The topic that the sessions of its members subscribe to."""
 
     def send(self, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
         """Send to the group's topic; the result is the normal channels that are members, or an empty one."""
 
 
-class Bus(ABC):
-    """
-    Publish, subscribe, queue and pop for one session. Payloads are encoded messages; the bus wraps them.
+class PubSub(Protocol):
+    """Topics: the groups that a session listens to, the inboxes of all sessions, and one for everybody."""
 
-    Every coroutine raises LayerUnavailable when the link is lost for longer than `send_timeout`, at once if
-    that time is over, and DeliveryUnknown when the bytes were written and no answer came. Cancelling one never
-    takes back what was written.
-    """
-
-    @abstractmethod
-    def start(self) -> None:
-        """Begin connecting, unless that is done or under way; never waits."""
-
-    async def answered(self) -> None:
-        """Return when what was sent before has its answers, or never will have them."""
-        return
-
-    def rest(self) -> Awaitable[None] | None:
-        """
-        Close the connections until something is sent or `start()` is called; the result is done when they are.
-
-        What is subscribed to stays so: what was missed is read from the logs, as after a lost connection. None if
-        there is nothing to close, or something waits for an answer.
-        """
-        return None
-
-    @abstractmethod
-    async def close(self) -> None:
-        """End all connections: answers that are due are waited for, for a bounded time. Safe to call twice."""
-
-    @abstractmethod
-    def let_go(self) -> None:
-        """
-        Close the connections of an event loop that is closed, and cannot do it itself.
-
-        From any thread and without a lock: the collector of garbage may call it.
-        """
-
-    @abstractmethod
     def subscribe(self, topic: Topic) -> None:
-        """Want this topic from now on, across reconnects; `confirmed()` tells when the server knows."""
+        """Want this topic from now on, across reconnects; `confirmed()` returns when the server knows."""
 
-    @abstractmethod
     def unsubscribe(self, topic: Topic) -> None:
         """Want this topic no more; never waits."""
 
-    @abstractmethod
     def is_confirmed(self, topic: Topic) -> bool:
         """Tell whether the server has confirmed the subscription on the present connection."""
 
-    @abstractmethod
     def confirmed(self, topic: Topic) -> Coroutine[Any, Any, None]:
         """Return when the server has confirmed a subscribed topic. Cancelling is safe."""
 
-    @abstractmethod
-    async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
-        """Try out each host, within a timeout in seconds. An outage is a result, and no error."""
-
-    @abstractmethod
-    async def checked(self, topic: Topic) -> None:
-        """
-        Return when the host of this topic was found to be laid out as this process thinks, however long it takes.
-
-        Raises:
-            ImproperlyConfigured: it is laid out otherwise.
-        """
-
-    @abstractmethod
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> Awaitable[int]:
         """Send to an inbox, or to everybody; return how many subscribers the server passed it to."""
 
-    @abstractmethod
-    def channel_route(self, channel: str) -> ChannelRoute:
-        """Return the route to a channel that this session does not own: to its owner's inbox, or its queue."""
+    def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
+        """Send to an inbox without waiting for anything; the message is dropped if there is no connection."""
 
-    @abstractmethod
+    def channel_route(self, channel: str, session_id: str) -> ChannelRoute:
+        """Return the route to a channel of another session: to the inbox of that session."""
+
+    def group_route(self, group: str) -> GroupRoute:
+        """Return the route to a group."""
+
+    def resume(self) -> None:
+        """Offer the envelopes that `on_envelope` did not take again, and go on."""
+
+
+class WorkQueues(Protocol):
+    """Normal channels: each message goes to one reader, in whichever session that is."""
+
+    def route(self, channel: str) -> ChannelRoute:
+        """Return the route to a normal channel."""
+
     def waiting_route(self, channel: str) -> ChannelRoute:
         """
         Return the route to a normal channel for a sender that waits for a place, from this moment on.
@@ -218,27 +178,9 @@ class Bus(ABC):
         senders came, and no other sender gets the last place. A session uses one for each channel at a time.
         """
 
-    @abstractmethod
     def stop_waiting(self, channel: str) -> None:
-        """Give up what `waiting_route()` has kept for this session. It ends by itself in `WAITS_SECONDS`."""
+        """Give up the place in line that `waiting_route()` holds for this session for `WAITS_SECONDS`."""
 
-    @abstractmethod
-    def group_route(self, group: str) -> GroupRoute:
-        """Return the route to a group."""
-
-    @abstractmethod
-    def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
-        """Send to an inbox without waiting for anything; it is dropped if the link is lost."""
-
-    @abstractmethod
-    async def add_member(self, group: str, channel: str, seconds: float | None = None) -> None:
-        """Make a normal channel a member of a group, for `seconds`, or for `group_expiry` if that is None."""
-
-    @abstractmethod
-    async def discard_member(self, group: str, channel: str) -> None:
-        """End a normal channel's membership."""
-
-    @abstractmethod
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         """
         Ask for the oldest message of a normal channel, None in the future if there is none.
@@ -249,7 +191,6 @@ class Bus(ABC):
         (it was acknowledged nevertheless, as the next number will say).
         """
 
-    @abstractmethod
     def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
         """
         Put the message taken under this number back at the head of its channel and wake its readers.
@@ -257,34 +198,95 @@ class Bus(ABC):
         Does nothing if the number is not held. Returns and fails like `pop()`.
         """
 
-    @abstractmethod
-    async def flush(self) -> None:
-        """Delete every normal channel and every group's normal members of the namespace."""
-
-    @abstractmethod
-    def resume(self) -> None:
-        """Offer what `on_envelope` did not take again, and go on."""
-
-    @abstractmethod
-    def options_changed(self) -> None:
-        """Act on a change of `expiry`; routes to channels that were made before are not used any more."""
-
     def waiting(self) -> dict[str, int]:
         """Return how many messages wait in each normal channel that this process holds. From any thread."""
-        return {}
 
-    def members(self) -> dict[str, dict[str, float]]:
+
+class Members(Protocol):
+    """The memberships of normal channels in groups, which a server holds."""
+
+    async def add(self, group: str, channel: str, seconds: float | None = None) -> None:
+        """Make a normal channel a member of a group, for `seconds`, or for `group_expiry` if that is None."""
+
+    async def discard(self, group: str, channel: str) -> None:
+        """End a normal channel's membership."""
+
+    def held(self) -> dict[str, dict[str, float]]:
         """
-        Return the normal channels in groups that this process holds, by group, and when each was added.
+        Return the members that this process holds, by group, and when each was added.
 
         From any thread. The times are those of `monotonic()`.
         """
-        return {}
+
+
+class Connections(Protocol):
+    """The connections of one session to its hosts, as they are now."""
+
+    def links(self) -> list[Link]:
+        """Return their state, one entry per host."""
 
     def transports(self) -> list[asyncio.BaseTransport]:
         """Return the open connections: a forked child lets go of its copies of them."""
-        return []
 
-    @abstractmethod
-    def links(self) -> list[Link]:
-        """Return the state of the connections, one entry per host."""
+    async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
+        """Try out each host, within a timeout in seconds. An outage is a result, and no error."""
+
+    async def checked(self, topic: Topic) -> None:
+        """
+        Return when the host of this topic was found to be laid out as this process thinks, however long it takes.
+
+        Raises:
+            ImproperlyConfigured: it is laid out otherwise.
+        """
+
+
+class Bus(Protocol):
+    """
+    Publish, subscribe, queue and pop for one session. Payloads are encoded messages; the bus wraps them.
+
+    Every coroutine raises LayerUnavailable when the link is lost for longer than `send_timeout`, at once if
+    that time is over, and DeliveryUnknown when the bytes were written and no answer came. Cancelling one never
+    takes back what was written.
+    """
+
+    @property
+    def pubsub(self) -> PubSub: ...
+
+    @property
+    def queues(self) -> WorkQueues: ...
+
+    @property
+    def members(self) -> Members: ...
+
+    @property
+    def connections(self) -> Connections: ...
+
+    def start(self) -> None:
+        """Begin connecting, unless that is done or under way; never waits."""
+
+    async def answered(self) -> None:
+        """Return when all that was sent before has its reply, or never will have one."""
+
+    def rest(self) -> Awaitable[None] | None:
+        """
+        Close the connections until something is sent or `start()` is called; the result is done when they are.
+
+        Subscriptions stay wanted: missed messages are read from the logs, as after a lost connection. None if
+        there is nothing to close, or something waits for a reply.
+        """
+
+    async def close(self) -> None:
+        """End all connections; replies that are due are waited for, for a bounded time. Safe to call twice."""
+
+    def let_go(self) -> None:
+        """
+        Close the connections of an event loop that is closed, and cannot do it itself.
+
+        From any thread and without a lock: the collector of garbage may call it.
+        """
+
+    def options_changed(self) -> None:
+        """Act on a change of `expiry`; routes to channels that were made before are not used any more."""
+
+    async def flush(self) -> None:
+        """Delete every normal channel and every group's normal members of the namespace."""

@@ -37,8 +37,8 @@ class Connections:
 
     def start(self) -> None:
         """Subscribe to the inbox and to the topic of all sessions, and begin connecting; never waits."""
-        self._bus.subscribe(self._everybody)
-        self._bus.subscribe(self._inbox)
+        self._bus.pubsub.subscribe(self._everybody)
+        self._bus.pubsub.subscribe(self._inbox)
         self._bus.start()
 
     async def announce(self) -> None:
@@ -49,7 +49,7 @@ class Connections:
         anything else when the server is back.
         """
         with contextlib.suppress(LayerUnavailable):
-            await self._bus.confirmed(self._inbox)
+            await self._bus.pubsub.confirmed(self._inbox)
             self.is_announced = True
 
     def came_up(self) -> bool:

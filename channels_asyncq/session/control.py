@@ -9,7 +9,7 @@ from functools import partial
 
 from django.core.exceptions import ImproperlyConfigured
 
-from ..bus.base import Bus
+from ..bus.base import PubSub
 from ..exceptions import ChannelClosed, ChannelLayerError
 from ..messages.codecs import Codec
 from ..messages.envelopes import CONTROL, Envelope
@@ -88,7 +88,7 @@ class Control:
         topics: Topics,
         codec: Codec,
         decoder: Decoder,
-        bus: Bus,
+        pubsub: PubSub,
         drops: DropLog,
         requests: Requests,
         groups: SessionGroups,
@@ -99,7 +99,7 @@ class Control:
         self._topics = topics
         self._codec = codec
         self._decoder = decoder
-        self._bus = bus
+        self._pubsub = pubsub
         self._drops = drops
         self._requests = requests
         self._groups = groups
@@ -172,7 +172,7 @@ class Control:
             self._requests.confirmed(number)
         else:
             body = {"do": "confirm", "request": number, "reply": self._names.session_id}
-            self._bus.post(self._topics.inbox(reply), reply, self._codec.encode(body), CONTROL)
+            self._pubsub.post(self._topics.inbox(reply), reply, self._codec.encode(body), CONTROL)
 
     def close(self) -> None:
         for task in list(self._tasks):

@@ -127,5 +127,5 @@ class Ending:
         """Be closed without closing anything, in a forked child; return the descriptors of the connections."""
         self._lifetime.phase = LoopPhase.ENDED
         self._ended.set()
-        sockets = [transport.get_extra_info("socket") for transport in self._bus.transports()]
+        sockets = [transport.get_extra_info("socket") for transport in self._bus.connections.transports()]
         return [sock.fileno() for sock in sockets if sock is not None and sock.fileno() >= 0]

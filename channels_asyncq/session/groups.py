@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterator
 
-from ..bus.base import Bus
+from ..bus.base import PubSub
 from ..local.groups import Member
 from ..local.hub import Hub
 from ..names import Topic, Topics, check_channel_name, check_group_name, owner_of
@@ -31,7 +31,7 @@ class SessionGroups:
         topics: Topics,
         lifetime: Lifetime,
         hub: Hub,
-        bus: Bus,
+        pubsub: PubSub,
         routes: Routes,
         memberships: Memberships,
         requests: Requests,
@@ -42,7 +42,7 @@ class SessionGroups:
         self._topics = topics
         self._lifetime = lifetime
         self._hub = hub
-        self._bus = bus
+        self._pubsub = pubsub
         self._routes = routes
         self._memberships = memberships
         self._requests = requests
@@ -78,16 +78,16 @@ class SessionGroups:
         member = self._hub.join(topic.name, channel)
         if self._sweeper.timer is None:
             self._sweeper.start()
-        if self._bus.is_confirmed(topic):
+        if self._pubsub.is_confirmed(topic):
             member.is_confirmed = True
             return None
-        self._bus.subscribe(topic)
+        self._pubsub.subscribe(topic)
         return self._confirmed_join(topic, member)
 
     async def _confirmed_join(self, topic: Topic, member: Member) -> None:
         member.joiners += 1
         try:
-            await self._bus.confirmed(topic)
+            await self._pubsub.confirmed(topic)
         except BaseException:
             member.joiners -= 1
             if self._hub.groups.abandon(topic.name, member):
@@ -101,7 +101,7 @@ class SessionGroups:
         if isinstance(channel, str) and channel in self._hub.channels.buffers:
             topic = self._routes.to_group(group).topic
             if self._hub.groups.leave(topic.name, channel):
-                self._bus.unsubscribe(topic)
+                self._pubsub.unsubscribe(topic)
             return None
         self._lifetime.require_open(channel)
         check_group_name(group)
@@ -119,7 +119,7 @@ class SessionGroups:
 
     def unsubscribe(self, topic: bytes) -> None:
         """Unsubscribe from a group that has lost its last member here."""
-        self._bus.unsubscribe(self._topics.group(self._topics.group_named(topic)).topic)
+        self._pubsub.unsubscribe(self._topics.group(self._topics.group_named(topic)).topic)
 
     def unsubscribe_from(self, topics: list[bytes]) -> Iterator[bool]:
         """Unsubscribe from groups that were flushed, in slices, unless a channel has joined them again."""

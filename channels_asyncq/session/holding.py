@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 
-from ..bus.base import Bus
+from ..bus.base import PubSub
 from ..clock import monotonic
 from ..local.hub import Hub
 from ..local.mailbox import Mailbox
@@ -33,13 +33,13 @@ class Holding:
         loop: asyncio.AbstractEventLoop,
         context: contextvars.Context,
         hub: Hub,
-        bus: Bus,
+        pubsub: PubSub,
         mailbox: Mailbox,
     ) -> None:
         self._loop = loop
         self._context = context
         self._hub = hub
-        self._bus = bus
+        self._pubsub = pubsub
         self._mailbox = mailbox
         self._retry: asyncio.Handle | None = None
         self._is_pausing = False
@@ -74,7 +74,7 @@ class Holding:
 
     def on_idle(self) -> None:
         """Take in the envelopes that arrived while earlier ones were delivered."""
-        self._bus.resume()
+        self._pubsub.resume()
         self._mailbox.drain()
 
     def stop(self) -> None:

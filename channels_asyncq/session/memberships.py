@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Collection
 
-from ..bus.base import Bus
+from ..bus.base import Members
 from ..clock import monotonic
 from ..exceptions import ChannelLayerError
 from ..names import Topics
@@ -29,8 +29,8 @@ class Memberships:
     The server holds them. If it forgets them, only the session that added them can add them again.
     """
 
-    def __init__(self, bus: Bus, topics: Topics, options: Options) -> None:
-        self._bus = bus
+    def __init__(self, members: Members, topics: Topics, options: Options) -> None:
+        self._members = members
         self._topics = topics
         self._options = options
         # The time at which each membership lapses; the last one added is at the end.
@@ -47,7 +47,7 @@ class Memberships:
         if len(self._lapses) > _MAX_REMEMBERED:
             del self._lapses[next(iter(self._lapses))]
         try:
-            await self._bus.add_member(group, channel)
+            await self._members.add(group, channel)
         except BaseException:
             # Unless the membership was discarded, or added again, meanwhile.
             if self._lapses.get(membership) == lapses_at:
@@ -59,7 +59,7 @@ class Memberships:
     async def discard(self, group: str, channel: str) -> None:
         """End a membership. It is never renewed after this, even if the server does not get the command."""
         self._lapses.pop((group, channel), None)
-        await self._bus.discard_member(group, channel)
+        await self._members.discard(group, channel)
 
     def clear(self) -> None:
         """Forget all memberships: the namespace was flushed."""
@@ -85,7 +85,7 @@ class Memberships:
             if left <= 0:
                 continue  # lapsed, or discarded meanwhile
             try:
-                await self._bus.add_member(*membership, seconds=left)
+                await self._members.add(*membership, seconds=left)
             except ChannelLayerError:
                 self._due[membership] = None
                 await asyncio.sleep(pause)

@@ -7,7 +7,7 @@ import contextvars
 import itertools
 import math
 
-from ..bus.base import Bus
+from ..bus.base import WorkQueues
 from ..exceptions import ChannelClosed
 from ..local.buffers import ChannelBuffer
 from ..local.counters import Counters
@@ -44,14 +44,14 @@ class QueueReader:
         self,
         channel: str,
         topic: bytes,
-        bus: Bus,
+        queues: WorkQueues,
         counters: Counters,
         drops: DropLog,
     ) -> None:
         self.channel = channel
         self.topic = topic
         self.buffer = ChannelBuffer(channel, _CAPACITY, counters)
-        self._bus = bus
+        self._queues = queues
         self._counters = counters
         self._drops = drops
         self._receiving = 0  # receivers inside get(); one of them takes the message in the buffer
@@ -150,7 +150,7 @@ class QueueReader:
             return
         if not self._must_repeat:
             self._number = next(_numbers)
-        answer = self._bus.pop(self.channel, self._number)
+        answer = self._queues.pop(self.channel, self._number)
         if answer is None:
             self._must_repeat = True
             return
@@ -184,7 +184,7 @@ class QueueReader:
 
     def _give_back(self) -> None:
         self._is_returning = True
-        answer = self._bus.give_back(self.channel, self._number)
+        answer = self._queues.give_back(self.channel, self._number)
         self._must_repeat = answer is None
         if answer is not None:
             answer.add_done_callback(self._on_given_back)

@@ -63,9 +63,9 @@ class QueueReaders:
         if reader is None:
             if channel in self._hub.channels.closed_names:
                 raise ChannelClosed(channel)
-            reader = QueueReader(channel, topic.name, self._bus, self._hub.counters, self._drops)
+            reader = QueueReader(channel, topic.name, self._bus.queues, self._hub.counters, self._drops)
             self._readers[topic.name] = reader
-            self._bus.subscribe(topic)
+            self._bus.pubsub.subscribe(topic)
         return reader
 
     # The bus says
@@ -91,7 +91,7 @@ class QueueReaders:
         for topic, reader in list(self._readers.items()):
             if reader.is_idle and now - reader.buffer.last_used > self._options.expiry:
                 del self._readers[topic]
-                self._bus.unsubscribe(self._topics.queue(reader.channel).topic)
+                self._bus.pubsub.unsubscribe(self._topics.queue(reader.channel).topic)
 
     def channels(self) -> set[str]:
         """Return the normal channels that are read here."""
@@ -113,7 +113,7 @@ class QueueReaders:
         reader = self._readers.pop(topic.name, None)
         if reader is None:
             return self._closed_earlier(channel)
-        self._bus.unsubscribe(topic)
+        self._bus.pubsub.unsubscribe(topic)
         task = self._loop.create_task(reader.close(ChannelClosed), name=f"channels_asyncq closing {channel}")
         self._closing[task] = channel
         task.add_done_callback(self._closing.pop)

@@ -77,7 +77,7 @@ class MessageReader:
     async def _next_of_queue(self, channel: str) -> Envelope:
         topic = self._topics.queue(channel).topic
         if not self._readers.has(topic):
-            await self._bus.checked(topic)
+            await self._bus.connections.checked(topic)
         self._lifetime.require_open(channel)
         reader = self._readers.open(channel, topic)
         if self._sweeper.timer is None:

@@ -93,13 +93,13 @@ class Requests:
         until, gone_at = monotonic() + self._options.send_timeout, math.inf
         try:
             # The confirmation comes to our own inbox.
-            await self._bus.confirmed(self._inbox)
+            await self._bus.pubsub.confirmed(self._inbox)
             while not request.done.done():
                 if monotonic() >= min(until, gone_at):
                     self._counters.dropped["dead_owner"] += 1
                     return
                 # Repeating a request is harmless: the owner knows by the number what it has done.
-                listeners = await self._bus.publish(inbox, channel, payload, CONTROL)
+                listeners = await self._bus.pubsub.publish(inbox, channel, payload, CONTROL)
                 now = monotonic()
                 gone_at = math.inf if listeners else min(gone_at, now + _GONE_AFTER)
                 left = max(0.0, min(until, gone_at) - now)
@@ -113,14 +113,14 @@ class Requests:
 
         A session that does not confirm within a second (it is disconnected) is not waited for.
         """
-        await self._bus.confirmed(self._inbox)
-        await self._bus.confirmed(self._everybody)
+        await self._bus.pubsub.confirmed(self._inbox)
+        await self._bus.pubsub.confirmed(self._everybody)
         await self._bus.flush()
         # Confirmations may come before we know how many to expect.
         number, request = self._new(None)
         try:
             order = self._codec.encode({"do": "flush", "request": number, "reply": self._session_id})
-            request.expected = await self._bus.publish(self._everybody, "", order, CONTROL)
+            request.expected = await self._bus.pubsub.publish(self._everybody, "", order, CONTROL)
             request.check()
             await asyncio.wait([request.done], timeout=_FLUSH_WAIT)
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..bus.base import Bus, ChannelRoute, GroupRoute
 from ..exceptions import ChannelClosed
 from ..local.hub import Hub
-from ..names import check_group_name
+from ..names import check_group_name, owner_of
 
 _MAX_ROUTES = 8192
 
@@ -39,7 +39,12 @@ class Routes:
             if len(self.channels) >= _MAX_ROUTES:
                 self.channels.clear()
             channel = str.__str__(channel)  # a subclass may compare as it likes
-            route = self.channels[channel] = self._bus.channel_route(channel)
+            owner = owner_of(channel)
+            if owner is None:
+                route = self._bus.queues.route(channel)
+            else:
+                route = self._bus.pubsub.channel_route(channel, owner)
+            self.channels[channel] = route
         return route
 
     def to_group(self, group: str) -> GroupRoute:
@@ -55,7 +60,7 @@ class Routes:
             if len(self.groups) >= _MAX_ROUTES:
                 self.groups.clear()
             group = str.__str__(group)
-            route = self.groups[group] = self._bus.group_route(group)
+            route = self.groups[group] = self._bus.pubsub.group_route(group)
         return route
 
     def forget_channel(self, channel: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Collection
 
 from channels.exceptions import ChannelFull
 
-from ..bus.base import Bus
+from ..bus.base import WorkQueues
 from ..clock import monotonic
 from ..exceptions import LayerClosed, StillFull
 from ..local.hub import Hub
@@ -39,7 +39,7 @@ class MessageSender:
         inbox: bytes,
         lifetime: Lifetime,
         hub: Hub,
-        bus: Bus,
+        queues: WorkQueues,
         mailbox: Mailbox,
         routes: Routes,
         sweeper: Sweeper,
@@ -49,12 +49,12 @@ class MessageSender:
         self._inbox = inbox
         self._lifetime = lifetime
         self._hub = hub
-        self._bus = bus
+        self._queues = queues
         self._mailbox = mailbox
         self._routes = routes
         self._sweeper = sweeper
         #: The senders that wait for a place in a normal channel.
-        self.waiting = SenderLines(bus, routes, lifetime)
+        self.waiting = SenderLines(queues, routes, lifetime)
 
     def send(self, channel: str, payload: bytes) -> Awaitable[object] | None:
         """Send to a channel; return an awaitable, or None if it is done."""
@@ -86,7 +86,7 @@ class MessageSender:
                 continue
             try:
                 # The route is not kept: a kept route says that the channel was not closed here.
-                route = self._routes.channels.get(channel) or self._bus.channel_route(channel)
+                route = self._routes.channels.get(channel) or self._queues.route(channel)
                 await route.send(payload)
             except ChannelFull:
                 self._hub.overflow.count(channel)

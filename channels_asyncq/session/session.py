@@ -53,7 +53,6 @@ class Session:
         self.loop = loop = asyncio.get_running_loop()
         # Callbacks belong to the session, not to the consumer that happened to be first.
         context = contextvars.Context()
-        self._options = options
         self.names = names = ChannelNames(new_session_id())
         session_id = names.session_id
         databases = [host.db for host in options.hosts]
@@ -68,23 +67,23 @@ class Session:
         self._bus = bus = buses.open(options, topics, codec, session_id, arrivals)
         mailbox = Mailbox(loop, arrivals)
         self.routes = routes = Routes(bus, hub)
-        self._holding = holding = Holding(loop, context, hub, bus, mailbox)
+        self._holding = holding = Holding(loop, context, hub, bus.pubsub, mailbox)
         self._readers = readers = QueueReaders(loop, bus, topics, hub, drops, options)
         self._sweeper = sweeper = Sweeper(loop, context, options, hub, readers, siblings, lifetime)
         self.connections = connections = Connections(bus, topics, inbox)
         self.requests = requests = Requests(loop, options, session_id, topics, codec, bus, hub.counters)
-        memberships = Memberships(bus, topics, options)
+        memberships = Memberships(bus.members, topics, options)
         self.sending = sending = MessageSender(
-            options, names, inbox.name, lifetime, hub, bus, mailbox, routes, sweeper
+            options, names, inbox.name, lifetime, hub, bus.queues, mailbox, routes, sweeper
         )
         self.reading = MessageReader(
             names, topics, lifetime, hub, bus, readers, connections, siblings, sweeper, decoder
         )
         self.groups = groups = SessionGroups(
-            names, topics, lifetime, hub, bus, routes, memberships, requests, siblings, sweeper
+            names, topics, lifetime, hub, bus.pubsub, routes, memberships, requests, siblings, sweeper
         )
         flush = LocalFlush(hub, readers, groups, memberships, siblings, chores)
-        control = Control(loop, names, topics, codec, decoder, bus, drops, requests, groups, flush)
+        control = Control(loop, names, topics, codec, decoder, bus.pubsub, drops, requests, groups, flush)
         self._notices = notices = Notices(options, topics, inbox.name, codec, hub, routes, readers)
         arrivals.connect(connections, control, holding, memberships, notices, readers, sweeper)
         self.views = Views(options, topics, hub, bus, readers, drops)
@@ -174,7 +173,7 @@ class Session:
 
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
         self.lifetime.require_open()
-        return await self._bus.health(timeout)
+        return await self._bus.connections.health(timeout)
 
     async def rest(self) -> None:
         """Close the connections until this loop uses the layer again, unless something here waits for them."""

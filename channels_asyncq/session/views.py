@@ -34,13 +34,13 @@ class Views:
             channel: ChannelView(buffer.capacity, buffer.queued)
             for channel, buffer in list(self._hub.channels.buffers.items())
         }
-        for channel, count in (self._readers.waiting() | self._bus.waiting()).items():
+        for channel, count in (self._readers.waiting() | self._bus.queues.waiting()).items():
             found[channel] = ChannelView(self._options.capacity_of(channel), count)
         return found
 
     def groups(self) -> dict[str, dict[str, float]]:
         """Return the members of groups that are known here, and the time at which each was added."""
-        found = self._bus.members()
+        found = self._bus.members.held()
         for topic, group in list(self._hub.groups.by_topic.items()):
             members = {channel: member.added for channel, member in list(group.members.items())}
             found.setdefault(self._topics.group_named(topic), {}).update(members)
@@ -65,5 +65,5 @@ class Views:
             external=hub.counters.external,
             dropped=dict(hub.counters.dropped + Counter(overflow=self._drops.overruns)),
             told=dict(hub.counters.told),
-            links=tuple(self._bus.links()),
+            links=tuple(self._bus.connections.links()),
         )

@@ -7,7 +7,7 @@ import math
 
 from channels.exceptions import ChannelFull
 
-from ..bus.base import Bus, ChannelRoute
+from ..bus.base import ChannelRoute, WorkQueues
 from ..clock import monotonic
 from ..exceptions import StillFull
 from .lifetime import Lifetime
@@ -95,8 +95,8 @@ class SendersLine:
 class SenderLines:
     """The lines of a session's senders, one for each normal channel that is waited for."""
 
-    def __init__(self, bus: Bus, routes: Routes, lifetime: Lifetime) -> None:
-        self._bus = bus
+    def __init__(self, queues: WorkQueues, routes: Routes, lifetime: Lifetime) -> None:
+        self._queues = queues
         self._routes = routes
         self._lifetime = lifetime
         self._lines: dict[str, SendersLine] = {}
@@ -115,7 +115,7 @@ class SenderLines:
             StillFull: there was no place within `timeout` seconds. The message was not sent.
         """
         until = math.inf if timeout is None else monotonic() + timeout
-        route = self._bus.waiting_route(channel)
+        route = self._queues.waiting_route(channel)
         attempt = Attempt(self._lifetime, self._routes, channel, payload, route)
         is_sent = False
         try:
@@ -125,7 +125,7 @@ class SenderLines:
                 is_sent = await self._wait_in_line(channel, attempt, until)
         finally:
             if not is_sent and channel not in self._lines:
-                self._bus.stop_waiting(channel)
+                self._queues.stop_waiting(channel)
         if not is_sent:
             raise StillFull(f"channel {channel!r} had no place for {timeout} s")
 

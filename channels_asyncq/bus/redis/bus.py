@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Awaitable, Iterable
 
 from ...messages.codecs import Codec
-from ...messages.envelopes import Envelope
 from ...messages.framing import FORMATS, Formats
 from ...messages.sealing import Seal
-from ...names import Topic, Topics, owner_of
+from ...names import Topics
 from ...settings.options import Options
-from ..base import Bus, Health, Link, Receiver
+from ..base import Receiver
 from ..resp.handover import let_go
 from ..resp.supervisor import Outages
+from .connections import RedisConnections
 from .members import RedisMembers
 from .node import Node
 from .opening import Opener
 from .partition import Partition
-from .pubsub import NameRoute, RedisPubSub
-from .queues import QueueRoute, RedisQueues, WaitingRoute
+from .pubsub import RedisPubSub
+from .queues import RedisQueues
 from .router import router_for
 from .scripts import SCRIPTS, Script, send_script
 from .shared import Shared
@@ -28,7 +27,7 @@ from .shared import Shared
 _SCAN_PAGE = 1000
 
 
-class RedisBus(Bus):
+class RedisBus:
     """
     Wires the nodes, the partitions and the router of a session.
 
@@ -70,9 +69,10 @@ class RedisBus(Bus):
             Partition(number, self.router.home_of(number), receiver, shared.index)
             for number in range(topics.partitions)
         ]
-        self._pubsub = RedisPubSub(shared, self.partitions, self._seal, send)
-        self._queues = RedisQueues(shared, self.partitions, self._seal)
-        self._members = RedisMembers(shared, self.partitions)
+        self.pubsub = RedisPubSub(shared, self.partitions, self._seal, send, self.router)
+        self.queues = RedisQueues(shared, self.partitions, self._seal)
+        self.members = RedisMembers(shared, self.partitions)
+        self.connections = RedisConnections(self.router, self.partitions)
         self._is_up = False
         self._is_closed = False
 
@@ -108,7 +108,7 @@ class RedisBus(Bus):
 
     def let_go(self) -> None:
         self._is_closed = True
-        for transport in self.transports():
+        for transport in self.connections.transports():
             let_go(transport)
 
     def on_links_changed(self) -> None:
@@ -122,19 +122,7 @@ class RedisBus(Bus):
         else:
             self._receiver.on_down()
 
-    def transports(self) -> list[asyncio.BaseTransport]:
-        return [transport for node in self.nodes for transport in node.transports()]
-
     # State
-
-    def links(self) -> list[Link]:
-        return [node.link() for node in self.nodes]
-
-    async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
-        return Health(tuple(await asyncio.gather(*(node.health(timeout) for node in self.nodes))))
-
-    async def checked(self, topic: Topic) -> None:
-        await self.partitions[topic.partition].home.commands.first_up()
 
     def options_changed(self) -> None:
         if self._seal is not None:
@@ -142,12 +130,8 @@ class RedisBus(Bus):
 
     @property
     def _max_age(self) -> float:
-        # What is unanswered is sent again as it is, and expires so long after that.
+        # An unanswered message is resent as it is, and expires so long after that.
         return self._options.expiry + self._options.send_timeout
-
-    def resume(self) -> None:
-        for node in self.nodes:
-            node.subscriber.resume()
 
     async def flush(self) -> None:
         for node in self.nodes:
@@ -165,55 +149,6 @@ class RedisBus(Bus):
                     await call(b"UNLINK", *stored, is_repeatable=True)
                 if cursor == b"0":
                     break
-
-    # Topics
-
-    def subscribe(self, topic: Topic) -> None:
-        self._pubsub.subscribe(topic)
-
-    def unsubscribe(self, topic: Topic) -> None:
-        self._pubsub.unsubscribe(topic)
-
-    def is_confirmed(self, topic: Topic) -> bool:
-        return self._pubsub.is_confirmed(topic)
-
-    def confirmed(self, topic: Topic) -> Coroutine[Any, Any, None]:
-        return self._pubsub.confirmed(topic)
-
-    def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> Awaitable[int]:
-        return self._pubsub.publish(topic, target, payload, flags)
-
-    def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
-        self._pubsub.post(topic, target, payload, flags)
-
-    def group_route(self, group: str) -> NameRoute:
-        return self._pubsub.group_route(group)
-
-    def channel_route(self, channel: str) -> QueueRoute | NameRoute:
-        owner = owner_of(channel)
-        return self._queues.route(channel) if owner is None else self._pubsub.channel_route(channel, owner)
-
-    # Members
-
-    async def add_member(self, group: str, channel: str, seconds: float | None = None) -> None:
-        await self._members.add(group, channel, seconds)
-
-    async def discard_member(self, group: str, channel: str) -> None:
-        await self._members.discard(group, channel)
-
-    # Normal channels
-
-    def waiting_route(self, channel: str) -> WaitingRoute:
-        return self._queues.waiting_route(channel)
-
-    def stop_waiting(self, channel: str) -> None:
-        self._queues.stop_waiting(channel)
-
-    def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
-        return self._queues.pop(channel, number)
-
-    def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
-        return self._queues.give_back(channel, number)
 
 
 async def _all_done(awaitables: Iterable[Awaitable[object]]) -> None:

@@ -27,3 +27,7 @@ class RedisMembers:
         """End a normal channel's membership."""
         topic, members_key, _ = self._shared.topics.group(group)
         await self._partitions[topic.partition].sender.call(b"ZREM", members_key, channel, is_repeatable=True)
+
+    def held(self) -> dict[str, dict[str, float]]:
+        """Return nothing: the server holds the members."""
+        return {}

@@ -11,6 +11,7 @@ from ...messages.sealing import LOG, TOPIC, Seal, place
 from ...names import Topic
 from .batches import TopicRoute
 from .partition import Partition
+from .router import Router
 from .scripts import GROUP_SEND, Script
 from .shared import Shared
 
@@ -47,7 +48,12 @@ class RedisPubSub:
     """The topics of all partitions."""
 
     def __init__(
-        self, shared: Shared, partitions: Sequence[Partition], seal: Seal | None, send: Script | None
+        self,
+        shared: Shared,
+        partitions: Sequence[Partition],
+        seal: Seal | None,
+        send: Script | None,
+        router: Router,
     ) -> None:
         """
         Args:
@@ -58,6 +64,7 @@ class RedisPubSub:
         self._partitions = partitions
         self._seal = seal
         self._send_sha = b"" if send is None else send.sha
+        self._router = router
         # By session: its channels share the route to its inbox, and so its commands, while any uses it.
         self._inboxes: weakref.WeakValueDictionary[str, TopicRoute] = weakref.WeakValueDictionary()
 
@@ -84,6 +91,11 @@ class RedisPubSub:
         """Return when the server has confirmed a subscribed topic. Cancelling is safe."""
         partition = self._partitions[topic.partition]
         return partition.home.subscriber.confirmed(partition, topic.name, is_logged=topic.is_logged)
+
+    def resume(self) -> None:
+        """Offer the envelopes that the receiver did not take again, and go on."""
+        for node in self._router.nodes:
+            node.subscriber.resume()
 
     # Sending. What all sends to one name have in common is made once.
 

@@ -139,6 +139,10 @@ class RedisQueues:
         expiry = milliseconds(self._shared.options.expiry)
         return self._ask(topic, b"EVALSHA", GIVE_BACK.sha, 2, topic.name, taken, number, expiry)
 
+    def waiting(self) -> dict[str, int]:
+        """Return nothing: the server holds the messages."""
+        return {}
+
     def _ask(self, topic: Topic, *command: bytes | str | int) -> asyncio.Future[Any] | None:
         return self._partitions[topic.partition].sender.ask(*command)
 

@@ -1,0 +1,33 @@
+"""The connections of one session to its nodes, as they are now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from ...names import Topic
+from ..base import Health, Link
+from .partition import Partition
+from .router import Router
+
+
+class RedisConnections:
+    """Asks the nodes that the router uses."""
+
+    def __init__(self, router: Router, partitions: Sequence[Partition]) -> None:
+        self._router = router
+        self._partitions = partitions
+
+    def links(self) -> list[Link]:
+        return [node.link() for node in self._router.nodes]
+
+    def transports(self) -> list[asyncio.BaseTransport]:
+        return [transport for node in self._router.nodes for transport in node.transports()]
+
+    async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
+        """Try out each node, within a timeout in seconds. Cancelling is safe."""
+        return Health(tuple(await asyncio.gather(*(node.health(timeout) for node in self._router.nodes))))
+
+    async def checked(self, topic: Topic) -> None:
+        """Return when the topic's node is laid out as this process thinks, as `Connections` says."""
+        await self._partitions[topic.partition].home.commands.first_up()
