@@ -11,7 +11,7 @@ from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.opening import Opener
 from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.bus.redis.shared import Shared
-from channels_asyncq.bus.resp.supervisor import Outages
+from channels_asyncq.bus.resp.outages import Outages
 from channels_asyncq.messages.codecs import BadPayload, Codec
 from channels_asyncq.messages.envelopes import Envelope
 from channels_asyncq.messages.framing import FORMATS

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from channels_asyncq.bus.resp import supervisor as lines
+from channels_asyncq.bus.resp import attempts
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract, resp_server
 from tests.contract import LetTimePass, MakeLayer
@@ -95,8 +95,8 @@ async def make_layer(
     ailment: Ailment, redis_server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MakeLayer]:
     # A connection for each kind of command is lost: there is no time to be polite.
-    monkeypatch.setattr(lines, "_FIRST_DELAY", 0.002)
-    monkeypatch.setattr(lines, "_LONGEST_DELAY", 0.01)
+    monkeypatch.setattr(attempts, "_FIRST_DELAY", 0.002)
+    monkeypatch.setattr(attempts, "LONGEST_DELAY", 0.01)
     async with (
         AilingServer(redis_server, ailment) as server,
         contract.layers(hosts=[server.url], prefix=prefix) as make_layer,

@@ -241,7 +241,7 @@ class TestMoves:
         wire = moving.there.commands.wire
         assert wire is not None
         wire.abort(ConnectionResetError("cable"))
-        await eventually(lambda: moving.there.commands._overdue is not None, "the end of the waiting")
+        await eventually(lambda: moving.there.commands._downtime.error is not None, "the end of the waiting")
         moving.move()
         await eventually(lambda: moving.state == "waiting", "the end of the draining")
         with pytest.raises(LayerUnavailable):

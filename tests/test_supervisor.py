@@ -12,12 +12,13 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import Reader
 
-from channels_asyncq.bus.resp import supervisor as lines
+from channels_asyncq.bus.resp import attempts, outages
 from channels_asyncq.bus.resp.connector import Connector
+from channels_asyncq.bus.resp.outages import Outage, Outages
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.bus.resp.remedies import Diagnosis
 from channels_asyncq.bus.resp.replies import InFlight, NoAnswer, NotSent
-from channels_asyncq.bus.resp.supervisor import Outage, Outages, SupervisedConnection
+from channels_asyncq.bus.resp.supervisor import SupervisedConnection
 from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
 from channels_asyncq.settings.options import Options
 from tests.clock import Clock
@@ -228,7 +229,7 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return await sleep(seconds, result)
 
     monkeypatch.setattr(asyncio, "sleep", note)
-    monkeypatch.setattr(lines._jitter, "uniform", lambda low, high: high)
+    monkeypatch.setattr(attempts._jitter, "uniform", lambda low, high: high)
     return waited
 
 
@@ -263,7 +264,7 @@ class TestBackOff:
             bounds.append((low, high))
             return low
 
-        monkeypatch.setattr(lines._jitter, "uniform", uniform)
+        monkeypatch.setattr(attempts._jitter, "uniform", uniform)
         hosts.error = LayerUnavailable(hosts.address, "refused")
         make().line.start()
         await eventually(lambda: hosts.attempts >= 3)
@@ -457,7 +458,7 @@ class TestIdle:
         await self.close_idle(recorded, clock)
         await recorded.up()
         await turns(100)
-        assert recorded.line._keeper is None
+        assert not recorded.line._idle.is_keeping
         await self.close_idle(recorded, clock)
         await recorded.up()
         await eventually(lambda: hosts.transports[-1].written.count(b"PING") == 2)
@@ -471,7 +472,7 @@ class TestIdle:
         await self.close_idle(recorded, clock, idle=0.5)
         await self.close_idle(recorded, clock)
         await recorded.up()
-        assert recorded.line._keeper is None
+        assert not recorded.line._idle.is_keeping
 
 
 class TestReconnecting:
@@ -978,7 +979,7 @@ class TestOutage:
     def test_late_word(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What failed before a line had its connection says nothing; and what nobody repeats does not last."""
         now = 100.0
-        monkeypatch.setattr(lines, "monotonic", lambda: now)
+        monkeypatch.setattr(outages, "monotonic", lambda: now)
         outage = Outage()
         assert outage.reason is None
         outage.failed("refused", 99.0, 5.0)

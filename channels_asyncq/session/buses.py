@@ -9,7 +9,7 @@ from ..bus.base import Bus, Receiver
 from ..bus.memory.bus import MemoryBus
 from ..bus.memory.namespaces import broker_for, leave_broker
 from ..bus.redis.bus import RedisBus
-from ..bus.resp.supervisor import Outages
+from ..bus.resp.outages import Outages
 from ..messages.codecs import Codec
 from ..names import Topics
 from ..settings.options import Options

@@ -12,7 +12,7 @@ from ...names import Topics
 from ...settings.options import Options
 from ..base import Receiver
 from ..resp.handover import let_go
-from ..resp.supervisor import Outages
+from ..resp.outages import Outages
 from .connections import RedisConnections
 from .members import RedisMembers
 from .node import Node

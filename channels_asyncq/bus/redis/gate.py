@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ...exceptions import ChannelLayerError
 from ..resp.protocol import WireProtocol
-from ..resp.supervisor import copy_error
+from ..resp.replies import copy_error
 
 #: A place in the line. What was sent before and not executed comes before all that was not sent yet.
 Ticket = tuple[int, int]

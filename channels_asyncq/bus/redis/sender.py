@@ -15,8 +15,7 @@ from ...events import WIRE
 from ...exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from ...messages.framing import ITEM_SIZE
 from ..resp.protocol import WireProtocol
-from ..resp.replies import InFlight, NoAnswer, NotSent, ReplySink, fail
-from ..resp.supervisor import copy_error
+from ..resp.replies import InFlight, NoAnswer, NotSent, ReplySink, copy_error, fail
 from .batches import MESSAGES_PER_BATCH, Batch, Message, Route
 from .gate import Gate, Ticket
 from .layout import Lease

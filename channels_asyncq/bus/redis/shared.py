@@ -10,7 +10,7 @@ from ...messages.framing import Formats
 from ...names import Topics
 from ...settings.options import Options
 from ..base import Receiver
-from ..resp.supervisor import Outages
+from ..resp.outages import Outages
 from .opening import Opener
 from .scripts import Script
 from .subscriptions import Subscription

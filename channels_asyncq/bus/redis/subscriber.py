@@ -17,8 +17,7 @@ from ...exceptions import ChannelLayerError, LayerUnavailable
 from ...messages.envelopes import Envelope
 from ...slices import Slice
 from ..resp.protocol import WireProtocol
-from ..resp.replies import InFlight
-from ..resp.supervisor import copy_error
+from ..resp.replies import InFlight, copy_error
 from .handshake import raise_last_words, run_id_in
 from .partition import Partition, PartitionReading, Reading
 from .sequences import parse_position

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import Any, NamedTuple, Protocol
 
 from hiredis import ReplyError
@@ -14,6 +15,7 @@ __all__ = [
     "NotSent",
     "OpenCommand",
     "ReplySink",
+    "copy_error",
     "fail",
     "not_sent",
     "refusal",
@@ -59,6 +61,11 @@ class OpenCommand(ReplySink, Protocol):
 
     def pack(self) -> bytes:
         """Return its bytes: it is about to be written, or another connection will send it. It must not raise."""
+
+
+def copy_error(error: Exception) -> Exception:
+    """Return a copy for one caller: an error that several tasks raise would mix their tracebacks."""
+    return copy.copy(error)
 
 
 def fail(sink: asyncio.Future[Any] | ReplySink, error: Exception) -> None:
