@@ -40,7 +40,7 @@ class Lease:
     """A lease that holds, and its keeper."""
 
     keeps_past = 900
-    friends: frozenset[bytes] = frozenset()
+    compatible: frozenset[bytes] = frozenset()
 
     def __init__(self) -> None:
         self.lease = self.layout = self

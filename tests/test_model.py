@@ -144,7 +144,7 @@ class LeaseKeeper:
     """A lease that always holds."""
 
     keeps_past = 900
-    friends: frozenset[bytes] = frozenset()
+    compatible: frozenset[bytes] = frozenset()
 
     def __init__(self) -> None:
         self.lease = self

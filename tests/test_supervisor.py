@@ -88,7 +88,6 @@ class Hosts:
         self.is_open.set()
         #: New connections take nothing before they end.
         self.takes_nothing = False
-        self.looks = 0
         self.wires: list[WireProtocol] = []
         self.transports: list[Transport] = []
 
@@ -97,7 +96,6 @@ class Hosts:
         return Diagnosis(words, words, words not in self.incurable, words == WORDLESS)
 
     async def look(self) -> Diagnosis | None:
-        self.looks += 1
         return None
 
     async def connect(self, make_protocol: Callable[[], WireProtocol]) -> WireProtocol:
@@ -344,17 +342,25 @@ class TestIncurable:
         await every(waiting)
 
     async def test_ends_without_a_word(
-        self, hosts: Hosts, make: Callable[..., Recorded], caplog: pytest.LogCaptureFixture
+        self,
+        hosts: Hosts,
+        make: Callable[..., Recorded],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The first is followed by an attempt, and not held up by a look at the port; the second is."""
+        looks: list[tuple[int, list[str]]] = []
+
+        async def look() -> Diagnosis | None:
+            looks.append((hosts.attempts, codes(caplog)))
+            return None
+
+        monkeypatch.setattr(hosts, "look", look)
         recorded = make()
         hosts.error = LayerUnavailable(hosts.address, WORDLESS)
         recorded.line.start()
-        await eventually(lambda: hosts.attempts == 1)
-        await turns()
-        assert not hosts.looks and not codes(caplog)
-        await eventually(lambda: hosts.looks == 1)
-        assert hosts.attempts == 2
+        await eventually(lambda: codes(caplog))
+        assert looks[0] == (2, [])
         assert codes(caplog) == ["connection.failed"]
 
     async def test_ends_without_a_word_after_words(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:

@@ -1,4 +1,4 @@
-"""What a partition's sender writes: messages, those of one topic in one command while it is not yet written."""
+"""The commands for messages: several messages of one topic share a command until it is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # The messages that one command may carry.
 MESSAGES_PER_BATCH = 16
-# A log that is full of entries of up to 1 KiB keeps as many as `recovery` says; a larger one trims it to fewer.
+# A log keeps as many entries of up to 1 KiB as `recovery` says. A larger entry trims it to fewer.
 _SMALL_ENTRY = 1024
 
 # The packed names of the receivers, from `pack_names()`, and the encoded message.
@@ -27,13 +27,13 @@ Message = tuple[bytes, bytes]
 
 
 class Route(Protocol):
-    """Where a kind of message goes, and how it is packed."""
+    """The way of messages of one kind: to which key or topic they go, and how they are packed."""
 
-    #: The command of this turn that more messages may join.
+    #: The command of this loop iteration that more messages may join.
     open: Batch | None
-    #: Bytes of several messages in one command, at most; 0 if each goes alone.
+    #: The most bytes of several messages in one command; 0 if each message has its own.
     most: int
-    #: Bytes of a batch beside the messages in it.
+    #: The bytes of a batch without its messages.
     batch_size: int
 
     def pack(self, messages: list[Message]) -> bytes:
@@ -44,7 +44,8 @@ class Batch:
     """
     One command for one to sixteen messages of a route, which take their numbers when it is packed.
 
-    What is numbered first must be written first: receivers drop what comes after a higher number.
+    Commands must be written in the order of their numbers: receivers drop a message whose number is not above the
+    highest before it.
     """
 
     __slots__ = ("answers", "count", "free_bytes", "loads", "messages", "route", "sender", "size", "wire")
@@ -57,7 +58,7 @@ class Batch:
         self.route = route
         self.messages = [message]
         self.answers = [answer]
-        #: How often the scripts were loaded for it.
+        #: How often it was sent again because its script was missing.
         self.loads = 0
         size = route.batch_size + len(message[0]) + len(message[1]) + ITEM_SIZE
         #: Bytes of messages that may still join.
@@ -74,7 +75,7 @@ class Batch:
         return route.pack(self.messages)
 
     def forget_done(self) -> None:
-        """Leave out the messages whose senders were cancelled; the rest gets new numbers."""
+        """Leave out the messages whose senders were cancelled. The rest gets new numbers."""
         both = zip(self.messages, self.answers, strict=True)
         left = [(message, answer) for message, answer in both if not answer.done()]
         self.messages = [message for message, _ in left]
@@ -103,14 +104,14 @@ class Batch:
 
 class TopicRoute:
     """
-    Sends to one topic, and the command for them.
+    The route to one topic: it packs the command for its messages.
 
     A route is logged if `logged_bytes`, the size of the largest message that is logged whole, is not 0. With a
-    `seal`, batches are sealed for `place`, as their numbers are known when the command is packed.
+    `seal`, batches are sealed for `place` when the command is packed: their numbers are known only then.
 
-    The command is packed up to the `$` before the batch's length. For a logged route the argument before that is
-    what is logged in place of a batch that is too large, or else empty; more batches may follow, each for its own
-    entry.
+    The command is packed once, up to the `$` before the length of the batch. For a logged route, the argument
+    before it is the header that is logged in place of a batch that is too large, or empty. More batches may
+    follow, each for its own entry.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class TopicRoute:
     ) -> None:
         self.sender = sender
         is_logged = logged_bytes > 0
-        # What shares a command is logged whole.
+        # Messages that share a command are logged whole.
         self.most = 0 if is_alone else min(MOST_JOINED, logged_bytes or MOST_JOINED)
         self.batch_size = batch_size(seal)
         self.open: Batch | None = None
@@ -172,15 +173,15 @@ class TopicRoute:
 
 
 def _parted(messages: list[Message], around: int) -> list[list[Message]]:
-    """Return the messages in parts that make a small entry of the log each, or are one larger message."""
+    """Return the messages in parts: each makes a small entry of the log, or is one larger message."""
     parts: list[list[Message]] = []
-    room = 0  # below zero after a larger one, so that nothing joins it
+    free = 0  # below zero after a larger one, so that nothing joins it
     for message in messages:
         size = len(message[0]) + len(message[1]) + ITEM_SIZE
-        room -= size
-        if room < 0:
+        free -= size
+        if free < 0:
             parts.append([])
-            room = _SMALL_ENTRY - around - size
+            free = _SMALL_ENTRY - around - size
         parts[-1].append(message)
     return parts
 
@@ -189,5 +190,5 @@ def _argument(argument: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(argument), argument)
 
 
-# What stands before an envelope that is logged itself, and the `$` of the envelope.
+# The empty argument before an envelope that is logged whole, and the `$` of the envelope.
 _WHOLE = _argument(b"") + b"$"

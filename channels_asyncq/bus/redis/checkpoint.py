@@ -1,4 +1,4 @@
-"""The fence of a node: a message to ourselves. What was published before it arrives before it."""
+"""The checkpoints of a node, by fences: messages of a session to itself, in order with all others."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from .watch import Findings, Watch
 if TYPE_CHECKING:
     from .node import Node
 
-# Of our own: the state of the global one belongs to the application.
+# A generator of our own: the state of the global one belongs to the application.
 _jitter = random.Random()
-# Seconds within which a fence must arrive: a connection on which it does not is deaf.
+# Seconds within which a fence must arrive. Otherwise the connection is deaf.
 _LONGEST_FENCE = 3.0
-# How many times as long a fence may take behind large messages on a slow link. (A server drops a subscriber that
-# is 8 MB behind for 60 s.)
+# A fence may take this many times as long while large messages arrive before it over a slow link. (A server drops
+# a subscriber that is 8 MB behind for 60 s.)
 _MOST_FENCE_LOOKS = 20
-# Seconds between two looks for streams that are not used any more.
+# Seconds between two sweeps of streams that are not used any more.
 _SWEEP_EVERY = 60.0
-# The life of a mark in ms, and how much longer it may be at random: no two marks are taken for one another.
+# The life of a mark in ms, and a random addition at most: so two marks of a partition have different expiries.
 _MARK_LIVES = 7 * 86_400_000
 _MARK_DIFFERS = 86_400_000
 
 
 class Covered(NamedTuple):
-    """A partition as it is read when a fence is sent, and whether its position follows the fence."""
+    """A partition when a fence is sent: its epoch, and whether its position follows the fence."""
 
     partition: Partition
     epoch: int
@@ -45,39 +45,40 @@ class Covered(NamedTuple):
 
     @property
     def is_current(self) -> bool:
-        """Whether it is still read as it was then."""
+        """Whether its reading is still the one of that time."""
         return self.partition.epoch == self.epoch
 
 
 class Fence(NamedTuple):
-    """A fence that was sent for the present connection for pushes and has not arrived."""
+    """A fence of the present connection for pushes, from its sending to its arrival."""
 
     arrived: asyncio.Future[None]
     covered: list[Covered]
 
 
 class Plan(NamedTuple):
-    """The command of a fence but for the last arguments, how many marks it has, and what it was made for."""
+    """The first arguments of the fence command, the number of its marks, and the state that it was made for."""
 
     command: Command
     marks: int
     layout: Layout
-    friends: frozenset[bytes]
+    compatible: frozenset[bytes]
     partitions: tuple[int, ...]
 
 
 class Checkpoint:
     """
-    Sends a fence through the server every five seconds, and acts on what it says when it arrives.
+    Sends a fence through the server every five seconds, and acts on its content when it arrives.
 
-    A fence that arrives is a heartbeat: the connection for pushes is not deaf. It brings the ends of the logs,
-    which are the new positions; and what the server has refused or forgotten.
+    A fence is a message that the session publishes to itself: everything that was published before it has
+    arrived before it. So it is a heartbeat, as the connection for pushes is not deaf, and a checkpoint, as it
+    contains the ends of the logs, which become the positions. It also contains findings about the server.
 
-    state    | timer                      | what comes next
-    ---------|----------------------------|-------------------------------------------------------
-    idle     | none                       | the connection for pushes is up: due
-    due      | until the next fence       | it is sent: awaited; no connection for commands: due again
-    awaited  | until it must have arrived | it arrives: due; else the connection for pushes is given up
+    state    | timer                      | event: next state
+    ---------|----------------------------|-------------------------------------------------------------------
+    idle     | none                       | the connection for pushes comes up: due
+    due      | until the next fence       | timer: awaited, or due again without a connection for commands
+    awaited  | until it must have arrived | it arrives: due; timer: the connection for pushes is given up
 
     The end of the connection for pushes leads to idle, and its fences are void.
     """
@@ -88,12 +89,12 @@ class Checkpoint:
         self._watch = watch
         self._context = contextvars.Context()
         self._number = 0
-        # What all fences have in common until the lease or the partitions change.
+        # The arguments that all fences have in common until the lease or the partitions change.
         self._plan: Plan | None = None
         self._swept_at = 0.0
         self._fences: dict[int, Fence] = {}
         self._timer: asyncio.TimerHandle | None = None
-        #: The server may have lost something for a reason that was reported already.
+        #: The server may have lost data for a reason that was reported already.
         self.has_changed = False
 
     # Sending
@@ -118,22 +119,22 @@ class Checkpoint:
     def _present_plan(self) -> Plan:
         lease, partitions = self._node.lease, tuple(sorted(self._node.partitions))
         plan = self._plan
-        if plan is None or plan[2:] != (lease.layout, lease.friends, partitions):
+        if plan is None or plan[2:] != (lease.layout, lease.compatible, partitions):
             topics = self._shared.topics
             marks = [topics.mark(partition) for partition in partitions]
             has_logs = self._shared.options.recovery is not None
             logs = [topics.log(partition) for partition in partitions] if has_logs else []
             command = self._node.lease_keeper.command(lease.layout, FENCE, *marks, *logs)
-            plan = self._plan = Plan(command, len(marks), lease.layout, lease.friends, partitions)
+            plan = self._plan = Plan(command, len(marks), lease.layout, lease.compatible, partitions)
         return plan
 
     async def first(self) -> None:
         """
-        Send a fence and wait for it: each partition has a position then.
+        Send a fence and wait for it: then each partition has a position.
 
         Raises:
             TimeoutError: the fence did not arrive.
-            ConnectionResetError: the connection on which it should have was lost, or this session was away.
+            ConnectionResetError: the connection for pushes was lost, or the lease of this session had run out.
         """
         layout = self._node.lease.layout
         command, arrived = self._new()
@@ -144,9 +145,9 @@ class Checkpoint:
             await arrived
 
     def send_in(self, seconds: float | None = None) -> None:
-        """Send the next fence after about so many seconds, `RENEW_EVERY` if that is None."""
+        """Send the next fence after about `seconds`, or `RENEW_EVERY` if that is None."""
         if self._node.is_closed:
-            return  # the connection came up in the turn in which the session was closed
+            return  # the connection came up in the loop iteration in which the session was closed
         self._node.lease_keeper.stop_renewal()
         seconds = (RENEW_EVERY if seconds is None else seconds) * _jitter.uniform(0.8, 1.2)
         self._timer = self._shared.loop.call_later(seconds, self._send, context=self._context)
@@ -172,7 +173,7 @@ class Checkpoint:
             return
         self._look_for(arrived, wire, _MOST_FENCE_LOOKS, _LONGEST_FENCE)
 
-    # Waiting for it
+    # Waiting for a fence
 
     def _look_for(
         self,
@@ -182,7 +183,7 @@ class Checkpoint:
         seconds: float,
         is_last: bool = False,
     ) -> None:
-        """Look for a fence after a delay in seconds."""
+        """Check after `seconds` whether a fence has arrived."""
         look = partial(self._is_deaf, arrived, wire, looks, wire.arrived, is_last)
         self._timer = self._shared.loop.call_later(seconds, look, context=self._context)
 
@@ -197,13 +198,13 @@ class Checkpoint:
         if arrived.done():
             self.send_in()
             return
-        # It may take longer to arrive than a lease holds.
+        # The fence may take longer to arrive than a lease holds.
         self._node.lease_keeper.renew_later()
         if looks > 0 and wire.arrived != before and (wire.arrived[1] or before[1]):
-            # A large message is arriving, which no log keeps: the fence comes after it.
+            # A large message is arriving. No log keeps it, so wait: the fence comes after it.
             self._look_for(arrived, wire, looks - 1, _LONGEST_FENCE)
         elif not is_last or wire.is_stalled:
-            # It may be there, unread: this loop was blocked, or is still busy with what came before.
+            # The fence may be there, unread: this loop was blocked, or is still busy with earlier messages.
             self._look_for(arrived, wire, looks, _LONGEST_FENCE / 10, is_last=True)
         else:
             wire.abort(TimeoutError("what is published does not arrive"))
@@ -215,31 +216,31 @@ class Checkpoint:
             self._timer = None
 
     def drop(self) -> None:
-        """Void the fences that are under way: they would vouch for pushes that are discarded."""
+        """Void the fences that are under way: they would move positions past pushes that are discarded."""
         fences, self._fences = self._fences, {}
         for fence in fences.values():
             if not fence.arrived.done():
                 fence.arrived.set_exception(ConnectionResetError("the connection for pushes was lost"))
-                fence.arrived.exception()  # seen: nobody may be waiting
+                fence.arrived.exception()  # mark it as retrieved: there may be no waiter
 
-    # Its arrival
+    # The arrival of a fence
 
     def on_fence(self, data: bytes) -> None:
         """
         Act on a fence that has arrived.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the bytes are not a fence.
         """
         positions, marks, refusal, counts = data.split(b"\n", 3)
         number, *ends = positions.split(b" ")
         fence = self._fences.get(int(number))
         if fence is None:
-            return  # it vouches for an earlier connection
+            return  # it is of an earlier connection
         sent_at = int(marks.partition(b" ")[0])
         covered = fence.covered
         for each, end in zip(covered, ends, strict=False):
-            # A partition that came here later, or was not live, has not had all that was published before.
+            # A partition that came here later, or was not live, has missed pushes before the fence.
             if each.follows and each.is_current:
                 each.partition.position = parse_position(end)
                 each.partition.fenced_at = sent_at
@@ -247,7 +248,7 @@ class Checkpoint:
         self._node.log.losses.report()
         marked = [each.partition if each.is_current else None for each in covered]
         findings = self._watch.note_fence(marked, marks, refusal, counts)
-        # Those before it may have been refused, and never come.
+        # Earlier fences may have been refused, and then never arrive.
         for earlier in [earlier for earlier in self._fences if earlier <= int(number)]:
             arrived = self._fences.pop(earlier).arrived
             if not arrived.done():
@@ -262,16 +263,16 @@ class Checkpoint:
                 partition.delivered.sweep(now)
 
     def _act_on(self, findings: Findings) -> None:
-        """Report to the session what the server has lost."""
-        # A change of the server, or a restart without the end of its logs, was reported already.
+        """Report the losses of the server to the session."""
+        # The loss by another server, or by a restart without the end of the logs, was reported already.
         has_changed, self.has_changed = self.has_changed, False
         receiver = self._shared.receiver
         all_here = list(self._node.partitions)
         if findings.forgotten:
-            # Without logs nothing of a topic was held.
+            # Without logs the server held no messages of topics.
             has_logs = self._shared.options.recovery is not None
             topics = self._node.logged_topics(findings.forgotten) if has_logs and not has_changed else set()
-            # Keys are evicted one by one: those of other partitions may be gone before their marks.
+            # Keys are evicted one by one: keys of other partitions may go before their marks.
             jobs = all_here if findings.has_evicted else findings.forgotten
             receiver.on_forgotten(all_here if findings.is_first else jobs, topics)
             receiver.on_jobs_unknown(jobs)
@@ -280,10 +281,10 @@ class Checkpoint:
                 info = wire.call(b"INFO", b"all")
                 info.add_done_callback(partial(self._explain, findings))
         elif findings.is_first:
-            # Memberships that are older than this may be gone with marks that nobody here has seen.
+            # Memberships from before this fence may have gone together with marks that this session never saw.
             receiver.on_forgotten(all_here, set())
         elif findings.has_evicted:
-            # A membership may be gone before its mark: marks have the longest lives, and may be as old.
+            # A membership may go before its mark: the mark expires later, and may be as old.
             receiver.on_forgotten(all_here, set())
             if receiver.on_jobs_unknown(all_here):
                 self._watch.log_evictions()

@@ -1,4 +1,4 @@
-"""Who waits to send to a partition, and the connection that sends may use."""
+"""The line of senders that wait for a connection, and the connection that sends may use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...exceptions import ChannelLayerError
 from ..resp.protocol import WireProtocol
 from ..resp.replies import copy_error
 
-#: A place in the line. What was sent before and not executed comes before all that was not sent yet.
+#: A place in the line. Messages that are resent come before messages that were never sent.
 Ticket = tuple[int, int]
 
 
@@ -21,11 +21,11 @@ class Gate:
 
     A sender keeps its ticket until it has written: if the gate is shut again before, it gets its old place back.
 
-    state    | at  | wire | a send               | what comes next
-    ---------|-----|------|----------------------|----------------------------------------------------
+    state    | at  | wire | a send               | event: next state
+    ---------|-----|------|----------------------|-----------------------------------------------------------
     shut     | no  | no   | waits                | `open()`: opening; `fail()`: the waiting sends fail
-    opening  | yes | no   | waits behind them    | those who waited have had their turn: open
-    open     | yes | yes  | is written           | `shut()`
+    opening  | yes | no   | waits at the end     | all waiting senders have had their turn: open; `shut()`: shut
+    open     | yes | yes  | is written           | `shut()`: shut
     """
 
     __slots__ = ("_context", "_loop", "_tickets", "_waiters", "at", "wire")
@@ -35,17 +35,17 @@ class Gate:
         self._context = Context()
         self._tickets = 0
         self._waiters: dict[asyncio.Future[None], Ticket] = {}
-        #: The connection that is there, None while shut.
+        #: The connection, None while shut.
         self.at: WireProtocol | None = None
         #: Like `at`, but set only after all senders that queued before have had their turn.
         self.wire: WireProtocol | None = None
 
     def __bool__(self) -> bool:
-        """Tell whether somebody waits."""
+        """Whether any sender waits."""
         return bool(self._waiters)
 
     def open(self, wire: WireProtocol) -> None:
-        """Give this connection to all that wait, in order, and then to all that come."""
+        """Give this connection to all waiting senders, in order, and then to all later ones."""
         self.at, self.wire = wire, None
         self._admit(wire)
 
@@ -59,11 +59,11 @@ class Gate:
         for waiter in sorted(waiters, key=waiters.__getitem__):
             if not waiter.done():
                 waiter.set_result(None)
-        # A sender that comes before they have run waits behind them.
+        # A sender that comes before these have run waits at the end of the line.
         self._loop.call_soon(self._admit, wire, context=self._context)
 
     def shut(self) -> None:
-        """Let all that come wait."""
+        """Let all later senders wait."""
         self.at = self.wire = None
 
     def fail(self, error: Exception) -> None:
@@ -74,12 +74,12 @@ class Gate:
                 waiter.set_exception(error)
 
     def take_ticket(self, *, is_resend: bool = False) -> Ticket:
-        """Return a place in the line behind all that were taken before, or before all that are no resends."""
+        """Return a place at the end of the line, or for a resend at the end of the resends."""
         self._tickets += 1
         return not is_resend, self._tickets
 
     def line_up(self, ticket: Ticket) -> asyncio.Future[None]:
-        """Wait from now on; to be given to `turn()` before anything else runs."""
+        """Wait from now on. Await the result with `turn()` before the loop runs anything else."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters[waiter] = ticket
         return waiter

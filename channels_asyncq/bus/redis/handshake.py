@@ -1,4 +1,4 @@
-"""What a server answers while a connection is set up."""
+"""The answers of a server while a connection is set up."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from hiredis import ReplyError
 
 def raise_last_words(replies: Collection[asyncio.Future[Any]]) -> None:
     """
-    Raise why the connection ended, if it did.
+    Raise the reason if the connection ended.
 
-    Prefer what the server said before, such as that no more clients fit. A missing permission ends no connection.
+    Prefer an error that the server sent before, such as that it has too many clients. A missing permission does
+    not end a connection.
     """
     errors = [reply.exception() for reply in replies]
     ends = [error for error in errors if error is not None and not isinstance(error, ReplyError)]
@@ -27,7 +28,7 @@ def raise_last_words(replies: Collection[asyncio.Future[Any]]) -> None:
 
 
 def raise_refusals(replies: Collection[asyncio.Future[Any]]) -> None:
-    """Raise the first refusal as a ReplyError; of missing permissions, all of them."""
+    """Raise the first refusal as a ReplyError; if permissions are missing, raise all of these together."""
     refusals = list(
         dict.fromkeys(str(error) for reply in replies if (error := reply.exception()) is not None)
     )

@@ -1,4 +1,4 @@
-"""How sessions use one host: what all of them must agree on, and the format that all of them read."""
+"""The layouts of one host: how sessions use it, whether they agree, and the format that all of them read."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from ...settings.options import Options
 
 #: Seconds for which a lease holds. It is renewed every five.
 LEASE = 20.0
-# Why a server takes no writes for now. Whoever has found no stranger there goes on without a lease.
+# Errors of a server that takes no writes for now. A session that found only compatible layouts goes on without a
+# lease.
 _FULL = ("OOM", "MISCONF", "NOREPLICAS")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """
-    What a session says on a host of how it uses the namespace there. Nothing in it is secret.
+    How a session uses the namespace on a host, as it publishes it there. Nothing in it is secret.
 
-    The host is number `host` of `hosts` to it. It reads the wire versions from `oldest` to `newest`, and writes
-    `writes`. `keys` are the ids of its encryption keys, the one that encrypts first.
+    `host` is the index of the host in the session's list of `hosts` hosts. The session reads the wire versions
+    from `oldest` to `newest`, and writes `writes`. `keys` are the ids of its encryption keys; the first one
+    encrypts.
     """
 
     host: int
@@ -42,7 +44,7 @@ class Layout:
 
     @classmethod
     def of(cls, options: Options, host: int, formats: Formats = FORMATS) -> Layout:
-        """Return what a process with these options has to say on one of its hosts."""
+        """Return the layout of a process with these options on one of its hosts."""
         return cls(
             host,
             len(options.hosts),
@@ -58,25 +60,26 @@ class Layout:
     @classmethod
     def from_text(cls, text: bytes) -> Layout:
         """
-        Return the layout that somebody else has said. A later release may say more, which is passed over.
+        Return the layout that another session has published. Fields that a later release adds are ignored.
 
         Raises:
-            ValueError, KeyError: it is none.
+            ValueError, KeyError: the text is no layout.
         """
-        said = json.loads(text)
-        return cls(**{name: said[name] for name in cls.__slots__ if name != "keys"}, keys=tuple(said["keys"]))
+        fields = json.loads(text)
+        values = {name: fields[name] for name in cls.__slots__ if name != "keys"}
+        return cls(**values, keys=tuple(fields["keys"]))
 
     def text(self) -> bytes:
-        """Return it as it is said: one line."""
+        """Return the layout as it is published: one line."""
         return _text_of(self)
 
     def place(self) -> bytes:
-        """Return on what it depends in which log a message is, and whether it can be read there."""
+        """Return the settings that decide in which log a message is, and whether it can be read there."""
         format_and_keys = f"{self.serializer_format}/{bool(self.keys)}"
         return b"%d/%d/%d/%b" % (self.host, self.hosts, self.partitions, format_and_keys.encode())
 
     def objections(self, other: Layout) -> list[Objection]:
-        """Return why a session with this layout cannot work beside one with the other; nothing if it can."""
+        """Return why sessions with these two layouts cannot work together; an empty list if they can."""
         objections = []
         if (self.host, self.hosts) != (other.host, other.hosts):
             objections.append(
@@ -123,7 +126,7 @@ class Layout:
         return objections
 
 
-# Each fence says it.
+# Each fence contains it.
 @lru_cache(64)
 def _text_of(layout: Layout) -> bytes:
     return json.dumps(asdict(layout)).encode()
@@ -131,7 +134,7 @@ def _text_of(layout: Layout) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """One thing that two layouts do not agree on: what the other has, what this one has, and the remedy."""
+    """One difference between two layouts: the other side's value, this side's value, and the remedy."""
 
     there: str
     here: str
@@ -139,65 +142,66 @@ class Objection:
 
 
 class Standing(enum.Enum):
-    """What the answer to a session that asks for its lease means to it."""
+    """The result of a request for a lease."""
 
     HELD = enum.auto()
-    """It may read and write, and has said so."""
-    UNSAID = enum.auto()
-    """The same, but the server has no memory or disk to note it."""
+    """The session may read and write. Its layout is published."""
+    UNPUBLISHED = enum.auto()
+    """The session may read and write. The server has no memory or disk to store its layout."""
     ASK_AGAIN = enum.auto()
-    """There were layouts that it did not know. They go with its own: it will be let in."""
+    """There were layouts that the session did not know. They are compatible, and the next request succeeds."""
     WAIT = enum.auto()
-    """It has its lease, and some still write what it does not read. They will see the lease, and stop."""
+    """The session has its lease. Others still write a format that it does not read, until they see its layout."""
 
 
 class Lease:
     """
-    One session's lease on one host: what it says of itself, and the format it writes so that all others read it.
+    One session's lease on one host: the layouts that it publishes, and the format that it writes.
 
-    A session that is let in never meets a format that it does not read, because each says what it writes before
-    it does so, and takes that back after its last message of that format:
+    A session with a lease never meets a format that it does not read: each session publishes a format before it
+    writes it, and withdraws it after its last message in that format.
 
-    state     | says            | writes     | what comes next
-    ----------|-----------------|------------|------------------------------------------------------------
-    out       | nothing         | nothing    | it asks: refused, let in, or waiting
-    waiting   | its layout      | nothing    | the others say that they write what it reads
-    held      | its layout      | its format | the newest that all read is another: changing
-    changing  | both layouts    | the old    | the new layout is let in: it writes the new, and takes the old back
+    state     | publishes    | writes     | event: next state
+    ----------|--------------|------------|-----------------------------------------------------------------------
+    out       | nothing      | nothing    | it asks for a lease: refused, held, or waiting
+    waiting   | its layout   | nothing    | the others publish that they write a format that it reads: held
+    held      | its layout   | its format | the newest format that all read is another one: changing
+    changing  | both layouts | the old    | the new layout is accepted: it writes the new format, withdraws the
+              |              |            | old layout, and is held
     """
 
     def __init__(self, layout: Layout, formats: Formats, address: str, prefix: str) -> None:
         self._formats = formats
         self._address = address
         self._prefix = prefix
-        #: What this session says, and what it should say as far as it knows of the others.
+        #: The layout that this session publishes, and the one that suits the others that it knows of.
         self.layout = self.wanted = layout
-        #: What it writes.
+        #: The format that it writes.
         self.format: Format = formats[layout.writes]
-        #: What it may have said and not taken back.
-        self.said: set[Layout] = set()
-        #: Messages up to this time of the server, in ms, may be in no log, or not in those that are read here.
+        #: The layouts that it may have published and not withdrawn.
+        self.published: set[Layout] = set()
+        #: Messages up to this time of the server, in ms, may be in no log, or in logs that are not read here.
         self.gap = 0
-        #: The layouts that were found there and go with ours.
-        self.friends: frozenset[bytes] = frozenset()
-        # The last answer that was judged: as which layout, its texts, and the layouts in them.
+        #: The layouts that were found there and are compatible with ours.
+        self.compatible: frozenset[bytes] = frozenset()
+        # The last answer that was compared: with which layout, its texts, and the layouts in them.
         self._judged_as: tuple[Layout, list[bytes]] | None = None
         self._others: list[Layout] = []
 
     def arguments(self, layout: Layout, session: bytes, keep_past: int) -> tuple[bytes | int, ...]:
-        """Return what lease.lua wants to know, when this layout is to be said."""
-        self.said.add(layout)
-        friends = b"\n".join(sorted(self.friends))
+        """Return the arguments of lease.lua that publish this layout."""
+        self.published.add(layout)
+        compatible = b"\n".join(sorted(self.compatible))
         logged = b"1" if layout.is_logged else b"0"
-        return layout.text(), session, round(1000 * LEASE), friends, layout.place(), logged, keep_past
+        return layout.text(), session, round(1000 * LEASE), compatible, layout.place(), logged, keep_past
 
     def learn(self, answer: Any, layout: Layout) -> Standing:
         """
-        Take in the answer to a session that asked for a lease with this layout.
+        Process the answer to a request for a lease with this layout.
 
         Raises:
-            ImproperlyConfigured: the namespace is used in a way that does not go with this one.
-            LayerUnavailable: the server does not let it be written.
+            ImproperlyConfigured: another session uses the namespace in an incompatible way.
+            LayerUnavailable: the server refuses to write.
         """
         if not isinstance(answer, list) or len(answer) < 2:
             raise LayerUnavailable(self._address, f"its answer to a script is {answer!r}")
@@ -208,18 +212,18 @@ class Lease:
         self.wanted = replace(self.layout, writes=min(newest, self.layout.newest))
         if state == b"out":
             if layout is self.layout:
-                # Nobody relies on what it said before.
+                # No other session relies on the layout that it published before.
                 self.turn_to(self.wanted)
             return Standing.ASK_AGAIN
-        is_said = state == b"in"
-        if not is_said and not state.startswith(tuple(map(str.encode, _FULL))):
+        is_published = state == b"in"
+        if not is_published and not state.startswith(tuple(map(str.encode, _FULL))):
             raise LayerUnavailable(self._address, state.decode(errors="replace"))
         if all(self.layout.oldest <= other.writes <= self.layout.newest for other in others):
-            return Standing.HELD if is_said else Standing.UNSAID
+            return Standing.HELD if is_published else Standing.UNPUBLISHED
         return Standing.WAIT
 
     def turn_to(self, layout: Layout) -> None:
-        """Say and write what this layout says from now on."""
+        """Use this layout, and write its format, from now on."""
         self.layout = layout
         self.format = self._formats[layout.writes]
 
@@ -238,7 +242,7 @@ class Lease:
                 others.append(other)
             if objections:
                 raise ImproperlyConfigured(self._refusal(objections))
-        self.friends = frozenset(texts)
+        self.compatible = frozenset(texts)
         self._judged_as, self._others = (self.layout, texts), others
         return others
 

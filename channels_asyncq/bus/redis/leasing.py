@@ -1,4 +1,4 @@
-"""The lease of a session at one node: held before anything is sent or read, renewed, changed and given back."""
+"""The lease of a session at one node: taken before anything is sent or read, renewed, changed and given back."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 #: Seconds between two renewals, and between two fences, which renew it as well.
 RENEW_EVERY = 5.0
 _UNUSED_LOG_EXPIRES = 900
-# Between two looks whether others have stopped to write what this session does not read.
+# Seconds between two checks whether others have stopped writing a format that this session does not read.
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.5
-_LET_IN = (Standing.HELD, Standing.UNSAID)
+_LET_IN = (Standing.HELD, Standing.UNPUBLISHED)
 
 Command = tuple[bytes | str | int, ...]
 
 
 class LeaseKeeper:
     """
-    Keeps the lease of a node. What a lease is, and its states, are in `Lease`.
+    Keeps the lease of a session at a node. `Lease` explains it and has the table of its states.
 
-    It is renewed by each fence; by a timer of its own while the connection for pushes is down.
+    Each fence renews it. While the connection for pushes is down, a timer does.
     """
 
     def __init__(self, shared: Shared, node: Node, lease: Lease) -> None:
@@ -55,23 +55,23 @@ class LeaseKeeper:
 
     @property
     def keeps_past(self) -> int:
-        """Seconds after which a log that nobody uses expires, and with it what it can be read for."""
+        """Seconds after which an unused log expires, and the record of the layouts that wrote it."""
         recovery = self._shared.options.recovery
         return _UNUSED_LOG_EXPIRES + (math.ceil(recovery.seconds) if recovery else 0)
 
     def command(self, layout: Layout, script: Script = LEASE_SCRIPT, *more: bytes) -> Command:
-        """Return the command that says a layout, or goes on saying it; `more` keys are for what else it does."""
+        """Return the command that publishes a layout, or renews it. `more` are further keys of the script."""
         keys = (*self._shared.topics.lease_keys(self._node.host, layout.text()), *more)
         arguments = self.lease.arguments(layout, self._session, 1000 * self.keeps_past)
         return (b"EVALSHA", script.sha, len(keys), *keys, *arguments)
 
     def is_let_in(self, answer: Any, layout: Layout) -> bool:
         """
-        Take in the answer to the script; tell whether the session may read and write here.
+        Process the answer to the script; return whether the session may read and write here.
 
         Raises:
-            ImproperlyConfigured: others use the namespace in a way that does not go with this one.
-            LayerUnavailable: the server does not let it be written.
+            ImproperlyConfigured: another session uses the namespace in an incompatible way.
+            LayerUnavailable: the server refuses to write.
         """
         return self.lease.learn(answer, layout) in _LET_IN
 
@@ -80,14 +80,14 @@ class LeaseKeeper:
         Return when the session may read and write here.
 
         Raises:
-            ImproperlyConfigured: others use the namespace in a way that does not go with this one.
+            ImproperlyConfigured: another session uses the namespace in an incompatible way.
         """
         pause = 0.0
         while True:
             layout = self.lease.layout
             if self.is_let_in(await call(*self.command(layout)), layout):
                 return
-            # The others were asked to look. One that is stopped is not waited for longer than its lease holds.
+            # The others were notified of the layout. A session that is stopped is not waited for: its lease ends.
             await asyncio.sleep(pause)
             pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
 
@@ -110,7 +110,7 @@ class LeaseKeeper:
             self._renewal = None
 
     def look(self) -> None:
-        """Renew the lease, and see what others say."""
+        """Renew the lease, and compare the layouts of the others."""
         layout = self.lease.layout
         answer = None if self._node.is_closed else self._node.sender.ask(*self.command(layout))
         if answer is not None:
@@ -145,10 +145,10 @@ class LeaseKeeper:
 
     async def write(self) -> None:
         """
-        Renew the lease: a server that takes no messages refuses this as well.
+        Renew the lease: a server that refuses to write messages refuses this as well.
 
         Raises:
-            ChannelLayerError: it does.
+            ChannelLayerError: the server refuses to write.
         """
         layout = self.lease.layout
         answer = await self._node.sender.call(*self.command(layout), is_repeatable=True)
@@ -159,7 +159,7 @@ class LeaseKeeper:
     # Changing, and giving back
 
     async def _change(self) -> None:
-        """Write what all others read: say so, do so, and take back what was said before."""
+        """Turn to a format that all others read: publish it, write it, and withdraw the layout of before."""
         lease = self.lease
         call = self._node.sender.call
         try:
@@ -169,13 +169,13 @@ class LeaseKeeper:
                 standing = lease.learn(answer, wanted)
                 if standing is Standing.HELD:
                     lease.turn_to(wanted)
-                    # Behind the last message in the format of before, also where that is resent.
+                    # Sent after the last message in the old format, including messages that are resent.
                     await call(*self._leave_command(before), is_repeatable=True)
-                    lease.said.discard(before)
+                    lease.published.discard(before)
                 elif standing is not Standing.ASK_AGAIN:
                     return
         except (ChannelLayerError, ImproperlyConfigured):
-            pass  # the next fence, or the next connection, finds out the same
+            pass  # the next fence, or the next connection, tries again
         finally:
             self._changing = None
 
@@ -191,5 +191,5 @@ class LeaseKeeper:
             await asyncio.wait([self._changing])
         wire = self._node.commands.wire
         if wire is not None:
-            for layout in self.lease.said:
+            for layout in self.lease.published:
                 wire.call(*self._leave_command(layout))

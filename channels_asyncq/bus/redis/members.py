@@ -1,4 +1,4 @@
-"""The normal channels in groups: sorted sets on the server, by the time at which a membership ends."""
+"""The normal channels in groups: sorted sets on the server, scored with the end of each membership."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Node:
     """
     A connection for commands, which this owns, and one for pushes, which its `subscriber` owns.
 
-    `partitions` are those whose home it is. They come and go; nothing of theirs is here.
+    `partitions` are those whose home it is. They move; their state is in them, and not here.
     """
 
     def __init__(self, shared: Shared, host: int, number: int = 0) -> None:
@@ -65,7 +65,7 @@ class Node:
         )
         self.address = address = self.connector.address
         self.faults = shared.outages.faults_of(host)
-        #: The server that the connection for commands leads to, empty if it did not say.
+        #: The run_id of the server of the connection for commands; empty if it is not known.
         self.run_id = b""
         self.is_closed = False
 
@@ -92,7 +92,7 @@ class Node:
             outage=shared.outages.of(host, "pushes"),
         )
         self.refusals = Refusals(self.commands, address, remedies, shared.scripts)
-        #: What is sent to the server and belongs to no partition.
+        #: The sender of commands that belong to no partition.
         self.sender = Sender(self)
 
     # As the owner of the connection for commands
@@ -103,8 +103,8 @@ class Node:
 
         Raises:
             LayerUnavailable: the server is a replica, or too old.
-            ImproperlyConfigured: others use the namespace in a way that does not go with this one.
-            ReplyError: it refused a command.
+            ImproperlyConfigured: another session uses the namespace in an incompatible way.
+            ReplyError: the server refused a command.
         """
         role = wire.call("ROLE")
         scripts = self.refusals.load_scripts(wire)
@@ -126,7 +126,7 @@ class Node:
         """
         Raise for a server that cannot be used, by its replies to ROLE and INFO.
 
-        It may refuse either: a user without permission for these may well have all the others.
+        It may refuse either: a user without permission for these two may have all the others.
         """
         refusal = role.exception()
         if refusal is not None and not str(refusal).startswith(("NOPERM", "ERR")):
@@ -141,12 +141,12 @@ class Node:
     def on_up(self, wire: WireProtocol) -> None:
         """Resend what is in flight, and let sends go on."""
         wire.keeps_unanswered = True
-        # The node's own last: a format that is given back is not used by anything that is resent after it.
+        # The node's own sender last: no message may follow the command that withdraws its format.
         for sender in self._senders():
             sender.on_up(wire)
 
     def on_lost(self, in_flight: list[InFlight]) -> None:
-        """Hand what the connection left in flight to the partitions that sent it."""
+        """Hand the commands in flight back to the senders that sent them."""
         for sender in self._senders():
             sender.on_lost()
         for command in in_flight:
@@ -167,7 +167,7 @@ class Node:
     def on_change(self) -> None:
         """Note that the connection for commands came up or was lost."""
         if self.commands.wire is not None:
-            # Not with on_up() of the receiver: another host may be down for long.
+            # Before on_up() of the receiver, which waits for all hosts: another one may be down for long.
             self.on_answerable()
             if self.pushes.wire is None:
                 self.lease_keeper.renew_later()
@@ -175,11 +175,11 @@ class Node:
         self.on_links_changed()
 
     def on_answerable(self) -> None:
-        """Note that a partition here can be asked again."""
+        """Notify the session that a partition here accepts commands again."""
         self._shared.receiver.on_answerable()
 
     def on_links_changed(self) -> None:
-        """Note that one of the connections came up or was lost."""
+        """Notify the bus that one of the connections came up or was lost."""
         self._shared.observer.on_links_changed()
 
     @property
@@ -193,12 +193,12 @@ class Node:
         yield self.sender
 
     def start_over(self, reason: str) -> None:
-        """Connect anew, and so wait until this session may take part again."""
+        """Connect anew: the set-up waits until this session has a lease again."""
         for wire in (self.commands.wire, self.pushes.wire):
             if wire is not None:
                 wire.abort(ConnectionAbortedError(reason))
 
-    # For the one who catches up
+    # For the readers of logs
 
     async def read_log(self, partition: int, start: bytes, count: int) -> Any:
         """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
@@ -207,21 +207,21 @@ class Node:
 
     async def has_refused(self) -> bool:
         """
-        Tell whether the server refused to write since the last fence: messages may be in no log.
+        Tell whether the server refused to write since the last fence. Then messages may be in no log.
 
-        To be asked when the logs are read: an unlogged push that waits then may come behind later entries, and is
-        dropped.
+        Ask after the logs were read: a push without a log entry that waits meanwhile may come after later
+        entries, and is dropped.
         """
         try:
             counts = await self.sender.call(b"INFO", b"errorstats", is_repeatable=True)
         except ChannelLayerError as exc:
             if isinstance(exc, LayerUnavailable) or not isinstance(exc.__cause__, ReplyError):
                 raise
-            counts = b""  # not permitted; no script of this user publishes unlogged then
+            counts = b""  # not permitted: then no script of this user publishes without a log entry
         return self._watch.has_refused(counts)
 
     def logged_topics(self, numbers: Collection[int]) -> set[bytes]:
-        """Return the wanted topics that a log may keep, of those of these partitions that are here."""
+        """Return the wanted logged topics of those of these partitions whose home this is."""
         return logged_topics([self.partitions[number] for number in numbers if number in self.partitions])
 
     # Health
@@ -242,7 +242,7 @@ class Node:
         return Link(self.address, "connecting", reconnects, self.commands.reason or self.pushes.reason)
 
     async def _check(self) -> None:
-        """Return when a command was answered and a fence that it published has arrived."""
+        """Return when a fence was published and has arrived."""
         while True:
             await self.pushes.up()
             try:
@@ -251,7 +251,7 @@ class Node:
                 continue
 
     async def health(self, timeout: float) -> HostHealth:  # noqa: ASYNC109
-        """Try out whether the server takes writes, and whether a message that is published there arrives here."""
+        """Check whether the server takes writes, and whether a message that is published there arrives here."""
         reason = ""
         try:
             async with asyncio.timeout(timeout) as deadline:
@@ -267,7 +267,9 @@ class Node:
         except (ChannelLayerError, ImproperlyConfigured) as exc:
             reason = str(exc)
         except TimeoutError:
-            silence = f"no answer within {timeout:g} s" if deadline.expired() else "a fence did not arrive"
+            silence = (
+                f"no answer within {timeout:g} s" if deadline.expired() else "a checkpoint did not arrive"
+            )
             reason = self.commands.reason or self.pushes.reason or silence
         return HostHealth(self.address, False, self.link().state, reason)
 
@@ -279,7 +281,7 @@ class Node:
         self.pushes.start()
 
     async def answered(self) -> None:
-        """Return when all that was sent before has its reply, or never will have one."""
+        """Return when all commands that were sent before are answered, or have failed."""
         replies = [reply for sender in self._senders() if (reply := sender.ask(b"PING")) is not None]
         if replies:
             await asyncio.wait(replies)
@@ -296,7 +298,7 @@ class Node:
     def rest(self) -> Awaitable[object]:
         """Close both connections until the next `start()`; the result is done when they are closed."""
         closing = asyncio.gather(self.commands.rest(), self.pushes.rest())
-        # Nor is the lease renewed: it runs out.
+        # The lease is not renewed, and runs out.
         self.lease_keeper.stop_renewal()
         return closing
 

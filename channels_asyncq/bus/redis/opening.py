@@ -16,16 +16,16 @@ from ..base import Receiver
 
 
 class LateArrivals(Protocol):
-    """What is told of envelopes that arrived after their expiry."""
+    """Notes envelopes that arrived after their expiry."""
 
     def note_expired(
         self, partition: int, topic: bytes, envelopes: list[Envelope], *, is_logged: bool
     ) -> None:
-        """Note that these arrived on a topic, too late to be delivered."""
+        """Note that these envelopes arrived on a topic too late to be delivered."""
 
 
 class Opener:
-    """Opens what arrives. It holds no state of a connection or a partition."""
+    """Decrypts and decodes messages. It holds no state of a connection or a partition."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Opener:
         """
         Return the envelopes in the bytes that arrived on a topic, or are in its log.
 
-        Bytes that are no envelope, or were sealed with a key that is not ours, are left out and reported to the
+        Bytes that are not an envelope, or were sealed with an unknown key, are left out and reported to the
         receiver.
         """
         try:
@@ -77,10 +77,10 @@ class Opener:
 
     def unpack_headers(self, topic: bytes, data: bytes, *, is_late: bool) -> list[Envelope]:
         """
-        Return the envelopes in an entry of a log, of which only sender and numbers count.
+        Return the envelopes in an entry of a log. Only their senders and numbers are meaningful.
 
         Raises:
-            BadEnvelope: there are none, or they were sealed with a key that is not ours.
+            BadEnvelope: there are none, or they were sealed with an unknown key.
         """
         return self._unpack[data[:1]](data, self._seal, place(LOG, topic), is_late=is_late)
 
@@ -89,7 +89,7 @@ class Opener:
         Return the one envelope in the bytes of an item of this list.
 
         Raises:
-            BadEnvelope, BadPayload: it is none, or was sealed with a key that is not ours.
+            BadEnvelope, BadPayload: the bytes are not an envelope, or were sealed with an unknown key.
         """
         envelope, *others = self._unpack[data[:1]](data, self._seal, place(QUEUE, queue))
         if others:

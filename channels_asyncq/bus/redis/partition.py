@@ -1,4 +1,4 @@
-"""One slice of the names: all state that goes with it when it moves from one node to another."""
+"""One slice of the names: all state that moves with it from one node to another."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class PartitionReading(NamedTuple):
 
 class Partition:
     """
-    What a session sends to one slice of the names, and reads of it.
+    A session's part in one slice of the names: its sends, and its subscriptions.
 
-    reading     | a logged push of it                     | what comes next
+    reading     | a logged push                           | event: next state
     ------------|-----------------------------------------|---------------------------------------------------------
-    AWAY        | none, or of its last home: is discarded | its home's connection for pushes comes up: SUBSCRIBING
-    SUBSCRIBING | is discarded: it will be read. Without  | all its topics are confirmed: CATCHING_UP, or LIVE
-                | a position there is nothing to read,    | with the first fence
-                | and it is delivered                     |
+    AWAY        | is discarded if the last home sends one | its home's connection for pushes comes up: SUBSCRIBING
+    SUBSCRIBING | is discarded, as the log will be read;  | all its topics are confirmed: CATCHING_UP, or LIVE
+                | without a position no log is read, and  | with the first fence
+                | it is delivered                         |
     CATCHING_UP | waits in the connection, which is       | the log is read to its end: LIVE
                 | paused                                  |
     LIVE        | is delivered if it is above             | the connection is lost, or a move: AWAY
@@ -56,37 +56,37 @@ class Partition:
     def __init__(self, number: int, home: Node, receiver: Receiver, index: dict[bytes, Subscription]) -> None:
         self.number = number
         self._receiver = receiver
-        #: The node that it is at. Only `move()` changes it.
+        #: The node that it belongs to now. Only `move()` changes it.
         self.home = home
         home.partitions[number] = self
 
         self.sender = Sender(home)
-        #: The numbers of what is sent: logged, not logged, and pushed to normal channels.
+        #: The numbers of messages that are logged, not logged, and pushed to normal channels.
         self.numbers = SequenceNumbers()
         self.unlogged_numbers = SequenceNumbers()
         self.push_numbers = SequenceNumbers()
 
         self.subscriptions = SubscriptionLedger(index, self)
         self.reading = Reading.AWAY
-        #: How often it was moved, or its connection lost: a reading that was begun before the last time is void.
+        #: Counts moves and lost connections: a reading that began in an earlier epoch is void.
         self.epoch = 0
         #: Whether logged pushes are discarded, because they will be read from the log.
         self.discards = False
         self.delivered = DuplicateFilter()
-        #: Everything up to this entry of the log that concerns the session was delivered, or reported as lost.
-        #: None before the first fence.
+        #: All messages for the session up to this entry of the log were delivered, or reported as lost. None
+        #: before the first fence.
         self.position: int | None = None
-        #: A push at or below this was read from the log already.
+        #: Pushes up to this position were read from the log already.
         self.read_until = 0
-        #: The time of its server, in ms, at which the last fence that arrived for it was sent.
+        #: The time of the server, in ms, at which the last fence was published that set the position.
         self.fenced_at = 0
-        #: The run_id of the server that the position is from, empty if it did not say.
+        #: The run_id of the server that the position is from; empty if it is not known.
         self.server = b""
         #: When the server's mark of this partition expires, in ms of its clock; None before the first fence.
         self.mark: int | None = None
 
     def enter(self, reading: Reading) -> None:
-        """Change how it is read."""
+        """Change the state of its reading."""
         self.reading = reading
         self.discards = reading is not Reading.LIVE and self.position is not None
         if reading is Reading.LIVE:
@@ -102,16 +102,17 @@ class Partition:
         return self.reading is Reading.LIVE
 
     def leave_connection(self) -> None:
-        """Note that its connection for pushes was lost, or is another: all is to be subscribed to again."""
+        """Note that its connection for pushes was lost, or is another one: its subscriptions have ended."""
         self.epoch += 1
         self.subscriptions.disconnect()
         self.enter(Reading.AWAY)
 
     def move(self, home: Node) -> None:
         """
-        Be at another node from now on. Nothing is lost, and the order of the messages is kept.
+        Use another node from now on. No message is lost, and their order is kept.
 
-        Messages go there when the last home has answered what it was sent. Missed pushes are read from the log.
+        Messages are sent there after the last home has answered all commands. Missed pushes are read from the
+        log.
         """
         if home is self.home:
             return
@@ -131,7 +132,7 @@ class Partition:
         """
         on_envelope = self._receiver.on_envelope
         topic = entry.topic
-        # What arrives together is of one session. Only what comes from outside has no number.
+        # Envelopes that arrive together are of one session. Only messages from other programs have no number.
         seen = self.delivered.of(envelopes[-1].session_id if envelopes[-1].seq else b"", is_logged)
         while envelopes:
             envelope = envelopes[-1]
@@ -152,8 +153,8 @@ class Partition:
         """
         Note that everything up to this entry of the log was delivered.
 
-        What is held when the connection ends is read from the log.
+        A push that is held when the connection ends has not passed: it is read from the log.
         """
-        # Only a fence gives the first: otherwise some partitions had one, and nobody would wait for the others'.
+        # Only a fence sets the first position: all partitions get theirs at once, and the set-up waits for them.
         if self.position is not None:
             self.position = position

@@ -31,7 +31,7 @@ class NameRoute:
     def send(self, payload: bytes, excluded: tuple[str, ...] = ()) -> Awaitable[Any]:
         """Send to the topic; for a group the reply is its normal channels, None for none."""
         names = pack_names(self._name, excluded) if excluded else self._names or self._pack_names()
-        # Made by the first send: many groups are joined and never sent to from here.
+        # Made by the first send: many groups are joined, and nothing is sent to them from here.
         route = self._route or self._make_route()
         return route.sender.send(route, names, payload)
 
@@ -65,18 +65,18 @@ class RedisPubSub:
         self._seal = seal
         self._send_sha = b"" if send is None else send.sha
         self._router = router
-        # By session: its channels share the route to its inbox, and so its commands, while any uses it.
+        # By session: the routes to its channels share the route to its inbox, and so share commands.
         self._inboxes: weakref.WeakValueDictionary[str, TopicRoute] = weakref.WeakValueDictionary()
 
     # Listening
 
     def subscribe(self, topic: Topic) -> None:
-        """Want this topic from now on, across reconnects."""
+        """Keep this topic subscribed from now on, across reconnects."""
         partition = self._partitions[topic.partition]
         partition.home.subscriber.subscribe(partition, topic.name, is_logged=topic.is_logged)
 
     def unsubscribe(self, topic: Topic) -> None:
-        """Want this topic no more."""
+        """Give up this topic."""
         partition = self._partitions[topic.partition]
         partition.home.subscriber.unsubscribe(partition, topic.name)
 
@@ -97,10 +97,10 @@ class RedisPubSub:
         for node in self._router.nodes:
             node.subscriber.resume()
 
-    # Sending. What all sends to one name have in common is made once.
+    # Sending. The parts that all sends to one name have in common are made once.
 
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> Awaitable[int]:
-        """Send to an inbox, or to everybody; return how many subscribers the server passed it to."""
+        """Send to an inbox, or to all sessions; return how many subscribers the server passed it to."""
         route = self._topic_route(topic, flags)
         return route.sender.send(route, pack_names(target), payload)
 
@@ -122,7 +122,7 @@ class RedisPubSub:
         return NameRoute(self, group, self._topics.group(group).topic)
 
     def make_group_route(self, group: str) -> TopicRoute:
-        """Return what packs and sends the messages to a group."""
+        """Return the route to the topic of a group."""
         topic, members, log = self._topics.group(group)
         recovery = self._shared.options.recovery
         if recovery is not None and recovery.is_logged(group):

@@ -24,7 +24,7 @@ _ITEM_EXPIRY_DIGITS = 13
 
 
 class QueueRoute:
-    """The route to a normal channel: messages one by one, each taken in once, by its number."""
+    """The route to a normal channel: messages one by one, each accepted once, by its number."""
 
     most = 0
 
@@ -61,12 +61,12 @@ class QueueRoute:
         return _packed(b"EVALSHA", PUSH.sha, 3, topic.name, seen, waiting, *arguments)
 
     def _waits(self) -> tuple[bytes | int, ...]:
-        """Return what the script needs to know of a sender that waits: nothing, this one does not."""
+        """Return the arguments of the script about a sender that waits. This one does not wait."""
         return ()
 
 
 class WaitingRoute(QueueRoute):
-    """The route to a normal channel for a sender that waits for a place since this was made."""
+    """The route to a normal channel for a sender that waits for a place. It waits since the route was made."""
 
     def __init__(self, shared: Shared, partition: Partition, channel: str, seal: Seal | None) -> None:
         super().__init__(shared, partition, channel, seal)
@@ -74,7 +74,7 @@ class WaitingRoute(QueueRoute):
 
     async def send(self, payload: bytes) -> None:
         """Append a message, like `QueueRoute`; the sender keeps its place in the line."""
-        self._capacity = self._shared.options.capacity_of(self._channel)  # it may have been set meanwhile
+        self._capacity = self._shared.options.capacity_of(self._channel)  # the setting may have changed
         await super().send(payload)
 
     def _waits(self) -> tuple[bytes | int, ...]:
@@ -153,6 +153,6 @@ def _packed(*command: bytes | str | int) -> bytes:
 
 
 def _forget(answer: asyncio.Future[Any]) -> None:
-    """Take note of an answer that changes nothing, also if it is an error."""
+    """Mark the error of an answer as retrieved: nothing depends on it."""
     if not answer.cancelled():
         answer.exception()

@@ -1,4 +1,4 @@
-"""What a session missed of some partitions while they were not read, from their logs."""
+"""Reads the messages that a session missed, from the logs of partitions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PAGE = 500
 
 class LossNotes:
     """
-    Losses that were found and not reported yet: topics by reason. A channel gets one notice for all of them.
+    Losses that were found and are not reported yet: topics by reason. A channel gets one notice for all of them.
     """
 
     def __init__(self, receiver: Receiver) -> None:
@@ -38,7 +38,7 @@ class LossNotes:
 
 
 class Pages(Protocol):
-    """Where the entries of a log come from."""
+    """The source of the entries of logs."""
 
     async def read_log(self, partition: int, start: bytes, count: int) -> Any:
         """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
@@ -48,8 +48,8 @@ class LogReader:
     """
     Reads logs at one node from the positions of partitions to their ends.
 
-    Several readings may be under way, for partitions that came one after the other. What a reading found lost
-    before it failed stays noted: the positions are past it already.
+    Several readings may be under way, for partitions that were moved here one after the other. The losses that a
+    reading found before it failed stay noted: the positions are past them already.
     """
 
     def __init__(self, shared: Shared, pages: Pages) -> None:
@@ -62,7 +62,7 @@ class LogReader:
         self._waiters: set[asyncio.Future[None]] = set()
 
     def note_missed(self, topic: bytes) -> None:
-        """Note a push that this release does not read: it is reported with the next fence."""
+        """Note a push in a format that this release does not read. It is reported with the next fence."""
         self.losses.add("not_logged", topic)
 
     def note_expired(
@@ -78,7 +78,7 @@ class LogReader:
             self.losses.add("expired", topic)
 
     def resume(self) -> None:
-        """Offer again what the receiver did not take."""
+        """Offer the receiver again the envelopes that it did not take."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -93,15 +93,15 @@ class LogReader:
         Read the log of each of these partitions that has wanted topics and a position, and report what is lost.
 
         Args:
-            changed: those whose server was restarted, or is another one than that of their positions: the end of
-                the log may be missing, and nobody can know.
-            gaps: those of which something may have been sent meanwhile that is in none of these logs.
+            changed: those whose server was restarted, or is not the one of their positions. The end of the log
+                may be missing, and its absence cannot be seen.
+            gaps: those for which messages may have been sent meanwhile that are in none of these logs.
         """
         for partition in partitions:
-            # The ids of another server may be lower.
+            # The ids of another server may be lower than these.
             partition.read_until = 0
         topics = await self._wanted_topics(partitions)
-        # Partition 0 first: flush() is there.
+        # Partition 0 first: its log contains flush().
         for partition in sorted(topics, key=lambda partition: partition.number):
             if partition.position is not None:
                 await self._read(partition, set() if partition in changed else topics[partition])
@@ -128,7 +128,7 @@ class LogReader:
         return topics
 
     async def _read(self, partition: Partition, concerned: set[bytes]) -> None:
-        """Read one log. `concerned` are the topics to report if it does not reach back to the position."""
+        """Read one log. Report the `concerned` topics as lost if the log does not reach back to the position."""
         position = partition.position
         assert position is not None
         reading = PartitionReading(partition, partition.epoch)
@@ -138,9 +138,9 @@ class LogReader:
                 partition.number, format_position(position), _PAGE
             )
             if not reading.is_current:
-                return  # its next connection reads on
-            # Each page: the log may be trimmed faster than it is read. And at once: the next page may fail, and
-            # the positions are past the gap then.
+                return  # the reading on its next connection continues
+            # Check each page: the log may be trimmed faster than it is read. Note the loss at once: the next page
+            # may fail, and the position is past the gap then.
             first = parse_position(entries[0][0]) if entries else None
             if concerned and position not in (first, parse_position(last)):
                 self.losses.add("trimmed", *concerned)
@@ -154,19 +154,19 @@ class LogReader:
                 partition.position = position = at
                 await turn.rest()
             if len(entries) < _PAGE:
-                # Lower than the position only after the log was deleted or the server is another one.
+                # This is lower than the position if the log was deleted, or the server is another one.
                 partition.position = partition.read_until = parse_position(last)
                 return
 
     async def _replay(self, partition: Partition, fields: list[bytes], at: int, now: int) -> None:
         if fields[0] != b"t":
-            return  # the mark at the beginning of a log
+            return  # the first entry of each log
         _, topic, kind, data = fields
         entry = partition.subscriptions.get(topic)
         if entry is None:
             return
         if self._shared.formats.is_foreign(data):
-            # A release that is newer wrote it before this one took part.
+            # A newer release wrote it before this session had a lease.
             self.losses.add("not_logged", topic)
             return
         is_expired = now - milliseconds_of(at) > 1000 * self._options.expiry

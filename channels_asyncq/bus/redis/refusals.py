@@ -1,4 +1,4 @@
-"""What the errors of one server mean: send the command again, or fail."""
+"""The meaning of the errors of one server: send the command again, or fail."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..resp.supervisor import SupervisedConnection
 from .scripts import Script
 from .watch import UNWRITABLE
 
-# Errors of a server that is there and cannot serve now: the connection is given up, and made again.
+# Errors of a server that answers and cannot serve now: the connection is given up, and made again.
 _UNSERVING = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS")
-# A command whose script is missing is sent again so often, each time after loading the scripts.
+# A command whose script is missing is sent again this many times, each time after loading the scripts.
 _MOST_LOADS = 3
 # Seconds until scripts that the server refused are loaded again.
 _PAUSE_AFTER_REFUSAL = 1.0
-# Redis 6 says before the words of an error where in a script it was.
+# Redis 6 puts the line of the script before the words of an error.
 _IN_SCRIPT = re.compile(r"@user_script: \d+: -([^\r\n]*)")
 
 
 class Refusals:
-    """What a server's errors mean for a command; it loads the scripts again when the server has none of them."""
+    """Interprets the errors of commands, and loads the scripts again when the server has lost them."""
 
     def __init__(
         self, connection: SupervisedConnection, address: str, remedies: Remedies, scripts: tuple[Script, ...]
@@ -36,7 +36,7 @@ class Refusals:
         self._address = address
         self._remedies = remedies
         self._scripts = scripts
-        # Replies to SCRIPT LOAD that are due; then, until a time of the loop, why it is no use.
+        # The number of replies to SCRIPT LOAD that are due; the last refusal, and when to try again after it.
         self._loading = 0
         self._load_refusal: BaseException | None = None
         self._load_again_at = 0.0
@@ -47,9 +47,9 @@ class Refusals:
 
     def may_go_on(self, wire: WireProtocol, exc: ReplyError, loads: int = 0) -> bool:
         """
-        Deal with an error that says that a command was not executed; True if it should be sent again.
+        Act on the error of a command that was not executed; return whether the command should be sent again.
 
-        `loads` is how often the command was sent again because its script was missing.
+        `loads` counts how often it was sent again because its script was missing.
         """
         if is_script_missing(exc):
             return loads < _MOST_LOADS and self._load(wire)
@@ -60,7 +60,7 @@ class Refusals:
         return False
 
     def _load(self, wire: WireProtocol) -> bool:
-        """Load the scripts, unless that is under way; False if the server has just refused to."""
+        """Load the scripts, unless that is under way; False if the server has just refused them."""
         if self._loading:
             return True
         if self._load_refusal is not None and monotonic() < self._load_again_at:
@@ -79,7 +79,7 @@ class Refusals:
             self._load_again_at = monotonic() + _PAUSE_AFTER_REFUSAL
 
     def error_for(self, exc: BaseException) -> ChannelLayerError:
-        """Return what the caller of a refused command gets."""
+        """Return the error for the caller of a refused command."""
         text = _words_of(exc)
         if is_script_missing(exc):
             if self._load_refusal is not None:
@@ -97,12 +97,12 @@ class Refusals:
 
 
 def is_script_missing(exc: BaseException) -> bool:
-    """Tell whether an error says that the server does not have the script."""
+    """Tell whether the server does not have the script, by its error."""
     return str(exc).startswith("NOSCRIPT")
 
 
 def _words_of(exc: BaseException) -> str:
-    """Return the words of the server, without the place in the script."""
+    """Return the words of the server, without the line of the script."""
     text = str(exc)
     found = _IN_SCRIPT.search(text)
     return text if found is None else found[1]

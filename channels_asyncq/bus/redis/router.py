@@ -1,4 +1,4 @@
-"""Which node each partition is at."""
+"""The home of each partition: the node that it belongs to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .shared import Shared
 
 class Router(ABC):
     """
-    The nodes that a session uses, and which of them is the home of each partition.
+    The nodes that a session uses, and the home of each partition among them.
 
-    A router that learns of another home calls `Partition.move()`.
+    A router that learns of a new home calls `Partition.move()`.
     """
 
     def __init__(self, nodes: list[Node]) -> None:
@@ -20,7 +20,7 @@ class Router(ABC):
 
     @abstractmethod
     def home_of(self, partition: int) -> Node:
-        """Return the node that a partition is at now."""
+        """Return the node that a partition belongs to now."""
 
 
 class StaticRouter(Router):

@@ -35,19 +35,20 @@ class CommandReply(asyncio.Future[Any]):
 
 class Sender:
     """
-    What a partition sends: written, resent if the server did not execute it or did not answer, or failed.
+    Sends the commands and messages of a partition. It resends those that the server did not execute or answer.
 
-    state    | gate | home     | node     | what comes next
+    state    | gate | home     | node     | event: next state
     ---------|------|----------|----------|---------------------------------------------------------------
     open     | open | a node   | the same | the connection is lost: waiting; a move: draining, or arriving if
              |      |          |          | there is no connection
-    draining | shut | the next | the last | all that was written to the last is answered, or was handed over
-             |      |          |          | by the lost connection: arriving
-    arriving | shut | the next | the last | no sender waits for capacity at the last any more: waiting
-    waiting  | shut | a node   | any      | its connection is up: what is in flight is resent, then open
+    draining | shut | the next | the last | the last node has answered all, or its lost connection has handed
+             |      |          |          | over the rest: arriving
+    arriving | shut | the next | the last | no sender waits for capacity at the last node any more: waiting
+    waiting  | shut | a node   | any      | the connection of its home is up: commands in flight are resent, then
+             |      |          |          | open
 
-    Raises LayerUnavailable, DeliveryUnknown and ChannelLayerError for what the server refused, or gives the reply
-    sink one of them.
+    Its errors are LayerUnavailable, DeliveryUnknown, and ChannelLayerError for a command that the server refused.
+    They are raised, or set in the reply sink.
     """
 
     def __init__(self, home: Node) -> None:
@@ -55,12 +56,12 @@ class Sender:
         self._context = Context()
         #: The node that the partition is at now. The only reference that a move changes, with `node`.
         self.home = home
-        #: The node that `gate.wire` leads to, or led to, and the session's lease there, which says what it
-        #: writes.
+        #: The node of the connection at the gate, or of the last one, and the session's lease there, which
+        #: decides the format.
         self.node = home
         self.lease: Lease = home.lease
         self.gate = Gate()
-        #: What lost connections left without a reply, in order. It is resent before anything else is sent.
+        #: Commands that lost connections left without a reply, in order. They are resent before all others.
         self.in_flight: list[InFlight] = []
         # The node that is being drained, and how many senders wait for capacity at a connection.
         self._drained: Node | None = None
@@ -70,7 +71,7 @@ class Sender:
         # While the partition moves: from shut to open, `send_timeout` in all.
         self._timer: asyncio.TimerHandle | None = None
         self._overdue: LayerUnavailable | None = None
-        # Messages that the server did not execute, waiting to be sent again.
+        # Tasks that send messages again that the server did not execute.
         self._again: set[asyncio.Task[None]] = set()
         # A reply sink that is already done: its message is never resent.
         self._nobody: asyncio.Future[Any] = self._loop.create_future()
@@ -78,11 +79,11 @@ class Sender:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether anything waits for the connection, to be sent or to be resent."""
+        """Whether any command waits for the connection, to be sent or resent."""
         return bool(self.in_flight or self.gate or self._drained)
 
     def mark_healthy(self) -> None:
-        """Note that the server did what it was asked for."""
+        """Note that the server executed a command."""
         if self.node.commands.is_refusing:
             self.node.commands.mark_healthy()
 
@@ -98,12 +99,12 @@ class Sender:
         self.gate.open(wire)
 
     def on_up(self, wire: WireProtocol) -> None:
-        """Go on: the home's connection is up."""
+        """Send again: the connection of the home is up."""
         if self._drained is None and not self._is_arriving:
             self.open(wire)
 
     def on_lost(self) -> None:
-        """Wait: the home's connection is lost. What it left in flight comes by `take_back()`."""
+        """Stop sending: the connection of the home is lost. Its commands in flight come back by `take_back()`."""
         if self._drained is None:
             self.gate.shut()
 
@@ -112,7 +113,7 @@ class Sender:
         self.in_flight.append(command)
 
     def fail(self, error: Exception) -> None:
-        """Fail what waits and what is in flight without a connection."""
+        """Fail the senders that wait, and the commands in flight without a connection."""
         in_flight, self.in_flight = self.in_flight, []
         for command in in_flight:
             command.fail(error)
@@ -124,7 +125,7 @@ class Sender:
         """
         Send by another node from now on, and nothing before the last one has answered.
 
-        What was written to the last one may be executed there: it must not be overtaken.
+        Commands that were written to the last node may still execute there: later ones must not overtake them.
         """
         if home is self.home:
             return
@@ -152,12 +153,12 @@ class Sender:
             self.on_handed_over()
 
     def on_handed_over(self) -> None:
-        """Go on: nothing of the partition is in flight at the last home."""
+        """Use the home: no command of the partition is in flight at the last node."""
         self._drained = self._ping = None
         self._arrive()
 
     def _arrive(self) -> None:
-        """Use the home, unless senders wait for capacity at the last one: they come first."""
+        """Use the home, unless senders wait for capacity at the last node: they are first."""
         self._is_arriving = self._at_capacity > 0
         if self._is_arriving or self._drained is not None or self.gate.at is not None:
             return
@@ -193,7 +194,7 @@ class Sender:
         self, ticket: Ticket | None = None, waiter: asyncio.Future[None] | None = None
     ) -> WireProtocol:
         """
-        Return the connection when it is there and has capacity. Write to it without awaiting in between.
+        Return the connection when it is up and has capacity. Write to it without awaiting in between.
 
         Raises:
             LayerUnavailable: `send_timeout` seconds have passed since the connection was lost.
@@ -210,7 +211,7 @@ class Sender:
                     waiter = gate.line_up(ticket)
                 await gate.turn(waiter)
                 waiter = None
-                # The one that is there now: it is this sender's turn, also if the partition has moved meanwhile.
+                # The present connection: it is still this sender's turn if the partition has moved meanwhile.
                 wire = gate.at
                 if wire is None or wire.is_lost:
                     continue
@@ -336,18 +337,18 @@ class Sender:
             wire.pipeline.seal(len(batch.messages))
         batch = Batch(self, wire, route, message, answer)
         if route.most:
-            # Also one that nothing more goes into: what comes next must not come before it.
+            # Also if no more messages fit: a later message must not be written before this batch.
             route.open = batch
         wire.pipeline.call_open(batch)
 
     def post(self, route: Route, message: Message) -> None:
-        """Write a message for which nobody waits; it is dropped if there is no connection."""
+        """Write a message without waiting for the reply; it is dropped if there is no connection."""
         wire = self.gate.at
         if wire is not None and not wire.is_lost:
             self._write(wire, route, message, self._nobody)
 
     def not_done(self, batch: Batch, error: Exception) -> None:
-        """Deal with the error of a batch that was written: send it again, or fail its messages."""
+        """Act on the error of a batch that was written: send it again, or fail its messages."""
         refusals = self.node.refusals
         is_executed = not isinstance(error, NotSent)
         if is_executed and isinstance(error, ReplyError):
@@ -370,7 +371,7 @@ class Sender:
         except (ChannelLayerError, ImproperlyConfigured) as exc:
             _fail_all(batch.answers, exc)
             return
-        # Before everything that was not sent yet. If the gate is shut, that includes what waits already.
+        # Before all messages that were not sent yet, including the senders that wait at the gate.
         ticket = self.gate.take_ticket(is_resend=True)
         waiter = self.gate.line_up(ticket) if self.gate.wire is None else None
         task = self._loop.create_task(
@@ -390,7 +391,7 @@ class Sender:
         except (ChannelLayerError, ImproperlyConfigured) as exc:
             _fail_all(batch.answers, exc)
         else:
-            # All at once: what is waited for between them would come between them.
+            # Write all messages without awaiting: otherwise other messages would come between them.
             batch.forget_done()
             if batch.messages:
                 batch.wire = wire
@@ -402,7 +403,7 @@ class Sender:
 
 
 def _raise_if_given_up(exc: NotSent | NoAnswer) -> None:
-    """Raise the error that a command was given up for: otherwise an overdue node would be asked for ever."""
+    """Raise the error that a command was given up for: otherwise it would be sent to an overdue node for ever."""
     if isinstance(exc.__cause__, (ChannelLayerError, ImproperlyConfigured)):
         raise copy_error(exc.__cause__) from exc
 

@@ -11,7 +11,7 @@ def parse_position(text: bytes) -> int:
     Return the id of a log's entry, `<milliseconds>-<number>`, as one int that sorts as the ids do.
 
     Raises:
-        ValueError: it is no such id.
+        ValueError: the text is not such an id.
     """
     parts = text.partition(b"-")
     milliseconds, number = int(parts[0]), int(parts[2])
@@ -25,7 +25,7 @@ def format_position(position: int) -> bytes:
 
 
 def milliseconds_of(position: int) -> int:
-    """Return when the entry was made, by the server's clock in ms."""
+    """Return the time at which the entry was added, by the server's clock in ms."""
     return position >> 64
 
 
@@ -38,14 +38,14 @@ class SequenceNumbers:
         self._last = 0
 
     def take(self, count: int = 1) -> int:
-        """Reserve consecutive numbers that nobody had before; return the first."""
+        """Reserve the next `count` numbers; return the first."""
         first = self._last + 1
         self._last += count
         return first
 
 
 class Seen:
-    """The highest number that was delivered of a stream, and a time at which it was used."""
+    """The highest number that was delivered of a stream, and when the stream was last used."""
 
     __slots__ = ("highest", "last_used")
 
@@ -58,11 +58,11 @@ class DuplicateFilter:
     """
     The highest number that was delivered of each stream of one partition. A number not above it is a repeat.
 
-    A session has two streams in a partition: what is logged, and what is not. The second has numbers of its own,
-    because it arrives while logged envelopes that were sent before are still to be read from the log.
+    A session has two streams in a partition: logged messages and unlogged ones. Unlogged messages have numbers of
+    their own, because they may arrive before earlier logged messages have been read from the log.
 
     A server executes the numbers of a stream in their order, except those of a connection that its session has
-    abandoned. What arrives late from such a connection was either resent, or reported as DeliveryUnknown.
+    abandoned. A message that arrives late from such a connection was resent, or reported as DeliveryUnknown.
     Delivering it now would break the order. A stream that is not used for 15 minutes is forgotten.
     """
 
@@ -77,7 +77,7 @@ class DuplicateFilter:
         return len(self._logged) + len(self._unlogged)
 
     def of(self, session_id: bytes, is_logged: bool) -> Seen:
-        """Return what was seen of a stream, to be looked at and set."""
+        """Return the record of a stream, for the caller to read and to set."""
         streams = self._logged if is_logged else self._unlogged
         seen = streams.get(session_id)
         if seen is None:

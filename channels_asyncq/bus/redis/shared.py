@@ -1,4 +1,4 @@
-"""What all parts of one session's bus have in common."""
+"""The objects that all parts of one session's bus share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LinkObserver(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """The settings, names and helpers of one session, and whom it calls."""
+    """The settings, names and helpers of one session, and the objects that get its callbacks."""
 
     options: Options
     topics: Topics
@@ -41,5 +41,5 @@ class Shared:
     scripts: tuple[Script, ...]
     loop: asyncio.AbstractEventLoop
     observer: LinkObserver
-    #: The wanted topics of all partitions, for the pushes that arrive.
+    #: The wanted topics of all partitions, to look up pushes that arrive.
     index: dict[bytes, Subscription] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The connection for pushes of a node: what is subscribed to, what arrives, and how it is caught up with."""
+"""The connection for pushes of a node: subscriptions, arriving pushes, and the pushes that were missed."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Subscriber:
     """
     The owner of a node's connection for pushes.
 
-    When the connection is made, it subscribes to everything that the partitions at the node want, and catches up
-    with what was missed. Logged pushes that arrive before the server has confirmed all of it are discarded: they
-    are in the logs. Then the connection is paused while the logs are read. Nothing is buffered. A partition that
-    is moved here later does the same for itself; the pauses are counted, so that the end of one reading does not
-    let pushes pass into another.
+    When the connection is made, this subscribes to all topics that the partitions at the node want. Logged pushes
+    that arrive before the server has confirmed all of them are discarded: they are in the logs. Then the
+    connection is paused while the logs are read, so nothing is buffered. A partition that is moved here later is
+    subscribed to and read alone. The pauses are counted, so that the end of one reading does not let pushes pass
+    during another.
     """
 
     def __init__(self, shared: Shared, node: Node) -> None:
@@ -46,43 +46,43 @@ class Subscriber:
         self._node = node
         self._index = shared.index
         self._receiver = shared.receiver
-        # What is logged is pushed behind the version of the wire, this, and the position of its last entry.
+        # A logged push begins with the wire version, `#`, and the position of its last entry.
         self._logged = tuple(b"%c#" % version for version in shared.formats.versions)
         self.fence_topic = shared.topics.fence(node.host, node.number)
         self._layouts_topic = shared.topics.layouts(node.host)
         # The topics of the node itself.
         self._own = SubscriptionLedger({})
-        # The connection that SUBSCRIBE goes to, also while it is set up.
+        # The connection for SUBSCRIBE, from the beginning of its set-up.
         self._wire: WireProtocol | None = None
-        # The server that it leads to, empty if that did not say.
+        # The run_id of its server; empty if it is not known.
         self._run_id = b""
-        # Readings of logs that are under way: the connection is paused while there are any.
+        # The number of readings under way: the connection is paused while there are any.
         self._pauses = 0
-        # The last message that was not taken: its bytes and, the first one last, the rest of its envelopes.
+        # The last push that was not taken: its bytes, and the rest of its envelopes, the next one last.
         self._held: tuple[bytes, list[Envelope]] | None = None
-        # By topic: the refusal that came while the connection is set up, and may be why it does not come up.
+        # By topic: refusals during the set-up. One of them may be the reason why the connection does not come up.
         self._refused: dict[bytes, ReplyError] = {}
-        # By topic: the UNSUBSCRIBE that has no reply yet.
+        # By topic: the reply to UNSUBSCRIBE that is due.
         self._leaving: dict[bytes, asyncio.Future[Any]] = {}
-        # For partitions that were moved here or away.
+        # Tasks for partitions that were moved here or away.
         self._tasks: set[asyncio.Task[None]] = set()
 
     # The life of the connection
 
     async def set_up(self, wire: WireProtocol) -> None:
         """
-        Subscribe to everything wanted, and catch up with what was missed since the connection was lost.
+        Subscribe to all wanted topics, and deliver the messages that were missed since the connection was lost.
 
         Raises:
-            LayerUnavailable: the server is another one than that of the commands, or cannot be used.
-            ReplyError: it refused the topic of the fence.
+            LayerUnavailable: the server is not that of the commands, or cannot be used.
+            ReplyError: the server refused the topic of the fences.
         """
         node, checkpoint = self._node, self._node.checkpoint
         self._disconnect()
         readings = [partition.begin_reading() for _, partition in sorted(node.partitions.items())]
         # A fence sent before may still execute. It would move positions past pushes that are being discarded.
         checkpoint.drop()
-        # A session that is refused for its layout is not to receive what others send.
+        # A session whose layout is refused must not receive the messages of others.
         node.commands.raise_if_overdue()
         self._own.want(self.fence_topic, is_logged=False)
         self._own.want(self._layouts_topic, is_logged=False)
@@ -95,7 +95,7 @@ class Subscriber:
         # Replies come in the order of the commands: with the last one, all are there.
         await asyncio.wait([info, fence_reply, last])
         raise_last_words([info, last])
-        # Who wants a refused topic was told; the other topics must not suffer. Without the fence nothing works.
+        # The waiters for a refused topic have its error. The other topics work, but not without fences.
         fence_reply.result()
         for topic, error in self._refused.items():
             self._note_refused(topic, error)
@@ -105,7 +105,7 @@ class Subscriber:
         if run_id and node.run_id and run_id != node.run_id:
             raise LayerUnavailable(node.address, "commands and pushes reached two servers")
         if any(each.is_current and each.partition.position is not None for each in readings):
-            # After the confirmations: what is not logged, and sent from now on, arrives.
+            # After the confirmations: unlogged messages that are sent from now on arrive.
             await node.lease_keeper.hold(partial(node.sender.call, is_repeatable=True))
             await self._catch_up(wire, readings, run_id)
             # Partitions that were moved here before they had a position.
@@ -114,7 +114,7 @@ class Subscriber:
                 await checkpoint.first()
             checkpoint.send_in(None if has_fresh else 0.0)
         else:
-            # Without logs; or the first time, when there is nothing to compare.
+            # Without logs; or the first time, when there is no position to read from.
             servers = {each.partition.server for each in readings if each.is_current} - {b"", run_id}
             checkpoint.has_changed = checkpoint.has_changed or bool(run_id and servers)
             await checkpoint.first()
@@ -125,7 +125,7 @@ class Subscriber:
                 each.partition.server = run_id
 
     def on_up(self, wire: WireProtocol) -> None:
-        """Note that the connection is set up: all partitions that it was set up for are live."""
+        """Note that the connection is set up: the partitions that were here at its beginning are live."""
         for each in self._node.partitions.values():
             if each.reading is Reading.AWAY:
                 self.take_in(each)  # it was moved here meanwhile
@@ -133,14 +133,14 @@ class Subscriber:
                 each.enter(Reading.LIVE)
 
     def on_lost(self, in_flight: list[InFlight]) -> None:
-        """Note that the connection is lost. Nothing is in flight on it that is resent."""
+        """Note that the connection is lost. None of its commands is resent."""
         self._disconnect()
         self._node.checkpoint.stop()
         self._node.checkpoint.drop()
         self._node.lease_keeper.renew_later()
 
     def on_overdue(self, error: Exception) -> None:
-        """Let all fail that wait for a confirmation."""
+        """Fail the waiters for confirmations."""
         for each in self._node.partitions.values():
             each.subscriptions.fail_waiters(error)
 
@@ -150,7 +150,7 @@ class Subscriber:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody waits for a confirmation."""
+        """Whether any task waits for a confirmation."""
         return any(each.subscriptions.is_awaited for each in self._node.partitions.values())
 
     def _disconnect(self) -> None:
@@ -160,7 +160,7 @@ class Subscriber:
             each.leave_connection()
 
     def close(self) -> None:
-        """End what is under way for partitions that were moved."""
+        """Cancel the tasks for partitions that were moved."""
         self._cancel_tasks()
 
     def _cancel_tasks(self) -> None:
@@ -168,7 +168,7 @@ class Subscriber:
             task.cancel()
 
     def resume(self) -> None:
-        """Offer again what the receiver did not take, and go on."""
+        """Offer the receiver again the envelopes that it did not take, and go on."""
         if self._pauses:
             self._node.log.resume()
         elif self._wire is not None:
@@ -181,7 +181,7 @@ class Subscriber:
         node = self._node
         readings = [each for each in readings if each.is_current and each.partition.position is not None]
         partitions = [each.partition for each in readings]
-        # A server that does not say which it is may be another one.
+        # A server whose run_id is not known may be another one.
         changed = [each for each in partitions if not run_id or run_id != each.server]
         node.checkpoint.has_changed = node.checkpoint.has_changed or bool(changed)
         self._pauses += 1
@@ -203,7 +203,7 @@ class Subscriber:
                     wire.resume()
 
     def take_in(self, partition: Partition) -> None:
-        """Read a partition from now on that was moved here."""
+        """Begin to read a partition that was moved here."""
         pushes = self._node.pushes
         wire = pushes.wire
         if wire is None or wire.is_lost:
@@ -235,13 +235,13 @@ class Subscriber:
         if reading.is_current and not wire.is_lost:
             partition.server = self._run_id
             partition.enter(Reading.LIVE)
-            # What was published meanwhile on topics that no log keeps was missed.
+            # Messages on topics without a log that were published meanwhile were missed.
             for entry in partition.subscriptions:
                 if entry.is_confirmed:
                     self._receiver.on_subscribed(entry.topic)
 
     def release(self, partition: Partition) -> None:
-        """Unsubscribe from what a partition wants that was moved away."""
+        """Unsubscribe from the topics of a partition that was moved away."""
         wire = self._wire
         topics = [entry.topic for entry in partition.subscriptions if entry.asked is not None]
         if topics and wire is not None and not wire.is_lost:
@@ -290,7 +290,7 @@ class Subscriber:
         for entry in ledger:
             if not reading.is_current:
                 break  # another reading has begun, and waits for its own replies
-            # Since the last turn it may have been given up, or wanted anew and sent.
+            # During the last turn it may have been given up, or wanted anew and sent.
             if entry.asked is None and ledger.get(entry.topic) is entry:
                 last = self._send_subscribe(wire, ledger, entry)
             await turn.rest()
@@ -339,17 +339,17 @@ class Subscriber:
         )
 
     def subscribe(self, partition: Partition, topic: bytes, *, is_logged: bool) -> None:
-        """Want a topic of a partition that is at this node."""
+        """Keep a topic subscribed, of a partition that is at this node."""
         entry = partition.subscriptions.want(topic, is_logged)
         wire = self._wire
-        # A partition that is to be taken in is subscribed to as a whole.
+        # A partition that is away will be subscribed to as a whole.
         is_due = entry.asked is None and partition.reading is not Reading.AWAY
         if is_due and wire is not None and not wire.is_lost:
             entry.follows = self._leaving.get(topic)
             self._send_subscribe(wire, partition.subscriptions, entry)
 
     def unsubscribe(self, partition: Partition, topic: bytes) -> None:
-        """Want a topic of a partition that is at this node no more."""
+        """Give up a topic of a partition that is at this node."""
         wire = self._wire
         if partition.subscriptions.give_up(topic) and wire is not None and not wire.is_lost:
             self._send_unsubscribe(wire, topic)
@@ -366,7 +366,7 @@ class Subscriber:
         """Return when a subscription is confirmed and its partition live. Cancelling is safe."""
         node = self._node
         if not node.commands.was_up:
-            # Its set-up compares the layout: nobody joins a namespace that is laid out otherwise.
+            # Its set-up compares the layouts: no session joins an incompatible namespace.
             await node.commands.up()
         entry = partition.subscriptions.get(topic)
         if entry is None or (entry.is_confirmed and partition.is_live):
@@ -404,18 +404,16 @@ class Subscriber:
         partition = entry.partition
         assert partition is not None
         if partition.home is not self._node:
-            return True  # it has moved, and is read there
+            return True  # the partition has moved, and is read at its home
         if entry.follows is not None:
             if not entry.follows.done():
-                return (
-                    True  # wanted anew since: a message that was sent before is not for the new subscription
-                )
+                return True  # published before the topic was wanted anew: not for the new subscription
             entry.follows = None
         position, end = 0, -1
         is_logged = data.startswith(self._logged)
         if is_logged:
             try:
-                # The position of the last entry stands before the envelopes; none if the server refused to write.
+                # The position of the last entry comes first. It is empty if the server refused to write.
                 end = data.index(b" ")
                 position = parse_position(data[2:end]) if end > 2 else 0
                 if data.startswith(b"{", end + 1):
@@ -435,9 +433,9 @@ class Subscriber:
             )
             if not envelopes:
                 if self._shared.formats.is_foreign(data):
-                    # This session was away for longer than its lease held. It will hear of it, and connect anew.
+                    # The lease of this session has run out. The next answer about it makes the node connect anew.
                     log.note_missed(topic)
-                return True  # unreadable, and so may be its position; a log is read there once more
+                return True  # leave the position: it may be unreadable too
             envelopes.reverse()
         if not partition.deliver(entry, envelopes, is_logged=is_logged):
             self._held = (data, envelopes)
@@ -447,7 +445,7 @@ class Subscriber:
         return True
 
     def _on_own(self, topic: bytes, data: bytes) -> None:
-        """Act on a push for the node itself; one on another topic was given up while it was under way."""
+        """Act on a push for the node itself. A push on any other topic was under way when that was given up."""
         if topic == self.fence_topic:
             try:
                 self._node.checkpoint.on_fence(data)

@@ -14,29 +14,30 @@ class Subscription:
     """
     One wanted topic.
 
-    state      | asked       | is_confirmed | what comes next
-    -----------|-------------|--------------|------------------------------------------
-    wanted     | None        | False        | SUBSCRIBE is sent when there is a connection
-    asked      | SUBSCRIBE's | False        | the server's reply
-    confirmed  | reply       | True         | the end of the connection, or a move: wanted again
+    state      | asked        | is_confirmed | event: next state
+    -----------|--------------|--------------|-------------------------------------------------------------------
+    wanted     | None         | False        | SUBSCRIBE is sent, when there is a connection: asked
+    asked      | the reply to | False        | the server confirms: confirmed; it refuses, the connection ends, or
+               | SUBSCRIBE    |              | a move: wanted
+    confirmed  | the same     | True         | the connection ends, or a move: wanted
     """
 
     __slots__ = ("asked", "follows", "is_confirmed", "is_logged", "partition", "topic", "waiters")
 
     def __init__(self, topic: bytes, partition: Partition | None, is_logged: bool) -> None:
         self.topic = topic
-        #: None for a topic of a node, as its fence.
+        #: None for a topic of a node, such as that of its fences.
         self.partition = partition
         self.is_logged = is_logged
-        #: The reply to SUBSCRIBE that the present home was or will be sent.
+        #: The reply to SUBSCRIBE, from the present home.
         self.asked: asyncio.Future[Any] | None = None
         self.is_confirmed = False
         self.waiters: list[asyncio.Future[None]] = []
-        #: The UNSUBSCRIBE of an earlier entry: what arrives before its reply was sent before this one was wanted.
+        #: The reply to UNSUBSCRIBE of an earlier entry. Pushes before it were published for that entry.
         self.follows: asyncio.Future[Any] | None = None
 
     def finish(self, error: Exception | None) -> None:
-        """End the waiting for this topic, with an error if there is one."""
+        """End the waiting for this topic, with an error or successfully."""
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             if waiter.done():
@@ -49,11 +50,11 @@ class Subscription:
 
 class SubscriptionLedger:
     """
-    What a partition, or a node for itself, should be subscribed to, across reconnects and moves. No I/O: the
-    answers say what to send.
+    The wanted topics of a partition, or of a node for itself, across reconnects and moves. No I/O: the results of
+    its methods tell which commands are due.
 
-    A topic that is given up and wanted again has a new entry, so that the reply to an old SUBSCRIBE confirms
-    nothing: the last word wins. All ledgers of a session share one `index`, by topic, for the pushes that arrive.
+    A topic that is given up and wanted again has a new entry, so that the reply to an old SUBSCRIBE does not
+    confirm it. All ledgers of a session share one `index`, by topic, for the pushes that arrive.
     """
 
     def __init__(self, index: dict[bytes, Subscription], partition: Partition | None = None) -> None:
@@ -80,23 +81,23 @@ class SubscriptionLedger:
         return entry
 
     def give_up(self, topic: bytes) -> bool:
-        """Want the topic no more; return whether UNSUBSCRIBE is due."""
+        """Give up a topic; return whether UNSUBSCRIBE is due."""
         entry = self._entries.pop(topic, None)
         if entry is None:
             return False
         del self._index[topic]
-        entry.finish(None)  # nobody waits for it who still wants it
+        entry.finish(None)  # its waiters do not want it any more
         return entry.asked is not None
 
     def confirm(self, entry: Subscription, reply: asyncio.Future[Any]) -> bool:
-        """Note the server's confirmation; False if it is of an entry, or of a SUBSCRIBE, that was given up."""
+        """Note the server's confirmation; False if the entry or its SUBSCRIBE was given up meanwhile."""
         if self._entries.get(entry.topic) is not entry or entry.asked is not reply:
             return False
         entry.is_confirmed = True
         return True
 
     def refuse(self, entry: Subscription, error: Exception) -> None:
-        """Note that the server refused: whoever waits gets the error. SUBSCRIBE is due when it is wanted anew."""
+        """Note that the server refused: the waiters get the error, and SUBSCRIBE is due at the next wish."""
         entry.asked = None
         entry.finish(error)
 
@@ -110,11 +111,11 @@ class SubscriptionLedger:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody waits for a confirmation."""
+        """Whether any task waits for a confirmation."""
         return any(entry.waiters for entry in self._entries.values())
 
     def finish_confirmed(self) -> None:
-        """End the waiting for what is confirmed: its partition is live."""
+        """End the waiting for confirmed topics: their partition is live."""
         for entry in self._entries.values():
             if entry.waiters and entry.is_confirmed:
                 entry.finish(None)

@@ -1,4 +1,4 @@
-"""What fences find of a server: whether it writes, and whether it has lost what it held. No I/O but log lines."""
+"""The findings of fences about a server: whether it writes, and whether it lost data. No I/O but log lines."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from ...settings.keys import Recovery
 if TYPE_CHECKING:
     from .partition import Partition
 
-#: Errors of a server that answers and publishes, and writes nothing now.
+#: Errors of a server that answers and publishes, but refuses to write.
 UNWRITABLE = ("OOM", "MISCONF", "NOREPLICAS")
 
-# Of INFO: how often it refused to write, and how often everything was deleted.
+# In INFO: how often the server refused to write, and how often everything was deleted.
 _REFUSALS = re.compile(rb"^errorstat_(?:%b):count=(\d+)" % "|".join(UNWRITABLE).encode(), re.MULTILINE)
 _FLUSHES = re.compile(rb"^cmdstat_flush(?:db|all):calls=(\d+)", re.MULTILINE)
-# When a mark expires is the sum of two clocks, in ms, between which the server may be stopped for a moment.
+# The expiry of a mark, in ms, is the sum of a time and a duration that the server takes at two moments. This much
+# may pass between them.
 _TOLERANCE = 1000
 
 _JOBS_FAIL = "Jobs and memberships of normal channels fail meanwhile"
 _ALL_FAILS = "Sends, jobs and memberships of normal channels fail meanwhile"
 _LOGS_FAIL = "Messages are sent without a log meanwhile; jobs and memberships of normal channels fail"
 
-# The hosts of which this process has said that they may evict keys, and that they did.
+# The hosts for which this process has logged that they may evict keys, and that they did.
 _evicting: set[str] = set()
 _evicted: set[str] = set()
 
@@ -35,9 +36,9 @@ _evicted: set[str] = set()
 @dataclass(frozen=True, slots=True)
 class Findings:
     """
-    What is new since the fence before.
+    The changes at a server since the last fence.
 
-    `forgotten`: the partitions whose marks were gone, and were set anew by this fence or another session's.
+    `forgotten`: the partitions whose marks had gone, and were set anew by this fence or another session's.
     `has_evicted`: the server has evicted keys, ours or not. `is_first`: there was no fence before.
     """
 
@@ -48,10 +49,10 @@ class Findings:
 
 class Watch:
     """
-    The state of one server, as the last fence found it. The marks of partitions are theirs: they move with them.
+    The state of one server, as the last fence found it. The mark of a partition is kept in the partition.
 
-    A mark is a key that nobody changes, deletes or reads: when it is gone, all keys of its partition may be. When
-    one expires tells it from the next.
+    A mark is a key that no session changes, deletes or reads: when it has gone, all keys of its partition may
+    have gone. Its expiry distinguishes it from the next mark.
     """
 
     def __init__(self, address: str, recovery: Recovery | None) -> None:
@@ -62,7 +63,7 @@ class Watch:
         self._refusals: int | None = None
         self._evictions: int | None = None
         self._may_skip_logs = recovery is not None and not recovery.required
-        #: What follows while the server refuses to write.
+        #: The consequence while the server refuses to write.
         self.consequence = (
             _JOBS_FAIL if recovery is None else _LOGS_FAIL if self._may_skip_logs else _ALL_FAILS
         )
@@ -71,7 +72,7 @@ class Watch:
         self, partitions: Sequence[Partition | None], marks: bytes, refusal: bytes, counts: bytes
     ) -> Findings:
         """
-        Take in what a fence has found: its lines after the first.
+        Process the lines of a fence after the first.
 
         `partitions` are those of the marks, in their order; None for one that has moved since the fence was sent.
         """
@@ -93,16 +94,16 @@ class Watch:
         """
         Tell by INFO errorstats whether the server refused to write since the last fence, or may have.
 
-        Before the first fence it did not: all partitions that are read there have come from another node.
+        Before the first fence the answer is no: all partitions that are read there have come from another node.
         """
         return self._had_fence and _refusals(counts) != self._refusals
 
     def _note_refusals(self, refusal: str, refusals: int | None) -> None:
-        """Log that the server refuses to write, that it did meanwhile, or that it writes again."""
+        """Log that the server refuses to write, refused between two fences, or writes again."""
         before, self._refusal = self._refusal, refusal
         refusals_before, self._refusals = self._refusals, refusals
         if self._may_skip_logs:
-            # send.lua looks for the same, and publishes nothing where nobody could be told of it.
+            # As in send.lua, which publishes nothing if receivers could not learn that it was not logged.
             self.consequence = _ALL_FAILS if refusal and not refusals else _LOGS_FAIL
         if before and not refusal:
             record(CONNECTION, logging.INFO, "connection.writable", "%s takes writes again", self._address)
@@ -120,7 +121,7 @@ class Watch:
             self._throttle.warn(
                 CONNECTION,
                 "connection.unwritable",
-                "%s refused to write for a moment, somebody's commands or ours. %s",
+                "%s refused to write for a moment: our commands, or those of another program. %s",
                 self._address,
                 self.consequence,
             )
@@ -128,7 +129,7 @@ class Watch:
     # Losses
 
     def warn_of_evictions(self, memory: bytes) -> None:
-        """Log, once per host and process, that by INFO memory the server may evict what is ours."""
+        """Log, once per host and process, that the server may evict our keys, according to INFO memory."""
         policy = _word_of(b"maxmemory_policy", memory)
         if policy in ("noeviction", "?") or self._address in _evicting:
             return
@@ -146,7 +147,7 @@ class Watch:
         )
 
     def log_evictions(self) -> None:
-        """Log, once per host and process, that the server has evicted keys, and maybe ours."""
+        """Log, once per host and process, that the server has evicted keys, possibly ours."""
         if self._address not in _evicted:
             _evicted.add(self._address)
             record(
@@ -154,13 +155,13 @@ class Watch:
                 logging.WARNING,
                 "loss.evicted",
                 "%s evicts keys, and messages that wait in normal channels may be among them. Set its "
-                "maxmemory-policy to noeviction, or give the layer a server of its own. This is said once, and "
+                "maxmemory-policy to noeviction, or give the layer a server of its own. This is logged once, and "
                 "counted as server_forgot",
                 self._address,
             )
 
     def log_forgotten(self, findings: Findings, partitions: int, info: bytes) -> None:
-        """Log that the server forgot, with the likely cause by INFO all, which may be empty."""
+        """Log that the server lost data, with the likely cause according to INFO all, which may be empty."""
         flushes = sum(map(int, _FLUSHES.findall(info)))
         if findings.has_evicted or (not flushes and _number_of(b"evicted_keys", info)):
             policy = _word_of(b"maxmemory_policy", info)
@@ -175,7 +176,7 @@ class Watch:
             )
         else:
             cause = (
-                "FLUSHDB or FLUSHALL (Django's cache.clear()), eviction (maxmemory-policy), or somebody's DEL"
+                "FLUSHDB or FLUSHALL (Django's cache.clear()), eviction (maxmemory-policy), or a DEL command"
             )
         self._throttle.warn(
             LOSS,
@@ -190,11 +191,11 @@ class Watch:
 
 
 def _forgotten(partitions: Sequence[Partition | None], marks: bytes) -> Iterator[int]:
-    """Return the partitions whose marks are others than before, though the old ones have not expired."""
+    """Yield the partitions whose marks have changed although the old ones had not expired."""
     now, *expire = marks.split(b" ")
     for partition, text in zip(partitions, expire, strict=False):
         if partition is None or text == b"-":
-            continue  # it has moved; or it is not there, and the server refuses to write it
+            continue  # the partition has moved; or there is no mark, and the server refuses to write one
         expires_at = int(text)
         known = expires_at if partition.mark is None else partition.mark
         if abs(expires_at - known) > _TOLERANCE and int(now) < known - _TOLERANCE:
@@ -203,19 +204,19 @@ def _forgotten(partitions: Sequence[Partition | None], marks: bytes) -> Iterator
 
 
 def _number(digits: bytes) -> int | None:
-    """Return a count of the fence script, None for the `-` of a server that does not say."""
+    """Return a count of the fence script; None for `-`: the server does not report it."""
     return int(digits) if digits.isdigit() else None
 
 
 def _refusals(counts: bytes) -> int | None:
-    """Return how often the server has refused to write, by INFO errorstats; None if it does not say."""
+    """Return how often the server has refused to write, by INFO errorstats; None if it does not report it."""
     if not counts.startswith(b"# Errorstats"):
         return None
     return sum(map(int, _REFUSALS.findall(counts)))
 
 
 def _word_of(name: bytes, info: bytes) -> str:
-    """Return what INFO says of something, `?` if it does not."""
+    """Return the value of a field of INFO, `?` if there is none."""
     found = re.search(rb"^%b:(\S*)" % name, info, re.MULTILINE)
     return found[1].decode() if found else "?"
 
