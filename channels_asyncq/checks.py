@@ -91,7 +91,7 @@ def _no_backend(problem: str) -> CheckMessage:
 
 def _unread(alias: object, key: object) -> CheckMessage:
     return Warning(
-        f"CHANNEL_LAYERS[{alias!r}] has the key {key!r}, which nobody reads.",
+        f"CHANNEL_LAYERS[{alias!r}] has the key {key!r}, which is not read.",
         hint='The settings of the layer go into "CONFIG".',
         id="channels_asyncq.W004",
     )
@@ -152,7 +152,7 @@ def _place_of_host(host: Host) -> _Place | None:
 
 
 def _place_of_cache(url: str, options: Mapping[str, Any]) -> _Place | None:
-    """Return the database that a URL in CACHES names, None if it is not of such a server, or malformed."""
+    """Return the database that a URL in CACHES names; None if it names none, or is malformed."""
     try:
         parts = urlsplit(url)
         port = parts.port or DEFAULT_PORT
@@ -200,7 +200,7 @@ def check_caches(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
     return [
         Warning(
             f"CACHES[{cache!r}] is on the database of CHANNEL_LAYERS[{layers[place][0]!r}], {layers[place][1]}: "
-            "cache.clear() deletes what the layer holds there (jobs, logs, memberships).",
+            "cache.clear() deletes the data of the layer there (jobs, logs, memberships).",
             hint=(
                 "Give the cache another database number, or a server of its own: another number does not help "
                 "against FLUSHALL, nor against a maxmemory-policy that evicts."

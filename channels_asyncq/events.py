@@ -15,7 +15,7 @@ WIRE = logging.getLogger("channels_asyncq.wire")
 EVERY = 10.0
 #: A fault that lasts is logged again after `EVERY` seconds, then after twice as long, and so on up to this.
 LONGEST = 640.0
-#: A fault that was not met for this many seconds is a new fault.
+#: A fault that did not occur for this many seconds is a new fault.
 FORGOTTEN = 60.0
 _MOST_FAULTS = 64
 
@@ -26,7 +26,7 @@ def record(logger: logging.Logger, level: int, code: str, text: str, *arguments:
 
 
 class Throttle:
-    """At most one line in ten seconds for each event code; the next line says how many were left out."""
+    """At most one line in ten seconds for each event code. The next line has the number of those left out."""
 
     __slots__ = ("_last", "_left_out")
 
@@ -58,9 +58,10 @@ class _Fault:
 
 class Faults:
     """
-    Log lines for faults that may last, whichever thread meets them: one at once, then at growing intervals.
+    Log lines for faults that may last, from any thread: one at once, then at growing intervals.
 
-    Each later line says how often the fault was met since the line before. A fault is an event code and a cause.
+    Each later line has the number of times that the fault occurred since the line before. A fault is an event
+    code and a cause.
     """
 
     def __init__(self) -> None:
@@ -85,14 +86,14 @@ class Faults:
         record(logger, level, code, text, *arguments)
 
     def _met(self, code: str, cause: str) -> int | None:
-        """Note that a fault was met. Return how many lines were left out if one is due now, else None."""
+        """Note a fault. Return how many lines were left out if a line is due now, else None."""
         with self._lock:
             now = monotonic()
             fault = self._known.pop((code, cause), None)
             if fault is None or now - fault.met_at >= FORGOTTEN:
                 fault = _Fault(now, now)
                 if len(self._known) >= _MOST_FAULTS:
-                    del self._known[next(iter(self._known))]  # the fault that was met longest ago
+                    del self._known[next(iter(self._known))]  # the fault that occurred longest ago
             self._known[code, cause] = fault
             fault.met_at = now
             if now < fault.due:

@@ -1,4 +1,4 @@
-"""The seam between a session and what carries its messages: what a bus must do, and the callbacks it makes."""
+"""The seam between a session and the bus that carries its messages: protocols of the bus, and its callbacks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from channels.exceptions import ChannelFull
 from ..messages.envelopes import Envelope
 from ..names import Topic
 
-# A sender that waits for a place in a normal channel and has not asked again for so long waits no more.
+# A sender that waits for a place in a normal channel leaves the line if it does not ask again for this long (s).
 WAITS_SECONDS = 1.0
 
 
 def channel_full(channel: str, capacity: int) -> ChannelFull:
-    """Return the error for a message that a normal channel has no place for."""
+    """Return the error for a message to a normal channel that is full."""
     return ChannelFull(
         f"channel {channel!r} holds {capacity} messages, its capacity, or one less while others wait for it; "
         "start more readers, raise `capacity` or `channel_capacity`, or use send_wait()"
@@ -25,47 +25,47 @@ def channel_full(channel: str, capacity: int) -> ChannelFull:
 
 
 class Receiver(Protocol):
-    """What a bus calls, always on the loop of its session and never re-entrantly from a call into the bus."""
+    """The callbacks of a bus: called on the loop of its session, and never from inside a call into the bus."""
 
     def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
-        """Take an envelope of a subscribed topic. False: it must be offered again after `Bus.resume()`."""
+        """Take an envelope of a subscribed topic. False: offer it again after `PubSub.resume()`."""
 
     def on_wake(self, topic: bytes) -> None:
-        """Something was pushed to the normal channel with this topic, or given back to it."""
+        """A message was pushed to the normal channel with this topic, or given back to it."""
 
     def on_subscribed(self, topic: bytes) -> None:
         """The server has confirmed a subscription: the first time, or again after a reconnect."""
 
     def on_unreadable(self, topic: bytes, reason: str) -> None:
-        """Bytes arrived that are no message; they were dropped."""
+        """Bytes that are not a message arrived, and were dropped."""
 
     def on_loss(self, reason: str, topics: set[bytes]) -> None:
-        """Messages of these topics are lost, or nobody can know: see the page on delivery for the reasons."""
+        """Messages of these topics are lost, or may be. The page on delivery has the reasons."""
 
     def on_forgotten(self, partitions: Collection[int], topics: set[bytes]) -> None:
         """The server lost members of groups in these partitions, or may have, and the logs of these topics."""
 
     def on_jobs_unknown(self, partitions: Collection[int]) -> int:
         """
-        The server may have lost what waited in normal channels of these partitions.
+        The server may have lost messages that waited in normal channels of these partitions.
 
-        Returns how many of them are used here.
+        Returns how many of these channels are used here.
         """
 
     def on_overrun(self) -> None:
-        """Too much waits for this loop already; an envelope was dropped. Called from any thread."""
+        """An envelope was dropped: too many wait for this loop already. Called from any thread."""
 
     def on_external(self) -> None:
-        """A message written by somebody else's program arrived; `on_envelope` gets it next."""
+        """A message of another program arrived; `on_envelope` gets it next."""
 
     def on_answerable(self) -> None:
-        """The connection for commands to a host is there (again): what `pop()` refused may be asked."""
+        """A connection for commands came up: calls that `pop()` refused may be made again."""
 
     def on_down(self) -> None:
         """A connection is lost; the bus is reconnecting."""
 
     def on_up(self) -> None:
-        """All connections are there again and all wanted topics are confirmed."""
+        """All connections are up and all wanted topics are confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Link:
     """
     The state of the connections to one host.
 
-    `state` is "connected", "connecting" or "closed"; `reason` says why it is not connected.
+    `state` is "connected", "connecting" or "closed"; `reason` tells why it is not connected.
     """
 
     address: str
@@ -85,10 +85,10 @@ class Link:
 @dataclass(frozen=True, slots=True)
 class HostHealth:
     """
-    Whether one host does what it is there for, as it was just tried out.
+    Whether one host works, by a check that was just made.
 
-    `ok`: it takes writes, and what is published there arrives here. `seconds` is how long that took, None if it
-    is not `ok`; `state` is as in `Link`, and `reason` says what is wrong, without credentials.
+    `ok`: it takes writes, and a message that is published there arrives here. `seconds` is how long that took,
+    None if it is not `ok`. `state` is as in `Link`. `reason` tells what is wrong, without credentials.
     """
 
     address: str
@@ -100,13 +100,13 @@ class HostHealth:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What `health()` found: an entry per host."""
+    """The result of `health()`: an entry per host."""
 
     hosts: tuple[HostHealth, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether all hosts are."""
+        """Whether all hosts are `ok`."""
         return all(host.ok for host in self.hosts)
 
 
@@ -130,17 +130,17 @@ class GroupRoute(Protocol):
         """The topic that the sessions of its members subscribe to."""
 
     def send(self, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
-        """Send to the group's topic; the result is the normal channels that are members, or an empty one."""
+        """Send to the group's topic; the result is the normal channels that are members, or empty."""
 
 
 class PubSub(Protocol):
-    """Topics: the groups that a session listens to, the inboxes of all sessions, and one for everybody."""
+    """Topics: those of groups, the inboxes of sessions, and one that all sessions subscribe to."""
 
     def subscribe(self, topic: Topic) -> None:
-        """Want this topic from now on, across reconnects; `confirmed()` returns when the server knows."""
+        """Keep this topic subscribed from now on, across reconnects; `confirmed()` waits for the server."""
 
     def unsubscribe(self, topic: Topic) -> None:
-        """Want this topic no more; never waits."""
+        """Give up this topic; never waits."""
 
     def is_confirmed(self, topic: Topic) -> bool:
         """Tell whether the server has confirmed the subscription on the present connection."""
@@ -149,7 +149,7 @@ class PubSub(Protocol):
         """Return when the server has confirmed a subscribed topic. Cancelling is safe."""
 
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> Awaitable[int]:
-        """Send to an inbox, or to everybody; return how many subscribers the server passed it to."""
+        """Send to an inbox, or to all sessions; return how many subscribers the server passed it to."""
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         """Send to an inbox without waiting for anything; the message is dropped if there is no connection."""
@@ -165,7 +165,7 @@ class PubSub(Protocol):
 
 
 class WorkQueues(Protocol):
-    """Normal channels: each message goes to one reader, in whichever session that is."""
+    """Normal channels: each message goes to one reader, in any session."""
 
     def route(self, channel: str) -> ChannelRoute:
         """Return the route to a normal channel."""
@@ -183,19 +183,19 @@ class WorkQueues(Protocol):
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         """
-        Ask for the oldest message of a normal channel, None in the future if there is none.
+        Ask for the oldest message of a normal channel. The future's result is None if there is none.
 
-        `number` grows with each message taken. Asking again with the same number gives the same message;
-        the next number acknowledges it. Returns None if the link is lost; the future fails with
-        ConnectionError if it is lost before the answer, and with ValueError if the message is unreadable
-        (it was acknowledged nevertheless, as the next number will say).
+        Count `number` up by one for each message. Asking again with the same number gives the same message, and
+        the next number acknowledges it. Returns None if there is no connection. The future fails with
+        ConnectionError if the connection is lost before the answer, and with ValueError if the message is
+        unreadable; use the next number after that too.
         """
 
     def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
         """
-        Put the message taken under this number back at the head of its channel and wake its readers.
+        Put the message with this number back at the head of its channel and wake its readers.
 
-        Does nothing if the number is not held. Returns and fails like `pop()`.
+        Does nothing if the number is not the last one that was taken. Returns and fails like `pop()`.
         """
 
     def waiting(self) -> dict[str, int]:
@@ -229,14 +229,14 @@ class Connections(Protocol):
         """Return the open connections: a forked child lets go of its copies of them."""
 
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
-        """Try out each host, within a timeout in seconds. An outage is a result, and no error."""
+        """Check each host, within a timeout in seconds. An outage is a result, and not an error."""
 
     async def checked(self, topic: Topic) -> None:
         """
-        Return when the host of this topic was found to be laid out as this process thinks, however long it takes.
+        Return when the host of this topic has accepted the layout of this process, however long that takes.
 
         Raises:
-            ImproperlyConfigured: it is laid out otherwise.
+            ImproperlyConfigured: other sessions use the namespace in an incompatible way.
         """
 
 
@@ -244,9 +244,9 @@ class Bus(Protocol):
     """
     Publish, subscribe, queue and pop for one session. Payloads are encoded messages; the bus wraps them.
 
-    Every coroutine raises LayerUnavailable when the link is lost for longer than `send_timeout`, at once if
-    that time is over, and DeliveryUnknown when the bytes were written and no answer came. Cancelling one never
-    takes back what was written.
+    Every coroutine raises LayerUnavailable when the connection is lost for longer than `send_timeout`, at once if
+    that time is over, and DeliveryUnknown when the bytes were written and no answer came. Cancelling does not
+    undo a command that was written.
     """
 
     @property
@@ -265,7 +265,7 @@ class Bus(Protocol):
         """Begin connecting, unless that is done or under way; never waits."""
 
     async def answered(self) -> None:
-        """Return when all that was sent before has its reply, or never will have one."""
+        """Return when all commands that were sent before are answered, or have failed."""
 
     def rest(self) -> Awaitable[None] | None:
         """

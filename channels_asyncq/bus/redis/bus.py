@@ -31,8 +31,8 @@ class RedisBus:
     """
     Wires the nodes, the partitions and the router of a session.
 
-    A name belongs to a partition; the partition has the sender and the topics, and is at a node. What lives
-    longer than one send holds the partition, and never the node.
+    A name belongs to a partition. The partition has the sender and the topics, and belongs to a node. Objects
+    that live longer than one send hold the partition, and never the node.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RedisBus:
     def rest(self) -> Awaitable[None] | None:
         if self._is_closed or any(node.is_busy for node in self.nodes):
             return None
-        # It is no outage: it is not reported as one.
+        # This is not an outage: do not report it as one.
         self._is_up = False
         return _all_done([node.rest() for node in self.nodes])
 
@@ -112,7 +112,7 @@ class RedisBus:
             let_go(transport)
 
     def on_links_changed(self) -> None:
-        """Tell the receiver when all nodes are up, and when that ends."""
+        """Notify the receiver when all nodes are up, and when that ends."""
         is_up = all(node.is_up for node in self.nodes)
         if is_up == self._is_up or self._is_closed:
             return
@@ -130,7 +130,7 @@ class RedisBus:
 
     @property
     def _max_age(self) -> float:
-        # An unanswered message is resent as it is, and expires so long after that.
+        # An unanswered message is resent as it is, up to `send_timeout` later, and expires after that.
         return self._options.expiry + self._options.send_timeout
 
     async def flush(self) -> None:

@@ -25,9 +25,9 @@ class RedisConnections:
         return [transport for node in self._router.nodes for transport in node.transports()]
 
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
-        """Try out each node, within a timeout in seconds. Cancelling is safe."""
+        """Check each node, within a timeout in seconds. Cancelling is safe."""
         return Health(tuple(await asyncio.gather(*(node.health(timeout) for node in self._router.nodes))))
 
     async def checked(self, topic: Topic) -> None:
-        """Return when the topic's node is laid out as this process thinks, as `Connections` says."""
+        """Return when the topic's node has accepted the layout of this process, as `Connections` describes."""
         await self._partitions[topic.partition].home.commands.first_up()

@@ -8,7 +8,7 @@ from importlib import resources
 
 from ....settings.keys import Recovery
 
-# An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries; a message has `message_bytes` at most.
+# An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries. A logged message has at most `message_bytes`.
 LOG_BYTES = 8 * 2**20
 
 
@@ -24,8 +24,9 @@ class Script:
         """
         Return the script in the file `<name>.lua`.
 
-        `constants` replace their names in the text: arguments that need not be sent with each command. A script
-        that `begins_with` another has `{lease.lua}` in the place of its text.
+        Args:
+            begins_with: the script that replaces `{lease.lua}` in the text.
+            constants: values that replace their names in the text, and need not be sent with each command.
         """
         text = resources.files(__package__).joinpath(f"{name}.lua").read_bytes()
         if begins_with is not None:
@@ -55,5 +56,5 @@ def send_script(recovery: Recovery) -> Script:
 
 
 def milliseconds(seconds: float) -> int:
-    """Return seconds as the whole milliseconds that a server takes, at least one."""
+    """Return seconds as whole milliseconds, at least one, for a server."""
     return max(1, round(seconds * 1000))

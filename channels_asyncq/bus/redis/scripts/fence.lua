@@ -1,10 +1,12 @@
--- Renew a session's lease, and tell it, on its own topic, where the logs end: what it gets before that has arrived.
--- Trim them by age, and say what was found of the server.
--- KEYS: those of lease.lua; the marks of the host's partitions; and their logs, if there are any. ARGV: those of
--- lease.lua, topic, number of the fence, seconds to keep, seconds after which an unused log expires, how many marks, ms
--- for which a new mark lives. Returns what lease.lua does; without the lease there is no fence.
--- The lines of what is published: number and ends; time and when each mark expires, both in ms; why the server refuses
--- to write, or nothing; how often it has refused to, and how many keys it has evicted, `-` where it does not say.
+-- Renew a session's lease, and publish the ends of the logs on the session's own topic: the messages up to these ends
+-- arrive before the fence. Trim the logs by age, and publish findings about the server.
+-- KEYS: those of lease.lua; the marks of the host's partitions; their logs, if there are any. ARGV: those of
+-- lease.lua; the topic; the number of the fence; seconds to keep entries; seconds after which an unused log expires;
+-- the number of marks; the life of a new mark in ms. Returns the answer of lease.lua. Without the lease, no fence is
+-- published.
+-- A fence has four lines: its number and the ends; the time and the expiry of each mark, in ms; the error with which
+-- the server refuses to write, or nothing; how often it has refused to write, and how many keys it has evicted, `-`
+-- where the server does not report it.
 {lease.lua}
 local words = state == 'in' and '' or state
 local code = string.match(words, '%u+')
@@ -12,7 +14,7 @@ local oldest = digits((time[1] - ARGV[10]) * 1000)
 local logs = 4 + ARGV[12]
 local marks = { digits(now) }
 for i = 4, logs - 1 do
-  -- PTTL is no use of a key to the server: when it evicts what was not used for long, the marks go first.
+  -- PTTL does not count as a use of a key: if the server evicts the least recently used keys, the marks go first.
   local left = redis.call('PTTL', KEYS[i])
   if left < 0 and words == '' then
     left = tonumber(ARGV[13])
@@ -24,7 +26,7 @@ local ends = { ARGV[9] }
 for i = logs, #KEYS do
   local log = KEYS[i]
   if words == '' and redis.call('EXISTS', log) == 0 then
-    -- A position is always the id of an entry.
+    -- So that there is an entry: its id is the position.
     redis.call('XADD', log, '*', 'begin', '')
   end
   if words == '' or code == 'OOM' then

@@ -1,7 +1,7 @@
--- Put the item that a session took under this number back at the head of its channel.
--- KEYS: the list, the session's taken key. ARGV: number, expiry in ms.
--- Returns 1, or 0 when that number is not held (any more) or the item has expired. The number is used up all the
--- same: a pop of a connection that was lost, executed late, must take nothing under it.
+-- Put the item that a session claimed with this number back at the head of its channel.
+-- KEYS: the list; the session's taken key. ARGV: the number; the expiry in ms.
+-- Returns 1, or 0 if the number holds no item or the item has expired. In each case the number is used up: a pop of a
+-- lost connection that executes later must not claim an item with it.
 local held = redis.call('HMGET', KEYS[2], 'number', 'item')
 local last = tonumber(held[1]) or 0
 if last > tonumber(ARGV[1]) then

@@ -1,5 +1,6 @@
--- Publish to a group and return its normal channels, to each of which the sender pushes one copy.
--- KEYS: the group's members, scored with the time in ms at which their membership lapses. ARGV: topic, envelope.
+-- Publish to a group and return its normal channels; the sender pushes one copy to each of these.
+-- KEYS: the group's members, scored with the time in ms at which their membership ends. ARGV: the topic; the
+-- envelope.
 redis.call('PUBLISH', ARGV[1], ARGV[2])
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return false

@@ -1,10 +1,12 @@
--- Take or renew a session's lease: what it says of how it uses the namespace. It is not taken beside a stranger.
--- KEYS: the layouts in use, scored with the time in ms at which the last lease of each runs out; the sessions of this
--- layout, likewise; the past of the namespace. ARGV: the layout; the session; ms for which it holds; the layouts that
--- go with it, one a line, any other is a stranger; what the place of a message depends on; "1" if what this session
--- sends is logged; ms for which the past is kept.
--- Returns "in", "out" beside a stranger, or why the server takes no writes; the time until which messages were sent
--- that are in no log, or not in those that others read, or may be; and the layouts in use.
+-- Take or renew a session's lease, which publishes its layout. A new lease needs compatible layouts of all others.
+-- KEYS: the layouts in use, scored with the time in ms at which the last lease of each ends; the sessions with this
+-- layout, scored likewise; the past of the namespace. ARGV: the layout; the session; the duration of the lease in ms;
+-- the compatible layouts that the session knows, one a line; the settings that decide in which log a message is; "1"
+-- if this session logs its messages; ms for which the past is kept.
+-- Returns "in"; "out" if there is a layout that the session does not know; or the error with which the server refuses
+-- to write. Then the end of the gap: messages up to this time in ms may be in no log, or in logs that others do not
+-- read.
+-- Then the layouts in use.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function digits(number)
@@ -14,9 +16,9 @@ local past = redis.call('HMGET', KEYS[3], 'place', 'gap')
 local gap = tonumber(past[2] or '0')
 local answer = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. digits(now), '+inf')
 if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[2]) or '0') <= now then
-  local friends = '\n' .. ARGV[1] .. '\n' .. ARGV[4] .. '\n'
+  local compatible = '\n' .. ARGV[1] .. '\n' .. ARGV[4] .. '\n'
   for _, layout in ipairs(answer) do
-    if not string.find(friends, '\n' .. layout .. '\n', 1, true) then
+    if not string.find(compatible, '\n' .. layout .. '\n', 1, true) then
       table.insert(answer, 1, digits(gap))
       table.insert(answer, 1, 'out')
       return answer
@@ -27,8 +29,8 @@ local ends = digits(now + ARGV[3])
 local taken = redis.pcall('ZADD', KEYS[2], ends, ARGV[2])
 local state = 'in'
 if type(taken) == 'table' then
-  -- A server without memory or disk still serves those who are there. (Redis 6 puts the line of the script before
-  -- its words, and the end of a line behind them.)
+  -- A server without memory or disk still serves present sessions. (Redis 6 puts the line of the script before the
+  -- words of an error, and the end of a line after them.)
   state = string.match(taken.err, '%u%u+ [^\r\n]*') or taken.err
 else
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', digits(now))

@@ -1,5 +1,5 @@
--- Give a session's lease back. Its layout is in use until the leases of all others with it have run out.
--- KEYS: the layouts in use, the sessions of this layout. ARGV: the layout, the session.
+-- Give a session's lease back. Its layout stays in use until the leases of all other sessions with it have ended.
+-- KEYS: the layouts in use; the sessions with this layout. ARGV: the layout; the session.
 redis.call('ZREM', KEYS[2], ARGV[2])
 local last = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 if last[1] then

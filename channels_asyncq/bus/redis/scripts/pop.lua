@@ -1,8 +1,8 @@
--- Take the oldest item of a normal channel, under a number of the session that asks.
--- KEYS: the list, the session's taken key. ARGV: number, expiry in ms, the oldest and the newest wire version that the
--- session reads. Items of others stay where they are, for those who read them.
--- Returns the item or nil. The same number gets the same answer again; a higher one acknowledges it; a lower one
--- is from a connection that was lost, executed late, and takes nothing.
+-- Claim the oldest item of a normal channel, with a number of the session that asks.
+-- KEYS: the list; the session's taken key. ARGV: the number; the expiry in ms; the oldest and the newest wire version
+-- that the session reads. Items of other versions stay in the list, for sessions that read them.
+-- Returns the item or nil. The same number gets the same answer again. A higher number acknowledges that item. A
+-- lower number is a command of a lost connection that executes late, and claims nothing.
 local held = redis.call('HMGET', KEYS[2], 'number', 'item')
 local last = tonumber(held[1]) or 0
 if last == tonumber(ARGV[1]) then
@@ -18,7 +18,7 @@ local left = {}
 local item = redis.call('LPOP', KEYS[1])
 while item do
   if (tonumber(string.sub(item, 1, 13)) or math.huge) > now then
-    -- What begins with no version is no message: it is taken, and dropped.
+    -- An item without a version is not a message: it is claimed, and the session drops it.
     local version = string.byte(item, 14) or 0
     if version < 1 or version > 31 or (version >= tonumber(ARGV[3]) and version <= tonumber(ARGV[4])) then
       break

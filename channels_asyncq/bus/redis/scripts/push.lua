@@ -1,12 +1,13 @@
 -- Append an item to a normal channel.
--- KEYS: the list, which is also the topic of its wake-ups; the numbers taken in from this session in this partition; the
--- sessions whose senders wait for a place.
--- ARGV: item, capacity, expiry in ms, its number among the session's pushes in the partition. For a sender that waits also its
--- session, for how many ms it has waited, and for how many more it is waited for.
--- Returns 1, also when this number was taken in before, or 0 when the channel is full. An item begins with the 13
+-- KEYS: the list, which is also the topic of its wake-ups; the numbers that were accepted from this session in this
+-- partition; the sessions whose senders wait for a place.
+-- ARGV: the item; the capacity; the expiry in ms; the item's number among the session's pushes in the partition. For
+-- a sender that waits also its session, the ms that it has waited, and the ms for which its place in the line is
+-- kept.
+-- Returns 1 if the item was accepted, now or before, or 0 if the channel is full. A stored item begins with the 13
 -- digits of its expiry, in ms of TIME.
--- The numbers are "<highest>" or "<highest>,<missing>,...,": the missing ones are below it and were not taken in.
--- A session has at most 1024 unanswered, so that what is missing further back is not asked for again.
+-- The numbers are stored as "<highest>" or "<highest>,<missing>,...,": the missing numbers are below the highest and
+-- were not accepted. A session has at most 1024 unanswered pushes, so older missing numbers are not needed.
 local taken = redis.call('GET', KEYS[2]) or '0'
 local number = tonumber(ARGV[4])
 local highest = tonumber(string.match(taken, '^%d+'))
@@ -28,7 +29,7 @@ while head and (tonumber(string.sub(head, 1, 13)) or math.huge) <= now do
 end
 local free = tonumber(ARGV[2]) - redis.call('LLEN', KEYS[1])
 local is_known = false
--- A sender that waits is behind those who came before it. One that does not leaves them the last place.
+-- A sender that waits comes after those that waited before it. Any other sender leaves the last place to them.
 if ARGV[5] or free == 1 then
   local since = ARGV[5] and string.format('%013d', now - ARGV[6])
   local waiting = redis.call('HGETALL', KEYS[3])
@@ -43,7 +44,7 @@ if ARGV[5] or free == 1 then
     end
   end
   if free <= 0 and ARGV[5] then
-    -- A server without room refuses this, and the sender waits all the same.
+    -- A server without memory refuses this. Then the sender waits without a place in the line.
     redis.pcall('HSET', KEYS[3], ARGV[5], since .. ',' .. string.format('%013d', now + ARGV[7]))
     redis.pcall('PEXPIRE', KEYS[3], ARGV[7])
   end

@@ -1,6 +1,6 @@
 -- Read a page of a log.
--- KEYS: the log. ARGV: the first id, inclusive, and how many entries.
--- Returns the last id that the log ever gave, the server's time in ms, and the entries.
+-- KEYS: the log. ARGV: the first id, inclusive; the number of entries.
+-- Returns the highest id that the log has ever given to an entry, the server's time in ms, and the entries.
 local time = redis.call('TIME')
 local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
 local last = '0-0'

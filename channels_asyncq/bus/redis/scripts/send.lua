@@ -1,9 +1,9 @@
--- Log and publish envelopes, each in an entry of its own; for a group, return the normal channels that are members.
--- KEYS: the partition's log, and for a group its members. ARGV: topic; empty, or the header that is logged in place
--- of the one envelope, which is too large; envelopes. MOST_ENTRIES, MOST_BYTES and IS_REQUIRED are put in when this
--- is loaded.
--- Subscribers get the first envelope's version byte, #, the last entry's id, a space and the envelopes. There is no
--- id if the server refuses to write: they are published all the same, unless logging IS_REQUIRED.
+-- Log and publish envelopes, each in an entry of its own. For a group, return the normal channels that are members.
+-- KEYS: the partition's log; for a group also its members. ARGV: the topic; the header that is logged in place of a
+-- single envelope that is too large, or empty; the envelopes. MOST_ENTRIES, MOST_BYTES and IS_REQUIRED are replaced
+-- by their values when the script is loaded.
+-- Subscribers get the version byte of the first envelope, #, the id of the last entry, a space and the envelopes. If
+-- the server refuses to write, the envelopes are published without an id, unless logging IS_REQUIRED.
 local topic, header = ARGV[1], ARGV[2]
 local id
 for number = 3, #ARGV do
@@ -16,13 +16,13 @@ for number = 3, #ARGV do
   end
   id = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, kind, entry)
   if type(id) == 'table' then
-    -- It is the first: what refuses none at the beginning of a script refuses none later.
-    -- (Redis 6 does not count what it refuses within a script. There the words begin with the script's line.)
+    -- This is the first envelope: a server that accepts the first write of a script accepts all of them.
+    -- (Redis 6 does not count errors inside scripts. There the words of an error begin with the line of the script.)
     local code = string.match(id.err, '^%u+') or ''
     if IS_REQUIRED == 1 or not string.find(' OOM MISCONF NOREPLICAS ', ' ' .. code .. ' ', 1, true) then
       return id
     end
-    -- Who reconnects learns of it by the server's count of such errors: no message without one.
+    -- A session that reconnects learns of the gap from this count of errors. Without it, publish nothing.
     local counts = redis.pcall('INFO', 'errorstats')
     if type(counts) == 'table' or not string.find(counts, 'errorstat_' .. code .. ':', 1, true) then
       return id
@@ -31,7 +31,7 @@ for number = 3, #ARGV do
     break
   end
 end
--- One new string, as Lua looks at every byte of each.
+-- Make one new string only: Lua reads every byte of each.
 ARGV[2] = string.sub(ARGV[3], 1, 1) .. '#' .. id .. ' '
 local receivers = redis.call('PUBLISH', topic, table.concat(ARGV, '', 2))
 if not KEYS[2] then
