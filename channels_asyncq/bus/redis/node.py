@@ -139,7 +139,7 @@ class Node:
             raise LayerUnavailable(self.address, problem)
 
     def on_up(self, wire: WireProtocol) -> None:
-        """Resend what is in flight, and let sends go on."""
+        """Resend the commands in flight, and let sends go on."""
         wire.keeps_unanswered = True
         # The node's own sender last: no message may follow the command that withdraws its format.
         for sender in self._senders():

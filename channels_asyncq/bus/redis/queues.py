@@ -109,7 +109,7 @@ class RedisQueues:
             answer.add_done_callback(_forget)
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
-        """Ask for the oldest message, as `WorkQueues` says."""
+        """Ask for the oldest message, as in `WorkQueues`."""
         topic, taken, *_ = self._shared.topics.queue(channel)
         formats, expiry = self._shared.formats, milliseconds(self._shared.options.expiry)
         arguments = (topic.name, taken, number, expiry, formats.oldest, formats.newest)
@@ -134,7 +134,7 @@ class RedisQueues:
             answer.set_result(opened)
 
     def give_back(self, channel: str, number: int) -> asyncio.Future[None] | None:
-        """Put a message back at the head of its channel, as `WorkQueues` says."""
+        """Put a message back at the head of its channel, as in `WorkQueues`."""
         topic, taken, *_ = self._shared.topics.queue(channel)
         expiry = milliseconds(self._shared.options.expiry)
         return self._ask(topic, b"EVALSHA", GIVE_BACK.sha, 2, topic.name, taken, number, expiry)

@@ -90,7 +90,7 @@ class LogReader:
         gaps: Collection[Partition] = (),
     ) -> None:
         """
-        Read the log of each of these partitions that has wanted topics and a position, and report what is lost.
+        Read the log of each of these partitions that has wanted topics and a position, and report losses.
 
         Args:
             changed: those whose server was restarted, or is not the one of their positions. The end of the log

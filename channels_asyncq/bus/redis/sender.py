@@ -90,7 +90,7 @@ class Sender:
     # The home
 
     def open(self, wire: WireProtocol) -> None:
-        """Resend what is in flight on the home's connection, then let sends go on. Not while draining."""
+        """Resend the commands in flight on the home's connection, then let sends go on. Not while draining."""
         self._stop_timer()
         self.node, self.lease = self.home, self.home.lease
         in_flight, self.in_flight = self.in_flight, []

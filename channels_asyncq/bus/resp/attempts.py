@@ -1,4 +1,4 @@
-"""The attempts to connect: the pauses between them, and what their failures mean."""
+"""The attempts to connect: the pauses between them, and the meaning of their failures."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Downtime:
         self._due = 0.0
         self._began_at = 0.0
         self.phase = Phase.NONE
-        #: What senders fail with: set in overdue and closed.
+        #: The error of senders: set in overdue and closed.
         self.error: Exception | None = None
         #: Why the connection is not in service; empty while it is.
         self.reason = "not connected yet"

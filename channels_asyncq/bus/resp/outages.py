@@ -1,4 +1,4 @@
-"""What the connections of a process to one host report to each other."""
+"""The outages of hosts: reports that the connections of a process share."""
 
 from __future__ import annotations
 

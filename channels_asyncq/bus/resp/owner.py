@@ -14,16 +14,16 @@ class ConnectionOwner(Protocol):
     """The owner of a supervised connection: it sends and reads, and decides about commands in flight."""
 
     async def set_up(self, wire: WireProtocol) -> None:
-        """Do what must be done on a new connection before it is used. An error ends the attempt."""
+        """Prepare a new connection before it is used. An error ends the attempt."""
 
     def on_up(self, wire: WireProtocol) -> None:
-        """The connection is set up: resend what is in flight, then use it."""
+        """The connection is set up: resend commands in flight, then use it."""
 
     def on_lost(self, in_flight: list[InFlight]) -> None:
         """The connection, or the attempt at one, has ended. These commands have no reply, if they are kept."""
 
     def on_overdue(self, error: Exception) -> None:
-        """Waiting is over: let everything fail that waits for the connection, or is in flight without one."""
+        """Waiting is over: fail everything that waits for the connection, and commands in flight without one."""
 
     def on_change(self) -> None:
         """The connection came up or was lost; called after the others, when its state is that of the table."""

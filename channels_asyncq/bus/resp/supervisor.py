@@ -89,8 +89,8 @@ class SupervisedConnection:
     trial   | yes  | running  | is written | answer: up; loss: waiting, and the timer runs on, but overdue if it
             |      |          |            | was extended; timer: overdue, and the connection is given up, or
             |      |          |            | extended while bytes move, or once if the loop was blocked
-    overdue | no   | overdue  | fails      | connection: up, or refused if the last one was given up for what the
-            |      |          |            | server answered
+    overdue | no   | overdue  | fails      | connection: up, or refused if the last one was given up for an answer
+            |      |          |            | of the server
     refused | yes  | overdue  | is written | `mark_healthy()`: up; loss: overdue
     resting | no   | none     | waits      | `start()`: waiting, as at the beginning
     closed  | no   | closed   | fails      | none
@@ -148,7 +148,7 @@ class SupervisedConnection:
         self.reconnects = 0
         #: Whether it was up since it was made, or since `rest()`.
         self.was_up = False
-        #: The last connection was given up for what the server answered.
+        #: Whether the last connection was given up for an answer of the server.
         self.is_refusing = False
 
     @property
