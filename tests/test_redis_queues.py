@@ -84,7 +84,7 @@ async def test_pop_given_up(owner: Owner, server: RespServer) -> None:
     await every([answer])
     event = asyncio.Event()
     server.script("pop", resp_server.after(event))
-    asked = owner.bus.nodes[0].sender.ask(b"EVALSHA", POP.sha, 2, b"list", b"taken", 1, 1000, 1, 1)
+    asked = owner.bus.nodes[0].sender.commands.ask(b"EVALSHA", POP.sha, 2, b"list", b"taken", 1, 1000, 1, 1)
     assert asked is not None
     asked.cancel()
     event.set()

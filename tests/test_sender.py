@@ -140,7 +140,7 @@ class TestTheTable:
         for _ in range(20):
             await asyncio.sleep(0)
         assert moving.state == "draining" and moving.sender.is_awaited
-        assert moving.sender.ask(b"PING") is None
+        assert moving.sender.commands.ask(b"PING") is None
         before = len(server.received("EVALSHA"))
         answers.set()
         await every(sends)
@@ -307,9 +307,9 @@ class TestMoves:
         command = (b"PUBLISH", b"nobody", b"x")
         answer: Awaitable[Any] | None
         if call == "call":
-            answer = asyncio.ensure_future(moving.sender.call(*command))
+            answer = asyncio.ensure_future(moving.sender.commands.call(*command))
         else:
-            answer = moving.sender.ask(*command)
+            answer = moving.sender.commands.ask(*command)
         assert answer is not None
         await eventually(lambda: server.received("PUBLISH"), "the command")
         moving.move()
@@ -349,7 +349,7 @@ class TestNothingOvertakes:
         blocked = resp_server.after(answers)
         server.script("PUBLISH", blocked)
         server.script("EVALSHA", answer)
-        moving.sender.ask(b"PUBLISH", b"nobody", b"x")
+        moving.sender.commands.ask(b"PUBLISH", b"nobody", b"x")
         sends = moving.send(1)
         await eventually(lambda: server.received("PUBLISH"), "the command")
         moving.move()

@@ -138,7 +138,7 @@ class RedisBus:
             await self._flush(node)
 
     async def _flush(self, node: Node) -> None:
-        topics, call = self.shared.topics, node.sender.call
+        topics, call = self.shared.topics, node.sender.commands.call
         for pattern in topics.stored(node.host):
             cursor = b"0"
             while True:

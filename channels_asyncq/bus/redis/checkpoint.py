@@ -138,7 +138,7 @@ class Checkpoint:
         """
         layout = self._node.lease.layout
         command, arrived = self._new()
-        answer = await self._node.sender.call(*command, is_repeatable=True)
+        answer = await self._node.sender.commands.call(*command, is_repeatable=True)
         if not self._node.lease_keeper.note(answer, layout):
             raise ConnectionResetError("the lease had run out, and the fence does not count")
         async with asyncio.timeout(_LONGEST_FENCE):
@@ -155,7 +155,7 @@ class Checkpoint:
     def _send(self) -> None:
         layout = self._node.lease.layout
         command, arrived = self._new()
-        answer = self._node.sender.ask(*command)
+        answer = self._node.sender.commands.ask(*command)
         if answer is None:
             self.send_in()
         else:

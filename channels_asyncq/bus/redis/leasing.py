@@ -112,7 +112,7 @@ class LeaseKeeper:
     def look(self) -> None:
         """Renew the lease, and compare the layouts of the others."""
         layout = self.lease.layout
-        answer = None if self._node.is_closed else self._node.sender.ask(*self.command(layout))
+        answer = None if self._node.is_closed else self._node.sender.commands.ask(*self.command(layout))
         if answer is not None:
             answer.add_done_callback(partial(self._looked, layout))
 
@@ -151,7 +151,7 @@ class LeaseKeeper:
             ChannelLayerError: the server refuses to write.
         """
         layout = self.lease.layout
-        answer = await self._node.sender.call(*self.command(layout), is_repeatable=True)
+        answer = await self._node.sender.commands.call(*self.command(layout), is_repeatable=True)
         if isinstance(answer, list) and answer[0] not in (b"in", b"out"):
             raise self._node.refusals.error_for(ReplyError(answer[0].decode(errors="replace")))
         self.note(answer, layout)
@@ -161,7 +161,7 @@ class LeaseKeeper:
     async def _change(self) -> None:
         """Turn to a format that all others read: publish it, write it, and withdraw the layout of before."""
         lease = self.lease
-        call = self._node.sender.call
+        call = self._node.sender.commands.call
         try:
             while lease.wanted != lease.layout:
                 wanted, before = lease.wanted, lease.layout

@@ -21,12 +21,14 @@ class RedisMembers:
         topic, members_key, _ = self._shared.topics.group(group)
         lasts = milliseconds(self._shared.options.group_expiry if seconds is None else seconds)
         command = (b"EVALSHA", ADD_MEMBER.sha, 1, members_key, channel, lasts)
-        await self._partitions[topic.partition].sender.call(*command, is_repeatable=True)
+        await self._partitions[topic.partition].sender.commands.call(*command, is_repeatable=True)
 
     async def discard(self, group: str, channel: str) -> None:
         """End a normal channel's membership."""
         topic, members_key, _ = self._shared.topics.group(group)
-        await self._partitions[topic.partition].sender.call(b"ZREM", members_key, channel, is_repeatable=True)
+        await self._partitions[topic.partition].sender.commands.call(
+            b"ZREM", members_key, channel, is_repeatable=True
+        )
 
     def held(self) -> dict[str, dict[str, float]]:
         """Return nothing: the server holds the members."""

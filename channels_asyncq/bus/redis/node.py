@@ -19,13 +19,14 @@ from ..resp.replies import InFlight
 from ..resp.supervisor import SupervisedConnection
 from .batches import Batch
 from .checkpoint import Checkpoint
+from .commands import CommandReply
 from .handshake import raise_last_words, raise_refusals, run_id_in
 from .layout import Layout, Lease
 from .leasing import LeaseKeeper
 from .recovery import LogReader
 from .refusals import Refusals
 from .scripts import READ_LOG
-from .sender import CommandReply, Sender
+from .sender import Sender
 from .shared import Shared
 from .subscriber import Subscriber, logged_topics
 from .watch import UNWRITABLE, Watch
@@ -203,7 +204,9 @@ class Node:
     async def read_log(self, partition: int, start: bytes, count: int) -> Any:
         """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
         key = self._shared.topics.log(partition)
-        return await self.sender.call(b"EVALSHA", READ_LOG.sha, 1, key, start, count, is_repeatable=True)
+        return await self.sender.commands.call(
+            b"EVALSHA", READ_LOG.sha, 1, key, start, count, is_repeatable=True
+        )
 
     async def has_refused(self) -> bool:
         """
@@ -213,7 +216,7 @@ class Node:
         entries, and is dropped.
         """
         try:
-            counts = await self.sender.call(b"INFO", b"errorstats", is_repeatable=True)
+            counts = await self.sender.commands.call(b"INFO", b"errorstats", is_repeatable=True)
         except ChannelLayerError as exc:
             if isinstance(exc, LayerUnavailable) or not isinstance(exc.__cause__, ReplyError):
                 raise
@@ -282,7 +285,7 @@ class Node:
 
     async def answered(self) -> None:
         """Return when all commands that were sent before are answered, or have failed."""
-        replies = [reply for sender in self._senders() if (reply := sender.ask(b"PING")) is not None]
+        replies = [reply for sender in self._senders() if (reply := sender.commands.ask(b"PING")) is not None]
         if replies:
             await asyncio.wait(replies)
 

@@ -144,7 +144,7 @@ class RedisQueues:
         return {}
 
     def _ask(self, topic: Topic, *command: bytes | str | int) -> asyncio.Future[Any] | None:
-        return self._partitions[topic.partition].sender.ask(*command)
+        return self._partitions[topic.partition].sender.commands.ask(*command)
 
 
 def _packed(*command: bytes | str | int) -> bytes:

@@ -5,32 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable
 from contextvars import Context
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError
 
-from ...events import WIRE
 from ...exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from ...messages.framing import ITEM_SIZE
 from ..resp.protocol import WireProtocol
 from ..resp.replies import InFlight, NoAnswer, NotSent, ReplySink, copy_error, fail
 from .batches import MESSAGES_PER_BATCH, Batch, Message, Route
+from .commands import Commands
 from .gate import Gate, Ticket
 from .layout import Lease
 from .refusals import is_script_missing
 
 if TYPE_CHECKING:
     from .node import Node
-
-
-class CommandReply(asyncio.Future[Any]):
-    """The reply to a command of a sender, which gets the command back if the connection is lost before."""
-
-    def __init__(self, sender: Sender) -> None:
-        super().__init__()
-        self.sender = sender
 
 
 class Sender:
@@ -61,6 +52,8 @@ class Sender:
         self.node = home
         self.lease: Lease = home.lease
         self.gate = Gate()
+        #: Writes single commands. Messages go by `send()` and `post()`.
+        self.commands = Commands(self)
         #: Commands that lost connections left without a reply, in order. They are resent before all others.
         self.in_flight: list[InFlight] = []
         # The node that is being drained, and how many senders wait for capacity at a connection.
@@ -190,7 +183,7 @@ class Sender:
             raise copy_error(self._overdue)
         self.home.commands.raise_if_overdue()
 
-    async def _usable_wire(
+    async def usable_wire(
         self, ticket: Ticket | None = None, waiter: asyncio.Future[None] | None = None
     ) -> WireProtocol:
         """
@@ -233,79 +226,6 @@ class Sender:
                 # After this sender has lined up again.
                 self._loop.call_soon(self._arrive, context=self._context)
 
-    # Commands
-
-    async def call(self, *command: bytes | str | int, is_repeatable: bool = False) -> Any:
-        """
-        Return the reply to a command, waiting for the connection if it is down.
-
-        A repeatable command is sent again when the connection ended without an answer.
-        """
-        loads = 0
-        while True:
-            wire = self.gate.wire
-            if wire is None or not wire.pipeline.has_capacity:
-                wire = await self._usable_wire()
-            node = self.node
-            try:
-                reply = await wire.call(*command, reply=CommandReply(self))
-                self.mark_healthy()
-                return reply
-            except (NotSent, NoAnswer) as exc:
-                if isinstance(exc, NoAnswer) and not is_repeatable:
-                    raise self._unknown(exc) from exc
-                _raise_if_given_up(exc)
-            except ReplyError as exc:
-                if not node.refusals.may_go_on(wire, exc, loads):
-                    raise node.refusals.error_for(exc) from exc
-                loads += is_script_missing(exc)
-
-    def ask(self, *command: bytes | str | int) -> asyncio.Future[Any] | None:
-        """
-        Send a command without waiting; None if there is no connection. The future fails with ConnectionError.
-        """
-        wire = self.gate.at
-        if wire is None or wire.is_lost:
-            return None
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        self._ask(wire, command, answer, 0)
-        return answer
-
-    def _ask(
-        self,
-        wire: WireProtocol,
-        command: tuple[bytes | str | int, ...],
-        answer: asyncio.Future[Any],
-        loads: int,
-    ) -> None:
-        reply = wire.call(*command, reply=CommandReply(self))
-        reply.add_done_callback(partial(self._asked, wire, command, answer, loads))
-
-    def _asked(
-        self,
-        wire: WireProtocol,
-        command: tuple[bytes | str | int, ...],
-        answer: asyncio.Future[Any],
-        loads: int,
-        reply: asyncio.Future[Any],
-    ) -> None:
-        if answer.done():
-            return
-        error = reply.exception()
-        if error is None:
-            self.mark_healthy()
-            answer.set_result(reply.result())
-        elif isinstance(error, ReplyError):
-            refusals = self.node.refusals
-            if refusals.may_go_on(wire, error, loads) and not wire.is_lost:
-                self._ask(wire, command, answer, loads + is_script_missing(error))
-            else:
-                refused = str(refusals.error_for(error))
-                self.node.faults.warn(WIRE, "command.refused", refused, "%s", refused)
-                answer.set_exception(ConnectionAbortedError(refused))
-        else:
-            answer.set_exception(error)
-
     # Messages
 
     def send(self, route: Route, names: bytes, payload: bytes) -> Awaitable[Any]:
@@ -319,7 +239,7 @@ class Sender:
         return answer
 
     async def _send_later(self, route: Route, message: Message, answer: asyncio.Future[Any]) -> Any:
-        self._write(await self._usable_wire(), route, message, answer)
+        self._write(await self.usable_wire(), route, message, answer)
         return await answer
 
     def _write(self, wire: WireProtocol, route: Route, message: Message, answer: ReplySink) -> None:
@@ -361,7 +281,7 @@ class Sender:
             refusals.may_go_on(self.gate.at, error.__cause__)
         for answer in batch.answers:
             if not answer.done():
-                failure = self._unknown(error) if isinstance(error, NoAnswer) else refusals.error_for(error)
+                failure = self.unknown(error) if isinstance(error, NoAnswer) else refusals.error_for(error)
                 failure.__cause__ = error
                 fail(answer, failure)
 
@@ -384,7 +304,7 @@ class Sender:
 
     async def _send_again(self, batch: Batch, ticket: Ticket, waiter: asyncio.Future[None] | None) -> None:
         try:
-            wire = await self._usable_wire(ticket, waiter)
+            wire = await self.usable_wire(ticket, waiter)
         except asyncio.CancelledError:
             _fail_all(batch.answers, LayerClosed())
             raise
@@ -397,15 +317,10 @@ class Sender:
                 batch.wire = wire
                 wire.pipeline.call_open(batch)
 
-    def _unknown(self, exc: NoAnswer) -> DeliveryUnknown:
+    def unknown(self, exc: NoAnswer) -> DeliveryUnknown:
+        """Return the error of a command that was written and not answered."""
         reason = exc if isinstance(exc.__cause__, ReplyError) else exc.__cause__ or exc
         return DeliveryUnknown(f"{self.node.address} was sent the message and did not answer: {reason}")
-
-
-def _raise_if_given_up(exc: NotSent | NoAnswer) -> None:
-    """Raise the error that a command was given up for: otherwise it would be sent to an overdue node for ever."""
-    if isinstance(exc.__cause__, (ChannelLayerError, ImproperlyConfigured)):
-        raise copy_error(exc.__cause__) from exc
 
 
 def _fail_all(answers: Iterable[ReplySink], error: Exception) -> None:

@@ -106,7 +106,7 @@ class Subscriber:
             raise LayerUnavailable(node.address, "commands and pushes reached two servers")
         if any(each.is_current and each.partition.position is not None for each in readings):
             # After the confirmations: unlogged messages that are sent from now on arrive.
-            await node.lease_keeper.hold(partial(node.sender.call, is_repeatable=True))
+            await node.lease_keeper.hold(partial(node.sender.commands.call, is_repeatable=True))
             await self._catch_up(wire, readings, run_id)
             # Partitions that were moved here before they had a position.
             has_fresh = any(each.is_current and each.partition.position is None for each in readings)
