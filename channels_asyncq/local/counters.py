@@ -11,6 +11,17 @@ class Counters:
     """
     What a session delivered to its channels and what it dropped, by reason.
 
+    reason in `dropped` | counted by
+    --------------------|------------------------------------------------------------------------------
+    overflow            | `local.overflow`; envelopes from inside the process: `session.drops`
+    expired             | `local.buffers`
+    closed              | `local.hub`, `local.channels`, `session.arrivals`
+    flushed             | `local.channels`; normal channels: `session.flushing`
+    unreadable          | `session.drops`
+    unhandled           | `session.drops`
+    dead_owner          | `session.groups`, `session.requests`
+    server_forgot       | `session.notices`
+
     Where `max_buffered_bytes` is set, it also counts the bytes of the payloads that wait. A payload counts once,
     however many buffers hold it.
     """

@@ -23,8 +23,8 @@ class Envelope:
 
     The same object waits in the buffers of all members of a group in one event loop: it does not change there.
     `expires_at` is a time of `clock.monotonic()`; `excluded` holds full channel names. `message` is the decoded
-    payload: the check at arrival has decoded it, or a receiver. `Session.opened()` gives this dict to the first
-    receiver, and to each other one a dict of its own.
+    payload: the check at arrival has decoded it, or a receiver. `Decoder.message_of()` gives this dict to the
+    first receiver, and to each other one a dict of its own.
     """
 
     __slots__ = (

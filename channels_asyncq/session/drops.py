@@ -1,4 +1,8 @@
-"""Messages that arrived and cannot be delivered: counted, and logged at a bounded rate."""
+"""
+Messages that arrived and that no channel can get: counted, and logged at a bounded rate.
+
+A message that a channel drops is counted by that channel's rooms: `Counters` lists all reasons.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from ..bus.base import Link
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """
-    A snapshot. Counts begin with the start of the session that they are from.
+    A snapshot, made by `Views.statistics()`. Counts begin with the start of the session that they are from.
 
     `queued` holds (channel, waiting messages), largest first, for each channel with waiting messages. `dropped`
     counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", "unhandled" for messages from

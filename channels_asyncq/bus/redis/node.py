@@ -199,7 +199,7 @@ class Node:
             if wire is not None:
                 wire.abort(ConnectionAbortedError(reason))
 
-    # For the readers of logs
+    # For catching up: `LogReader` reads pages, `Subscriber` asks the rest
 
     async def read_log(self, partition: int, start: bytes, count: int) -> Any:
         """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""

@@ -16,7 +16,7 @@ from ..base import Receiver
 
 
 class LateArrivals(Protocol):
-    """Notes envelopes that arrived after their expiry."""
+    """Notes envelopes that arrived after their expiry. Implemented by `bus.redis.recovery.LogReader`."""
 
     def note_expired(
         self, partition: int, topic: bytes, envelopes: list[Envelope], *, is_logged: bool
@@ -25,7 +25,7 @@ class LateArrivals(Protocol):
 
 
 class Opener:
-    """Decrypts and decodes messages. It holds no state of a connection or a partition."""
+    """Decrypts and decodes the envelopes that arrive. It holds no state of a connection or a partition."""
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class LossNotes:
 
 
 class Pages(Protocol):
-    """The source of the entries of logs."""
+    """The source of the entries of logs. Implemented by `bus.redis.node.Node`."""
 
     async def read_log(self, partition: int, start: bytes, count: int) -> Any:
         """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
@@ -47,6 +47,9 @@ class Pages(Protocol):
 class LogReader:
     """
     Reads logs at one node from the positions of partitions to their ends.
+
+    The node's `Subscriber` calls `catch_up()` while its connection for pushes is paused: after a reconnect, and
+    when a partition was moved here.
 
     Several readings may be under way, for partitions that were moved here one after the other. The losses that a
     reading found before it failed stay noted: the positions are past them already.

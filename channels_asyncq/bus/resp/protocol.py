@@ -16,7 +16,7 @@ from hiredis import Reader
 from ...clock import monotonic
 from .deadline import Deadline
 from .pipeline import Pipeline
-from .reader import MessageHandler, MessageReader, Reading
+from .reader import MessageHandler, PushReader, ReaderState
 from .replies import MORE, InFlight
 
 __all__ = ["ClosedIdle", "WireOwner", "WireProtocol"]
@@ -34,7 +34,11 @@ class ClosedIdle(ConnectionResetError):
 
 
 class WireOwner(Protocol):
-    """The owner of a connection, which is told of its end."""
+    """
+    The owner of a connection, which is told of its end.
+
+    Implemented by `bus.resp.supervisor.SupervisedConnection`.
+    """
 
     def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
         """Note that the connection has ended. `error` is None only if it was closed on request."""
@@ -113,9 +117,9 @@ class WireProtocol(asyncio.Protocol):
         self._deadline = Deadline(self, timeout, self._context)
         #: The commands.
         self.pipeline = Pipeline(self._deadline, self._context, max_pending=max_pending, max_bytes=max_bytes)
-        self._reader: MessageReader | None = None
+        self._reader: PushReader | None = None
         if messages is not None:
-            self._reader = MessageReader(
+            self._reader = PushReader(
                 self, self._parser, self.pipeline, self._deadline, messages, self._context
             )
         # Bounds the time in `draining`.
@@ -171,12 +175,12 @@ class WireProtocol(asyncio.Protocol):
         return self.pipeline.call(*args, reply=reply)
 
     def resume(self) -> None:
-        """Offer a held message again on the next loop iteration. See `MessageReader.resume()`."""
+        """Offer a held message again on the next loop iteration. See `PushReader.resume()`."""
         if self._reader is not None:
             self._reader.resume()
 
     def resume_now(self) -> None:
-        """Offer a held message again at once. See `MessageReader.resume_now()`."""
+        """Offer a held message again at once. See `PushReader.resume_now()`."""
         if self._reader is not None:
             self._reader.resume_now()
 
@@ -203,7 +207,7 @@ class WireProtocol(asyncio.Protocol):
         reader = self._reader
         if reader is not None:
             # A paused transport may still deliver bytes that it had already read or decrypted.
-            if reader.state is Reading.READING:
+            if reader.state is ReaderState.READING:
                 reader.read()
         elif self._state is _Life.OPEN or self._state is _Life.CLOSING:
             try:

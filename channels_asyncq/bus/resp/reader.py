@@ -15,7 +15,7 @@ from .deadline import Deadline
 from .pipeline import Pipeline
 from .replies import MORE
 
-__all__ = ["MessageHandler", "MessageReader", "Reading"]
+__all__ = ["MessageHandler", "PushReader", "ReaderState"]
 
 # After this many seconds other callbacks of the loop run before more messages and replies are handed on.
 _READ_SECONDS = SLICE
@@ -24,7 +24,11 @@ _MOST_ANSWERED = 512
 
 
 class MessageHandler(Protocol):
-    """Receives the messages of a subscriber's connection."""
+    """
+    Receives the messages of a subscriber's connection.
+
+    Implemented by `bus.redis.subscriber.Subscriber`.
+    """
 
     def on_message(self, topic: bytes, payload: bytes) -> bool:
         """Take a message and return True, or return False to hold it. It must not raise."""
@@ -38,7 +42,7 @@ class _Discarding:
 
 
 class Connection(Protocol):
-    """The connection of a reader."""
+    """The connection of a reader. Implemented by `bus.resp.protocol.WireProtocol`."""
 
     def abort(self, exc: Exception) -> None: ...
 
@@ -46,7 +50,7 @@ class Connection(Protocol):
         """Note that everything that arrived before the end of the connection is handed on."""
 
 
-class Reading(Enum):
+class ReaderState(Enum):
     """The states of a reader."""
 
     READING = auto()
@@ -55,7 +59,7 @@ class Reading(Enum):
     STOPPED = auto()
 
 
-class MessageReader:
+class PushReader:
     """
     Hands on the messages and replies of a subscriber's connection, in the order in which they arrived.
 
@@ -94,14 +98,14 @@ class MessageReader:
         # The next loop iteration in which this reads on, or offers the message again.
         self._continuation: asyncio.Handle | None = None
         #: Changed by the reader alone.
-        self.state = Reading.READING
+        self.state = ReaderState.READING
         #: The number of messages that were taken.
         self.messages = 0
 
     @property
     def is_stalled(self) -> bool:
         """Whether something that arrived waits to be handed on."""
-        return self.state is Reading.STALLED or self.state is Reading.HELD
+        return self.state is ReaderState.STALLED or self.state is ReaderState.HELD
 
     def connect(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -129,10 +133,10 @@ class MessageReader:
                     answered += 1
                     if answered == _MOST_ANSWERED:
                         stop_at = 0.0
-                if self.state is Reading.STOPPED:
+                if self.state is ReaderState.STOPPED:
                     break
                 if monotonic() > stop_at:
-                    self._stall(Reading.STALLED)
+                    self._stall(ReaderState.STALLED)
                     self._continue_soon()
                     break
         except Exception as exc:
@@ -142,12 +146,16 @@ class MessageReader:
             self._pipeline.wake()
 
     def _hold(self, message: tuple[bytes, bytes]) -> None:
-        if self.state is not Reading.STOPPED:
+        if self.state is not ReaderState.STOPPED:
             self._message = message
-            self._stall(Reading.HELD)
+            self._stall(ReaderState.HELD)
 
-    def _stall(self, state: Reading) -> None:
-        if self.state is Reading.READING and self._transport is not None and not self._transport.is_closing():
+    def _stall(self, state: ReaderState) -> None:
+        if (
+            self.state is ReaderState.READING
+            and self._transport is not None
+            and not self._transport.is_closing()
+        ):
             self._transport.pause_reading()
         self.state = state
 
@@ -157,7 +165,7 @@ class MessageReader:
 
         Does nothing when no message is held or one is about to be offered, and therefore inside on_message().
         """
-        if self.state is Reading.HELD and self._continuation is None:
+        if self.state is ReaderState.HELD and self._continuation is None:
             self._continue_soon()
 
     def resume_now(self) -> None:
@@ -168,7 +176,7 @@ class MessageReader:
         """
         if self._transport is None:
             self.resume()
-        elif self.state is Reading.HELD and self._continuation is None:
+        elif self.state is ReaderState.HELD and self._continuation is None:
             self._continue()
 
     def _continue_soon(self) -> None:
@@ -179,16 +187,16 @@ class MessageReader:
         self._continuation = None
         message, self._message = self._message, None
         if message is not None:
-            self.state = Reading.STALLED
+            self.state = ReaderState.STALLED
             if not self._offer(message):
                 return
         self.read()
-        if self.state is Reading.STOPPED or self._message is not None or self._continuation is not None:
+        if self.state is ReaderState.STOPPED or self._message is not None or self._continuation is not None:
             return
         if self._transport is None:
             self._connection.on_drained()
             return
-        self.state = Reading.READING
+        self.state = ReaderState.READING
         self._deadline.note_reading()
         if not self._transport.is_closing():
             self._transport.resume_reading()
@@ -200,7 +208,7 @@ class MessageReader:
             is_taken = self._handler.on_message(*message)
         except Exception as exc:
             self._connection.abort(exc)
-        if self.state is Reading.STOPPED:
+        if self.state is ReaderState.STOPPED:
             return False
         if is_taken:
             self.messages += 1
@@ -215,7 +223,7 @@ class MessageReader:
 
     def stop(self) -> None:
         """Hand on nothing more."""
-        self.state = Reading.STOPPED
+        self.state = ReaderState.STOPPED
         self._message = None
         if self._continuation is not None:
             self._continuation.cancel()
