@@ -18,7 +18,7 @@ SHORT = SLICE / 2
 
 
 class SlicesOwner(Protocol):
-    """What slices call."""
+    """What slices call. Implemented by `session.session.Session`."""
 
     def on_idle(self) -> None:
         """The slices were busy, and are not any more. Called on a later turn of the loop than `run()`."""

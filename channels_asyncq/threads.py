@@ -21,7 +21,7 @@ _EVENTLET = "eventlet.patcher"
 
 
 class Joinable(Protocol):
-    """A thread that was started."""
+    """A thread that was started. Implemented by `threading.Thread` and `threads._RealThread`."""
 
     def join(self, timeout: float | None = None) -> None: ...
 

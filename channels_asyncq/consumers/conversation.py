@@ -21,7 +21,7 @@ GRACE = 1.0
 
 
 class Handler(Protocol):
-    """The consumer, as far as a conversation uses it."""
+    """The consumer, as far as a conversation uses it. Implemented by `consumers.consumer.AsyncConsumer`."""
 
     async def dispatch(self, message: Any) -> None: ...
 

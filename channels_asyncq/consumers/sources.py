@@ -10,7 +10,12 @@ Message = dict[str, Any]
 
 
 class Source(Protocol):
-    """Gives messages without waiting, and wakes a waiter when one comes. For our own layer: `OpenChannel`."""
+    """
+    Gives messages without waiting, and wakes a waiter when one comes.
+
+    Implemented by `session.open_channel.OpenChannel` for our own layer, by `consumers.sources.ReceiveSource` for
+    other layers, and by `consumers.sources.Nothing` for no layer.
+    """
 
     def take(self) -> Message | None: ...
     def empty(self) -> bool: ...

@@ -38,7 +38,7 @@ class ChannelView:
 
 
 class PlaceObserver(Protocol):
-    """What a buffer calls when it can take messages again."""
+    """What a buffer calls when it can take messages again. Implemented by `local.flow.FlowControl`."""
 
     def on_place_free(self, buffer: ChannelBuffer) -> None:
         """A buffer that was marked `is_reported_full` has a place; the mark is gone."""

@@ -17,7 +17,11 @@ LIMIT = 10_000
 
 
 class MailboxOwner(Protocol):
-    """What a mailbox calls, always on its loop."""
+    """
+    What a mailbox calls, always on its loop.
+
+    Implemented by `bus.memory.subscriber.Subscriber` and `session.arrivals.Arrivals`.
+    """
 
     def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
         """Take an envelope. False: it is offered again, and the mailbox waits for the next `drain()`."""

@@ -6,7 +6,11 @@ from typing import Protocol
 
 
 class HubOwner(Protocol):
-    """The session of a hub. Everything here is called on its loop."""
+    """
+    The session of a hub. Everything here is called on its loop.
+
+    Implemented by `session.session.Session`.
+    """
 
     def on_group_empty(self, topic: bytes) -> None:
         """A group lost its last member in another way than by `Groups.leave()` or `abandon()`."""

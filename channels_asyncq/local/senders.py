@@ -10,7 +10,7 @@ from ..clock import monotonic
 
 
 class Places(Protocol):
-    """What senders need of the buffer that they wait for."""
+    """What senders need of the buffer that they wait for. Implemented by `local.buffers.ChannelBuffer`."""
 
     def may_proceed(self) -> bool:
         """Tell whether the next sender need not wait: there is a free place, or the buffer is closed."""

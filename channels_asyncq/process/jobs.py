@@ -19,7 +19,11 @@ T = TypeVar("T")
 
 
 class Bell(Protocol):
-    """What a job rings when it is over. `threads.Bell` wakes a greenlet, `LoopBell` a coroutine."""
+    """
+    What a job rings when it is over.
+
+    Implemented by `threads.Bell` for greenlets, and by `process.jobs.LoopBell` for coroutines.
+    """
 
     def ring(self) -> None:
         """Wake the waiting caller, from the relay's thread."""

@@ -16,7 +16,11 @@ from ..settings.options import Options
 
 
 class Buses(Protocol):
-    """Makes the buses of one layer's sessions, and owns the objects that these share."""
+    """
+    Makes the buses of one layer's sessions, and owns the objects that these share.
+
+    Implemented by `session.buses.MemoryBuses` and `session.buses.RedisBuses`.
+    """
 
     def open(
         self, options: Options, topics: Topics, codec: Codec, session_id: str, receiver: Receiver

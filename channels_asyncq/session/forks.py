@@ -11,7 +11,7 @@ from ..process import relay
 
 
 class Inheritor(Protocol):
-    """Something that a forked child must make anew."""
+    """Something that a forked child must make anew. Implemented by `session.registry.SessionRegistry`."""
 
     def start_afresh_in_child(self) -> object:
         """Start afresh; return everything that was inherited."""

@@ -32,7 +32,11 @@ def not_here(channel: str, remedy: str) -> ChannelLayerError:
 
 
 class Siblings(Protocol):
-    """What a session knows of the layer's other sessions in this process. `SessionRegistry` implements it."""
+    """
+    What a session knows of the layer's other sessions in this process.
+
+    Implemented by `session.registry.SessionRegistry`.
+    """
 
     def look_for_ended(self) -> None:
         """Find the sessions whose loops were closed without a word. From any thread."""

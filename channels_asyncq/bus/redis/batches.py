@@ -27,7 +27,11 @@ Message = tuple[bytes, bytes]
 
 
 class Route(Protocol):
-    """The way of messages of one kind: to which key or topic they go, and how they are packed."""
+    """
+    The way of messages of one kind: to which key or topic they go, and how they are packed.
+
+    Implemented by `bus.redis.batches.TopicRoute`, and for normal channels by `bus.redis.queues.QueueRoute`.
+    """
 
     #: The command of this loop iteration that more messages may join.
     open: Batch | None

@@ -17,7 +17,7 @@ from .subscriptions import Subscription
 
 
 class LinkObserver(Protocol):
-    """The bus, as its nodes see it."""
+    """The bus, as its nodes see it. Implemented by `bus.redis.bus.RedisBus`."""
 
     def start(self) -> None:
         """Begin connecting to all hosts, unless that is done or under way."""

@@ -12,7 +12,7 @@ __all__ = ["CapacityQueue"]
 
 
 class Bounded(Protocol):
-    """Commands that are bounded in number and bytes."""
+    """Commands that are bounded in number and bytes. Implemented by `bus.resp.pipeline.Pipeline`."""
 
     @property
     def is_closed(self) -> bool:

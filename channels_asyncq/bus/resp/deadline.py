@@ -25,7 +25,7 @@ _GRACE = 0.1
 
 
 class Watched(Protocol):
-    """The connection of a deadline."""
+    """The connection of a deadline. Implemented by `bus.resp.protocol.WireProtocol`."""
 
     @property
     def transport(self) -> asyncio.Transport | None: ...

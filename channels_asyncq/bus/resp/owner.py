@@ -11,7 +11,11 @@ __all__ = ["ConnectionOwner"]
 
 
 class ConnectionOwner(Protocol):
-    """The owner of a supervised connection: it sends and reads, and decides about commands in flight."""
+    """
+    The owner of a supervised connection: it sends and reads, and decides about commands in flight.
+
+    Implemented by `bus.redis.node.Node`, and for pushes by `bus.redis.subscriber.Subscriber`.
+    """
 
     async def set_up(self, wire: WireProtocol) -> None:
         """Prepare a new connection before it is used. An error ends the attempt."""

@@ -39,6 +39,8 @@ class ReplySink(Protocol):
     Gets the reply to a command, as a future does, but within the call that reads the reply.
 
     Its methods are those of a future that a connection calls. They must not raise.
+
+    Implemented by `asyncio.Future`, and as an `OpenCommand` by `bus.redis.batches.Batch`.
     """
 
     def done(self) -> bool: ...
@@ -52,6 +54,8 @@ class OpenCommand(ReplySink, Protocol):
     A command that may grow until it is written, and gets its own reply.
 
     Until it is packed, `size` and `count` are the most that it may grow to. Afterwards they are exact.
+
+    Implemented by `bus.redis.batches.Batch`.
     """
 
     #: The bytes that it carries.
