@@ -25,7 +25,11 @@ def channel_full(channel: str, capacity: int) -> ChannelFull:
 
 
 class Receiver(Protocol):
-    """The callbacks of a bus: called on the loop of its session, and never from inside a call into the bus."""
+    """
+    The callbacks of a bus: called on the loop of its session, and never from inside a call into the bus.
+
+    Implemented by `session.arrivals.Arrivals`.
+    """
 
     def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:
         """Take an envelope of a subscribed topic. False: offer it again after `PubSub.resume()`."""
@@ -73,7 +77,8 @@ class Link:
     """
     The state of the connections to one host.
 
-    `state` is "connected", "connecting" or "closed"; `reason` tells why it is not connected.
+    `state` is "connected", "connecting" or "closed"; `reason` tells why it is not connected. `Node.link()` makes it
+    of the two connections to a server, and `reconnects` counts both.
     """
 
     address: str
@@ -111,7 +116,12 @@ class Health:
 
 
 class ChannelRoute(Protocol):
-    """The route to one channel of another session, or to a normal channel. Errors are those of the bus."""
+    """
+    The route to one channel of another session, or to a normal channel. Errors are those of the bus.
+
+    Implemented by `bus.redis.pubsub.NameRoute` and `bus.redis.queues.QueueRoute`, and on `memory://` by
+    `bus.memory.bus.InboxRoute` and `bus.memory.bus.QueueRoute`.
+    """
 
     def send(self, payload: bytes) -> Awaitable[object]:
         """
@@ -123,7 +133,11 @@ class ChannelRoute(Protocol):
 
 
 class GroupRoute(Protocol):
-    """The route to one group."""
+    """
+    The route to one group.
+
+    Implemented by `bus.redis.pubsub.NameRoute`, and on `memory://` by `bus.memory.bus.MemoryGroupRoute`.
+    """
 
     @property
     def topic(self) -> Topic:
@@ -134,7 +148,11 @@ class GroupRoute(Protocol):
 
 
 class PubSub(Protocol):
-    """Topics: those of groups, the inboxes of sessions, and one that all sessions subscribe to."""
+    """
+    Topics: those of groups, the inboxes of sessions, and one that all sessions subscribe to.
+
+    Implemented by `bus.redis.pubsub.RedisPubSub`, and on `memory://` by `bus.memory.bus.MemoryPubSub`.
+    """
 
     def subscribe(self, topic: Topic) -> None:
         """Keep this topic subscribed from now on, across reconnects; `confirmed()` waits for the server."""
@@ -165,7 +183,11 @@ class PubSub(Protocol):
 
 
 class WorkQueues(Protocol):
-    """Normal channels: each message goes to one reader, in any session."""
+    """
+    Normal channels: each message goes to one reader, in any session.
+
+    Implemented by `bus.redis.queues.RedisQueues`, and on `memory://` by `bus.memory.bus.MemoryQueues`.
+    """
 
     def route(self, channel: str) -> ChannelRoute:
         """Return the route to a normal channel."""
@@ -203,7 +225,11 @@ class WorkQueues(Protocol):
 
 
 class Members(Protocol):
-    """The memberships of normal channels in groups, which a server holds."""
+    """
+    The memberships of normal channels in groups, which a server holds.
+
+    Implemented by `bus.redis.members.RedisMembers`, and on `memory://` by `bus.memory.bus.MemoryMembers`.
+    """
 
     async def add(self, group: str, channel: str, seconds: float | None = None) -> None:
         """Make a normal channel a member of a group, for `seconds`, or for `group_expiry` if that is None."""
@@ -220,7 +246,12 @@ class Members(Protocol):
 
 
 class Connections(Protocol):
-    """The connections of one session to its hosts, as they are now."""
+    """
+    The connections of one session to its hosts, as they are now.
+
+    Implemented by `bus.redis.connections.RedisConnections`, and on `memory://` by
+    `bus.memory.bus.MemoryConnections`.
+    """
 
     def links(self) -> list[Link]:
         """Return their state, one entry per host."""
