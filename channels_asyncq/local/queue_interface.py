@@ -14,6 +14,7 @@ class QueueInterface(asyncio.Queue[Envelope]):
     What an `asyncio.Queue` offers beside `qsize()`, `full()` and `empty()`. It has no state of its own.
 
     Every method of Queue is overridden here or below, so that none of them needs what `Queue.__init__()` makes.
+    Implemented by `local.buffers.ChannelBuffer`.
     """
 
     channel: str

@@ -12,7 +12,7 @@ class Router(ABC):
     """
     The nodes that a session uses, and the home of each partition among them.
 
-    A router that learns of a new home calls `Partition.move()`.
+    A router that learns of a new home calls `Partition.move()`. Implemented by `bus.redis.router.StaticRouter`.
     """
 
     def __init__(self, nodes: list[Node]) -> None:
