@@ -120,7 +120,7 @@ class ChannelRoute(Protocol):
     The route to one channel of another session, or to a normal channel. Errors are those of the bus.
 
     Implemented by `bus.redis.pubsub.NameRoute` and `bus.redis.queues.QueueRoute`, and on `memory://` by
-    `bus.memory.bus.InboxRoute` and `bus.memory.bus.QueueRoute`.
+    `bus.memory.bus.MemoryInboxRoute` and `bus.memory.bus.MemoryQueueRoute`.
     """
 
     def send(self, payload: bytes) -> Awaitable[object]:

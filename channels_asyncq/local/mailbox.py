@@ -20,7 +20,7 @@ class MailboxOwner(Protocol):
     """
     What a mailbox calls, always on its loop.
 
-    Implemented by `bus.memory.subscriber.Subscriber` and `session.arrivals.Arrivals`.
+    Implemented by `bus.memory.subscriber.MemorySubscriber` and `session.arrivals.Arrivals`.
     """
 
     def on_envelope(self, topic: bytes, envelope: Envelope) -> bool:

@@ -13,7 +13,7 @@ from ...settings.options import Options
 from ..base import Health, HostHealth, Link, Receiver
 from .broker import Broker
 from .queues import Waiter
-from .subscriber import Subscriber
+from .subscriber import MemorySubscriber
 
 
 class MemoryBus:
@@ -31,7 +31,7 @@ class MemoryBus:
         self._loop = asyncio.get_running_loop()
         self._receiver = receiver
         self._broker = broker
-        self._subscriber = subscriber = Subscriber(broker, session_id, receiver)
+        self._subscriber = subscriber = MemorySubscriber(broker, session_id, receiver)
         self.pubsub = MemoryPubSub(broker, options, topics, subscriber)
         self.queues = MemoryQueues(broker, options, topics, subscriber)
         self.members = MemoryMembers(broker, options)
@@ -63,7 +63,9 @@ class MemoryBus:
 class MemoryPubSub:
     """The topics of a namespace, for one session."""
 
-    def __init__(self, broker: Broker, options: Options, topics: Topics, subscriber: Subscriber) -> None:
+    def __init__(
+        self, broker: Broker, options: Options, topics: Topics, subscriber: MemorySubscriber
+    ) -> None:
         self._broker = broker
         self._options = options
         self._topics = topics
@@ -96,8 +98,8 @@ class MemoryPubSub:
         envelope = _wrapped(self._options, payload, target, flags)
         self._subscriber.hand_over(self._broker.publish(topic.name, envelope))
 
-    def channel_route(self, channel: str, session_id: str) -> InboxRoute:
-        return InboxRoute(self, channel, self._topics.inbox(session_id))
+    def channel_route(self, channel: str, session_id: str) -> MemoryInboxRoute:
+        return MemoryInboxRoute(self, channel, self._topics.inbox(session_id))
 
     def group_route(self, group: str) -> MemoryGroupRoute:
         return MemoryGroupRoute(self, group, self._topics.group(group).topic)
@@ -118,18 +120,20 @@ class MemoryPubSub:
 class MemoryQueues:
     """The normal channels of a namespace, for one session."""
 
-    def __init__(self, broker: Broker, options: Options, topics: Topics, subscriber: Subscriber) -> None:
+    def __init__(
+        self, broker: Broker, options: Options, topics: Topics, subscriber: MemorySubscriber
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._broker = broker
         self._options = options
         self._topics = topics
         self._subscriber = subscriber
 
-    def route(self, channel: str) -> QueueRoute:
-        return QueueRoute(self, channel)
+    def route(self, channel: str) -> MemoryQueueRoute:
+        return MemoryQueueRoute(self, channel)
 
-    def waiting_route(self, channel: str) -> QueueRoute:
-        return QueueRoute(self, channel, Waiter(self._subscriber.session_id, monotonic()))
+    def waiting_route(self, channel: str) -> MemoryQueueRoute:
+        return MemoryQueueRoute(self, channel, Waiter(self._subscriber.session_id, monotonic()))
 
     def stop_waiting(self, channel: str) -> None:
         self._broker.stop_waiting(channel, self._subscriber.session_id)
@@ -201,7 +205,7 @@ class MemoryConnections:
         """Return at once: all sessions of the process have the same layout."""
 
 
-class InboxRoute:
+class MemoryInboxRoute:
     """The route to a channel of another session: to the inbox of that session."""
 
     def __init__(self, pubsub: MemoryPubSub, channel: str, inbox: Topic) -> None:
@@ -213,7 +217,7 @@ class InboxRoute:
         await self._pubsub.publish(self._inbox, self._channel, payload, 0)
 
 
-class QueueRoute:
+class MemoryQueueRoute:
     """The route to a normal channel, for a sender that waits for a place if there is a `waiter`."""
 
     def __init__(self, queues: MemoryQueues, channel: str, waiter: Waiter | None = None) -> None:

@@ -9,7 +9,7 @@ from ...messages.envelopes import Envelope
 
 
 class Listener(Protocol):
-    """One session's side of publish and subscribe. Implemented by `bus.memory.subscriber.Subscriber`."""
+    """One session's side of publish and subscribe. Implemented by `bus.memory.subscriber.MemorySubscriber`."""
 
     @property
     def session_id(self) -> str: ...

@@ -16,7 +16,7 @@ from .pubsub import Listener
 _WAKE = Envelope(b"", "")
 
 
-class Subscriber:
+class MemorySubscriber:
     """
     The topics that one session listens to, and the mailbox in which it gets what is published there.
 
