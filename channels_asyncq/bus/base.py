@@ -1,4 +1,8 @@
-"""The seam between a session and the bus that carries its messages: protocols of the bus, and its callbacks."""
+"""
+The seam between a session and the bus that carries its messages: protocols of the bus, and its callbacks.
+
+tests/contract/buses.py has the rules that each bus keeps.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """
-The contract of a channel layer: every rule that a bus must keep, as classes of tests, a module for each subject.
+The contract of a channel layer: what it does on every bus, as classes of tests, a module for each subject.
+
+The rules of a bus alone, without a layer, are in `buses`.
 
 Here is what the rules are written with. A bus's own test module supplies the fixtures `make_layer` (see
 `MakeLayer`) and `let_time_pass` (see `LetTimePass`), and binds the rules by subclassing::
