@@ -81,8 +81,8 @@ class Link:
     """
     The state of the connections to one host.
 
-    `state` is "connected", "connecting" or "closed"; `reason` tells why it is not connected. `Node.link()` makes it
-    of the two connections to a server, and `reconnects` counts both.
+    `state` is "connected", "connecting" or "closed"; `reason` tells why it is not connected. `Node.link()`
+    makes it of the two connections to a server, and `reconnects` counts both.
     """
 
     address: str
@@ -282,6 +282,8 @@ class Bus(Protocol):
     Every coroutine raises LayerUnavailable when the connection is lost for longer than `send_timeout`, at once if
     that time is over, and DeliveryUnknown when the bytes were written and no answer came. Cancelling does not
     undo a command that was written.
+
+    Implemented by `bus.redis.bus.RedisBus` and `bus.memory.bus.MemoryBus`.
     """
 
     @property

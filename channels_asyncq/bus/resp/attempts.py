@@ -33,7 +33,7 @@ _EXAMINE_AFTER = 2
 
 
 class Supervisor(WireOwner, Protocol):
-    """The supervised connection that is to be made."""
+    """The connection that is to be made. Implemented by `bus.resp.supervisor.SupervisedConnection`."""
 
     def use(self, wire: WireProtocol) -> None:
         """Use a connection that is set up."""

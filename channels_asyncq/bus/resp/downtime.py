@@ -31,7 +31,11 @@ class Phase(Enum):
 
 
 class DowntimeOwner(Protocol):
-    """The connection that is out of service."""
+    """
+    The connection that is out of service.
+
+    Implemented by `bus.resp.supervisor.SupervisedConnection`.
+    """
 
     def on_time_over(self, grace: float) -> None:
         """
