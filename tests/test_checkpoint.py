@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -66,7 +67,7 @@ class World:
         node.log = LogReader(self.shared, cast(Any, None))
         node.logged_topics = lambda each: logged_topics([home.partitions[number] for number in each])
         node.checkpoint = Checkpoint(self.shared, as_node(home), Watch(home.address, None))
-        node.subscriber.fence_topic = b"fence"
+        node.subscriber.topics = SimpleNamespace(fence_topic=b"fence")
         partitions = [home.partition(number, self.shared) for number in numbers]
         for number, partition in zip(numbers, partitions, strict=True):
             partition.subscriptions.want(b"room%d" % number, is_logged=True)

@@ -227,9 +227,9 @@ class Receiver:
         self.checkpoint.drop()
         subscriber._held = None
         self.wire = Wire()
-        subscriber._wire = wire = cast(WireProtocol, self.wire)
+        subscriber.topics.wire = wire = cast(WireProtocol, self.wire)
         subscriber._pauses = 0
-        topics = [subscriber.fence_topic, *TOPICS, *([LATE] if self.world.joined else [])]
+        topics = [subscriber.topics.fence_topic, *TOPICS, *([LATE] if self.world.joined else [])]
         for topic in topics:
             await step()
             if self.is_connected:
@@ -455,7 +455,7 @@ class Delivery(RuleBasedStateMachine):
             if not self.server.logs.get(partition) and partition not in self.server.last:
                 self.server.add(partition, b"begin", b"")
             ends.append(self.server.last[partition])
-        fence = self.receiver.subscriber.fence_topic
+        fence = self.receiver.subscriber.topics.fence_topic
         if fence in self.receiver.subscribed:
             marks = b"%d - -" % self.server.clock
             data = b"\n".join([b" ".join([b"%d" % number, *ends]), marks, b"", b"0 0"])

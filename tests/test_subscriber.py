@@ -124,7 +124,7 @@ class World:
         node.has_refused = self._has_refused
         self.subscriber = Subscriber(self.shared, as_node(home))
         self.wire = node.pushes.wire = Wire(self.subscriber)
-        self.subscriber._wire = cast(WireProtocol, self.wire)
+        self.subscriber.topics.wire = cast(WireProtocol, self.wire)
         self.subscriber._run_id = RUN_ID
         self.partitions = [self._partition(number) for number in (0, 1)]
 

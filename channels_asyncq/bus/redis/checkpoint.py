@@ -114,7 +114,7 @@ class Checkpoint:
         lifetime = _MARK_LIVES + _jitter.randrange(_MARK_DIFFERS)
         keeps_past = self._node.lease_keeper.keeps_past
         arguments = (self._number, keep, keeps_past, plan.marks, lifetime)
-        return (*plan.command, self._node.subscriber.fence_topic, *arguments), arrived
+        return (*plan.command, self._node.subscriber.topics.fence_topic, *arguments), arrived
 
     def _present_plan(self) -> Plan:
         lease, partitions = self._node.lease, tuple(sorted(self._node.partitions))

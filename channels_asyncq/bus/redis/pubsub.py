@@ -73,12 +73,12 @@ class RedisPubSub:
     def subscribe(self, topic: Topic) -> None:
         """Keep this topic subscribed from now on, across reconnects."""
         partition = self._partitions[topic.partition]
-        partition.home.subscriber.subscribe(partition, topic.name, is_logged=topic.is_logged)
+        partition.home.subscriber.topics.subscribe(partition, topic.name, is_logged=topic.is_logged)
 
     def unsubscribe(self, topic: Topic) -> None:
         """Give up this topic."""
         partition = self._partitions[topic.partition]
-        partition.home.subscriber.unsubscribe(partition, topic.name)
+        partition.home.subscriber.topics.unsubscribe(partition, topic.name)
 
     def is_confirmed(self, topic: Topic) -> bool:
         """Tell whether the server has confirmed the subscription on the present connection."""
@@ -90,7 +90,7 @@ class RedisPubSub:
     def confirmed(self, topic: Topic) -> Coroutine[Any, Any, None]:
         """Return when the server has confirmed a subscribed topic. Cancelling is safe."""
         partition = self._partitions[topic.partition]
-        return partition.home.subscriber.confirmed(partition, topic.name, is_logged=topic.is_logged)
+        return partition.home.subscriber.topics.confirmed(partition, topic.name, is_logged=topic.is_logged)
 
     def resume(self) -> None:
         """Offer the envelopes that the receiver did not take again, and go on."""

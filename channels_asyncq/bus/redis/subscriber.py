@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 from collections.abc import Collection, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
-from hiredis import ReplyError
 
-from ...events import CONNECTION
 from ...exceptions import ChannelLayerError, LayerUnavailable
 from ...messages.envelopes import Envelope
 from ...slices import Slice
 from ..resp.protocol import WireProtocol
-from ..resp.replies import InFlight, copy_error
+from ..resp.replies import InFlight
 from .handshake import raise_last_words, run_id_in
 from .partition import Partition, PartitionReading, Reading
 from .sequences import parse_position
 from .shared import Shared
-from .subscriptions import Subscription, SubscriptionLedger
+from .subscribing import TopicSubscriber
+from .subscriptions import Subscription
 
 if TYPE_CHECKING:
     from .node import Node
@@ -48,22 +46,13 @@ class Subscriber:
         self._receiver = shared.receiver
         # A logged push begins with the wire version, `#`, and the position of its last entry.
         self._logged = tuple(b"%c#" % version for version in shared.formats.versions)
-        self.fence_topic = shared.topics.fence(node.host, node.number)
-        self._layouts_topic = shared.topics.layouts(node.host)
-        # The topics of the node itself.
-        self._own = SubscriptionLedger({})
-        # The connection for SUBSCRIBE, from the beginning of its set-up.
-        self._wire: WireProtocol | None = None
+        self.topics = TopicSubscriber(shared, node)
         # The run_id of its server; empty if it is not known.
         self._run_id = b""
         # The number of readings under way: the connection is paused while there are any.
         self._pauses = 0
         # The last push that was not taken: its bytes, and the rest of its envelopes, the next one last.
         self._held: tuple[bytes, list[Envelope]] | None = None
-        # By topic: refusals during the set-up. One of them may be the reason why the connection does not come up.
-        self._refused: dict[bytes, ReplyError] = {}
-        # By topic: the reply to UNSUBSCRIBE that is due.
-        self._leaving: dict[bytes, asyncio.Future[Any]] = {}
         # Tasks for partitions that were moved here or away.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -84,22 +73,18 @@ class Subscriber:
         checkpoint.drop()
         # A session whose layout is refused must not receive the messages of others.
         node.commands.raise_if_overdue()
-        self._own.want(self.fence_topic, is_logged=False)
-        self._own.want(self._layouts_topic, is_logged=False)
+        self.topics.connect(wire)
         self._held = None
-        self._wire = wire
         self._pauses = 0
         info = wire.call("INFO", "server")
-        last = await self._subscribe_to_all(wire, readings)
-        fence_reply = self._asked_fence()
+        last = await self.topics.subscribe_to_all(wire, readings)
+        fence_reply = self.topics.asked_fence()
         # Replies come in the order of the commands: with the last one, all are there.
         await asyncio.wait([info, fence_reply, last])
         raise_last_words([info, last])
         # The waiters for a refused topic have its error. The other topics work, but not without fences.
         fence_reply.result()
-        for topic, error in self._refused.items():
-            self._note_refused(topic, error)
-        self._refused.clear()
+        self.topics.report_refusals()
         run_id = run_id_in(info)
         await node.commands.up()
         if run_id and node.run_id and run_id != node.run_id:
@@ -155,7 +140,7 @@ class Subscriber:
 
     def _disconnect(self) -> None:
         self._cancel_tasks()
-        self._own.disconnect()
+        self.topics.disconnect()
         for each in self._node.partitions.values():
             each.leave_connection()
 
@@ -171,8 +156,8 @@ class Subscriber:
         """Offer the receiver again the envelopes that it did not take, and go on."""
         if self._pauses:
             self._node.log.resume()
-        elif self._wire is not None:
-            self._wire.resume_now()
+        elif self.topics.wire is not None:
+            self.topics.wire.resume_now()
 
     # Catching up
 
@@ -197,7 +182,7 @@ class Subscriber:
                 if reading.is_current:
                     reading.partition.enter(Reading.LIVE)
         finally:
-            if self._wire is wire:
+            if self.topics.wire is wire:
                 self._pauses -= 1
                 if not self._pauses:
                     wire.resume()
@@ -219,7 +204,7 @@ class Subscriber:
     async def _take_in(self, reading: PartitionReading, wire: WireProtocol) -> None:
         partition = reading.partition
         try:
-            last = await self._subscribe_to(wire, reading)
+            last = await self.topics.subscribe_to(wire, reading)
             if last is not None:
                 await asyncio.wait([last])
             if not reading.is_current or wire.is_lost:
@@ -242,7 +227,7 @@ class Subscriber:
 
     def release(self, partition: Partition) -> None:
         """Unsubscribe from the topics of a partition that was moved away."""
-        wire = self._wire
+        wire = self.topics.wire
         topics = [entry.topic for entry in partition.subscriptions if entry.asked is not None]
         if topics and wire is not None and not wire.is_lost:
             self._spawn(self._unsubscribe_from(wire, topics), f"releasing partition {partition.number}")
@@ -253,7 +238,7 @@ class Subscriber:
             entry = self._index.get(topic)
             is_back = entry is not None and entry.asked is not None and self._is_here(entry)
             if not is_back and not wire.is_lost:
-                self._send_unsubscribe(wire, topic)
+                self.topics.send_unsubscribe(wire, topic)
             await turn.rest()
 
     def _is_here(self, entry: Subscription) -> bool:
@@ -267,125 +252,6 @@ class Subscriber:
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    # Subscriptions
-
-    async def _subscribe_to_all(
-        self, wire: WireProtocol, readings: list[PartitionReading]
-    ) -> asyncio.Future[Any]:
-        """Send SUBSCRIBE for the topics of the node and of these partitions, in slices; return the last reply."""
-        for entry in self._own:
-            last = self._send_subscribe(wire, self._own, entry)
-        for reading in readings:
-            last = await self._subscribe_to(wire, reading) or last
-        return last
-
-    async def _subscribe_to(
-        self, wire: WireProtocol, reading: PartitionReading
-    ) -> asyncio.Future[Any] | None:
-        """Send SUBSCRIBE for each wanted topic, in slices; return the last reply, None without a topic."""
-        ledger = reading.partition.subscriptions
-        turn = Slice()
-        last: asyncio.Future[Any] | None = None
-        for entry in ledger:
-            if not reading.is_current:
-                break  # another reading has begun, and waits for its own replies
-            # During the last turn it may have been given up, or wanted anew and sent.
-            if entry.asked is None and ledger.get(entry.topic) is entry:
-                last = self._send_subscribe(wire, ledger, entry)
-            await turn.rest()
-        return last
-
-    def _asked_fence(self) -> asyncio.Future[Any]:
-        entry = self._own.get(self.fence_topic)
-        assert entry is not None and entry.asked is not None
-        return entry.asked
-
-    def _send_subscribe(
-        self, wire: WireProtocol, ledger: SubscriptionLedger, entry: Subscription
-    ) -> asyncio.Future[Any]:
-        entry.asked = reply = wire.call(b"SUBSCRIBE", entry.topic)
-        reply.add_done_callback(partial(self._subscribed, ledger, entry))
-        return reply
-
-    def _subscribed(
-        self, ledger: SubscriptionLedger, entry: Subscription, reply: asyncio.Future[Any]
-    ) -> None:
-        error = reply.exception()
-        if error is None:
-            self._refused.pop(entry.topic, None)
-            if ledger.confirm(entry, reply):
-                if entry.partition is None or entry.partition.is_live:
-                    entry.finish(None)
-                self._receiver.on_subscribed(entry.topic)
-        elif isinstance(error, ReplyError) and entry.asked is reply:
-            if self._node.pushes.wire is None:
-                self._refused[entry.topic] = error
-            else:
-                self._note_refused(entry.topic, error)
-            ledger.refuse(entry, self._node.refusals.error_for(error))
-
-    def _note_refused(self, topic: bytes, error: ReplyError) -> None:
-        diagnosis = self._node.connector.remedies.diagnose(str(error))
-        self._node.faults.warn(
-            CONNECTION,
-            "subscription.refused",
-            diagnosis.cause,
-            "%s refused a subscription to %s: %s",
-            self._node.address,
-            topic.decode(),
-            diagnosis.reason,
-            level=logging.ERROR,
-        )
-
-    def subscribe(self, partition: Partition, topic: bytes, *, is_logged: bool) -> None:
-        """Keep a topic subscribed, of a partition that is at this node."""
-        entry = partition.subscriptions.want(topic, is_logged)
-        wire = self._wire
-        # A partition that is away will be subscribed to as a whole.
-        is_due = entry.asked is None and partition.reading is not Reading.AWAY
-        if is_due and wire is not None and not wire.is_lost:
-            entry.follows = self._leaving.get(topic)
-            self._send_subscribe(wire, partition.subscriptions, entry)
-
-    def unsubscribe(self, partition: Partition, topic: bytes) -> None:
-        """Give up a topic of a partition that is at this node."""
-        wire = self._wire
-        if partition.subscriptions.give_up(topic) and wire is not None and not wire.is_lost:
-            self._send_unsubscribe(wire, topic)
-
-    def _send_unsubscribe(self, wire: WireProtocol, topic: bytes) -> None:
-        self._leaving[topic] = reply = wire.call(b"UNSUBSCRIBE", topic)
-        reply.add_done_callback(partial(self._left, topic))
-
-    def _left(self, topic: bytes, reply: asyncio.Future[Any]) -> None:
-        if self._leaving.get(topic) is reply:
-            del self._leaving[topic]
-
-    async def confirmed(self, partition: Partition, topic: bytes, *, is_logged: bool) -> None:
-        """Return when a subscription is confirmed and its partition live. Cancelling is safe."""
-        node = self._node
-        if not node.commands.was_up:
-            # Its set-up compares the layouts: no session joins an incompatible namespace.
-            await node.commands.up()
-        entry = partition.subscriptions.get(topic)
-        if entry is None or (entry.is_confirmed and partition.is_live):
-            return
-        if entry.asked is None:
-            self.subscribe(partition, topic, is_logged=is_logged)  # again, if it was refused
-        if node.pushes.wire is None and (refusal := self._refused.get(topic)) is not None:
-            raise node.refusals.error_for(refusal) from refusal
-        node.pushes.raise_if_overdue()
-        node.pushes.start()
-        waiter: asyncio.Future[None] = self._shared.loop.create_future()
-        entry.waiters.append(waiter)
-        try:
-            await waiter
-        except (ChannelLayerError, ImproperlyConfigured) as exc:
-            raise copy_error(exc) from exc
-        finally:
-            if waiter in entry.waiters:
-                entry.waiters.remove(waiter)
 
     # Pushes
 
@@ -446,12 +312,12 @@ class Subscriber:
 
     def _on_own(self, topic: bytes, data: bytes) -> None:
         """Act on a push for the node itself. A push on any other topic was under way when that was given up."""
-        if topic == self.fence_topic:
+        if topic == self.topics.fence_topic:
             try:
                 self._node.checkpoint.on_fence(data)
             except ValueError as exc:
                 self._receiver.on_unreadable(topic, str(exc))
-        elif topic == self._layouts_topic:
+        elif topic == self.topics.layouts_topic:
             self._node.lease_keeper.look()
 
 

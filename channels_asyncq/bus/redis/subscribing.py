@@ -1,0 +1,183 @@
+"""SUBSCRIBE and UNSUBSCRIBE for the topics of a node and its partitions, and the waiting for confirmations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ImproperlyConfigured
+from hiredis import ReplyError
+
+from ...events import CONNECTION
+from ...exceptions import ChannelLayerError
+from ...slices import Slice
+from ..resp.protocol import WireProtocol
+from ..resp.replies import copy_error
+from .partition import Partition, PartitionReading, Reading
+from .shared import Shared
+from .subscriptions import Subscription, SubscriptionLedger
+
+if TYPE_CHECKING:
+    from .node import Node
+
+
+class TopicSubscriber:
+    """
+    Subscribes to the topics that the partitions at a node want, and to those of the node itself.
+
+    A topic has its state in the `SubscriptionLedger` of its partition, which moves with it. Here is the state of
+    the connection: what it refused, and which UNSUBSCRIBE has no reply yet.
+    """
+
+    def __init__(self, shared: Shared, node: Node) -> None:
+        self._shared = shared
+        self._node = node
+        self._receiver = shared.receiver
+        self.fence_topic = shared.topics.fence(node.host, node.number)
+        self.layouts_topic = shared.topics.layouts(node.host)
+        # The topics of the node itself.
+        self._own = SubscriptionLedger({})
+        #: The connection for SUBSCRIBE, from the beginning of its set-up.
+        self.wire: WireProtocol | None = None
+        # By topic: refusals during the set-up. One of them may be the reason why the connection does not come up.
+        self._refused: dict[bytes, ReplyError] = {}
+        # By topic: the reply to UNSUBSCRIBE that is due.
+        self._leaving: dict[bytes, asyncio.Future[Any]] = {}
+
+    # The connection
+
+    def connect(self, wire: WireProtocol) -> None:
+        """Use a new connection. The topics of the node itself are wanted from now on."""
+        self._own.want(self.fence_topic, is_logged=False)
+        self._own.want(self.layouts_topic, is_logged=False)
+        self.wire = wire
+
+    def disconnect(self) -> None:
+        """Note that the connection is lost, or another one follows."""
+        self._own.disconnect()
+
+    def report_refusals(self) -> None:
+        """Log the refusals during the set-up: the connection comes up nevertheless."""
+        for topic, error in self._refused.items():
+            self._note_refused(topic, error)
+        self._refused.clear()
+
+    async def subscribe_to_all(
+        self, wire: WireProtocol, readings: list[PartitionReading]
+    ) -> asyncio.Future[Any]:
+        """Send SUBSCRIBE for the topics of the node and of these partitions, in slices; return the last reply."""
+        for entry in self._own:
+            last = self._send_subscribe(wire, self._own, entry)
+        for reading in readings:
+            last = await self.subscribe_to(wire, reading) or last
+        return last
+
+    async def subscribe_to(self, wire: WireProtocol, reading: PartitionReading) -> asyncio.Future[Any] | None:
+        """Send SUBSCRIBE for each wanted topic, in slices; return the last reply, None without a topic."""
+        ledger = reading.partition.subscriptions
+        turn = Slice()
+        last: asyncio.Future[Any] | None = None
+        for entry in ledger:
+            if not reading.is_current:
+                break  # another reading has begun, and waits for its own replies
+            # During the last turn it may have been given up, or wanted anew and sent.
+            if entry.asked is None and ledger.get(entry.topic) is entry:
+                last = self._send_subscribe(wire, ledger, entry)
+            await turn.rest()
+        return last
+
+    def asked_fence(self) -> asyncio.Future[Any]:
+        """Return the reply to SUBSCRIBE for the topic of the fences."""
+        entry = self._own.get(self.fence_topic)
+        assert entry is not None and entry.asked is not None
+        return entry.asked
+
+    def _send_subscribe(
+        self, wire: WireProtocol, ledger: SubscriptionLedger, entry: Subscription
+    ) -> asyncio.Future[Any]:
+        entry.asked = reply = wire.call(b"SUBSCRIBE", entry.topic)
+        reply.add_done_callback(partial(self._subscribed, ledger, entry))
+        return reply
+
+    def _subscribed(
+        self, ledger: SubscriptionLedger, entry: Subscription, reply: asyncio.Future[Any]
+    ) -> None:
+        error = reply.exception()
+        if error is None:
+            self._refused.pop(entry.topic, None)
+            if ledger.confirm(entry, reply):
+                if entry.partition is None or entry.partition.is_live:
+                    entry.finish(None)
+                self._receiver.on_subscribed(entry.topic)
+        elif isinstance(error, ReplyError) and entry.asked is reply:
+            if self._node.pushes.wire is None:
+                self._refused[entry.topic] = error
+            else:
+                self._note_refused(entry.topic, error)
+            ledger.refuse(entry, self._node.refusals.error_for(error))
+
+    def _note_refused(self, topic: bytes, error: ReplyError) -> None:
+        diagnosis = self._node.connector.remedies.diagnose(str(error))
+        self._node.faults.warn(
+            CONNECTION,
+            "subscription.refused",
+            diagnosis.cause,
+            "%s refused a subscription to %s: %s",
+            self._node.address,
+            topic.decode(),
+            diagnosis.reason,
+            level=logging.ERROR,
+        )
+
+    # One topic
+
+    def subscribe(self, partition: Partition, topic: bytes, *, is_logged: bool) -> None:
+        """Keep a topic subscribed, of a partition that is at this node."""
+        entry = partition.subscriptions.want(topic, is_logged)
+        wire = self.wire
+        # A partition that is away will be subscribed to as a whole.
+        is_due = entry.asked is None and partition.reading is not Reading.AWAY
+        if is_due and wire is not None and not wire.is_lost:
+            entry.follows = self._leaving.get(topic)
+            self._send_subscribe(wire, partition.subscriptions, entry)
+
+    def unsubscribe(self, partition: Partition, topic: bytes) -> None:
+        """Give up a topic of a partition that is at this node."""
+        wire = self.wire
+        if partition.subscriptions.give_up(topic) and wire is not None and not wire.is_lost:
+            self.send_unsubscribe(wire, topic)
+
+    def send_unsubscribe(self, wire: WireProtocol, topic: bytes) -> None:
+        self._leaving[topic] = reply = wire.call(b"UNSUBSCRIBE", topic)
+        reply.add_done_callback(partial(self._left, topic))
+
+    def _left(self, topic: bytes, reply: asyncio.Future[Any]) -> None:
+        if self._leaving.get(topic) is reply:
+            del self._leaving[topic]
+
+    async def confirmed(self, partition: Partition, topic: bytes, *, is_logged: bool) -> None:
+        """Return when a subscription is confirmed and its partition live. Cancelling is safe."""
+        node = self._node
+        if not node.commands.was_up:
+            # Its set-up compares the layouts: no session joins an incompatible namespace.
+            await node.commands.up()
+        entry = partition.subscriptions.get(topic)
+        if entry is None or (entry.is_confirmed and partition.is_live):
+            return
+        if entry.asked is None:
+            self.subscribe(partition, topic, is_logged=is_logged)  # again, if it was refused
+        if node.pushes.wire is None and (refusal := self._refused.get(topic)) is not None:
+            raise node.refusals.error_for(refusal) from refusal
+        node.pushes.raise_if_overdue()
+        node.pushes.start()
+        waiter: asyncio.Future[None] = self._shared.loop.create_future()
+        entry.waiters.append(waiter)
+        try:
+            await waiter
+        except (ChannelLayerError, ImproperlyConfigured) as exc:
+            raise copy_error(exc) from exc
+        finally:
+            if waiter in entry.waiters:
+                entry.waiters.remove(waiter)
