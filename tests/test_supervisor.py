@@ -14,6 +14,7 @@ from hiredis import Reader
 
 from channels_asyncq.bus.resp import attempts, outages
 from channels_asyncq.bus.resp.connector import Connector
+from channels_asyncq.bus.resp.downtime import Phase
 from channels_asyncq.bus.resp.outages import Outage, Outages
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.bus.resp.remedies import Diagnosis
@@ -1000,6 +1001,26 @@ class TestOutage:
         assert outage.reason == "again"
         now = 109.1
         assert outage.reason is None
+
+
+class TestResting:
+    """rest(), and the next start()."""
+
+    async def test_it_begins_anew(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
+        """Without a pause, and with all of send_timeout, however the connection was lost before."""
+        recorded = make(LONG)
+        await recorded.up()
+        await recorded.down(TimeoutError("no reply"))
+        await recorded.up()
+        await recorded.line.rest()
+        assert recorded.line.is_resting and not recorded.line.was_up
+        hosts.is_open.clear()
+        recorded.line.start()
+        began = asyncio.get_running_loop().time()
+        assert recorded.line._downtime.phase is Phase.RUNNING
+        assert recorded.line._downtime._due == pytest.approx(began + LONG, abs=1.0)
+        hosts.is_open.set()
+        assert await recorded.up() is hosts.wires[2]
 
 
 class TestEnding:
