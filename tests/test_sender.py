@@ -286,6 +286,21 @@ class TestMoves:
         assert [type(result) for result in results] == [DeliveryUnknown, LayerClosed, LayerClosed]
         assert moving.sender._timer is None and not moving.sender._again
 
+    @pytest.mark.parametrize("call", ["add_member", "flush", "group_send"])
+    async def test_called_while_it_closes(self, moving: Moving, server: RespServer, call: str) -> None:
+        """A connection that is closed waits for its replies: what is called meanwhile fails at once."""
+        answers = asyncio.Event()
+        server.script("EVALSHA", resp_server.after(answers))
+        written = moving.send(1)
+        await eventually(lambda: server.received("EVALSHA"), "the first command")
+        closing = asyncio.ensure_future(moving.owner.bus.close())
+        await eventually(lambda: moving.here.commands.wire is None, "the closing")
+        with pytest.raises(LayerClosed):
+            await asyncio.wait_for(_wait(moving.owner.calls()[call]()), 10)
+        assert moving.sender.ask(b"PING") is None
+        answers.set()
+        await every([*written, closing])
+
     async def test_cancelled(self, moving: Moving, server: RespServer) -> None:
         """A send that is cancelled while the partition moves is not sent, and takes nobody along."""
         answers = asyncio.Event()

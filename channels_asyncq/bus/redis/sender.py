@@ -113,6 +113,8 @@ class Sender:
         self.gate.fail(error)
         if isinstance(error, LayerClosed):
             self._stop_timer()
+            # The connection takes no commands while it waits for its last replies, and is not lost before.
+            self.gate.shut()
 
     def move(self, home: Node) -> None:
         """
