@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -300,6 +301,20 @@ class TestMoves:
         assert moving.sender.ask(b"PING") is None
         answers.set()
         await every([*written, closing])
+
+    async def test_asked_when_it_closes(self, moving: Moving, server: RespServer) -> None:
+        """Who waits until all is answered does not look at the errors: asyncio logs none of them."""
+        logged: list[dict[str, Any]] = []
+        moving.owner.bus.shared.loop.set_exception_handler(lambda _, context: logged.append(context))
+        server.always("PING", resp_server.silence())
+        waiting = await started(moving.owner.bus.answered())
+        await eventually(lambda: server.received("PING"), "the question")
+        assert moving.here.commands.wire is not None
+        moving.here.commands.abort()
+        moving.there.commands.abort()
+        await ended(waiting)
+        gc.collect()
+        assert logged == []
 
     async def test_cancelled(self, moving: Moving, server: RespServer) -> None:
         """A send that is cancelled while the partition moves is not sent, and takes nobody along."""

@@ -12,7 +12,7 @@ from hiredis import ReplyError
 from ...events import WIRE
 from ...exceptions import ChannelLayerError
 from ..resp.protocol import WireProtocol
-from ..resp.replies import NoAnswer, NotSent, copy_error
+from ..resp.replies import NoAnswer, NotSent, copy_error, fail
 from .refusals import is_script_missing
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class Commands:
 
     def ask(self, *command: bytes | str | int) -> asyncio.Future[Any] | None:
         """
-        Send a command without waiting; None if there is no connection. The future fails with ConnectionError.
+        Send a command without waiting; None if there is no connection. The future fails with ConnectionError,
+        which is not logged if it is never retrieved.
         """
         wire = self._sender.gate.at
         if wire is None or wire.is_lost:
@@ -101,9 +102,10 @@ class Commands:
             else:
                 refused = str(node.refusals.error_for(error))
                 node.faults.warn(WIRE, "command.refused", refused, "%s", refused)
-                answer.set_exception(ConnectionAbortedError(refused))
+                fail(answer, ConnectionAbortedError(refused))
         else:
-            answer.set_exception(error)
+            assert isinstance(error, Exception)
+            fail(answer, error)
 
 
 def _raise_if_given_up(exc: NotSent | NoAnswer) -> None:
