@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from channels_asyncq.bus.redis.leasing import LeaseKeeper
+from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.scripts import SCRIPTS
 from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from channels_asyncq.messages.envelopes import CONTROL
@@ -288,6 +289,16 @@ async def test_close(make_owner: MakeOwner, server: RespServer) -> None:
         with pytest.raises(LayerClosed):
             await call()
         assert name
+
+
+async def test_let_go(make_owner: MakeOwner, server: RespServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session whose loop has ended, and whose connections were released, says that they are closed."""
+    owner = await make_owner(server.url)
+    await owner.up()
+    with monkeypatch.context() as patch:
+        patch.setattr(Node, "transports", lambda node: [])  # this loop still needs them
+        owner.bus.let_go()
+    assert [link.state for link in owner.bus.links()] == ["closed"]
 
 
 @pytest.mark.parametrize("answer", [LOADING, resp_server.silence()], ids=["LOADING", "silence"])

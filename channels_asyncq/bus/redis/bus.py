@@ -11,7 +11,6 @@ from ...messages.sealing import Seal
 from ...names import Topics
 from ...settings.options import Options
 from ..base import Receiver
-from ..resp.handover import let_go
 from ..resp.outages import Outages
 from .connections import RedisConnections
 from .members import RedisMembers
@@ -108,8 +107,8 @@ class RedisBus:
 
     def let_go(self) -> None:
         self._is_closed = True
-        for transport in self.connections.transports():
-            let_go(transport)
+        for node in self.nodes:
+            node.let_go()
 
     def on_links_changed(self) -> None:
         """Notify the receiver when all nodes are up, and when that ends."""

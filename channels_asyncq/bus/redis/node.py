@@ -13,6 +13,7 @@ from ...clock import monotonic
 from ...exceptions import ChannelLayerError, LayerUnavailable
 from ..base import HostHealth, Link
 from ..resp.connector import Connector
+from ..resp.handover import let_go
 from ..resp.protocol import WireProtocol
 from ..resp.remedies import Remedies, unsupported
 from ..resp.replies import InFlight
@@ -316,6 +317,12 @@ class Node:
         self._end()
         self.commands.abort()
         self.pushes.abort()
+
+    def let_go(self) -> None:
+        """Release both connections, whose loop is closed. From any thread."""
+        self.is_closed = True
+        for transport in self.transports():
+            let_go(transport)
 
     def _end(self) -> None:
         self.is_closed = True
