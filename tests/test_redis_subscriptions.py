@@ -9,6 +9,7 @@ import pytest
 from channels_asyncq.bus.redis.partition import Reading
 from channels_asyncq.exceptions import ChannelLayerError, LayerUnavailable
 from channels_asyncq.messages.framing import unpack
+from channels_asyncq.slices import Slice
 from tests import resp_server
 from tests.buses import (
     NOPERM,
@@ -18,7 +19,7 @@ from tests.buses import (
     Owner,
     send_some,
 )
-from tests.contract import codes, ended, eventually, every, started
+from tests.contract import codes, ended, eventually, every, started, time_passes
 from tests.resp_server import Answer, RespServer
 
 
@@ -164,6 +165,25 @@ async def test_a_subscription_is_refused_at_a_reconnect(
     await owner.up(2)
     assert [owner.bus.pubsub.is_confirmed(topic) for topic in topics] == [False, True]
     assert "subscription.refused" in codes(caplog)
+
+
+async def test_the_fence_is_refused_while_much_is_subscribed_to(
+    owner: Owner, server: RespServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link does not come up without its fence, and says why, also if that is known before all is sent."""
+    await owner.join()
+
+    async def rest(turn: Slice) -> None:
+        await eventually(lambda: len(server.received("SUBSCRIBE")) > 3, "the command")
+        await time_passes(0.05)
+
+    monkeypatch.setattr(Slice, "rest", rest)
+    server.always("SUBSCRIBE", NOPERM)
+    server.cut()
+    await owner.refused("NOPERM", "permission")
+    monkeypatch.undo()
+    server.restore()
+    await owner.up(2)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from channels_asyncq.bus.redis.subscriber import Subscriber
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.messages.framing import FORMATS, pack, pack_names
 from tests.buses import PAYLOAD, Owner
-from tests.contract import eventually
+from tests.contract import eventually, steps
 from tests.partitions import Home, Recorder, as_node, shared_for
 from tests.resp_server import RespServer
 from tests.routers import MovingRouter
@@ -290,6 +290,20 @@ class TestTakingIn:
         assert names[-1] == b"SUBSCRIBE"
         world.wire.push(TOPICS[0], world.logs.add(0, 1))
         assert world.arrived(0) == [1]
+
+    async def test_topic_that_a_caller_asks_for_first(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The log is read when the server has confirmed it: what is published between is in neither otherwise."""
+        confirmation: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        monkeypatch.setattr(world.wire, "call", lambda *command: confirmation)
+        world.subscriber.take_in(world.partitions[0])
+        world.subscriber.subscribe(world.partitions[0], TOPICS[0], is_logged=True)
+        await steps(10)
+        assert world.logs.asked == []
+        confirmation.set_result(None)
+        await eventually(lambda: world.logs.asked == [0], "the reading")
+        await world.is_live(0)
 
     async def test_topics_are_confirmed_again(self, world: World) -> None:
         """Whoever waited for a topic is told when its partition is live, and so is the session."""

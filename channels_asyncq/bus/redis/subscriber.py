@@ -77,9 +77,9 @@ class Subscriber:
         self._held = None
         self._pauses = 0
         info = wire.call("INFO", "server")
-        last = await self.topics.subscribe_to_all(wire, readings)
-        fence_reply = self.topics.asked_fence()
-        # Replies come in the order of the commands: with the last one, all are there.
+        fence_reply = await self.topics.subscribe_to_all(wire, readings)
+        # With the last one, all are there.
+        last = self.topics.last_asked or fence_reply
         await asyncio.wait([info, fence_reply, last])
         raise_last_words([info, last])
         # The waiters for a refused topic have its error. The other topics work, but not without fences.
@@ -204,8 +204,8 @@ class Subscriber:
     async def _take_in(self, reading: PartitionReading, wire: WireProtocol) -> None:
         partition = reading.partition
         try:
-            last = await self.topics.subscribe_to(wire, reading)
-            if last is not None:
+            await self.topics.subscribe_to(wire, reading)
+            if (last := self.topics.last_asked) is not None:
                 await asyncio.wait([last])
             if not reading.is_current or wire.is_lost:
                 return

@@ -41,6 +41,8 @@ class TopicSubscriber:
         self._own = SubscriptionLedger({})
         #: The connection for SUBSCRIBE, from the beginning of its set-up.
         self.wire: WireProtocol | None = None
+        #: The reply to the last SUBSCRIBE. Replies come in the order of the commands.
+        self.last_asked: asyncio.Future[Any] | None = None
         # By topic: refusals during the set-up. One of them may be the reason why the connection does not come up.
         self._refused: dict[bytes, ReplyError] = {}
         # By topic: the reply to UNSUBSCRIBE that is due.
@@ -67,37 +69,34 @@ class TopicSubscriber:
     async def subscribe_to_all(
         self, wire: WireProtocol, readings: list[PartitionReading]
     ) -> asyncio.Future[Any]:
-        """Send SUBSCRIBE for the topics of the node and of these partitions, in slices; return the last reply."""
-        for entry in self._own:
-            last = self._send_subscribe(wire, self._own, entry)
+        """
+        Send SUBSCRIBE for the topics of the node and of these partitions, in slices; return the fence's reply.
+        """
+        fence_reply, *_ = [self._send_subscribe(wire, self._own, entry) for entry in self._own]
         for reading in readings:
-            last = await self.subscribe_to(wire, reading) or last
-        return last
+            await self.subscribe_to(wire, reading)
+        return fence_reply
 
-    async def subscribe_to(self, wire: WireProtocol, reading: PartitionReading) -> asyncio.Future[Any] | None:
-        """Send SUBSCRIBE for each wanted topic, in slices; return the last reply, None without a topic."""
+    async def subscribe_to(self, wire: WireProtocol, reading: PartitionReading) -> None:
+        """
+        Send SUBSCRIBE for each wanted topic, in slices, unless a caller has done so.
+
+        `last_asked` is the last reply then, also if a caller has asked for the last topic.
+        """
         ledger = reading.partition.subscriptions
         turn = Slice()
-        last: asyncio.Future[Any] | None = None
         for entry in ledger:
             if not reading.is_current:
                 break  # another reading has begun, and waits for its own replies
             # During the last turn it may have been given up, or wanted anew and sent.
             if entry.asked is None and ledger.get(entry.topic) is entry:
-                last = self._send_subscribe(wire, ledger, entry)
+                self._send_subscribe(wire, ledger, entry)
             await turn.rest()
-        return last
-
-    def asked_fence(self) -> asyncio.Future[Any]:
-        """Return the reply to SUBSCRIBE for the topic of the fences."""
-        entry = self._own.get(self.fence_topic)
-        assert entry is not None and entry.asked is not None
-        return entry.asked
 
     def _send_subscribe(
         self, wire: WireProtocol, ledger: SubscriptionLedger, entry: Subscription
     ) -> asyncio.Future[Any]:
-        entry.asked = reply = wire.call(b"SUBSCRIBE", entry.topic)
+        entry.asked = self.last_asked = reply = wire.call(b"SUBSCRIBE", entry.topic)
         reply.add_done_callback(partial(self._subscribed, ledger, entry))
         return reply
 
