@@ -75,6 +75,8 @@ class Recorder(Receiver):
 class Subscriptions:
     """Notes which partitions come and go."""
 
+    run_id = b""
+
     def __init__(self) -> None:
         self.came: list[int] = []
         self.went: list[int] = []

@@ -15,6 +15,7 @@ from channels_asyncq.bus.redis.sequences import format_position, parse_position
 from channels_asyncq.bus.redis.subscriber import Subscriber
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.messages.framing import FORMATS, pack, pack_names
+from channels_asyncq.slices import Slice
 from tests.buses import PAYLOAD, Owner
 from tests.contract import eventually, steps
 from tests.partitions import Home, Recorder, as_node, shared_for
@@ -125,7 +126,7 @@ class World:
         self.subscriber = Subscriber(self.shared, as_node(home))
         self.wire = node.pushes.wire = Wire(self.subscriber)
         self.subscriber.topics.wire = cast(WireProtocol, self.wire)
-        self.subscriber._run_id = RUN_ID
+        self.subscriber.run_id = RUN_ID
         self.partitions = [self._partition(number) for number in (0, 1)]
 
     def _partition(self, number: int) -> Partition:
@@ -356,4 +357,31 @@ class TestOnAServer:
             await eventually(lambda: owner.arrived, "a message")
             assert owner.losses == []
         finally:
+            await owner.bus.close()
+
+    @pytest.mark.server
+    async def test_moved_before_the_first_fence(
+        self, server: RespServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A partition that gets its position from a fence while it is taken in has lost nothing."""
+        monkeypatch.setattr(redis, "router_for", MovingRouter)
+        owner = Owner(server.url, prefix, partitions=2, recovery={"seconds": 10}, send_timeout=20)
+        first, second = owner.bus.nodes
+        monkeypatch.setattr(owner.bus, "start", second.start)
+        released = asyncio.Event()
+        try:
+            second.start()
+            await eventually(lambda: second.is_up, "the second home")
+            [partition] = first.partitions.values()
+            groups = (owner.topics.group(f"room{number}").topic for number in range(100))
+            topic = next(topic for topic in groups if topic.partition == partition.number)
+            owner.bus.subscribe(topic)
+            monkeypatch.setattr(Slice, "rest", lambda turn: released.wait())
+            partition.move(second)
+            assert (await second.health(10)).ok and partition.position is not None
+            released.set()
+            await eventually(lambda: partition.is_live, "the end of the move")
+            assert owner.losses == []
+        finally:
+            released.set()
             await owner.bus.close()

@@ -242,6 +242,8 @@ class Checkpoint:
         for each, end in zip(covered, ends, strict=False):
             # A partition that came here later, or was not live, has missed pushes before the fence.
             if each.follows and each.is_current:
+                if each.partition.position is None:
+                    each.partition.server = self._node.subscriber.run_id
                 each.partition.position = parse_position(end)
                 each.partition.fenced_at = sent_at
         self._sweep()

@@ -47,8 +47,8 @@ class Subscriber:
         # A logged push begins with the wire version, `#`, and the position of its last entry.
         self._logged = tuple(b"%c#" % version for version in shared.formats.versions)
         self.topics = TopicSubscriber(shared, node)
-        # The run_id of its server; empty if it is not known.
-        self._run_id = b""
+        #: The run_id of its server; empty if it is not known.
+        self.run_id = b""
         # The number of readings under way: the connection is paused while there are any.
         self._pauses = 0
         # The last push that was not taken: its bytes, and the rest of its envelopes, the next one last.
@@ -89,6 +89,7 @@ class Subscriber:
         await node.commands.up()
         if run_id and node.run_id and run_id != node.run_id:
             raise LayerUnavailable(node.address, "commands and pushes reached two servers")
+        self.run_id = run_id
         if any(each.is_current and each.partition.position is not None for each in readings):
             # After the confirmations: unlogged messages that are sent from now on arrive.
             await node.lease_keeper.hold(partial(node.sender.commands.call, is_repeatable=True))
@@ -104,7 +105,6 @@ class Subscriber:
             checkpoint.has_changed = checkpoint.has_changed or bool(run_id and servers)
             await checkpoint.first()
             checkpoint.send_in()
-        self._run_id = run_id
         for each in readings:
             if each.is_current:
                 each.partition.server = run_id
@@ -212,13 +212,13 @@ class Subscriber:
             if partition.position is None:
                 await self._node.checkpoint.first()
             else:
-                await self._catch_up(wire, [reading], self._run_id)
+                await self._catch_up(wire, [reading], self.run_id)
         except (ChannelLayerError, ImproperlyConfigured, OSError) as exc:
             # A new connection takes in all partitions.
             wire.abort(exc)
             return
         if reading.is_current and not wire.is_lost:
-            partition.server = self._run_id
+            partition.server = self.run_id
             partition.enter(Reading.LIVE)
             # Messages on topics without a log that were published meanwhile were missed.
             for entry in partition.subscriptions:
