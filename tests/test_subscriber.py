@@ -14,10 +14,12 @@ from channels_asyncq.bus.redis.recovery import LogReader
 from channels_asyncq.bus.redis.sequences import format_position, parse_position
 from channels_asyncq.bus.redis.subscriber import Subscriber
 from channels_asyncq.bus.resp.protocol import WireProtocol
+from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.messages.framing import FORMATS, pack, pack_names
 from channels_asyncq.slices import Slice
+from tests import resp_server
 from tests.buses import PAYLOAD, Owner
-from tests.contract import eventually, steps
+from tests.contract import eventually, every, started, steps
 from tests.partitions import Home, Recorder, as_node, shared_for
 from tests.resp_server import RespServer
 from tests.routers import MovingRouter
@@ -317,13 +319,18 @@ class TestTakingIn:
         await world.is_live(0)
         assert waiter.done() and set(world.receiver.subscribed) == {TOPICS[0]}
 
-    async def test_a_reading_that_fails(self, world: World) -> None:
+    @pytest.mark.parametrize(
+        "error",
+        [ConnectionResetError("cable"), LayerUnavailable("redis://x", "down"), ValueError("nonsense")],
+        ids=["lost", "unavailable", "nonsense"],
+    )
+    async def test_a_reading_that_fails(self, world: World, error: Exception) -> None:
         """A new connection takes in all partitions: this one is given up."""
 
-        world.logs.error = ConnectionResetError("cable")
+        world.logs.error = error
         world.subscriber.take_in(world.partitions[0])
         await eventually(lambda: world.wire.is_lost, "the end of the connection")
-        assert isinstance(world.wire.error, ConnectionResetError)
+        assert world.wire.error is error
         assert not world.partitions[0].is_live and world.subscriber._pauses == 0
 
 
@@ -382,6 +389,42 @@ class TestOnAServer:
             released.set()
             await eventually(lambda: partition.is_live, "the end of the move")
             assert owner.losses == []
+        finally:
+            released.set()
+            await owner.bus.close()
+
+    @pytest.mark.server
+    async def test_joined_while_it_moves(
+        self, server: RespServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who waited for the first connection of the last home asks for the topic at the next one."""
+        connected, released = asyncio.Event(), asyncio.Event()
+        monkeypatch.setattr(redis, "router_for", MovingRouter)
+        owner = Owner(server.url, prefix, partitions=2, recovery={"seconds": 10}, send_timeout=20)
+        first, second = owner.bus.nodes
+        monkeypatch.setattr(owner.bus, "start", second.start)
+        try:
+            second.start()
+            await eventually(lambda: second.is_up, "the second home")
+            server.script("ROLE", resp_server.after(connected))
+            first.start()
+            await eventually(lambda: len(server.received("SUBSCRIBE")) == 4, "the connection for pushes")
+            [partition] = first.partitions.values()
+            groups = (f"room{number}" for number in range(100))
+            here = [each for each in groups if owner.topics.group(each).topic.partition == partition.number]
+            earlier, topic = (owner.topics.group(each).topic for each in here[:2])
+            for each in (earlier, topic):
+                owner.bus.subscribe(each)
+            waiting = await started(owner.bus.confirmed(topic))
+            monkeypatch.setattr(Slice, "rest", lambda turn: released.wait())
+            partition.move(second)
+            connected.set()
+            await eventually(lambda: first.commands.was_up, "the first home")
+            await steps(10)
+            released.set()
+            await every([waiting])
+            await owner.group_send(here[1], PAYLOAD)
+            await eventually(lambda: owner.arrived, "a message")
         finally:
             released.set()
             await owner.bus.close()

@@ -213,8 +213,8 @@ class Subscriber:
                 await self._node.checkpoint.first()
             else:
                 await self._catch_up(wire, [reading], self.run_id)
-        except (ChannelLayerError, ImproperlyConfigured, OSError) as exc:
-            # A new connection takes in all partitions.
+        except Exception as exc:
+            # Whatever it is, a server that answers nonsense included: a new connection takes in all partitions.
             wire.abort(exc)
             return
         if reading.is_current and not wire.is_lost:

@@ -161,7 +161,15 @@ class TopicSubscriber:
         node = self._node
         if not node.commands.was_up:
             # Its set-up compares the layouts: no session joins an incompatible namespace.
-            await node.commands.up()
+            try:
+                await node.commands.up()
+            except (ChannelLayerError, ImproperlyConfigured):
+                if partition.home is node:
+                    raise
+        if partition.home is not node:
+            # It has moved since the caller asked.
+            await partition.home.subscriber.topics.confirmed(partition, topic, is_logged=is_logged)
+            return
         entry = partition.subscriptions.get(topic)
         if entry is None or (entry.is_confirmed and partition.is_live):
             return
