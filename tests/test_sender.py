@@ -18,7 +18,7 @@ from channels_asyncq.exceptions import DeliveryUnknown, LayerClosed, LayerUnavai
 from channels_asyncq.messages.codecs import Codec
 from tests import resp_server
 from tests.buses import Owner
-from tests.contract import ended, eventually, every, started
+from tests.contract import ended, eventually, every, started, time_passes
 from tests.resp_server import RespServer, error
 from tests.routers import MovingRouter
 
@@ -271,6 +271,19 @@ class TestMoves:
         await moving.is_open(moving.there)
         await every(moving.send(3))
         assert await moving.arrived(1) == [3]
+
+    async def test_at_rest_before_it_has_arrived(self, make: MakeMoving) -> None:
+        """A bus at rest waits for nothing: a move is not overdue when it is used again."""
+        moving = await make(send_timeout=0.5)
+        bus = moving.owner.bus
+        first = bus.rest()
+        moving.move()
+        second = bus.rest()
+        assert first is not None and second is not None
+        await every([first, second])
+        assert moving.sender._timer is None
+        await time_passes(0.6)
+        await every(moving.send(1))
 
     async def test_closed_while_it_drains(self, make: MakeMoving, server: RespServer) -> None:
         """Who waits gets LayerClosed; what was written and never answered is unknown; nothing is left behind."""

@@ -302,7 +302,9 @@ class Node:
     def rest(self) -> Awaitable[object]:
         """Close both connections until the next `start()`; the result is done when they are closed."""
         closing = asyncio.gather(self.commands.rest(), self.pushes.rest())
-        # The lease is not renewed, and runs out.
+        for sender in self._senders():
+            sender.rest()
+        # Nor is the lease renewed: it runs out.
         self.lease_keeper.stop_renewal()
         return closing
 

@@ -101,6 +101,10 @@ class Sender:
         if self._drained is None:
             self.gate.shut()
 
+    def rest(self) -> None:
+        """Wait for nothing: the home has no connection until something is sent."""
+        self._stop_timer()
+
     def take_back(self, command: InFlight) -> None:
         """Take a command that a lost connection left without a reply."""
         self.in_flight.append(command)
