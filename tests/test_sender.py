@@ -403,6 +403,26 @@ class TestNothingOvertakes:
         await every(sends)
         assert await moving.arrived(3) == [1, 2, 3]
 
+    async def test_question_that_missed_its_script(self, moving: Moving, server: RespServer) -> None:
+        """It is asked again at the next home: the last one may go, and the answer comes all the same."""
+        answers, replies = asyncio.Event(), asyncio.Event()
+        server.script("PUBLISH", resp_server.after(answers))
+        server.script("ECHO", NOSCRIPT, resp_server.after(replies))
+        moving.sender.ask(b"PUBLISH", b"nobody", b"x")
+        answer = moving.sender.ask(b"ECHO", b"x")
+        await eventually(lambda: server.received("PUBLISH"), "the command")
+        moving.move()
+        answers.set()
+        await moving.is_open(moving.there)
+        await eventually(lambda: len(server.received("ECHO")) == 2, "the question")
+        wire = moving.here.commands.wire
+        assert wire is not None and answer is not None
+        wire.abort(ConnectionResetError("cable"))
+        await eventually(lambda: moving.here.commands.reconnects, "another connection")
+        replies.set()
+        assert await every([answer]) == [b"x"]
+        assert not moving.sender.is_awaited
+
     async def test_moved_as_the_gate_opens(self, moving: Moving) -> None:
         """Who was let through, and had no turn before the move, is not overtaken by who came meanwhile."""
         wire = moving.here.commands.wire

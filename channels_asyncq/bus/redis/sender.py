@@ -8,7 +8,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
-from hiredis import ReplyError
+from hiredis import ReplyError, pack_command
 
 from ...exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from ...messages.framing import ITEM_SIZE
@@ -74,6 +74,11 @@ class Sender:
     def is_awaited(self) -> bool:
         """Whether any command waits for the connection, to be sent or resent."""
         return bool(self.in_flight or self.gate or self._drained)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the last home still has commands in flight."""
+        return self.gate.at is None and self._drained is not None
 
     def mark_healthy(self) -> None:
         """Note that the server executed a command."""
