@@ -298,7 +298,7 @@ async def test_let_go(make_owner: MakeOwner, server: RespServer, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(Node, "transports", lambda node: [])  # this loop still needs them
         owner.bus.let_go()
-    assert [link.state for link in owner.bus.links()] == ["closed"]
+    assert [link.state for link in owner.bus.connections.links()] == ["closed"]
 
 
 @pytest.mark.parametrize("answer", [LOADING, resp_server.silence()], ids=["LOADING", "silence"])

@@ -311,7 +311,7 @@ class TestMoves:
         await eventually(lambda: moving.here.commands.wire is None, "the closing")
         with pytest.raises(LayerClosed):
             await asyncio.wait_for(_wait(moving.owner.calls()[call]()), 10)
-        assert moving.sender.ask(b"PING") is None
+        assert moving.sender.commands.ask(b"PING") is None
         answers.set()
         await every([*written, closing])
 
@@ -408,8 +408,8 @@ class TestNothingOvertakes:
         answers, replies = asyncio.Event(), asyncio.Event()
         server.script("PUBLISH", resp_server.after(answers))
         server.script("ECHO", NOSCRIPT, resp_server.after(replies))
-        moving.sender.ask(b"PUBLISH", b"nobody", b"x")
-        answer = moving.sender.ask(b"ECHO", b"x")
+        moving.sender.commands.ask(b"PUBLISH", b"nobody", b"x")
+        answer = moving.sender.commands.ask(b"ECHO", b"x")
         await eventually(lambda: server.received("PUBLISH"), "the command")
         moving.move()
         answers.set()

@@ -301,7 +301,7 @@ class TestTakingIn:
         confirmation: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         monkeypatch.setattr(world.wire, "call", lambda *command: confirmation)
         world.subscriber.take_in(world.partitions[0])
-        world.subscriber.subscribe(world.partitions[0], TOPICS[0], is_logged=True)
+        world.subscriber.topics.subscribe(world.partitions[0], TOPICS[0], is_logged=True)
         await steps(10)
         assert world.logs.asked == []
         confirmation.set_result(None)
@@ -382,7 +382,7 @@ class TestOnAServer:
             [partition] = first.partitions.values()
             groups = (owner.topics.group(f"room{number}").topic for number in range(100))
             topic = next(topic for topic in groups if topic.partition == partition.number)
-            owner.bus.subscribe(topic)
+            owner.bus.pubsub.subscribe(topic)
             monkeypatch.setattr(Slice, "rest", lambda turn: released.wait())
             partition.move(second)
             assert (await second.health(10)).ok and partition.position is not None
@@ -414,8 +414,8 @@ class TestOnAServer:
             here = [each for each in groups if owner.topics.group(each).topic.partition == partition.number]
             earlier, topic = (owner.topics.group(each).topic for each in here[:2])
             for each in (earlier, topic):
-                owner.bus.subscribe(each)
-            waiting = await started(owner.bus.confirmed(topic))
+                owner.bus.pubsub.subscribe(each)
+            waiting = await started(owner.bus.pubsub.confirmed(topic))
             monkeypatch.setattr(Slice, "rest", lambda turn: released.wait())
             partition.move(second)
             connected.set()

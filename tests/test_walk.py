@@ -20,6 +20,8 @@ import pytest
 
 import channels_asyncq
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(channels_asyncq.__file__).parent
 PROJECT = jedi.Project(PACKAGE.parent, load_unsafe_extensions=False)
 

@@ -8,7 +8,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
-from hiredis import ReplyError, pack_command
+from hiredis import ReplyError
 
 from ...exceptions import ChannelLayerError, DeliveryUnknown, LayerClosed, LayerUnavailable
 from ...messages.framing import ITEM_SIZE
