@@ -298,7 +298,7 @@ class TestBadServers:
 
     async def test_refused_inbox(self, make_scripted: MakeLayer, server: RespServer) -> None:
         """A refused inbox is told to everybody who needs it, each by an error of his own, and asked for again."""
-        # Longer than a busy machine needs to connect: without a connection new_channel() returns a name in the end.
+        # Longer than a busy machine needs to connect: without one, new_channel() returns a name in the end.
         layer = await make_scripted(send_timeout=DEADLINE)
         server.always("SUBSCRIBE", error("NOPERM No permissions to access a channel"))
         errors = await asyncio.gather(*(layer.new_channel() for _ in range(3)), return_exceptions=True)
