@@ -193,3 +193,12 @@ async def test_close_ends_the_renewal(server: Server, here: Memberships) -> None
     here.close()
     await steps(3)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_forgotten_after_close(server: Server, here: Memberships) -> None:
+    """A fence that arrives while the connections are closed begins no renewal: it would be refused for ever."""
+    await here.add("room", "jobs")
+    here.close()
+    before = len(asyncio.all_tasks())
+    here.renew(EVERYWHERE)
+    assert len(asyncio.all_tasks()) == before

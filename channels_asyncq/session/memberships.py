@@ -92,7 +92,8 @@ class Memberships:
                 pause = min(_LONGEST_PAUSE, 2 * pause)
 
     def close(self) -> None:
-        """Stop renewing."""
+        """Stop renewing, and renew nothing any more: a fence may still arrive."""
+        self._lapses.clear()
         self._due.clear()
         if self._renewing is not None:
             self._renewing.cancel()
