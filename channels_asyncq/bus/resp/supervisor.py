@@ -362,8 +362,8 @@ class SupervisedConnection:
 
     def abort(self) -> None:
         """End the connection and the attempts at one now, after a close() that was cancelled."""
-        wire = self._end()
         self._endings.cancel()
+        wire = self._end()
         if wire is not None:
             wire.abort(ConnectionAbortedError("closing was cancelled"))
 
