@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from channels_asyncq.exceptions import (
 )
 from channels_asyncq.local.buffers import ChannelBuffer
 from channels_asyncq.session import closing, requests
+from channels_asyncq.session.queues import QueueReader
 from tests import contract
 from tests.clock import Clock
 from tests.contract import (
@@ -52,6 +54,25 @@ class TestClosing:
             await asyncio.wait([closing, sending])
             sending.exception()
             await eventually(lambda: not server.connections, f"the end after {turns} turns")
+
+    async def test_reader_that_is_not_answered(
+        self, make_memory: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is not waited for longer than `send_timeout`, and asyncio logs nothing of it."""
+        logged: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+        layer = await make_memory(send_timeout=0.1)
+        waiting = await started(layer.receive("jobs"))
+
+        async def close(reader: QueueReader, reason: type[Exception]) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(QueueReader, "close", close)
+        await layer.close()
+        await steps(5)
+        waiting.cancel()
+        gc.collect()
+        assert logged == []
 
     async def test_joins_end_at_once(self, make_scripted: MakeLayer, server: RespServer) -> None:
         """A group_add() in flight does not wait for the end of the commands that a stuck server owes."""

@@ -134,4 +134,12 @@ class QueueReaders:
         readers = list(self._readers.values())
         if not readers:
             return None
-        return asyncio.gather(*(reader.close(reason) for reader in readers))
+        closing = asyncio.gather(*(reader.close(reason) for reader in readers))
+        closing.add_done_callback(_retrieve)
+        return closing
+
+
+def _retrieve(closing: asyncio.Future[list[None]]) -> None:
+    """Retrieve the error of a closing that was given up: asyncio would log it."""
+    if not closing.cancelled():
+        closing.exception()
