@@ -1042,6 +1042,30 @@ class TestEnding:
         assert (hosts.attempts, hosts.waiting) == (1, 0)
         await recorded.line.close()
 
+    @pytest.mark.parametrize("during", ["connecting", "set-up"])
+    async def test_close_of_an_attempt_that_hides_its_cancellation(
+        self, hosts: Hosts, make: Callable[..., Recorded], during: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An attempt whose cancellation becomes another error, in a library, is the last one all the same."""
+        recorded = make()
+        began = asyncio.Event()
+
+        async def hide(*_: object) -> Any:
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise OSError("cancelled") from None
+
+        if during == "connecting":
+            monkeypatch.setattr(hosts, "connect", hide)
+        else:
+            recorded.during_set_up = hide
+        recorded.line.start()
+        await began.wait()
+        await every([recorded.line.close()])
+        assert recorded.line.wire is None
+
     async def test_close_fails_what_is_carried(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """A command that waits to be sent again is given up."""
         recorded = make()

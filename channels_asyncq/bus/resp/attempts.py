@@ -163,7 +163,9 @@ class Attempts:
         return task
 
     async def _run(self, delay: float) -> None:
-        while True:
+        task = self._task
+        # Otherwise a library that turns a cancellation into its own error would keep this going for ever.
+        while self._task is task:
             await asyncio.sleep(delay * _jitter.uniform(0.5, 1.0))
             began = monotonic()
             try:
@@ -174,15 +176,19 @@ class Attempts:
                 self._downtime.fail(exc)
             except Exception as exc:
                 # Also the error of a server that answers nonsense: the next attempt may succeed.
-                await self._failed(exc, began)
+                if self._task is task:
+                    await self._failed(exc, began)
             else:
-                if not wire.is_lost:
+                if self._task is not task:
+                    wire.abort(ConnectionAbortedError("it is not needed any more"))
+                elif not wire.is_lost:
                     self._failures.clear()
                     self._supervisor.use(wire)
                     return
-                # The supervisor did not know of this connection when its end was reported.
-                self._downtime.reason = "the connection was lost while it was being set up"
-                self._owner.on_lost([])
+                else:
+                    # The supervisor did not know of this connection when its end was reported.
+                    self._downtime.reason = "the connection was lost while it was being set up"
+                    self._owner.on_lost([])
             delay = min(LONGEST_DELAY, max(delay, _FIRST_DELAY / 2) * 2)
 
     async def _set_up(self, wire: WireProtocol) -> None:
