@@ -16,6 +16,7 @@ from channels_asyncq.names import Topics, new_session_id
 from channels_asyncq.settings.options import Options
 from tests.contract.buses import (
     ConnectionRules,
+    LogRules,
     MakeSession,
     MemberRules,
     PubSubRules,
@@ -99,6 +100,9 @@ class TestWorkQueues(WorkQueueRules): ...
 
 
 class TestMembers(MemberRules): ...
+
+
+class TestLog(LogRules): ...
 
 
 class TestConnections(ConnectionRules): ...

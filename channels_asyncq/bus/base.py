@@ -249,6 +249,25 @@ class Members(Protocol):
         """
 
 
+class Log(Protocol):
+    """
+    The messages that are kept for sessions whose connection was lost: one log for each partition.
+
+    Implemented by `bus.redis.log.RedisLog`, and on `memory://` by `bus.memory.bus.MemoryLog`.
+    """
+
+    def covers(self, group: str) -> bool:
+        """Tell whether messages to a group are kept."""
+
+    async def ends(self, partitions: Collection[int]) -> dict[int, int]:
+        """
+        Return the position of the end of the log of each of these partitions.
+
+        A message whose send has returned is at or before the end, and one that is sent later is behind it. The
+        positions of one partition sort as its messages do; without logs they are 0.
+        """
+
+
 class Connections(Protocol):
     """
     The connections of one session to its hosts, as they are now.
@@ -294,6 +313,9 @@ class Bus(Protocol):
 
     @property
     def members(self) -> Members: ...
+
+    @property
+    def log(self) -> Log: ...
 
     @property
     def connections(self) -> Connections: ...

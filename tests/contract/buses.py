@@ -225,6 +225,33 @@ class MemberRules:
         assert await popped(session, "jobs", 1) is None
 
 
+class LogRules:
+    """`Log`: positions in the order of the messages."""
+
+    async def test_a_send_moves_the_end(self, make_session: MakeSession) -> None:
+        """What is sent is behind the end that was there before, and at or before the one that is there after."""
+        session = await make_session()
+        await joined(session)
+        partition = session.topics.group("room").topic.partition
+        ends = [await session.bus.log.ends([partition])]
+        for number in range(3):
+            await session.bus.pubsub.group_route("room").send(payload(number), ())
+            ends.append(await session.bus.log.ends([partition]))
+        positions = [end[partition] for end in ends]
+        assert positions == sorted(set(positions)) and len(positions) == 4
+
+    async def test_sessions_agree(self, make_session: MakeSession) -> None:
+        """All sessions of a namespace have the same ends, of all partitions that they ask for."""
+        first, second = await make_session(), await make_session()
+        await joined(first)
+        await first.bus.pubsub.group_route("room").send(payload(1), ())
+        everything = range(first.topics.partitions)
+        ends = await first.bus.log.ends(everything)
+        assert list(ends) == list(everything)
+        assert await second.bus.log.ends(everything) == ends
+        assert await second.bus.log.ends([]) == {}
+
+
 class ConnectionRules:
     """`Connections`: the state of the links."""
 

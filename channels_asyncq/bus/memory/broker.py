@@ -22,6 +22,8 @@ class Broker:
         self._listeners = Listeners()
         self._queues = Queues()
         self._members = Members()
+        # The number of messages that were published.
+        self._published = 0
 
     # Publish and subscribe
 
@@ -46,13 +48,20 @@ class Broker:
     def publish(self, topic: bytes, envelope: Envelope) -> list[Listener]:
         """Have all listeners of the topic accept an envelope; return those that did."""
         with self._lock:
+            self._published += 1
             return self._listeners.publish(topic, envelope)
 
     def group_send(self, group: str, topic: bytes, envelope: Envelope) -> tuple[list[Listener], list[str]]:
         """Publish; return the listeners that accepted it, and the normal channels in the group."""
         with self._lock:
+            self._published += 1
             members = self._members.of(group) if group in self._members.by_group else []
             return self._listeners.publish(topic, envelope), members
+
+    @property
+    def published(self) -> int:
+        """The number of messages that were published so far: a position in their one order."""
+        return self._published
 
     # Normal channels in groups
 

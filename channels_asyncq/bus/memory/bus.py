@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 
 from ...clock import monotonic
 from ...messages.codecs import Codec
@@ -35,6 +35,7 @@ class MemoryBus:
         self.pubsub = MemoryPubSub(broker, options, topics, subscriber)
         self.queues = MemoryQueues(broker, options, topics, subscriber)
         self.members = MemoryMembers(broker, options)
+        self.log = MemoryLog(broker)
         self.connections = MemoryConnections()
 
     def start(self) -> None:
@@ -183,6 +184,19 @@ class MemoryMembers:
 
     def held(self) -> dict[str, dict[str, float]]:
         return self._broker.members()
+
+
+class MemoryLog:
+    """The order of the messages of a namespace. None is kept: no session is away from its own process."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def covers(self, group: str) -> bool:
+        return False
+
+    async def ends(self, partitions: Collection[int]) -> dict[int, int]:
+        return dict.fromkeys(partitions, self._broker.published)
 
 
 class MemoryConnections:

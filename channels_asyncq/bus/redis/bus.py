@@ -13,6 +13,7 @@ from ...settings.options import Options
 from ..base import Receiver
 from ..resp.outages import Outages
 from .connections import RedisConnections
+from .log import RedisLog
 from .members import RedisMembers
 from .node import Node
 from .opening import Opener
@@ -68,7 +69,8 @@ class RedisBus:
             Partition(number, self.router.home_of(number), receiver, shared.index)
             for number in range(topics.partitions)
         ]
-        self.pubsub = RedisPubSub(shared, self.partitions, self._seal, send, self.router)
+        self.log = RedisLog(shared, self.partitions)
+        self.pubsub = RedisPubSub(shared, self.partitions, self._seal, send, self.router, self.log)
         self.queues = RedisQueues(shared, self.partitions, self._seal)
         self.members = RedisMembers(shared, self.partitions)
         self.connections = RedisConnections(self.router, self.partitions)

@@ -10,6 +10,7 @@ from ...messages.framing import pack_names
 from ...messages.sealing import LOG, TOPIC, Seal, place
 from ...names import Topic
 from .batches import TopicRoute
+from .log import RedisLog
 from .partition import Partition
 from .router import Router
 from .scripts import GROUP_SEND, Script
@@ -54,6 +55,7 @@ class RedisPubSub:
         seal: Seal | None,
         send: Script | None,
         router: Router,
+        log: RedisLog,
     ) -> None:
         """
         Args:
@@ -65,6 +67,7 @@ class RedisPubSub:
         self._seal = seal
         self._send_sha = b"" if send is None else send.sha
         self._router = router
+        self._log = log
         # By session: the routes to its channels share the route to its inbox, and so share commands.
         self._inboxes: weakref.WeakValueDictionary[str, TopicRoute] = weakref.WeakValueDictionary()
 
@@ -124,8 +127,7 @@ class RedisPubSub:
     def make_group_route(self, group: str) -> TopicRoute:
         """Return the route to the topic of a group."""
         topic, members, log = self._topics.group(group)
-        recovery = self._shared.options.recovery
-        if recovery is not None and recovery.is_logged(group):
+        if self._log.covers(group):
             return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
         return self._route(topic, False, 0, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
 
