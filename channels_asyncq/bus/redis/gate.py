@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextvars import Context
 
-from django.core.exceptions import ImproperlyConfigured
-
-from ...exceptions import ChannelLayerError
 from ..resp.protocol import WireProtocol
-from ..resp.replies import copy_error
+from ..resp.waiters import outcome
 
 #: A place in the line. Messages that are resent come before messages that were never sent.
 Ticket = tuple[int, int]
@@ -94,8 +91,6 @@ class Gate:
             ChannelLayerError, ImproperlyConfigured: a copy of the error that `fail()` was given.
         """
         try:
-            await waiter
-        except (ChannelLayerError, ImproperlyConfigured) as exc:
-            raise copy_error(exc) from exc
+            await outcome(waiter)
         finally:
             self._waiters.pop(waiter, None)

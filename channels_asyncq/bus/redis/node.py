@@ -286,9 +286,10 @@ class Node:
 
     async def answered(self) -> None:
         """Return when all commands that were sent before are answered, or have failed."""
-        replies = [reply for sender in self._senders() if (reply := sender.commands.ask(b"PING")) is not None]
-        if replies:
-            await asyncio.wait(replies)
+        # The commands of all partitions are in front of it, also where they are resent.
+        reply = self.sender.commands.ask(b"PING")
+        if reply is not None:
+            await asyncio.wait([reply])
 
     def transports(self) -> list[asyncio.BaseTransport]:
         return [*self.commands.transports(), *self.pushes.transports()]

@@ -78,7 +78,7 @@ class Sender:
     @property
     def is_draining(self) -> bool:
         """Whether the last home still has commands in flight."""
-        return self.gate.at is None and self._drained is not None
+        return self._drained is not None
 
     def mark_healthy(self) -> None:
         """Note that the server executed a command."""

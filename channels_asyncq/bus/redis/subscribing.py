@@ -14,7 +14,7 @@ from ...events import CONNECTION
 from ...exceptions import ChannelLayerError
 from ...slices import Slice
 from ..resp.protocol import WireProtocol
-from ..resp.replies import copy_error
+from ..resp.waiters import outcome
 from .partition import Partition, PartitionReading, Reading
 from .shared import Shared
 from .subscriptions import Subscription, SubscriptionLedger
@@ -182,9 +182,7 @@ class TopicSubscriber:
         waiter: asyncio.Future[None] = self._shared.loop.create_future()
         entry.waiters.append(waiter)
         try:
-            await waiter
-        except (ChannelLayerError, ImproperlyConfigured) as exc:
-            raise copy_error(exc) from exc
+            await outcome(waiter)
         finally:
             if waiter in entry.waiters:
                 entry.waiters.remove(waiter)

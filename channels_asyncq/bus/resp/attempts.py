@@ -172,8 +172,9 @@ class Attempts:
                 wire = await self._connector.connect(self._make_wire)
                 await self._set_up(wire)
             except ImproperlyConfigured as exc:
-                self._note_failure(str(exc), str(exc))
-                self._downtime.fail(exc)
+                if self._task is task:
+                    self._note_failure(str(exc), str(exc))
+                    self._downtime.fail(exc)
             except Exception as exc:
                 # Also the error of a server that answers nonsense: the next attempt may succeed.
                 if self._task is task:

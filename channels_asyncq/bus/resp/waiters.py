@@ -9,7 +9,20 @@ from django.core.exceptions import ImproperlyConfigured
 from ...exceptions import ChannelLayerError
 from .replies import copy_error
 
-__all__ = ["Waiters"]
+__all__ = ["Waiters", "outcome"]
+
+
+async def outcome(waiter: asyncio.Future[None]) -> None:
+    """
+    Return when a waiter is done. Cancelling is safe.
+
+    Raises:
+        ChannelLayerError, ImproperlyConfigured: a copy of the error that it was failed with, with others.
+    """
+    try:
+        await waiter
+    except (ChannelLayerError, ImproperlyConfigured) as exc:
+        raise copy_error(exc) from exc
 
 
 class Waiters:
@@ -32,9 +45,7 @@ class Waiters:
         future: asyncio.Future[None] = self._loop.create_future()
         self._futures.add(future)
         try:
-            await future
-        except (ChannelLayerError, ImproperlyConfigured) as exc:
-            raise copy_error(exc) from exc
+            await outcome(future)
         finally:
             self._futures.discard(future)
 
