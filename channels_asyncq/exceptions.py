@@ -15,6 +15,7 @@ __all__ = [
     "DeliveryUnknown",
     "LayerClosed",
     "LayerUnavailable",
+    "MessagesLost",
     "StillFull",
 ]
 
@@ -78,6 +79,24 @@ class LayerUnavailable(ChannelLayerError, ConnectionError):
 
 class DeliveryUnknown(ChannelLayerError):
     """The message was written to the server, and no answer came: it may or may not have been delivered."""
+
+
+class MessagesLost(ChannelLayerError):
+    """
+    Messages to these groups were missed, and cannot be had any more. Load the data anew, and go on.
+
+    Attributes:
+        reason: as in a loss notice, or the reason for which a position was refused.
+        groups: the names of the groups.
+    """
+
+    def __init__(self, reason: str, groups: tuple[str, ...]) -> None:
+        super().__init__(reason, groups)
+        self.reason = reason
+        self.groups = groups
+
+    def __str__(self) -> str:
+        return f"messages to {', '.join(self.groups)} were missed: {self.reason}"
 
 
 class StillFull(ChannelFull, TimeoutError):

@@ -22,18 +22,22 @@ from .exceptions import ChannelClosed
 from .local.buffers import ChannelView
 from .messages.codecs import codec_for
 from .messages.external import ExternalMessage
-from .names import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix
+from .messages.positions import Position
+from .names import MAX_NAME_LENGTH, check_channel_name, check_group_name, checked_prefix, owner_of
 from .process.loops import LoopPhase
 from .session.buses import buses_for
 from .session.closing import close_sessions, close_sessions_from_thread
 from .session.decoding import Decoder
 from .session.dispatch import Dispatcher, PreparedGroupSend, PreparedSend
+from .session.following import Follower
 from .session.open_channel import OpenChannel
-from .session.owners import check_closable
+from .session.owners import check_closable, not_here
 from .session.registry import SessionRegistry
+from .session.resuming import with_channel
 from .session.statistics import Statistics
 from .settings.config import Config
 from .settings.options import Options
+from .subscription import Replay, Subscription
 
 T = TypeVar("T")
 
@@ -392,6 +396,89 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         channel = await self.new_channel(prefix)
         session = await self._registry.session()
         return OpenChannel(self, session, self._decoder, session.hub.channels.open(channel))
+
+    # Coming back
+
+    async def position(self, *groups: str, channel: str | None = None) -> str:
+        """
+        Return where these groups are now: a text that is safe in URLs and headers, at most 4096 characters.
+
+        What is sent after this call is behind the position. What was sent before, and has returned, is not. So
+        read the position first, then the data that a page shows, and resume from the position. One command for
+        all groups of a server; calls of one turn of the event loop share it. With `channel`, the position has
+        the name of a channel: messages that exclude it are not for whoever comes back.
+
+        Raises:
+            TypeError: a name is not valid, or there is no group.
+            LayerUnavailable: the server cannot be reached.
+        """
+        return await self._dispatcher.position(*self._checked_position(groups, channel))
+
+    def position_from_thread(self, *groups: str, channel: str | None = None) -> str:
+        """Return what `position()` returns. For threads that run no event loop; blocks until it is there."""
+        return self._dispatcher.position_from_thread(*self._checked_position(groups, channel))
+
+    def _checked_position(
+        self, groups: tuple[str, ...], channel: str | None
+    ) -> tuple[tuple[str, ...], str | None]:
+        if channel is not None:
+            check_channel_name(channel)
+            if not owner_of(channel):
+                raise TypeError(
+                    f"{channel!r} is not a channel that new_channel() has made: none comes back to it"
+                )
+        return self._checked_groups(groups), channel
+
+    def _checked_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        if not groups:
+            raise TypeError("name at least one group")
+        for group in groups:
+            check_group_name(group)
+        return groups
+
+    async def group_resume(self, group: str, channel: str, *, since: str) -> Replay:
+        """
+        Make a channel of this loop a member of a group, and return what it has missed since a position.
+
+        All of it, or nothing: see `Replay`. The channel gets every message that follows, and none twice. What
+        waits in the channel from an earlier membership in the group is replaced by the replay. Cancelling leaves
+        no half member.
+
+        Args:
+            since: a position that `position()`, a `Replay` or a `Subscription` gave. Any other text is refused
+            by the
+                result, with the reason "bad_token".
+
+        Raises:
+            TypeError: a name is not valid.
+            ChannelClosed: the channel or the layer is closed.
+            ChannelLayerError: the channel belongs to another loop or process.
+            LayerUnavailable: the server cannot be reached.
+        """
+        check_group_name(group)
+        check_channel_name(channel)
+        session = await self._registry.session()
+        if not session.names.is_own(channel):
+            raise not_here(channel, "resume on the loop that called new_channel()")
+        resumption = await session.resumer.resume((group,), channel, since)
+        messages = [self._decoder.message_of(envelope) for envelope in resumption.envelopes]
+        position = Position(resumption.places, with_channel(resumption.former, channel))
+        return Replay(resumption.recovered, resumption.reason, messages, str(position))
+
+    def subscribe(self, *groups: str, since: str | None = None) -> Subscription:
+        """
+        Follow some groups in an `async with` block, from a position on if there is one: see `Subscription`.
+
+        Raises:
+            TypeError: a name is not valid, or there is no group.
+        """
+        return Subscription(self, self._checked_groups(groups), since)
+
+    async def open_follower(self, groups: tuple[str, ...]) -> Follower:
+        """Return a new channel that follows groups once its `begin()` is called. Raises as `new_channel()`."""
+        channel = await self.open_channel()
+        session = await self._registry.session()
+        return Follower(channel, session.resumer, self._decoder, groups)
 
     def close_channel(self, channel: str) -> Awaitable[None]:
         """

@@ -17,7 +17,7 @@ MAX_NAME_LENGTH = 100
 _CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
 _GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+")
 # No name has a colon in it.
-_STORED = re.compile(rb"(queue|members|taken:[0-9a-f]{16}):[^:]+")
+_STORED = re.compile(rb"(queue|members|epoch|taken:[0-9a-f]{16}):[^:]+")
 
 
 def check_channel_name(name: object, receive: bool = False) -> None:
@@ -183,6 +183,10 @@ class Topics:
         """The key of a partition's log."""
         return self._root(partition) + b"log:%d" % partition
 
+    def epoch(self, partition: int) -> bytes:
+        """The key of the epoch of a partition's log."""
+        return self._root(partition) + b"epoch:%d" % partition
+
     def mark(self, partition: int) -> bytes:
         """The key that exists as long as the server has lost nothing of a partition."""
         return self._root(partition) + b"mark:%d" % partition
@@ -213,12 +217,16 @@ class Topics:
         return layouts, b"%b:%b" % (layouts, digest.encode()), layouts + b":past"
 
     def stored(self, host: int) -> list[bytes]:
-        """Return glob patterns of the keys with messages or members; check each match with `is_stored()`."""
-        return [self._roots[host] + kind + b":*" for kind in (b"queue", b"taken", b"members")]
+        """
+        Return glob patterns of the keys that a flush deletes; check each match with `is_stored()`.
+
+        Without its epoch a log is not replayed to channels that come back.
+        """
+        return [self._roots[host] + kind + b":*" for kind in (b"queue", b"taken", b"members", b"epoch")]
 
     def is_stored(self, host: int, key: bytes) -> bool:
         """
-        Tell whether a key of this host holds messages or members of this namespace; `flush()` deletes those.
+        Tell whether a key of this host is one of this namespace that `flush()` deletes.
 
         A glob pattern alone also matches keys of a layer with the prefix `<prefix>:<database>:queue`.
         """

@@ -23,7 +23,7 @@ from . import get_layer, threads
 from .events import LOSS, record
 from .layer import AsyncQueueChannelLayer
 
-__all__ = ["group_send", "send"]
+__all__ = ["group_send", "position", "send"]
 
 
 def send(
@@ -77,6 +77,24 @@ def group_send(
     """
     _refuse_on_a_loop("group_send")
     _do(_layer(layer).prepare_group_send(group, message, exclude), f"group {group!r}", on_commit, using)
+
+
+def position(
+    *groups: str,
+    layer: str | AsyncQueueChannelLayer = DEFAULT_CHANNEL_LAYER,
+    channel: str | None = None,
+) -> str:
+    """
+    Return where these groups are now, as `AsyncQueueChannelLayer.position()` does: for a view that renders a
+    page.
+
+    Raises:
+        RuntimeError: an event loop runs in this thread; await the layer's own `position()` there.
+        TypeError, LayerClosed, LayerUnavailable: as `AsyncQueueChannelLayer.position()`.
+        ImproperlyConfigured: the alias names no layer of this package.
+    """
+    _refuse_on_a_loop("position")
+    return _layer(layer).position_from_thread(*groups, channel=channel)
 
 
 def _layer(layer: str | AsyncQueueChannelLayer) -> AsyncQueueChannelLayer:

@@ -10,6 +10,7 @@ from channels_asyncq.bus.base import Receiver
 from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.opening import Opener
 from channels_asyncq.bus.redis.partition import Partition
+from channels_asyncq.bus.redis.replay import PartitionReplay
 from channels_asyncq.bus.redis.shared import Shared
 from channels_asyncq.bus.resp.outages import Outages
 from channels_asyncq.messages.codecs import BadPayload, Codec
@@ -118,7 +119,13 @@ class Home:
 
     def partition(self, number: int, shared: Shared) -> Partition:
         """A partition whose home this is."""
-        return Partition(number, as_node(self), shared.receiver, shared.index)
+        return Partition(
+            number,
+            as_node(self),
+            shared.receiver,
+            shared.index,
+            PartitionReplay(shared.opener, shared.options.recovery, shared.replay_counts),
+        )
 
 
 def as_node(home: object) -> Node:

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from channels_asyncq.messages import sealing
 from channels_asyncq.messages.envelopes import CONTROL, ENCRYPTED, HEADER_ONLY
 from channels_asyncq.messages.framing import ITEM_SIZE, BadEnvelope, batch_size, pack, pack_names, unpack
-from channels_asyncq.messages.sealing import CLOCK_ALLOWANCE, FUTURE_ALLOWANCE, LOG, QUEUE, TOPIC, Seal, place
+from channels_asyncq.messages.sealing import (
+    ANY_AGE,
+    CLOCK_ALLOWANCE,
+    FUTURE_ALLOWANCE,
+    LOG,
+    QUEUE,
+    TOPIC,
+    Seal,
+    place,
+)
 
 NODE, OTHER = b"a" * 8, b"b" * 8
 ROOM = place(LOG, b"asgi:0:group:room")
@@ -187,7 +196,7 @@ def test_age(age: float, problem: str | None, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(BadEnvelope, match=problem):
             unpack(data, seal, ROOM)
     if age >= 0:
-        assert unpack(data, seal, ROOM, is_late=True)
+        assert unpack(data, seal, ROOM, max_age=ANY_AGE)
 
 
 def test_what_a_receiver_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,14 @@ tests/contract/buses.py has the rules that each bus keeps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Coroutine
+from collections.abc import Awaitable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from channels.exceptions import ChannelFull
 
 from ..messages.envelopes import Envelope
+from ..messages.positions import Place
 from ..names import Topic
 
 # A sender that waits for a place in a normal channel leaves the line if it does not ask again for this long (s).
@@ -249,9 +250,45 @@ class Members(Protocol):
         """
 
 
+class NotReplayed(Exception):
+    """The messages behind a place cannot be had, for the `reason`. The page on delivery has the reasons."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class ReplayCounts:
+    """
+    What a bus has in memory for channels that come back, and how often it has read logs for them.
+
+    `records` and `bytes` are of messages that are held now. `evicted` counts the messages that were given up
+    before their time, as too many were held.
+    """
+
+    reads: int = 0
+    records: int = 0
+    bytes: int = 0
+    evicted: int = 0
+
+    def __add__(self, other: ReplayCounts) -> ReplayCounts:
+        return ReplayCounts(
+            self.reads + other.reads,
+            self.records + other.records,
+            self.bytes + other.bytes,
+            self.evicted + other.evicted,
+        )
+
+
 class Log(Protocol):
     """
-    The messages that are kept for sessions whose connection was lost: one log for each partition.
+    The messages that are kept for sessions whose connection was lost, and for channels that come back: one log
+    for each partition.
+
+    A channel that comes back gets the messages behind its place by `since()`, in one step with its join. Before,
+    the topic is subscribed, and `has()` is true. `read()` makes it true; it may become false in any turn of the
+    event loop.
 
     Implemented by `bus.redis.log.RedisLog`, and on `memory://` by `bus.memory.bus.MemoryLog`.
     """
@@ -259,13 +296,60 @@ class Log(Protocol):
     def covers(self, group: str) -> bool:
         """Tell whether messages to a group are kept."""
 
-    async def ends(self, partitions: Collection[int]) -> dict[int, int]:
+    async def ends(self, partitions: Collection[int]) -> dict[int, Place]:
         """
-        Return the position of the end of the log of each of these partitions.
+        Return the end of the log of each of these partitions; none without logs.
 
-        A message whose send has returned is at or before the end, and one that is sent later is behind it. The
-        positions of one partition sort as its messages do; without logs they are 0.
+        A message whose send has returned is at or before the end, and one that is sent later is behind it. Calls
+        of one turn of the event loop share a command. Cancelling is safe.
         """
+
+    def here(self, partition: int) -> Place | None:
+        """
+        Return the place up to which this session has delivered everything; None if it does not know one.
+
+        No command is sent, so a message that was sent a moment ago may be behind it.
+        """
+
+    def epoch_at(self, partition: int, position: int) -> str:
+        """Return the epoch of a message that arrived; empty if it is not known for this position."""
+
+    def has(self, topic: Topic, place: Place, *, has_read: bool) -> bool:
+        """
+        Tell whether `since()` has an answer now; if not, await `read()`.
+
+        Args:
+            has_read: whether a read for this place was begun and has ended.
+
+        Raises:
+            NotReplayed: no read will bring the messages.
+        """
+
+    def since(self, topic: Topic, place: Place) -> list[Envelope]:
+        """
+        Return the messages of a topic behind a place, up to those that were delivered here.
+
+        To be called where `has()` is true.
+
+        Raises:
+            NotReplayed: one of them is too large, or cannot be read.
+        """
+
+    async def read(self, places: Mapping[int, Place]) -> None:
+        """
+        Return when a read of these partitions from these places has ended that was begun after this call.
+
+        Others share it. Cancelling is safe.
+
+        Raises:
+            ConnectionError: a connection was lost. Wait until the topics are confirmed again.
+        """
+
+    def is_fed(self, topic: Topic) -> bool:
+        """Tell whether messages that arrive on this topic are kept here, for channels that come back soon."""
+
+    @property
+    def counts(self) -> ReplayCounts: ...
 
 
 class Connections(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -88,6 +88,8 @@ class ChannelBuffer(QueueInterface):
     losses: Losses | None = None  # until the reader has caught up
     closed: type[ChannelClosed] | None = None
     is_reported_full = False
+    #: Channels of earlier connections of the reader: a message that excludes one of them is not for this one.
+    former: tuple[str, ...] = ()
     is_kept = False  # an open channel reads from it: never swept
     _senders: WaitingSenders | None = None
 
@@ -145,6 +147,11 @@ class ChannelBuffer(QueueInterface):
             self.losses = Losses(self._on_loss, self._counters)
         if (notice := self.losses.note(reason, targets)) is not None:
             self._insert_notice(notice, at_head=at_head)
+
+    def tell_losses(self, message_type: str) -> None:
+        """Put loss notices of this type into the channel, if `on_loss` names none."""
+        if self._on_loss is None:
+            self._on_loss = message_type
 
     def _insert_notice(self, notice: Envelope, *, at_head: bool) -> None:
         self._places += 1
@@ -300,6 +307,18 @@ class ChannelBuffer(QueueInterface):
             self.losses = None
             self._note_place_free()
         return count
+
+    def drop_logged(self, targets: Container[str]) -> None:
+        """Drop the messages to these groups that are in a log, without counting them: they are replayed."""
+        dropped = [each for each in self._envelopes if each.position and each.target in targets]
+        if not dropped:
+            return
+        kept = [each for each in self._envelopes if not (each.position and each.target in targets)]
+        self._envelopes = deque(kept)
+        if self._counts_bytes:
+            for envelope in dropped:
+                self._counters.release(envelope)
+        self._note_place_free()
 
     def close(self, reason: type[ChannelClosed] = ChannelClosed) -> None:
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..clock import monotonic
 from ..events import Throttle
@@ -64,7 +64,7 @@ class Hub:
         group = self.groups.by_topic.get(topic)
         if group is None:
             return True
-        excluded = frozenset(envelope.excluded) if envelope.excluded else ()
+        excluded = frozenset(envelope.excluded)
         is_large = len(group.members) > MANY
         if not is_large and monotonic() >= group.lapses_at:
             _do_at_once(self.groups.drop_lapsed(group, monotonic()))
@@ -79,7 +79,7 @@ class Hub:
         put = self._put
         if excluded:
             for channel, member in list(group.members.items()):
-                if channel not in excluded:
+                if channel not in excluded and excluded.isdisjoint(member.buffer.former):
                     put(member.buffer, envelope)
         else:
             # A list: a member whose channel closes on overflow leaves the group.
@@ -94,7 +94,7 @@ class Hub:
         self._next_pause = self.counters.woken + MOST_WOKEN
         self._slices.run(iter((True,)))
 
-    def _deliver_to_many(self, group: Group, envelope: Envelope, excluded: Container[str]) -> Iterator[bool]:
+    def _deliver_to_many(self, group: Group, envelope: Envelope, excluded: frozenset[str]) -> Iterator[bool]:
         """Put the envelope into the buffers of those present members that have not left when it is their turn."""
         members = list(group.members.values())
         groups = self.groups
@@ -109,7 +109,9 @@ class Hub:
                 some = [
                     member
                     for member in some
-                    if member.buffer.channel not in excluded and groups.has(group, member)
+                    if member.buffer.channel not in excluded
+                    and excluded.isdisjoint(member.buffer.former)
+                    and groups.has(group, member)
                 ]
             for member in some:
                 put(member.buffer, envelope)

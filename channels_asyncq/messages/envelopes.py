@@ -22,9 +22,10 @@ class Envelope:
     One message under way or waiting: the encoded message, its target and its sender.
 
     The same object waits in the buffers of all members of a group in one event loop: it does not change there.
-    `expires_at` is a time of `clock.monotonic()`; `excluded` holds full channel names. `message` is the decoded
-    payload: the check at arrival has decoded it, or a receiver. `Decoder.message_of()` gives this dict to the
-    first receiver, and to each other one a dict of its own.
+    `expires_at` is a time of `clock.monotonic()`; `excluded` holds full channel names. `position` is the entry of
+    the log that has the message, 0 for none, and `nth` its place among the messages of the entry: from 1, and 0
+    for the last one. `message` is the decoded payload: the check at arrival has decoded it, or a receiver.
+    `Decoder.message_of()` gives this dict to the first receiver, and to each other one a dict of its own.
     """
 
     __slots__ = (
@@ -34,7 +35,9 @@ class Envelope:
         "holders",
         "is_flat",
         "message",
+        "nth",
         "payload",
+        "position",
         "seq",
         "session_id",
         "target",
@@ -57,6 +60,7 @@ class Envelope:
         self.flags = flags
         self.excluded = excluded
         self.expires_at = expires_at
+        self.position = self.nth = 0
         self.message: dict[str, Any] | None = None
         # Whether a copy of `message` equals decoding again; None: not known yet.
         self.is_flat: bool | None = None
@@ -68,9 +72,11 @@ class Envelope:
 
         Each loop counts its own buffers, and decodes the message for its own receivers.
         """
-        return Envelope(
+        envelope = Envelope(
             self.payload, self.target, self.session_id, self.seq, self.flags, self.excluded, self.expires_at
         )
+        envelope.position = self.position
+        return envelope
 
     def __repr__(self) -> str:
         return f"<Envelope {self.session_id.hex()}/{self.seq} to {self.target!r}, {len(self.payload)} bytes>"

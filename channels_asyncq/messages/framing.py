@@ -104,12 +104,13 @@ def pack(
 
 
 def unpack(
-    data: bytes, seal: Seal | None = None, place: bytes = b"", *, is_late: bool = False
+    data: bytes, seal: Seal | None = None, place: bytes = b"", *, max_age: float | None = None
 ) -> list[Envelope]:
     """
     Return the envelopes in the bytes of one batch, or of several in a row, that arrived at this place.
 
-    With a `seal` they must be sealed, without it they must not. With `is_late=True` they may be of any age.
+    With a `seal` they must be sealed, without it they must not. They may be `max_age` ms old, or as old as the
+    seal allows if that is None.
 
     Raises:
         BadEnvelope: truncated or changed, an unknown version or unknown flags, names that are not ASCII, or a
@@ -117,16 +118,21 @@ def unpack(
         Expired: valid, but sealed too long ago.
     """
     envelopes: list[Envelope] = []
-    end = _unpack_batch(data, 0, envelopes, seal, place, is_late)
+    end = _unpack_batch(data, 0, envelopes, seal, place, max_age)
     if end < len(data) and len(data) > _MOST_IN_A_ROW:
         raise BadEnvelope(f"{len(data)} bytes in several batches; there are {_MOST_IN_A_ROW} at most")
     while end < len(data):
-        end = _unpack_batch(data, end, envelopes, seal, place, is_late)
+        end = _unpack_batch(data, end, envelopes, seal, place, max_age)
     return envelopes
 
 
 def _unpack_batch(
-    data: bytes, start: int, envelopes: list[Envelope], seal: Seal | None, place: bytes, is_late: bool
+    data: bytes,
+    start: int,
+    envelopes: list[Envelope],
+    seal: Seal | None,
+    place: bytes,
+    max_age: float | None,
 ) -> int:
     """Add the messages of the batch that begins at `start` to `envelopes`; return where it ends."""
     size = len(data) - start
@@ -169,7 +175,7 @@ def _unpack_batch(
         content = data
     else:
         try:
-            content = seal.open(check, session_id, data[start:end], at - start, place, is_late=is_late)
+            content = seal.open(check, session_id, data[start:end], at - start, place, max_age=max_age)
         except TooOld as exc:
             raise Expired(str(exc)) from None
         except BadSeal as exc:
@@ -179,15 +185,40 @@ def _unpack_batch(
         raise BadEnvelope("batches in a row have one sender, and numbers in a row")
     target: str = ""
     excluded: tuple[str, ...] = ()
+    last = 2 * count - 2
     for index in range(0, 2 * count, 2):
         body = at + lengths[index]
         if body > at:
             # Without names: those of the message before.
             target, excluded = _unpack_names(content[at:body])
         at = body + lengths[index + 1]
-        envelopes.append(Envelope(content[body:at], target, session_id, seq, flags, excluded))
+        envelope = Envelope(content[body:at], target, session_id, seq, flags, excluded)
+        envelopes.append(envelope)
+        if index < last:
+            envelope.nth = index // 2 + 1
         seq += 1
     return end
+
+
+class Header(NamedTuple):
+    """The sender of a batch, and the numbers of its first and last message."""
+
+    session_id: bytes
+    first: int
+    last: int
+
+
+def unpack_header(data: bytes) -> Header:
+    """
+    Return what the header of a batch says. Nothing is checked but its size.
+
+    Raises:
+        BadEnvelope: there are too few bytes for a header.
+    """
+    if len(data) < BATCH_SIZE:
+        raise BadEnvelope(f"{len(data)} bytes are too few for a header")
+    session_id, first, count = _SENDER.unpack_from(data, _START.size)
+    return Header(session_id, first, first + count - 1)
 
 
 def _unpack_names(names: bytes) -> tuple[str, tuple[str, ...]]:
@@ -214,6 +245,7 @@ class Format(NamedTuple):
     version: int
     pack: Callable[..., bytes]
     unpack: Callable[..., list[Envelope]]
+    unpack_header: Callable[[bytes], Header] = unpack_header
 
 
 class _Unpackers(dict[bytes, Callable[..., list[Envelope]]]):
@@ -237,6 +269,18 @@ class Formats:
 
     def __getitem__(self, version: int) -> Format:
         return self._formats[version]
+
+    def header_of(self, data: bytes) -> Header:
+        """
+        Return the header of a batch.
+
+        Raises:
+            BadEnvelope: it is not a batch of a version that this release reads, or too short for a header.
+        """
+        one = self._formats.get(data[0]) if data else None
+        if one is None:
+            raise BadEnvelope("no batch of a version that this release reads")
+        return one.unpack_header(data)
 
     def is_foreign(self, data: bytes) -> bool:
         """Tell whether these bytes may be a batch of a version that this release does not read."""

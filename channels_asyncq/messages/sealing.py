@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Seconds by which the clocks of two machines may differ before a sealed batch counts as too old.
 CLOCK_ALLOWANCE = 10
+#: The limit for batches of which only the header counts: it tells which messages were lost.
+ANY_AGE = math.inf
 #: Seconds by which a sender's clock may be ahead.
 FUTURE_ALLOWANCE = 60
 
@@ -105,12 +107,13 @@ class Seal:
         header_size: int,
         place: bytes,
         *,
-        is_late: bool = False,
+        max_age: float | None = None,
     ) -> bytes:
         """
         Return the content of a sealed batch that arrived at this place.
 
-        With `is_late=True` it may be of any age: its header tells which messages were lost.
+        Args:
+            max_age: the limit of its age in ms, in place of that of `limit_age()`.
 
         Raises:
             BadSeal: another key, sender or place, changed bytes, or a time in the future.
@@ -128,10 +131,12 @@ class Seal:
                 self._ciphers.clear()
             self._ciphers[key_id, session_id] = cipher
         age = time_ns() // 1_000_000 - _TIME.unpack_from(data, header_size)[0]
-        if age > self._max_age and not is_late:
+        if max_age is None:
+            max_age = self._max_age
+        if age > max_age:
             raise TooOld(
                 f"sealed {age / 1000:.0f} s ago by its sender's clock, and the limit is "
-                f"{self._max_age / 1000:.0f} s: set the clocks of both machines, or raise `expiry` "
+                f"{max_age / 1000:.0f} s: set the clocks of both machines, or raise `expiry` "
                 "if this process may stand still for so long"
             )
         if age < -1000 * FUTURE_ALLOWANCE:

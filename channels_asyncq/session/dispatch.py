@@ -49,6 +49,10 @@ class SessionCalls:
         if (answer := session.groups.discard(group, channel)) is not None:
             await answer
 
+    async def position(self, groups: tuple[str, ...], channel: str | None) -> str:
+        session = await self._registry.session()
+        return await session.resumer.position(groups, channel)
+
     async def flush(self) -> None:
         session = await self._registry.session()
         await session.flush()
@@ -108,6 +112,9 @@ class Dispatcher:
         session = self._registry.sessions.get(asyncio.get_running_loop())
         return session is not None and session.lifetime.is_closed and session.names.is_own(channel)
 
+    async def position(self, groups: tuple[str, ...], channel: str | None) -> str:
+        return await self._run(self._calls.position(groups, channel))
+
     async def flush(self) -> None:
         await self._run(self._calls.flush())
 
@@ -150,6 +157,10 @@ class Dispatcher:
     def group_send_from_thread(self, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
         """Send to a group, and block until it is done."""
         running_relay().wait(self._calls.group_send(group, payload, excluded))
+
+    def position_from_thread(self, groups: tuple[str, ...], channel: str | None) -> str:
+        """Return the position of some groups; block until the server has answered."""
+        return running_relay().wait(self._calls.position(groups, channel))
 
 
 class PreparedSend:

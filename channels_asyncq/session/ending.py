@@ -15,6 +15,7 @@ from ..slices import Slices
 from .control import Control
 from .holding import Holding
 from .lifetime import Lifetime
+from .lingering import LingeringTopics
 from .memberships import Memberships
 from .owners import Siblings
 from .readers import QueueReaders
@@ -46,6 +47,7 @@ class Ending:
         control: Control,
         holding: Holding,
         sweeper: Sweeper,
+        lingering: LingeringTopics,
     ) -> None:
         self._session_id = session_id
         self._options = options
@@ -61,6 +63,7 @@ class Ending:
         self._control = control
         self._holding = holding
         self._sweeper = sweeper
+        self._lingering = lingering
         self._ended = asyncio.Event()
         self._generator: AsyncGenerator[None] | None = None
 
@@ -99,6 +102,7 @@ class Ending:
         self._routes.clear()
         self._holding.stop()
         self._sweeper.stop()
+        self._lingering.close()
         self._control.close()
         self._memberships.close()
         self._hub.close(reason)

@@ -10,6 +10,7 @@ from ..local.hub import Hub
 from ..names import Topic, Topics, check_channel_name, check_group_name, owner_of
 from .channel_names import ChannelNames
 from .lifetime import Lifetime
+from .lingering import LingeringTopics
 from .memberships import Memberships
 from .owners import Siblings
 from .requests import Requests
@@ -37,6 +38,7 @@ class SessionGroups:
         requests: Requests,
         siblings: Siblings,
         sweeper: Sweeper,
+        lingering: LingeringTopics,
     ) -> None:
         self._names = names
         self._topics = topics
@@ -48,6 +50,7 @@ class SessionGroups:
         self._requests = requests
         self._siblings = siblings
         self._sweeper = sweeper
+        self._lingering = lingering
 
     def add(self, group: str, channel: str) -> Awaitable[None] | None:
         """
@@ -101,7 +104,7 @@ class SessionGroups:
         if isinstance(channel, str) and channel in self._hub.channels.buffers:
             topic = self._routes.to_group(group).topic
             if self._hub.groups.leave(topic.name, channel):
-                self._pubsub.unsubscribe(topic)
+                self._lingering.leave(topic)
             return None
         self._lifetime.require_open(channel)
         check_group_name(group)
@@ -118,8 +121,8 @@ class SessionGroups:
     # Groups without members
 
     def unsubscribe(self, topic: bytes) -> None:
-        """Unsubscribe from a group that has lost its last member here."""
-        self._pubsub.unsubscribe(self._topics.group(self._topics.group_named(topic)).topic)
+        """Unsubscribe from a group that has lost its last member here, unless it is still needed."""
+        self._lingering.leave(self._topics.group(self._topics.group_named(topic)).topic)
 
     def unsubscribe_from(self, topics: list[bytes]) -> Iterator[bool]:
         """Unsubscribe from groups that were flushed, in slices, unless a channel has joined them again."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from ..local.buffers import ChannelBuffer
+from ..messages.envelopes import Envelope
 from .decoding import Decoder
 from .session import Session
 
@@ -55,6 +56,31 @@ class OpenChannel:
         if self._buffer.closed is not None:
             raise self._buffer.closed(self.name)
         return None
+
+    def take_envelope(self) -> Envelope | None:
+        """Return the next message as `take()` does, in its envelope."""
+        envelope = self._buffer.take()
+        if envelope is None and self._buffer.closed is not None:
+            raise self._buffer.closed(self.name)
+        return envelope
+
+    async def wait(self) -> None:
+        """Return when a message has come or the channel is closed. Cancelling is safe."""
+        if not self._buffer.empty() or self._buffer.closed is not None:
+            return
+        if self._session.connections.is_resting:
+            self._session.connections.wake()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._buffer.wake(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            self._buffer.stop_waking(waiter)
+            raise
+
+    def tell_losses(self, message_type: str) -> None:
+        """Put loss notices of this type into the channel, if the setting `on_loss` names none."""
+        self._buffer.tell_losses(message_type)
 
     def close(self) -> None:
         """Close the channel; messages that still wait are dropped and counted. Closing twice is fine."""

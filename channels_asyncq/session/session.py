@@ -26,6 +26,7 @@ from .flushing import LocalFlush
 from .groups import SessionGroups
 from .holding import Holding
 from .lifetime import Lifetime
+from .lingering import LingeringTopics
 from .memberships import Memberships
 from .notices import Notices
 from .owners import Siblings, check_closable
@@ -33,6 +34,7 @@ from .readers import QueueReaders
 from .reading import MessageReader
 from .requests import Requests
 from .resting import Resting
+from .resuming import Resumer
 from .routes import Routes
 from .sending import MessageSender
 from .sweeping import Sweeper
@@ -79,20 +81,32 @@ class Session:
         self.reading = MessageReader(
             names, topics, lifetime, hub, bus, readers, connections, siblings, sweeper, decoder
         )
+        lingering = LingeringTopics(loop, context, hub, bus.pubsub, bus.log)
         self.groups = groups = SessionGroups(
-            names, topics, lifetime, hub, bus.pubsub, routes, memberships, requests, siblings, sweeper
+            names,
+            topics,
+            lifetime,
+            hub,
+            bus.pubsub,
+            routes,
+            memberships,
+            requests,
+            siblings,
+            sweeper,
+            lingering,
         )
+        self.resumer = Resumer(options, hub, slices, bus, routes, groups, lingering)
         flush = LocalFlush(hub, readers, groups, memberships, siblings, chores)
         control = Control(loop, names, topics, codec, decoder, bus.pubsub, drops, requests, groups, flush)
         self._notices = notices = Notices(options, topics, inbox.name, codec, hub, routes, readers)
         arrivals.connect(connections, control, holding, memberships, notices, readers, sweeper)
-        self.views = Views(options, topics, hub, bus, readers, drops)
+        self.views = Views(options, topics, hub, bus, readers, drops, self.resumer.counts)
         self._resting = Resting(
             lifetime, hub, slices, bus, connections, readers, requests, control, sending.waiting, holding
         )
         self._ending = Ending(
             session_id, options, lifetime, siblings, hub, slices, bus, mailbox, routes, readers, memberships,
-            control, holding, sweeper,
+            control, holding, sweeper, lingering,
         )  # fmt: skip
 
     async def start(self) -> None:

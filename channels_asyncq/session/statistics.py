@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..bus.base import Link
+from ..bus.base import Link, ReplayCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,9 @@ class Statistics:
     counts by reason: "overflow", "expired", "closed", "flushed", "unreadable", "unhandled" for messages from
     outside without a handler, "dead_owner" for changes of membership that the owner of a channel never
     confirmed, and "server_forgot" for normal channels whose waiting messages the server may have lost. `told`
-    counts the channels that got a loss notice (or would have, if `on_loss` were set), by reason. `links` has an
-    entry per session and host.
+    counts the channels that got a loss notice (or would have, if `on_loss` were set), by reason. `resumes` counts
+    the channels that came back with a position, and `refused` those that did not get what they had missed, by
+    reason. `replay` has what is held in memory for them. `links` has an entry per session and host.
     """
 
     channels: int = 0
@@ -28,6 +29,9 @@ class Statistics:
     external: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     told: dict[str, int] = field(default_factory=dict)
+    resumes: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    replay: ReplayCounts = field(default_factory=ReplayCounts)
     links: tuple[Link, ...] = ()
 
     @property
@@ -49,5 +53,8 @@ class Statistics:
             external=self.external + other.external,
             dropped=dict(Counter(self.dropped) + Counter(other.dropped)),
             told=dict(Counter(self.told) + Counter(other.told)),
+            resumes=self.resumes + other.resumes,
+            refused=dict(Counter(self.refused) + Counter(other.refused)),
+            replay=self.replay + other.replay,
             links=self.links + other.links,
         )

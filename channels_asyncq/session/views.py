@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 
 from ..bus.base import Bus
 from ..clock import monotonic, time_ns
@@ -12,6 +13,7 @@ from ..names import Topics
 from ..settings.options import Options
 from .drops import DropLog
 from .readers import QueueReaders
+from .resuming import ResumeCounts
 from .statistics import Statistics
 
 
@@ -19,7 +21,14 @@ class Views:
     """Read-only views of one session. From any thread: they copy dicts that its loop may be changing."""
 
     def __init__(
-        self, options: Options, topics: Topics, hub: Hub, bus: Bus, readers: QueueReaders, drops: DropLog
+        self,
+        options: Options,
+        topics: Topics,
+        hub: Hub,
+        bus: Bus,
+        readers: QueueReaders,
+        drops: DropLog,
+        resumes: ResumeCounts,
     ) -> None:
         self._options = options
         self._topics = topics
@@ -27,6 +36,7 @@ class Views:
         self._bus = bus
         self._readers = readers
         self._drops = drops
+        self._resumes = resumes
 
     def channels(self) -> dict[str, ChannelView]:
         """Return the channels that are read here, and on `memory://` those that wait for a reader."""
@@ -65,5 +75,8 @@ class Views:
             external=hub.counters.external,
             dropped=dict(hub.counters.dropped + Counter(overflow=self._drops.overruns)),
             told=dict(hub.counters.told),
+            resumes=self._resumes.resumes,
+            refused=dict(self._resumes.refused),
+            replay=copy(self._bus.log.counts),
             links=tuple(self._bus.connections.links()),
         )

@@ -21,6 +21,7 @@ class RecoveryConfig(TypedDict, total=False):
     message_bytes: int
     exclude: Patterns
     required: bool
+    resume_messages: int
 
 
 class ExternalConfig(TypedDict, total=False):

@@ -31,7 +31,8 @@ class Recovery:
     """
     What each partition's log keeps: seconds, messages, bytes of a message; and which groups are not logged.
 
-    With `required` a message that the server refuses to log is not sent.
+    With `required` a message that the server refuses to log is not sent. A channel that comes back gets at most
+    `resume_messages` at once.
     """
 
     seconds: float = 60.0
@@ -39,6 +40,7 @@ class Recovery:
     message_bytes: int = 64 * 1024
     exclude: tuple[re.Pattern[str], ...] = ()
     required: bool = False
+    resume_messages: int = 5000
 
     def is_logged(self, group: str) -> bool:
         return not any(pattern.match(group) for pattern in self.exclude)
@@ -119,6 +121,8 @@ def recovery(key: str, value: Any) -> Recovery | None:
             values[name] = seconds(at, part)
         elif name == "messages":
             values[name] = integer(at, part, least=100, most=MOST)
+        elif name == "resume_messages":
+            values[name] = integer(at, part, least=1, most=MOST)
         elif name == "message_bytes":
             if not is_int(part) or not 1024 <= part <= MOST_LOGGED:
                 refuse(
@@ -135,7 +139,7 @@ def recovery(key: str, value: Any) -> Recovery | None:
         elif name == "exclude":
             values[name] = patterns(at, part, 'patterns of groups such as ["typing.*"]')
         else:
-            known = ["seconds", "messages", "message_bytes", "exclude", "required"]
+            known = ["seconds", "messages", "message_bytes", "exclude", "required", "resume_messages"]
             refuse(at, part, f"there is no such key. {suggestion(name, known)}")
     return Recovery(**values)
 

@@ -263,6 +263,7 @@ class Checkpoint:
             self._swept_at = now
             for partition in self._node.partitions.values():
                 partition.delivered.sweep(now)
+                partition.replay.forget_unused(now)
 
     def _act_on(self, findings: Findings) -> None:
         """Report the losses of the server to the session."""
@@ -276,6 +277,7 @@ class Checkpoint:
             topics = self._node.logged_topics(findings.forgotten) if has_logs and not has_changed else set()
             # Keys are evicted one by one: keys of other partitions may go before their marks.
             jobs = all_here if findings.has_evicted else findings.forgotten
+            self._shared.forget_logs(topics)
             receiver.on_forgotten(all_here if findings.is_first else jobs, topics)
             receiver.on_jobs_unknown(jobs)
             wire = self._node.commands.wire

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
+from ...messages.envelopes import Envelope
+from ...messages.positions import Place
+from ...names import Topic
+from ..base import ReplayCounts
+from .node import Node
 from .partition import Partition
-from .sequences import parse_position
 from .shared import Shared
 
 
@@ -16,20 +21,52 @@ class RedisLog:
     def __init__(self, shared: Shared, partitions: Sequence[Partition]) -> None:
         self._recovery = shared.options.recovery
         self._partitions = partitions
+        self.counts: ReplayCounts = shared.replay_counts
 
     def covers(self, group: str) -> bool:
         """Tell whether messages to a group are logged."""
         return self._recovery is not None and self._recovery.is_logged(group)
 
-    async def ends(self, partitions: Collection[int]) -> dict[int, int]:
-        """Return the ids of the last entries, as `Log` says. Cancelling is safe. Raises as a send does."""
+    async def ends(self, partitions: Collection[int]) -> dict[int, Place]:
+        """Return the ends of the logs, as `Log` says: one command for each node. Raises as a send does."""
         if self._recovery is None:
-            return dict.fromkeys(partitions, 0)
-        # In one write, if they are at one node.
-        ends = await asyncio.gather(*(self._end(self._partitions[number]) for number in partitions))
-        return dict(zip(partitions, ends, strict=True))
+            return {}
+        by_node: defaultdict[Node, list[Partition]] = defaultdict(list)
+        for number in partitions:
+            by_node[self._partitions[number].home].append(self._partitions[number])
+        answers = await asyncio.gather(*(node.logs.ends(wanted) for node, wanted in by_node.items()))
+        return {number: place for answer in answers for number, place in answer.items()}
+
+    # Channels that come back
+
+    def here(self, partition: int) -> Place | None:
+        """Return the position of this session in the log."""
+        part = self._partitions[partition]
+        if part.position is None or not part.is_live:
+            return None
+        epoch = part.replay.epoch.at(part.position)
+        return Place(epoch, part.position) if epoch else None
+
+    def epoch_at(self, partition: int, position: int) -> str:
+        return self._partitions[partition].replay.epoch.at(position)
+
+    def has(self, topic: Topic, place: Place, *, has_read: bool) -> bool:
+        partition = self._partitions[topic.partition]
+        if not partition.is_live:
+            return False
+        gap = partition.home.lease.gap
+        return partition.replay.has(topic, place, partition.position or 0, gap, has_read=has_read)
+
+    def since(self, topic: Topic, place: Place) -> list[Envelope]:
+        return self._partitions[topic.partition].replay.since(topic, place)
+
+    async def read(self, places: Mapping[int, Place]) -> None:
+        reads = (self._read(self._partitions[number], place) for number, place in places.items())
+        await asyncio.gather(*reads)
 
     @staticmethod
-    async def _end(partition: Partition) -> int:
-        last, *_ = await partition.home.read_log(partition.number, b"+", 1)
-        return parse_position(last)
+    async def _read(partition: Partition, place: Place) -> None:
+        await partition.home.logs.read(partition, place)
+
+    def is_fed(self, topic: Topic) -> bool:
+        return self._partitions[topic.partition].replay.is_fed(topic.name)

@@ -24,6 +24,7 @@ from .commands import CommandReply
 from .handshake import raise_last_words, raise_refusals, run_id_in
 from .layout import Layout, Lease
 from .leasing import LeaseKeeper
+from .log_reading import LogsReader
 from .recovery import LogReader
 from .refusals import Refusals
 from .scripts import READ_LOG
@@ -77,6 +78,8 @@ class Node:
         self.checkpoint = Checkpoint(shared, self, self._watch)
         self.subscriber = Subscriber(shared, self)
         self.log = LogReader(shared, self)
+        #: Reads logs for channels that come back.
+        self.logs = LogsReader(shared, self)
         self.commands = SupervisedConnection(
             self.connector,
             "commands",
@@ -332,3 +335,4 @@ class Node:
         self.checkpoint.stop()
         self.lease_keeper.stop_renewal()
         self.subscriber.close()
+        self.logs.close()

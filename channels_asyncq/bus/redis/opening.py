@@ -9,7 +9,7 @@ from ...messages.codecs import BadPayload, Codec, decode_json
 from ...messages.envelopes import EXTERNAL, HEADER_ONLY, Envelope
 from ...messages.external import ExternalMessage
 from ...messages.framing import BadEnvelope, Expired, Formats
-from ...messages.sealing import LOG, QUEUE, TOPIC, Seal, place
+from ...messages.sealing import ANY_AGE, CLOCK_ALLOWANCE, LOG, QUEUE, TOPIC, Seal, place
 from ...names import Topics
 from ...settings.options import Options
 from ..base import Receiver
@@ -42,15 +42,28 @@ class Opener:
         self._codec = codec
         self._unpack = formats.unpack
         self._seal = seal
+        #: Counts what was dropped because it could not be read.
+        self.dropped = 0
 
     def open_all(
-        self, partition: int, topic: bytes, data: bytes, late: LateArrivals, *, is_logged: bool
+        self,
+        partition: int,
+        topic: bytes,
+        data: bytes,
+        late: LateArrivals,
+        *,
+        is_logged: bool,
+        position: int = 0,
     ) -> list[Envelope]:
         """
         Return the envelopes in the bytes that arrived on a topic, or are in its log.
 
         Bytes that are not an envelope, or were sealed with an unknown key, are left out and reported to the
         receiver.
+
+        Args:
+            position: the entry of the log with the last batch in the bytes. The entries of the others have the
+                ids before it.
         """
         try:
             if data.startswith(b"{"):
@@ -58,31 +71,58 @@ class Opener:
             sealed_for = b"" if self._seal is None else place(LOG if is_logged else TOPIC, topic)
             envelopes = self._unpack[data[:1]](data, self._seal, sealed_for)
         except (BadEnvelope, BadPayload) as exc:
-            self._receiver.on_unreadable(topic, str(exc))
+            self._drop(topic, exc)
             if isinstance(exc, Expired):
-                expired = self._unpack[data[:1]](data, self._seal, sealed_for, is_late=True)
+                expired = self._unpack[data[:1]](data, self._seal, sealed_for, max_age=ANY_AGE)
                 late.note_expired(partition, topic, expired, is_logged=is_logged)
             return []
         expires_at = monotonic() + self._options.expiry
         readable = []
+        if position and len(envelopes) > 1:
+            position -= sum(not envelope.nth for envelope in envelopes) - 1
         for envelope in envelopes:
             envelope.expires_at = expires_at
+            if position:
+                envelope.position = position
+                if not envelope.nth:
+                    position += 1
             try:
                 self._open(envelope)
             except (BadEnvelope, BadPayload) as exc:
-                self._receiver.on_unreadable(topic, str(exc))
+                self._drop(topic, exc)
             else:
                 readable.append(envelope)
         return readable
 
-    def unpack_headers(self, topic: bytes, data: bytes, *, is_late: bool) -> list[Envelope]:
+    def _drop(self, topic: bytes, exc: BadEnvelope | BadPayload) -> None:
+        self.dropped += 1
+        self._receiver.on_unreadable(topic, str(exc))
+
+    def open_entry(self, topic: bytes, data: bytes, position: int) -> list[Envelope]:
+        """
+        Return the envelopes in an entry of a log, for a channel that comes back. The age limit is that of logs.
+
+        Raises:
+            BadEnvelope, BadPayload: one of them cannot be read.
+        """
+        recovery, options = self._options.recovery, self._options
+        kept = recovery.seconds if recovery is not None else 0.0
+        max_age = 1000 * (kept + options.expiry + options.send_timeout + CLOCK_ALLOWANCE)
+        sealed_for = b"" if self._seal is None else place(LOG, topic)
+        envelopes = self._unpack[data[:1]](data, self._seal, sealed_for, max_age=max_age)
+        for envelope in envelopes:
+            envelope.position = position
+            self._open(envelope)
+        return envelopes
+
+    def unpack_headers(self, topic: bytes, data: bytes, *, max_age: float | None = None) -> list[Envelope]:
         """
         Return the envelopes in an entry of a log. Only their senders and numbers are meaningful.
 
         Raises:
             BadEnvelope: there are none, or they were sealed with an unknown key.
         """
-        return self._unpack[data[:1]](data, self._seal, place(LOG, topic), is_late=is_late)
+        return self._unpack[data[:1]](data, self._seal, place(LOG, topic), max_age=max_age)
 
     def open_item(self, queue: bytes, data: bytes) -> Envelope:
         """

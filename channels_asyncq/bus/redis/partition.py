@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...clock import monotonic
 from ...messages.envelopes import Envelope
 from ..base import Receiver
+from .replay import LogPart, PartitionReplay
 from .sender import Sender
 from .sequences import DuplicateFilter, SequenceNumbers
 from .subscriptions import Subscription, SubscriptionLedger
@@ -53,7 +55,14 @@ class Partition:
                 | `read_until`                            |
     """
 
-    def __init__(self, number: int, home: Node, receiver: Receiver, index: dict[bytes, Subscription]) -> None:
+    def __init__(
+        self,
+        number: int,
+        home: Node,
+        receiver: Receiver,
+        index: dict[bytes, Subscription],
+        replay: PartitionReplay,
+    ) -> None:
         self.number = number
         self._receiver = receiver
         #: The node that it belongs to now. Only `move()` changes it.
@@ -73,6 +82,8 @@ class Partition:
         #: Whether logged pushes are discarded, because they will be read from the log.
         self.discards = False
         self.delivered = DuplicateFilter()
+        #: What is in memory of its log, for channels that come back.
+        self.replay = replay
         #: All messages for the session up to this entry of the log were delivered, or reported as lost. None
         #: before the first fence.
         self.position: int | None = None
@@ -104,6 +115,8 @@ class Partition:
     def leave_connection(self) -> None:
         """Note that its connection for pushes was lost, or is another one: its subscriptions have ended."""
         self.epoch += 1
+        self.replay.forget()
+        self.replay.epoch.forget()
         self.subscriptions.disconnect()
         self.enter(Reading.AWAY)
 
@@ -134,6 +147,7 @@ class Partition:
         topic = entry.topic
         # Envelopes that arrive together are of one session. Only messages from other programs have no number.
         seen = self.delivered.of(envelopes[-1].session_id if envelopes[-1].seq else b"", is_logged)
+        replay = self.replay if self.replay.is_active else None
         while envelopes:
             envelope = envelopes[-1]
             seq = envelope.seq
@@ -142,8 +156,22 @@ class Partition:
                     return False
                 seen.highest = seq
                 seen.last_used = envelope.expires_at
+                if replay is not None and envelope.position:
+                    replay.feed(topic, envelope)
             envelopes.pop()
         return True
+
+    def take_read(self, part: LogPart, epoch: str, live: set[bytes], *, is_new: bool) -> None:
+        """
+        Use what a read of the log has found, for channels that come back.
+
+        Everything that the read has found has arrived, where it is subscribed to. What arrives from now on and is
+        in the log up to there was sent again.
+        """
+        now = monotonic()
+        for session_id, seq in part.seen.items():
+            self.delivered.note_highest(session_id, seq, now)
+        self.replay.finish(part, epoch, live, is_new=is_new)
 
     def has_seen(self, envelope: Envelope, *, is_logged: bool) -> bool:
         """Tell whether this envelope, or a later one of its stream, was delivered."""

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from ...messages.envelopes import HEADER_ONLY, Envelope
 from ...messages.framing import BadEnvelope
+from ...messages.sealing import ANY_AGE
 from ...slices import Slice
-from ..base import Receiver
 from .partition import Partition, PartitionReading
 from .sequences import format_position, milliseconds_of, parse_position
 from .shared import Shared
@@ -23,18 +23,18 @@ class LossNotes:
     Losses that were found and are not reported yet: topics by reason. A channel gets one notice for all of them.
     """
 
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
         self._lost: defaultdict[str, set[bytes]] = defaultdict(set)
 
     def add(self, reason: str, *topics: bytes) -> None:
         self._lost[reason].update(topics)
 
     def report(self) -> None:
-        """Report all of them to the receiver."""
+        """Report all of them."""
         lost, self._lost = self._lost, defaultdict(set)
         for reason, topics in lost.items():
-            self._receiver.on_loss(reason, topics)
+            self._shared.report_loss(reason, topics)
 
 
 class Pages(Protocol):
@@ -60,7 +60,7 @@ class LogReader:
         self._options = shared.options
         self._opener = shared.opener
         self._pages = pages
-        self.losses = LossNotes(shared.receiver)
+        self.losses = LossNotes(shared)
         # One for each reading that waits for the receiver.
         self._waiters: set[asyncio.Future[None]] = set()
 
@@ -189,7 +189,8 @@ class LogReader:
     def _note_lost(self, partition: Partition, topic: bytes, data: bytes, is_expired: bool) -> None:
         """Note that the messages of an entry are lost, except those that arrived live."""
         try:
-            envelopes = self._opener.unpack_headers(topic, data, is_late=is_expired)
+            limit = ANY_AGE if is_expired else None
+            envelopes = self._opener.unpack_headers(topic, data, max_age=limit)
             if not is_expired and not envelopes[0].flags & HEADER_ONLY:
                 raise BadEnvelope("a whole message where a header was announced")
         except BadEnvelope as exc:

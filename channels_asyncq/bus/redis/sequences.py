@@ -89,6 +89,12 @@ class DuplicateFilter:
         seen = (self._logged if is_logged else self._unlogged).get(session_id)
         return 0 if seen is None else seen.highest
 
+    def note_highest(self, session_id: bytes, seq: int, now: float) -> None:
+        """Note that logged messages up to this number will not come any more, or are repeats."""
+        seen = self.of(session_id, True)
+        if seq > seen.highest:
+            seen.highest, seen.last_used = seq, now
+
     def sweep(self, now: float) -> None:
         """Forget the streams that were not used for 15 minutes; `now` in seconds of the monotonic clock."""
         for streams in (self._logged, self._unlogged):

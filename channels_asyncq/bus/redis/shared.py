@@ -9,7 +9,7 @@ from typing import Protocol
 from ...messages.framing import Formats
 from ...names import Topics
 from ...settings.options import Options
-from ..base import Receiver
+from ..base import Receiver, ReplayCounts
 from ..resp.outages import Outages
 from .opening import Opener
 from .scripts import Script
@@ -43,3 +43,17 @@ class Shared:
     observer: LinkObserver
     #: The wanted topics of all partitions, to look up pushes that arrive.
     index: dict[bytes, Subscription] = field(default_factory=dict)
+    #: What is in memory of the logs, over all partitions.
+    replay_counts: ReplayCounts = field(default_factory=ReplayCounts)
+
+    def report_loss(self, reason: str, topics: set[bytes]) -> None:
+        """Report a loss to the receiver. What is in memory of the logs concerned does not count any more."""
+        self.forget_logs(topics)
+        self.receiver.on_loss(reason, topics)
+
+    def forget_logs(self, topics: set[bytes]) -> None:
+        """Forget what is in memory of the logs of these topics."""
+        for topic in topics:
+            entry = self.index.get(topic)
+            if entry is not None and entry.partition is not None:
+                entry.partition.replay.forget()

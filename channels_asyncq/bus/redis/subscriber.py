@@ -120,6 +120,7 @@ class Subscriber:
     def on_lost(self, in_flight: list[InFlight]) -> None:
         """Note that the connection is lost. None of its commands is resent."""
         self._disconnect()
+        self._node.logs.on_lost()
         self._node.checkpoint.stop()
         self._node.checkpoint.drop()
         self._node.lease_keeper.renew_later()
@@ -177,7 +178,7 @@ class Subscriber:
             await node.log.catch_up(partitions, changed, gaps)
             if len(changed) < len(partitions) and await node.has_refused():
                 unchanged = {each.number for each in partitions if each not in changed}
-                self._receiver.on_loss("not_logged", node.logged_topics(unchanged))
+                self._shared.report_loss("not_logged", node.logged_topics(unchanged))
             for reading in readings:
                 if reading.is_current:
                     reading.partition.enter(Reading.LIVE)
@@ -275,6 +276,7 @@ class Subscriber:
             if not entry.follows.done():
                 return True  # published before the topic was wanted anew: not for the new subscription
             entry.follows = None
+        replay = partition.replay
         position, end = 0, -1
         is_logged = data.startswith(self._logged)
         if is_logged:
@@ -282,6 +284,8 @@ class Subscriber:
                 # The position of the last entry comes first. It is empty if the server refused to write.
                 end = data.index(b" ")
                 position = parse_position(data[2:end]) if end > 2 else 0
+                if not position:
+                    replay.forget()  # no log has it
                 if data.startswith(b"{", end + 1):
                     raise ValueError("JSON from outside is in no log")
             except ValueError as exc:
@@ -293,10 +297,13 @@ class Subscriber:
         if held is not None and held[0] is data:
             envelopes = held[1]
         else:
-            log = self._node.log
-            envelopes = self._shared.opener.open_all(
-                partition.number, topic, data[end + 1 :], log, is_logged=is_logged
+            log, opener = self._node.log, self._shared.opener
+            dropped = opener.dropped
+            envelopes = opener.open_all(
+                partition.number, topic, data[end + 1 :], log, is_logged=is_logged, position=position
             )
+            if opener.dropped != dropped and position:
+                replay.forget()  # the log has messages that did not arrive
             if not envelopes:
                 if self._shared.formats.is_foreign(data):
                     # The lease of this session has run out. The next answer about it makes the node connect anew.
@@ -313,6 +320,8 @@ class Subscriber:
     def _on_own(self, topic: bytes, data: bytes) -> None:
         """Act on a push for the node itself. A push on any other topic was under way when that was given up."""
         if topic == self.topics.fence_topic:
+            if self._node.logs.on_push(data):
+                return
             try:
                 self._node.checkpoint.on_fence(data)
             except ValueError as exc:

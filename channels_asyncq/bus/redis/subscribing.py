@@ -109,6 +109,8 @@ class TopicSubscriber:
             if ledger.confirm(entry, reply):
                 if entry.partition is None or entry.partition.is_live:
                     entry.finish(None)
+                if entry.partition is not None and entry.partition.replay.is_active:
+                    entry.partition.replay.note_confirmed(entry.topic)
                 self._receiver.on_subscribed(entry.topic)
         elif isinstance(error, ReplyError) and entry.asked is reply:
             if self._node.pushes.wire is None:
@@ -144,6 +146,8 @@ class TopicSubscriber:
 
     def unsubscribe(self, partition: Partition, topic: bytes) -> None:
         """Give up a topic of a partition that is at this node."""
+        if partition.replay.is_active:
+            partition.replay.note_given_up(topic)
         wire = self.wire
         if partition.subscriptions.give_up(topic) and wire is not None and not wire.is_lost:
             self.send_unsubscribe(wire, topic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import resources
 
@@ -10,6 +11,13 @@ from ....settings.keys import Recovery
 
 # An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries. A logged message has at most `message_bytes`.
 LOG_BYTES = 8 * 2**20
+
+
+_INCLUDE = re.compile(rb"^{(\w+)\.lua}$", re.MULTILINE)
+
+
+def _text_of(name: str) -> bytes:
+    return resources.files(__package__).joinpath(f"{name}.lua").read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +28,14 @@ class Script:
     sha: bytes
 
     @classmethod
-    def load(cls, name: str, begins_with: Script | None = None, **constants: int) -> Script:
+    def load(cls, name: str, **constants: int) -> Script:
         """
-        Return the script in the file `<name>.lua`.
+        Return the script in the file `<name>.lua`. A line `{<other>.lua}` stands for the text of that file.
 
         Args:
-            begins_with: the script that replaces `{lease.lua}` in the text.
             constants: values that replace their names in the text, and need not be sent with each command.
         """
-        text = resources.files(__package__).joinpath(f"{name}.lua").read_bytes()
-        if begins_with is not None:
-            text = text.replace(b"{lease.lua}", begins_with.text.rstrip().removesuffix(b"return answer"))
+        text = _INCLUDE.sub(lambda line: _text_of(line[1].decode()), _text_of(name))
         for word, value in constants.items():
             text = text.replace(word.encode(), b"%d" % value)
         return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
@@ -41,11 +46,25 @@ POP = Script.load("pop")
 GIVE_BACK = Script.load("give_back")
 GROUP_SEND = Script.load("group_send")
 ADD_MEMBER = Script.load("add_member")
-LEASE_SCRIPT = Script.load("lease")
+LEASE_SCRIPT = Script.load("take_lease")
 LEAVE = Script.load("leave")
-FENCE = Script.load("fence", LEASE_SCRIPT)
+FENCE = Script.load("fence")
 READ_LOG = Script.load("read_log")
-SCRIPTS = (PUSH, POP, GIVE_BACK, GROUP_SEND, ADD_MEMBER, LEASE_SCRIPT, LEAVE, FENCE, READ_LOG)
+READ_LOGS = Script.load("read_logs")
+LOG_ENDS = Script.load("log_ends")
+SCRIPTS = (
+    PUSH,
+    POP,
+    GIVE_BACK,
+    GROUP_SEND,
+    ADD_MEMBER,
+    LEASE_SCRIPT,
+    LEAVE,
+    FENCE,
+    READ_LOG,
+    READ_LOGS,
+    LOG_ENDS,
+)
 
 
 def send_script(recovery: Recovery) -> Script:

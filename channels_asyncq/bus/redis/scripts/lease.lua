@@ -54,4 +54,3 @@ else
 end
 table.insert(answer, 1, digits(gap))
 table.insert(answer, 1, state)
-return answer

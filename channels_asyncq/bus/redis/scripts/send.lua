@@ -5,16 +5,24 @@
 -- Subscribers get the version byte of the first envelope, #, the id of the last entry, a space and the envelopes. If
 -- the server refuses to write, the envelopes are published without an id, unless logging IS_REQUIRED.
 local topic, header = ARGV[1], ARGV[2]
-local id
+local id, ms, seq
 for number = 3, #ARGV do
-  local entry, kind, most = ARGV[number], 'e', 'MOST_ENTRIES'
+  local entry, kind, most, at = ARGV[number], 'e', 'MOST_ENTRIES', '*'
+  if id then
+    -- The entries of a push have ids in a row, so receivers know each of them by the last one.
+    if not ms then
+      ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+    end
+    seq = string.format('%d', seq + 1)
+    at = ms .. '-' .. seq
+  end
   if header ~= '' then
     entry, kind = header, 'h'
   end
   if #entry > 1024 then
     most = string.format('%d', math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #entry)))
   end
-  id = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', most, '*', 't', topic, kind, entry)
+  id = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', most, at, 't', topic, kind, entry)
   if type(id) == 'table' then
     -- This is the first envelope: a server that accepts the first write of a script accepts all of them.
     -- (Redis 6 does not count errors inside scripts. There the words of an error begin with the line of the script.)

@@ -1,0 +1,346 @@
+"""Reads the logs at a node for channels that come back: one script for all that are wanted at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import secrets
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hiredis import ReplyError
+
+from ...clock import monotonic
+from ...exceptions import ChannelLayerError
+from ...messages.envelopes import Envelope
+from ...messages.framing import BadEnvelope
+from ...messages.positions import Place
+from ...slices import Slice
+from ..base import ReplayCounts
+from ..resp.replies import copy_error
+from .partition import Partition
+from .refusals import is_script_missing
+from .replay import LogPart
+from .scripts import LOG_ENDS, READ_LOGS
+from .sequences import format_position, milliseconds_of, parse_position
+from .shared import Shared
+
+if TYPE_CHECKING:
+    from .node import Node
+
+# Entries of each log in a page.
+_PAGE = 1000
+# Seconds between two reads, so that the resumes of that time share one.
+_BETWEEN_READS = 0.1
+# Seconds within which a marker must arrive. Otherwise the connection for pushes is deaf.
+_LONGEST_MARKER = 3.0
+# Seconds for which an epoch is kept after its last use; a log keeps less.
+_EPOCH_LIVES = 86_400
+_MARKER = b"R"
+
+
+class LogRead:
+    """One partition's part in a read."""
+
+    def __init__(self, partition: Partition, place: Place, margin: int, counts: ReplayCounts) -> None:
+        """
+        Args:
+            margin: ms before the place at which a new index begins at least.
+        """
+        replay = partition.replay
+        replay.begin(entry.topic for entry in partition.subscriptions if entry.is_confirmed)
+        self.partition = partition
+        self.version = replay.version
+        self.live = replay.take_fresh()
+        index = replay.index
+        #: Whether it replaces the index, which does not reach back to the place.
+        self.is_new = index is None or place.position < index.start
+        if index is None or self.is_new:
+            # Twice as far back as wanted, so that channels that are still further behind cost few reads.
+            milliseconds = milliseconds_of(place.position)
+            age = milliseconds_of(index.tip) - milliseconds if index is not None else 0
+            start = max(0, milliseconds - max(margin, age)) << 64
+            self.after, known = start, {}
+        else:
+            start, self.after, known = index.start, index.tip + 1, index.seen
+        self.part = LogPart(start, counts)
+        # Numbers that are in the index were sent again if they come once more.
+        self._known: Mapping[bytes, int] = known
+        self.epoch = ""
+
+    def highest(self, session_id: bytes) -> int:
+        """Return the highest number of a sender that was found so far, 0 for none."""
+        return max(self.part.seen.get(session_id, 0), self._known.get(session_id, 0))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing was forgotten since it began."""
+        return self.partition.replay.version == self.version
+
+
+class EndsQuestion:
+    """The partitions whose ends are asked for in one turn of the event loop, and the answer for all callers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.partitions: dict[int, Partition] = {}
+        self.answer: asyncio.Future[dict[int, Place]] = loop.create_future()
+
+
+class LogsReader:
+    """
+    The reads of logs at one node, one at a time, and the questions for their ends.
+
+    state     | `_next` | `_running` | event: next state
+    ----------|---------|------------|------------------------------------------------------------------
+    idle      | None    | None       | `read()`: waiting
+    waiting   | a task  | None       | 0.1 s have passed since the last read: reading
+    reading   | None    | the task   | `read()`: both; the read ends: idle
+    both      | a task  | the task   | the read ends: waiting
+    """
+
+    def __init__(self, shared: Shared, node: Node) -> None:
+        self._shared = shared
+        self._node = node
+        options = shared.options
+        # A message may be sent again this many ms later.
+        self._margin = round(2000 * options.send_timeout)
+        self._context = contextvars.Context()
+        # By partition, the lowest place that the next read has to reach.
+        self._wanted: dict[int, tuple[Partition, Place]] = {}
+        self._next: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._last_read = 0.0
+        self._number = 0
+        # The marker that is awaited, its read, and the future of its arrival.
+        self._awaited: tuple[bytes, list[LogRead], asyncio.Future[None]] | None = None
+        self._question: EndsQuestion | None = None
+
+    # The ends of logs
+
+    async def ends(self, partitions: Collection[Partition]) -> dict[int, Place]:
+        """Return the ends of the logs of these partitions, which are at this node. Cancelling is safe."""
+        while True:
+            await self._node.commands.up()
+            question = self._question
+            if question is None:
+                question = self._question = EndsQuestion(self._shared.loop)
+                self._shared.loop.create_task(self._ask(question), context=contextvars.Context())
+            question.partitions.update((partition.number, partition) for partition in partitions)
+            await asyncio.wait([question.answer])
+            error = question.answer.exception()
+            if error is None:
+                return question.answer.result()
+            if isinstance(error, ChannelLayerError) or not isinstance(error, ConnectionError):
+                assert isinstance(error, Exception)
+                raise copy_error(error) from error
+
+    async def _ask(self, question: EndsQuestion) -> None:
+        """Ask for the ends of all partitions that were added until the task had its first turn."""
+        self._question = None
+        try:
+            question.answer.set_result(await self._ends(list(question.partitions.values())))
+        except Exception as exc:
+            question.answer.set_exception(exc)
+            question.answer.exception()  # mark it as retrieved: all callers may have been cancelled
+
+    async def _ends(self, partitions: list[Partition]) -> dict[int, Place]:
+        keys = self._keys(partitions)
+        rows = await self._call(b"EVALSHA", LOG_ENDS.sha, len(keys), *keys)
+        ends = {}
+        for partition, (epoch, last) in zip(partitions, rows, strict=True):
+            place = Place(epoch.decode(), parse_position(last))
+            partition.replay.epoch.note(place.epoch, place.position)
+            ends[partition.number] = place
+        return ends
+
+    def _keys(self, partitions: Collection[Partition]) -> list[bytes]:
+        topics = self._shared.topics
+        numbers = [partition.number for partition in partitions]
+        return [key for number in numbers for key in (topics.log(number), topics.epoch(number))]
+
+    async def _call(self, *command: bytes | str | int) -> Any:
+        """
+        Return the reply to a script about epochs. It is not sent again to another server, whose run_id differs.
+
+        Raises:
+            ConnectionError: the connection was lost before the answer.
+        """
+        node = self._node
+        loads = 0
+        wire = await node.commands.up()
+        while True:
+            head, tail = command[:3], command[3:]
+            keys = int(head[2])
+            epoch_arguments = (node.run_id, secrets.token_hex(4), _EPOCH_LIVES)
+            try:
+                return await wire.call(*head, *tail[:keys], *epoch_arguments, *tail[keys:])
+            except ReplyError as exc:
+                if not node.refusals.may_go_on(wire, exc, loads):
+                    raise node.refusals.error_for(exc) from exc
+                loads += is_script_missing(exc)
+
+    # Reads
+
+    async def read(self, partition: Partition, place: Place) -> None:
+        """
+        Return when a read of a partition from a place has ended that was begun after this call.
+
+        Cancelling is safe: the read goes on for others.
+
+        Raises:
+            ConnectionError: a connection was lost, or the partition is not live here.
+        """
+        _, lowest = self._wanted.get(partition.number, (partition, place))
+        self._wanted[partition.number] = partition, min(place, lowest, key=_position_of)
+        if self._next is None:
+            self._next = self._shared.loop.create_task(
+                self._run(self._running),
+                name=f"channels_asyncq reading logs at {self._node.address}",
+                context=contextvars.Context(),
+            )
+        task = self._next
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise ConnectionResetError("the session was closed")
+        if (error := task.exception()) is not None:
+            assert isinstance(error, Exception)
+            raise copy_error(error) from error
+
+    async def _run(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        pause = self._last_read + _BETWEEN_READS - monotonic()
+        if pause > 0:
+            await asyncio.sleep(pause)
+        wanted, self._wanted = self._wanted, {}
+        self._running, self._next = self._next, None
+        try:
+            await self._read(wanted)
+        finally:
+            self._running = None
+            self._last_read = monotonic()
+
+    async def _read(self, wanted: Mapping[int, tuple[Partition, Place]]) -> None:
+        node = self._node
+        is_up = node.pushes.wire is not None and not node.pushes.wire.is_lost
+        if not is_up or any(not partition.is_live for partition, _ in wanted.values()):
+            # A marker that is published now may not arrive.
+            raise ConnectionResetError("the connection for pushes is down")
+        counts = self._shared.replay_counts
+        reads = [LogRead(partition, place, self._margin, counts) for partition, place in wanted.values()]
+        self._number += 1
+        marker = b"%b%d" % (_MARKER, self._number)
+        arrived: asyncio.Future[None] = self._shared.loop.create_future()
+        self._awaited = marker, reads, arrived
+        counts.reads += 1
+        try:
+            await self._read_pages(reads, marker)
+            async with asyncio.timeout(_LONGEST_MARKER):
+                await arrived
+            if not all(read.is_current for read in reads):
+                raise ConnectionResetError("messages were missed during the read")
+        except BaseException as exc:
+            self._awaited = None
+            for read in reads:
+                read.part.drop()
+                if read.is_current:
+                    read.partition.replay.give_back(read.live)
+            if isinstance(exc, TimeoutError):
+                raise ConnectionResetError("what is published does not arrive") from None
+            raise
+        for read in reads:
+            read.partition.take_read(read.part, read.epoch, read.live, is_new=read.is_new)
+
+    async def _read_pages(self, reads: list[LogRead], marker: bytes) -> None:
+        keys = self._keys([read.partition for read in reads])
+        fence_topic = self._node.subscriber.topics.fence_topic
+        turn = Slice()
+        while True:
+            starts = [format_position(read.after) for read in reads]
+            is_end, *rows = await self._call(
+                b"EVALSHA", READ_LOGS.sha, len(keys), *keys, _PAGE, fence_topic, marker, *starts
+            )
+            for read, (epoch, last, entries) in zip(reads, rows, strict=True):
+                if read.epoch not in ("", epoch.decode()):
+                    raise ConnectionResetError("messages are missing from a log since the read began")
+                read.epoch = epoch.decode()
+                read.part.tip = parse_position(last)
+                for name, fields in entries:
+                    position = parse_position(name)
+                    read.part.first = read.part.first or position
+                    self._add(read, position, fields)
+                    read.after = position + 1
+                    await turn.rest()
+            if is_end:
+                return
+
+    def _add(self, read: LogRead, position: int, fields: list[bytes]) -> None:
+        """Add an entry to what a read has found, unless it was sent again, or is not of a group."""
+        if fields[0] != b"t":
+            return
+        _, topic, kind, data = fields
+        is_group = self._shared.topics.is_group(read.partition.number, topic)
+        try:
+            header = self._shared.formats.header_of(data)
+        except BadEnvelope:
+            if is_group:
+                read.part.add(topic, position, "unreadable")
+            return
+        highest = read.highest(header.session_id)
+        if header.last <= highest:
+            return
+        read.part.seen[header.session_id] = header.last
+        if not is_group:
+            return
+        if kind != b"e":
+            read.part.add(topic, position, "too_large")
+        elif header.first > highest:
+            read.part.add(topic, position, data)
+        else:
+            self._add_rest(read, topic, position, data, highest)
+
+    def _add_rest(self, read: LogRead, topic: bytes, position: int, data: bytes, highest: int) -> None:
+        """Add the messages of an entry of which some were sent again."""
+        try:
+            envelopes: list[Envelope] = self._shared.opener.open_entry(topic, data, position)
+        except ValueError:
+            read.part.add(topic, position, "unreadable")
+            return
+        for envelope in envelopes:
+            if envelope.seq > highest:
+                read.part.add(topic, position, envelope)
+
+    # The connection for pushes
+
+    def on_push(self, data: bytes) -> bool:
+        """Act on a message on the topic of the fences; return whether it is a marker."""
+        if not data.startswith(_MARKER):
+            return False
+        if self._awaited is not None and self._awaited[0] == data:
+            _, reads, arrived = self._awaited
+            self._awaited = None
+            for read in reads:
+                if read.is_current:
+                    read.partition.replay.on_marker()
+            if not arrived.done():
+                arrived.set_result(None)
+        return True
+
+    def on_lost(self) -> None:
+        """Note that the connection for pushes is lost: a marker that is under way does not come."""
+        if self._awaited is not None:
+            arrived = self._awaited[2]
+            self._awaited = None
+            if not arrived.done():
+                arrived.set_exception(ConnectionResetError("the connection for pushes was lost"))
+                arrived.exception()
+
+    def close(self) -> None:
+        """Cancel the reads."""
+        for task in (self._next, self._running):
+            if task is not None:
+                task.cancel()
+
+
+def _position_of(place: Place) -> int:
+    return place.position

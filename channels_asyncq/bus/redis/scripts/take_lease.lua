@@ -1,0 +1,3 @@
+-- Take or renew a session's lease, as lease.lua says. Returns `answer`.
+{lease.lua}
+return answer

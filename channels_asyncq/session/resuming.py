@@ -1,0 +1,290 @@
+"""Joins groups with what was missed since a position, for channels that come back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..bus.base import Bus, NotReplayed
+from ..clock import monotonic
+from ..exceptions import ChannelLayerError, LayerUnavailable
+from ..local.hub import Hub
+from ..messages.envelopes import Envelope
+from ..messages.positions import MOST_CHANNELS, BadPosition, Place, Position, order_of
+from ..names import Topic
+from ..settings.options import Options
+from ..slices import Slices
+from .groups import SessionGroups
+from .lingering import LingeringTopics
+from .routes import Routes
+
+
+@dataclass(slots=True)
+class Resumption:
+    """
+    How a channel has joined its groups.
+
+    With `recovered`, `envelopes` has what was missed, in order, and what comes to the channel follows it.
+    Without, it is empty, and `reason` tells why. `places` are behind all of that.
+    """
+
+    recovered: bool
+    reason: str
+    places: dict[int, Place]
+    envelopes: list[Envelope] = field(default_factory=list)
+    #: The places before all of that.
+    since: dict[int, Place] = field(default_factory=dict)
+    #: Channels of earlier connections: a message that excludes one of them is not for this channel.
+    former: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class ResumeCounts:
+    """How many resumes there were, and how many were refused, by reason."""
+
+    resumes: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class Resumer:
+    """The positions and resumes of one session."""
+
+    def __init__(
+        self,
+        options: Options,
+        hub: Hub,
+        slices: Slices,
+        bus: Bus,
+        routes: Routes,
+        groups: SessionGroups,
+        lingering: LingeringTopics,
+    ) -> None:
+        self._options = options
+        self._hub = hub
+        self._slices = slices
+        self._pubsub = bus.pubsub
+        self.log = bus.log
+        self._routes = routes
+        self._groups = groups
+        self._lingering = lingering
+        self.counts = ResumeCounts()
+
+    # Positions
+
+    async def position(self, groups: Collection[str], channel: str | None) -> str:
+        """Return the present position of these groups, with the names of a channel of this session."""
+        places = await self.log.ends(self.partitions(groups))
+        channels: tuple[str, ...] = ()
+        if channel is not None:
+            buffer = self._hub.channels.buffers.get(channel)
+            channels = with_channel(buffer.former if buffer is not None else (), channel)
+        return str(Position(places, channels))
+
+    def partitions(self, groups: Iterable[str]) -> set[int]:
+        """Return the partitions whose logs keep messages of these groups."""
+        return {self.topic(group).partition for group in groups if self.log.covers(group)}
+
+    def topic(self, group: str) -> Topic:
+        return self._routes.to_group(group).topic
+
+    def is_settled(self) -> bool:
+        """Tell whether everything that was taken from the bus is in the channels."""
+        return not self._slices.is_busy
+
+    async def places_now(self, groups: Iterable[str]) -> dict[int, Place]:
+        """Return a place before what is delivered from now on: without a command, if the session knows one."""
+        places = {partition: self.log.here(partition) for partition in self.partitions(groups)}
+        if unknown := [partition for partition, place in places.items() if place is None]:
+            places |= await self.log.ends(unknown)
+        return {partition: place for partition, place in places.items() if place is not None}
+
+    # Joining
+
+    async def join(self, groups: Sequence[str], channel: str) -> Resumption:
+        """
+        Join without a position: the channel gets what is sent from now on. Cancelling leaves no half member.
+        """
+        places = await self.places_now(groups)
+        await self._join_all(groups, channel)
+        return Resumption(True, "", places)
+
+    async def _join_all(self, groups: Sequence[str], channel: str) -> None:
+        new = [group for group in groups if not self._is_member(group, channel)]
+        try:
+            answers = [self._groups.add(group, channel) for group in groups]
+            await asyncio.gather(*(answer for answer in answers if answer is not None))
+        except BaseException:
+            self._leave(new, channel)
+            raise
+
+    def _leave(self, groups: Iterable[str], channel: str) -> None:
+        if channel in self._hub.channels.buffers:
+            for group in groups:
+                self._groups.discard(group, channel)
+
+    def _is_member(self, group: str, channel: str) -> bool:
+        present = self._hub.groups.by_topic.get(self.topic(group).name)
+        return present is not None and channel in present.members
+
+    async def resume(self, groups: Sequence[str], channel: str, since: str) -> Resumption:
+        """
+        Join groups with what was missed since a position: all of it, or nothing.
+
+        What was missed is in the result, and nothing of it comes to the channel again. Cancelling leaves no half
+        member.
+
+        Raises:
+            LayerUnavailable: the server cannot be reached.
+            ChannelClosed: the channel was closed.
+        """
+        self.counts.resumes += 1
+        try:
+            position = Position.parse(since)
+            wanted = self._wanted(groups, position)
+        except BadPosition:
+            return await self._start_over(groups, channel, "bad_token")
+        except NotReplayed as exc:
+            return await self._start_over(groups, channel, exc.reason, position.channels)
+        new = [group for group in groups if not self._is_member(group, channel)]
+        for topic in wanted:
+            self._lingering.hold(topic)
+        try:
+            await self._join_all([group for group in groups if not self.log.covers(group)], channel)
+            await self._confirmed(wanted)
+            try:
+                await self._reach(wanted)
+                return self._splice(groups, channel, wanted, position.channels)
+            except NotReplayed as exc:
+                return await self._start_over(groups, channel, exc.reason, position.channels)
+        except BaseException:
+            self._leave(new, channel)
+            raise
+        finally:
+            for topic in wanted:
+                self._lingering.release(topic)
+
+    def _wanted(self, groups: Sequence[str], position: Position) -> dict[Topic, Place]:
+        """Return the place of each group that is in a log."""
+        wanted: dict[Topic, Place] = {}
+        for group in groups:
+            if self.log.covers(group):
+                topic = self.topic(group)
+                place = position.places.get(topic.partition)
+                if place is None:
+                    raise NotReplayed("unknown_position")
+                wanted[topic] = place
+        if not wanted:
+            raise NotReplayed("not_logged")
+        return wanted
+
+    async def _start_over(
+        self, groups: Sequence[str], channel: str, reason: str, former: tuple[str, ...] = ()
+    ) -> Resumption:
+        """Join without what was missed. The places are from before the join, so that none is left out."""
+        self.counts.refused[reason] = self.counts.refused.get(reason, 0) + 1
+        places = await self.log.ends(self.partitions(groups))
+        await self._join_all(groups, channel)
+        self._note_former(channel, former)
+        return Resumption(False, reason, places, former=former)
+
+    async def _confirmed(self, topics: Iterable[Topic]) -> None:
+        """Return when the server has confirmed the topics."""
+        missing = [topic for topic in topics if not self._pubsub.is_confirmed(topic)]
+        await asyncio.gather(*(self._pubsub.confirmed(topic) for topic in missing))
+
+    async def _reach(self, wanted: Mapping[Topic, Place]) -> None:
+        """
+        Return when `Log.since()` has an answer for each topic: in this turn of the event loop.
+
+        Raises:
+            NotReplayed: no read will bring the messages.
+            LayerUnavailable: the server cannot be reached.
+        """
+        began = monotonic()
+        has_read: set[int] = set()
+        while due := self._due(wanted, has_read):
+            if monotonic() - began > 2 * self._options.send_timeout:
+                raise LayerUnavailable(
+                    "the server", "its logs cannot be read: connections are lost all the time"
+                )
+            try:
+                await self.log.read(due)
+            except ChannelLayerError:
+                raise
+            except ConnectionError:
+                await self._confirmed(wanted)
+            else:
+                has_read.update(due)
+
+    def _due(self, wanted: Mapping[Topic, Place], has_read: set[int]) -> dict[int, Place]:
+        """Return the partitions that have to be read, and from where."""
+        due: dict[int, Place] = {}
+        for topic, place in wanted.items():
+            partition = topic.partition
+            if not self.log.has(topic, place, has_read=partition in has_read):
+                due[partition] = place
+        return due
+
+    # In one step
+
+    def _splice(
+        self,
+        groups: Sequence[str],
+        channel: str,
+        wanted: Mapping[Topic, Place],
+        former: tuple[str, ...],
+    ) -> Resumption:
+        """
+        Join, and take out what was missed: what is delivered after this step follows it.
+
+        Raises:
+            NotReplayed: a message cannot be replayed, or there are too many.
+        """
+        envelopes: list[Envelope] = []
+        places: dict[int, Place] = {}
+        for topic, place in wanted.items():
+            found = self.log.since(topic, place)
+            envelopes += found
+            here = self.log.here(topic.partition)
+            ends = [
+                places.get(topic.partition, place),
+                *(_place_of(found[-1], place.epoch) for _ in found[-1:]),
+            ]
+            if here is not None and here.epoch == place.epoch:
+                ends.append(here)
+            places[topic.partition] = max(ends, key=_order)
+        if former:
+            names = frozenset(former)
+            envelopes = [each for each in envelopes if names.isdisjoint(each.excluded)]
+        recovery = self._options.recovery
+        if recovery is not None and len(envelopes) > recovery.resume_messages:
+            raise NotReplayed("too_many")
+        if len(places) > 1:
+            envelopes.sort(key=order_of)
+        for topic in wanted:
+            # Another membership, where the channel has one: a delivery that is under way is in `envelopes`.
+            self._hub.groups.leave(topic.name, channel)
+            self._hub.join(topic.name, channel).is_confirmed = True
+        self._hub.channels.open(channel).drop_logged(groups)
+        self._note_former(channel, former)
+        since = {topic.partition: place for topic, place in wanted.items()}
+        return Resumption(True, "", places, envelopes, since, former)
+
+    def _note_former(self, channel: str, former: tuple[str, ...]) -> None:
+        buffer = self._hub.channels.buffers.get(channel)
+        if buffer is not None and former:
+            buffer.former = former
+
+
+def with_channel(former: tuple[str, ...], channel: str) -> tuple[str, ...]:
+    """Return the channels of a reader for a position, the present one last."""
+    return (*(name for name in former if name != channel), channel)[-MOST_CHANNELS:]
+
+
+def _place_of(envelope: Envelope, epoch: str) -> Place:
+    return Place(epoch, envelope.position, envelope.nth)
+
+
+def _order(place: Place) -> tuple[int, int]:
+    return place.order
