@@ -12,8 +12,10 @@ from channels.layers import get_channel_layer
 
 from ..layer import AsyncQueueChannelLayer
 from ..messages.external import ExternalMessage
+from ..session.open_channel import OpenChannel
 from . import database
 from .conversation import Client, Conversation
+from .resuming import FollowedGroups
 from .sources import NOTHING, Message, ReceiveSource
 
 if TYPE_CHECKING:
@@ -53,12 +55,12 @@ class AsyncConsumer(consumer.AsyncConsumer):
         if layer is None:
             await conversation.run(self, NOTHING, passes_on)
         elif isinstance(layer, AsyncQueueChannelLayer) and _has_own_receive(layer):
-            channel = await layer.open_channel()
+            source = await self._open_source(layer)
             try:
-                self._use(channel.name)
-                await conversation.run(self, channel, passes_on)
+                self._use(source.name)
+                await conversation.run(self, source, passes_on)
             finally:
-                channel.close()
+                source.close()
         else:
             self._use(await layer.new_channel())
             messages = ReceiveSource(self.channel_receive)
@@ -68,6 +70,10 @@ class AsyncConsumer(consumer.AsyncConsumer):
                 await messages.stop()
                 if isinstance(layer, AsyncQueueChannelLayer) and not layer.is_closed:
                     layer.close_channel(self.channel_name)
+
+    async def _open_source(self, layer: AsyncQueueChannelLayer) -> OpenChannel | FollowedGroups:
+        """Return the source of the messages of the layer, with a channel of its own."""
+        return await layer.open_channel()
 
     def _use(self, channel: str) -> None:
         self.channel_name = channel

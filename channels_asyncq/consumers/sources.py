@@ -13,8 +13,9 @@ class Source(Protocol):
     """
     Gives messages without waiting, and wakes a waiter when one comes.
 
-    Implemented by `session.open_channel.OpenChannel` for our own layer, by `consumers.sources.ReceiveSource` for
-    other layers, and by `consumers.sources.Nothing` for no layer.
+    Implemented by `session.open_channel.OpenChannel` for our own layer, by `consumers.resuming.FollowedGroups`
+    for consumers that come back, by `consumers.sources.ReceiveSource` for other layers, and by
+    `consumers.sources.Nothing` for no layer.
     """
 
     def take(self) -> Message | None: ...

@@ -2,7 +2,7 @@
 The WebSocket consumers of Channels under their names: change the import from `channels.generic.websocket`.
 
 The async ones are those of Channels on top of `channels_asyncq.consumers.AsyncConsumer`, which says what is
-different. The sync ones are those of Channels.
+different. The sync ones are those of Channels. `ResumableWebsocketConsumer` is new.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from channels.generic import websocket
 from channels.generic.websocket import JsonWebsocketConsumer, WebsocketConsumer
 
 from ..consumers.consumer import AsyncConsumer
+from ..consumers.resumable import ResumableWebsocketConsumer
 
 __all__ = [
     "AsyncJsonWebsocketConsumer",
     "AsyncWebsocketConsumer",
     "JsonWebsocketConsumer",
+    "ResumableWebsocketConsumer",
     "WebsocketConsumer",
 ]
 

@@ -48,13 +48,9 @@ class Follower:
         self, channel: OpenChannel, resumer: Resumer, decoder: Decoder, groups: Sequence[str]
     ) -> None:
         self.channel = channel
-        self.groups = tuple(dict.fromkeys(groups))
         self._resumer = resumer
         self._decoder = decoder
-        #: The partition of each group that is in a log.
-        self._partitions = {
-            group: resumer.topic(group).partition for group in self.groups if resumer.log.covers(group)
-        }
+        self.follow(groups)
         self._places: dict[int, Place] = {}
         self._former: tuple[str, ...] = ()
         self._missed: deque[Envelope] = deque()
@@ -64,6 +60,15 @@ class Follower:
         self.recovered = True
         self.reason = ""
         channel.tell_losses(_LOSS_TYPE)
+
+    def follow(self, groups: Sequence[str]) -> None:
+        """Set the groups, before `begin()`."""
+        resumer = self._resumer
+        self.groups = tuple(dict.fromkeys(groups))
+        # The partition of each group that is in a log.
+        self._partitions = {
+            group: resumer.topic(group).partition for group in self.groups if resumer.log.covers(group)
+        }
 
     async def begin(self, since: str | None) -> None:
         """Join the groups: with what was missed since a position, if there is one. Raises as `resume()`."""

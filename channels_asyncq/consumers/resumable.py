@@ -1,0 +1,208 @@
+"""The WebSocket consumer whose clients come back and miss nothing."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Collection
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qs
+
+from channels.consumer import get_handler_name
+from channels.generic import websocket
+from django.core.exceptions import ImproperlyConfigured
+from django.core.serializers.json import DjangoJSONEncoder
+
+from ..exceptions import LayerUnavailable
+from ..layer import AsyncQueueChannelLayer
+from .consumer import AsyncConsumer
+from .conversation import Conversation
+from .resuming import BEAT, LOST, RESUMED, FollowedGroups, Taken
+from .sources import Message
+
+# A generator of our own: the state of the global one belongs to the application.
+_jitter = random.Random()
+# "Service restart", and its substitute under a server that sends no code below 3000 (Daphne).
+_CLOSE_RESTART = 1012
+_CLOSE_RESTART_PRIVATE = 4012
+# When a client comes back that was sent away, in ms.
+_RETRY = (500, 3000)
+_MOST_BODIES = 1024
+_MOST_CHARACTERS = 16 * 1024
+
+
+class Bodies:
+    """The JSON of the last messages of groups: made once in a process, for all clients that get the same."""
+
+    def __init__(self) -> None:
+        self._bodies: OrderedDict[tuple[object, str, int, int], str] = OrderedDict()
+
+    async def of(self, consumer: ResumableWebsocketConsumer, taken: Taken) -> str:
+        """Return the JSON of a message."""
+        envelope = taken.envelope
+        key = type(consumer), envelope.target, envelope.position, envelope.nth
+        body = self._bodies.get(key) if envelope.position else None
+        if body is None:
+            body = await consumer.encode_json(taken.message)
+            if envelope.position and len(body) <= _MOST_CHARACTERS:
+                self._bodies[key] = body
+                if len(self._bodies) > _MOST_BODIES:
+                    self._bodies.popitem(last=False)
+        return body
+
+
+_bodies = Bodies()
+
+
+class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncConsumer):
+    """
+    A WebSocket that speaks JSON, follows groups, and whose clients come back and miss nothing.
+
+        class Room(ResumableWebsocketConsumer):
+            def resumable_groups(self):
+                return [f"room.{self.scope['url_route']['kwargs']['pk']}"]
+
+    It joins the groups when `connect()` has accepted. A client connects with `?since=<position>`, at first
+    without. Frames to the client, all of them JSON:
+
+    - `{"id": "<position>", "m": <message>}`: a message of a group. If the consumer has a handler for its type,
+      the handler is called, and `m` is what it sends by `send_json()`.
+    - `{"type": "resumed", "id": "<position>", "recovered": true, "reason": ""}`: after everything that was
+      missed. Without `recovered`, nothing was sent before it: the client loads its data anew. It comes once, and
+      again only if messages are lost for good later. The id has the name of the channel behind `~~`; add that to
+      later ids, so that messages that exclude this connection are not sent to the next one.
+    - `{"id": "<position>"}`: a fresh position, every `heartbeat` seconds.
+    - `{"type": "retry", "ms": 1200}`: before a close with 1012 (4012 under Daphne): come back after that time.
+
+    A client comes back with the last id that it has got. All other frames are the consumer's own. Needs
+    channels_asyncq as the channel layer; with another one, connecting raises ImproperlyConfigured.
+    """
+
+    #: Seconds after which a client gets a fresh position.
+    heartbeat: float = 15.0
+    #: Since when this user may read, an aware datetime. Older messages are not replayed.
+    not_before: datetime | None = None
+
+    _followed: FollowedGroups | None = None
+    # What is being handled, for the frames that its handler sends.
+    _taken: Taken | None = None
+
+    def resumable_groups(self) -> Collection[str] | Awaitable[Collection[str]]:
+        """Return the groups that the client follows, after `connect()`. May be a coroutine function."""
+        raise NotImplementedError(f"{type(self).__name__} needs resumable_groups(): the groups to follow")
+
+    async def on_resumed(self, recovered: bool, reason: str) -> None:
+        """
+        Called after the frame `resumed`. Override it to send what the client needs when it has not recovered.
+        """
+
+    @classmethod
+    async def encode_json(cls, content: Any) -> str:
+        """Return JSON, with datetimes, UUIDs and decimals as Django writes them."""
+        return json.dumps(content, cls=DjangoJSONEncoder)
+
+    async def send_json(self, content: Any, close: bool = False, *, more: bool = False) -> None:
+        """
+        Send JSON to the client. In a handler of a group's message, it is sent with the id of that message.
+
+        Args:
+            more: another frame of the same message follows. Only the last one has the id of the message, so that
+                a client that is cut off between them gets all of them again.
+        """
+        taken = self._taken
+        if taken is None:
+            await super().send_json(content, close)
+            return
+        frame = {"m": content} if more else {"id": taken.position, "m": content}
+        await super().send_json(frame, close)
+
+    # Wiring
+
+    async def _open_source(self, layer: AsyncQueueChannelLayer) -> FollowedGroups:
+        self._followed = FollowedGroups(await layer.open_follower(()), self.heartbeat)
+        return self._followed
+
+    async def dispatch(self, message: Message) -> None:
+        followed = self._followed
+        taken = followed.taken if followed is not None else None
+        if taken is not None and taken.message is message:
+            await self._on_group_message(taken)
+        elif message["type"] == RESUMED:
+            await self._on_resumed()
+        elif message["type"] == LOST:
+            await self._mend()
+        elif message["type"] == BEAT:
+            await super().send_json({"id": self._source().follower.position})
+        else:
+            await super().dispatch(message)
+            if message["type"] == "websocket.connect" and self._conversation().client.is_open:
+                await self._begin()
+
+    def _source(self) -> FollowedGroups:
+        if self._followed is None:
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} needs a channel layer of channels_asyncq: set BACKEND in "
+                'CHANNEL_LAYERS to "channels_asyncq.AsyncQueueChannelLayer"'
+            )
+        return self._followed
+
+    def _conversation(self) -> Conversation:
+        assert self._asyncq is not None
+        return self._asyncq
+
+    async def _begin(self) -> None:
+        """Join the groups, from the position that the client has."""
+        source = self._source()
+        groups = self.resumable_groups()
+        if inspect.isawaitable(groups):
+            groups = await groups
+        [since] = parse_qs(self.scope["query_string"].decode("latin-1")).get("since", [None])[-1:]
+        try:
+            await source.begin(tuple(groups), since, self.not_before)
+        except LayerUnavailable:
+            await self._send_away()
+
+    async def _on_group_message(self, taken: Taken) -> None:
+        self._taken = taken
+        try:
+            if hasattr(self, get_handler_name(taken.message)):
+                await super().dispatch(taken.message)
+            elif self._conversation().client.is_open:
+                body = await _bodies.of(self, taken)
+                await self.send(f'{{"id": "{taken.position}", "m": {body}}}')
+        finally:
+            self._taken = None
+
+    async def _on_resumed(self) -> None:
+        follower = self._source().follower
+        await self._send_resumed(follower.recovered, follower.reason)
+
+    async def _send_resumed(self, recovered: bool, reason: str) -> None:
+        position = self._source().follower.position_with_channel
+        frame = {"type": "resumed", "id": position, "recovered": recovered, "reason": reason}
+        await super().send_json(frame)
+        await self.on_resumed(recovered, reason)
+
+    async def _mend(self) -> None:
+        """Get from the log what the channel has lost, or tell the client."""
+        try:
+            reset = await self._source().follower.mend()
+        except LayerUnavailable:
+            await self._send_away()
+            return
+        if reset is not None:
+            await self._send_resumed(False, reset.reason)
+
+    async def _send_away(self) -> None:
+        """Have the client come back later: the server of the layer cannot be reached."""
+        self._source().close()
+        await super().send_json({"type": "retry", "ms": _jitter.randint(*_RETRY)})
+        try:
+            await self.close(_CLOSE_RESTART)
+        except (OSError, RuntimeError):
+            raise
+        except Exception:
+            await self.close(_CLOSE_RESTART_PRIVATE)
