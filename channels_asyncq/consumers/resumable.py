@@ -136,10 +136,13 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
             await self._mend()
         elif message["type"] == BEAT:
             await super().send_json({"id": self._source().follower.position})
+        elif message["type"] == "websocket.connect":
+            source = self._source()
+            await super().dispatch(message)
+            if self._conversation().client.is_open:
+                await self._begin(source)
         else:
             await super().dispatch(message)
-            if message["type"] == "websocket.connect" and self._conversation().client.is_open:
-                await self._begin()
 
     def _source(self) -> FollowedGroups:
         if self._followed is None:
@@ -153,9 +156,8 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         assert self._asyncq is not None
         return self._asyncq
 
-    async def _begin(self) -> None:
+    async def _begin(self, source: FollowedGroups) -> None:
         """Join the groups, from the position that the client has."""
-        source = self._source()
         groups = self.resumable_groups()
         if inspect.isawaitable(groups):
             groups = await groups
