@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Collection
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -26,7 +26,7 @@ GROUPS = ("room", "other")
 class Room(ResumableWebsocketConsumer):
     """Follows two groups, has a handler for one type, and notes what it is told."""
 
-    made: "list[Room]" = []
+    made: ClassVar[list[Any]] = []
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Client:
         return frame
 
     async def frames_until_resumed(self) -> list[Any]:
-        frames = []
+        frames: list[Any] = []
         while not frames or frames[-1].get("type") != "resumed":
             frames.append(await self.frame())
         return frames
