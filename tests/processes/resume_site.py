@@ -1,0 +1,142 @@
+"""
+A small site for resume.js: one room, whose log is a file, so that it outlives a server that is killed.
+
+Its consumer speaks the frames of a resumable WebSocket by itself, and does as the page says.
+"""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import django
+from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.conf import settings
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+from django.core.asgi import get_asgi_application
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+
+settings.configure(
+    SECRET_KEY="only for tests",
+    ALLOWED_HOSTS=["127.0.0.1"],
+    USE_TZ=True,
+    INSTALLED_APPS=["django.contrib.staticfiles", "channels", "channels_asyncq"],
+    ROOT_URLCONF=__name__,
+    STATIC_URL="static/",
+    CHANNEL_LAYERS={
+        "default": {
+            "BACKEND": "channels_asyncq.AsyncQueueChannelLayer",
+            "CONFIG": {"hosts": ["memory://"]},
+        }
+    },
+)
+django.setup()
+
+LOG = Path(os.environ.get("RESUME_LOG", os.devnull))
+#: Positions before this one are no longer in the log.
+FIRST = int(os.environ.get("RESUME_FIRST", "0"))
+
+PAGE = '<!doctype html><title>A page</title><script type="module" src="/page.js"></script>'
+OTHER_PAGE = "<!doctype html><title>Another page</title>"
+# Keeps all that it is told, for the test to look at.
+SCRIPT = """
+import { ResumableSocket } from "/static/channels_asyncq/resume.js";
+
+window.told = [];
+window.violations = [];
+addEventListener("securitypolicyviolation", ({ violatedDirective }) => violations.push(violatedDirective));
+addEventListener("pageshow", ({ persisted }) => told.push({ type: "pageshow", persisted }));
+
+window.connect = (options, events = told) => {
+  const socket = new ResumableSocket(options?.url ?? "/room/", options);
+  const tell = (event) => {
+    const { type, data, lastEventId, detail } = event;
+    events.push({ type, at: performance.now(), position: socket.position, data, lastEventId, ...detail });
+  };
+  for (const type of ["message", "recovered", "close"]) socket.addEventListener(type, tell);
+  return socket;
+};
+window.connectMany = (length, options) => {
+  window.attempts = Array.from({ length }, () => []);
+  for (const events of attempts) connect(options, events);
+};
+"""
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(PAGE, headers={"Content-Security-Policy": "default-src 'self'"})
+
+
+def other_page(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(OTHER_PAGE)
+
+
+def script(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(SCRIPT, content_type="text/javascript")
+
+
+def said() -> list[str]:
+    return LOG.read_text().splitlines()
+
+
+def add(text: str) -> None:
+    with LOG.open("a") as log:
+        log.write(f"{text}\n")
+
+
+class Room(AsyncWebsocketConsumer):
+    """Messages have the positions p~1, p~2 and so on."""
+
+    members: "set[Room]" = set()  # noqa: RUF012  (shared on purpose)
+
+    async def connect(self) -> None:
+        await self.accept()
+        query = parse_qs(self.scope["query_string"].decode())
+        since = query.get("since", [""])[0]
+        await self.send(text_data=f"since {since}")
+        if "plain" in query:
+            return
+        self.sending = asyncio.Lock()
+        self.at = int(since.removeprefix("p~")) if since else len(said())
+        recovered = self.at >= FIRST
+        if not recovered:
+            self.at = len(said())
+        self.members.add(self)
+        await self.catch_up()
+        reason = "" if recovered else "trimmed"
+        resumed = {"type": "resumed", "id": f"p~{self.at}", "recovered": recovered, "reason": reason}
+        await self.send(text_data=json.dumps(resumed))
+
+    async def disconnect(self, code: int) -> None:
+        self.members.discard(self)
+
+    async def catch_up(self) -> None:
+        async with self.sending:
+            for text in said()[self.at :]:
+                self.at += 1
+                await self.send(text_data=json.dumps({"id": f"p~{self.at}", "m": text}))
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        order: dict[str, Any] = json.loads(text_data or "{}")
+        if "say" in order:
+            add(order["say"])
+            for member in list(self.members):
+                await member.catch_up()
+        if "send" in order:
+            await self.send(text_data=order["send"])
+        if "close" in order:
+            await self.close(*order["close"])
+
+
+urlpatterns = [path("", page), path("other/", other_page), path("page.js", script)]
+
+application = ProtocolTypeRouter(
+    {
+        "http": ASGIStaticFilesHandler(get_asgi_application()),
+        "websocket": URLRouter([path("room/", Room.as_asgi())]),  # type: ignore[arg-type, list-item]
+    }
+)

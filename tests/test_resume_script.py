@@ -1,0 +1,115 @@
+"""The file resume.js as it is served, and its types; tests/test_resume_browser.py runs it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from django.contrib.staticfiles import finders
+
+import channels_asyncq
+
+FOLDER = Path(channels_asyncq.__file__).parent / "static" / "channels_asyncq"
+SCRIPT = (FOLDER / "resume.js").read_text()
+TYPES = (FOLDER / "resume.d.ts").read_text()
+
+TSC = shutil.which("tsc")
+#: How a page uses it; each marked line is one that the compiler must refuse.
+USAGE = """
+import { ResumableSocket, type Recovered } from "./resume.js";
+
+const socket = new ResumableSocket("/ws/room/", { since: "1~d5d1f30d~b.mx15hghh.0", silence: 30_000 });
+socket.addEventListener("message", ({ data, lastEventId }) => {
+  const id: string = lastEventId;
+  console.log(id, data.text);
+});
+socket.addEventListener("recovered", function ({ detail }) {
+  const { recovered, reason, first }: Recovered = detail;
+  if (!recovered && !first) console.log(reason, this.position);
+});
+socket.addEventListener("close", ({ detail }) => detail.delay === null || detail.delay.toFixed());
+socket.addEventListener("anything", { handleEvent(event) { console.log(event.type) } }, { once: true });
+const accepted: boolean = socket.send(new Uint8Array(1));
+socket.position = "";
+socket.close();
+// @ts-expect-error: no url
+new ResumableSocket();
+// @ts-expect-error: no such option
+new ResumableSocket("/ws/", { after: "" });
+// @ts-expect-error: an object is no frame
+socket.send({});
+// @ts-expect-error: the delay may be null
+socket.addEventListener("close", ({ detail }) => detail.delay + 1);
+// @ts-expect-error: no such detail
+socket.addEventListener("recovered", ({ detail }) => detail.missed);
+
+// The script itself, with the types that the compiler finds in it, is what the types say.
+import { ResumableSocket as Actual } from "./actual.js";
+const actual: typeof ResumableSocket = Actual;
+export { accepted, actual };
+"""
+
+
+def test_found_by_staticfiles() -> None:
+    """With the application installed, staticfiles serve the file of the package."""
+    found = finders.find("channels_asyncq/resume.js")
+    assert found is not None and Path(found) == FOLDER / "resume.js"
+
+
+def test_size() -> None:
+    """As it is served the file is smaller than 3 KB."""
+    assert len(SCRIPT.encode()) < 3 * 1024
+
+
+def test_needs_no_exception_of_a_policy() -> None:
+    """Nothing in the file needs `unsafe-eval` or `unsafe-inline`, or loads another file."""
+    assert not re.search(
+        r"\b(eval|Function|innerHTML|outerHTML|insertAdjacentHTML|import|document\.write)\b", SCRIPT
+    )
+    assert not re.search(r"set(Timeout|Interval)\(\s*[\"'`]", SCRIPT)
+
+
+def names(pattern: str, text: str) -> set[str]:
+    return set(re.findall(pattern, text, re.MULTILINE))
+
+
+def body(start: str) -> str:
+    """The lines of an interface or class of the types."""
+    return TYPES.partition(f"{start} {{\n")[2].partition("\n}\n")[0]
+
+
+def test_types_name_what_there_is() -> None:
+    """Members, options, events and their details are the same in script and types."""
+    inherited = {"addEventListener", "removeEventListener"}
+    members = names(r"^  (\w+)\(.*\{", SCRIPT) | {"position"}
+    assert names(r"^  (\w+)[<(:]", body("class ResumableSocket extends EventTarget")) == members | inherited
+    options = re.search(r"constructor\(url, \{ (.*) \} = \{\}\)", SCRIPT)
+    assert options is not None
+    assert names(r"^  (\w+)\?:", body("interface ResumableSocketOptions")) == names(r"(\w+) =", options[1])
+    events = names(r"Event\(\"(\w+)\"", SCRIPT)
+    assert names(r"^  (\w+):", body("interface ResumableSocketEvents")) == events
+    closed = re.search(r"detail: \{ (.*) \} \}\)", SCRIPT)
+    assert closed is not None
+    assert names(r"^  (\w+):", body("interface Closed")) == set(closed[1].split(", "))
+    # `recovered` and `reason` come from the frame.
+    assert names(r"^  (\w+):", body("interface Recovered")) == names(r"detail\.(\w+) =", SCRIPT) | {
+        "recovered",
+        "reason",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TSC is None, reason="no TypeScript compiler on PATH: npm install -g typescript")
+def test_types_with_the_compiler(tmp_path: Path) -> None:
+    """In strict mode the types compile, fit the script, take what they should, and refuse the rest."""
+    assert TSC is not None
+    (tmp_path / "resume.d.ts").write_text(TYPES)
+    (tmp_path / "actual.js").write_text(SCRIPT)
+    (tmp_path / "usage.ts").write_text(USAGE)
+    options = ["--strict", "--noEmit", "--allowJs", "--target", "es2022", "--module", "es2022"]
+    command = [TSC, *options, "--moduleResolution", "bundler", "usage.ts"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
