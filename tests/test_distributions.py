@@ -69,6 +69,7 @@ def test_files_of_the_wheel(wheel: zipfile.ZipFile) -> None:
     about = {name.removeprefix(f"{NAME}.dist-info/") for name in names - package}
     assert about == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
     assert "channels_asyncq/py.typed" in package
+    assert {f"channels_asyncq/static/channels_asyncq/resume.{kind}" for kind in ("js", "d.ts")} <= package
     assert sum(name.endswith(".lua") for name in package) >= 10
     assert {name for name in in_the_repository() if name.startswith("channels_asyncq/")} <= package
     assert package <= in_the_repository() | in_the_repository("--others")

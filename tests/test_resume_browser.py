@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ class Site:
         self.port = free_port()
         self.log = folder / "room.log"
         self.log.touch()
+        self.refusing = folder / "refusing"
         self.environment = {
             "PYTHONPATH": os.pathsep.join([str(Path(channels_asyncq.__file__).parent.parent), str(ROOT)]),
             "RESUME_LOG": str(self.log),
@@ -163,7 +165,7 @@ def texts(page: Page) -> list[str]:
 def positions_sent(page: Page) -> list[str]:
     """The `since` of each connection, as the server saw it."""
     own = [event["data"] for event in told(page, "message") if not event["lastEventId"]]
-    return [data.removeprefix("since ") for data in own if data.startswith("since ")]
+    return [json.loads(data)["since"] for data in own if data.startswith('{"since"')]
 
 
 def come_online(page: Page) -> None:
@@ -172,6 +174,15 @@ def come_online(page: Page) -> None:
     page.context.set_offline(True)
     page.context.set_offline(False)
     page.evaluate("back.then(() => 0)")
+
+
+def another_comes_back(page: Page, ms: int = 0) -> None:
+    """A new socket is sent away for so long and returns: what another one would do meanwhile is done."""
+    page.evaluate("window.others = []; window.other = connect({}, others); 0")
+    wait(page, "others.some(({ type }) => type === 'recovered')")
+    order = {"send": json.dumps({"type": "retry", "ms": ms}), "close": [4012]}
+    page.evaluate("(text) => other.send(text)", json.dumps(order))
+    wait(page, "others.filter(({ type }) => type === 'recovered').length === 2")
 
 
 def send_away(page: Page, ms: int = LONG) -> Event:
@@ -297,7 +308,7 @@ def test_delays_are_bounded_and_jittered(page: Page, site: Site) -> None:
 def test_good_connection_ends_the_growth(page: Page, site: Site, case: str) -> None:
     """After a connection that was resumed, or lasted for 5 s, the delays begin again."""
     site.kill()
-    url = "/room/" if case == "resumed" else "/room/?plain=1"
+    url = "/ws/room/" if case == "resumed" else "/ws/room/?plain=1"
     page.evaluate("(url) => connectMany(4, { url })", url)
     wait(page, "attempts.every((events) => events.length >= 4)")
     site.start()
@@ -345,6 +356,8 @@ def test_wake_when_visible(browser: Browser, site: Site, tmp_path: Path) -> None
         closed = send_away(page)
         context.new_page().bring_to_front()
         assert wait_for(page, "seen", 1)["hidden"] is True
+        another_comes_back(page)
+        assert len(told(page, "recovered")) == 1
         page.bring_to_front()
         assert wait_for(page, "recovered", 2)["at"] - closed["at"] < LONG / 2
         assert [event["type"] for event in told(page)][-5:] == [
@@ -354,6 +367,14 @@ def test_wake_when_visible(browser: Browser, site: Site, tmp_path: Path) -> None
             "message",
             "recovered",
         ]
+
+
+def test_wake_when_shown_again(page: Page) -> None:
+    """At `pageshow` the page comes back at once: for some browsers it is the only sign of a kept page."""
+    connect(page)
+    closed = send_away(page)
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    assert wait_for(page, "recovered", 2)["at"] - closed["at"] < LONG / 2
 
 
 @both
@@ -371,6 +392,17 @@ def test_back_and_forward(page: Page, site: Site) -> None:
     assert [event["code"] for event in told(page, "close")] == [1001, 1001]
     assert texts(page) == ["before", "meanwhile 1", "meanwhile 2"]
     assert positions_sent(page) == ["", "p~1", "p~2"]
+
+
+def test_page_that_is_left_waits_for_its_return(page: Page) -> None:
+    """From `pagehide` on the page connects no more: a browser does not keep one that has a connection."""
+    connect(page)
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    assert wait_for(page, "close", 1)["code"] == 1001
+    another_comes_back(page, FIRST + 200)
+    assert len(told(page, "recovered")) == 1
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    wait_for(page, "recovered", 2)
 
 
 def test_page_left_while_it_waits(page: Page, site: Site) -> None:
@@ -438,9 +470,7 @@ def test_codes_that_are_final(page: Page) -> None:
     assert [is_final(page, code) for code in final] == [True] * len(final)
     come_online(page)
     assert page.evaluate("socket.send('{}')") is False
-    # A round trip of another socket: by then the first would have connected.
-    page.evaluate("window.others = []; window.other = connect({}, others); 0")
-    wait(page, "others.some(({ type }) => type === 'recovered')")
+    another_comes_back(page)
     assert told(page)[-1]["type"] == "close"
 
 
@@ -477,8 +507,7 @@ def test_close_while_it_waits(page: Page) -> None:
     tell(page, close=[4500])
     wait_for(page, "close", 2)
     come_online(page)
-    page.evaluate("window.others = []; window.other = connect({}, others); 0")
-    wait(page, "others.some(({ type }) => type === 'recovered')")
+    another_comes_back(page)
     # The later call is told first: the listener that closes was asked after the one that notes.
     assert [event["delay"] is None for event in told(page, "close")] == [False, True]
     assert len(told(page, "recovered")) == 1
@@ -488,13 +517,92 @@ def test_urls(page: Page, site: Site) -> None:
     """The url may be absolute, of http: or ws:, and have a query of its own; a wrong one is refused at once."""
     for scheme in ("http", "ws"):
         page.evaluate("told.length = 0")
-        connect(page, url=f"{scheme}://{HOST}:{site.port}/room/?a=b", since="p~0")
+        connect(page, url=f"{scheme}://{HOST}:{site.port}/ws/room/?a=b", since="p~0")
         assert positions_sent(page) == ["p~0"]
         page.evaluate("socket.close()")
     error = page.evaluate(
         "(() => { try { connect({ url: 'ftp://x/' }) } catch (error) { return error.name } })()"
     )
     assert error == "SyntaxError"
+
+
+def snippet(heading: str) -> str:
+    """The first script of a section of docs/browser-client.md, without its import, as a page would run it."""
+    section = (ROOT / "docs" / "browser-client.md").read_text().partition(f"## {heading}\n")[2]
+    script = section.partition("```js\n")[2].partition("```")[0]
+    return re.sub(r"^import .*\n", "", script, flags=re.MULTILINE)
+
+
+STUBS = """
+window.notes = [];
+for (const name of ["show", "load", "say", "answered"]) {
+  window[name] = (data) => { notes.push(data === undefined ? [name] : [name, data]) };
+}
+for (const id of ["room", "orders"]) {
+  document.body.append(Object.assign(document.createElement("main"), { id }));
+  document.getElementById(id).dataset.since = "p~1";
+}
+"""
+
+
+def is_noted(page: Page, *note: str) -> None:
+    """Wait until the snippet has called this function of the page with this."""
+    wait(
+        page,
+        "notes.some((note) => JSON.stringify(note) === argument)",
+        json.dumps(note, separators=(",", ":")),
+    )
+
+
+def test_documented_script(page: Page, site: Site) -> None:
+    """The example of the script shows what was missed, tells what is the consumer's own, and loads if it must."""
+    for text in ("rendered", "missed"):
+        site.say(text)
+    page.evaluate(f"() => {{ {STUBS} {snippet('The script')} }}")
+    is_noted(page, "say", "Live")
+    assert page.evaluate("notes") == [["answered", {"since": "p~1"}], ["show", "missed"], ["say", "Live"]]
+    site.kill()
+    is_noted(page, "say", "Connection lost")
+    site.say("gone")
+    site.start(RESUME_FIRST="3")
+    is_noted(page, "load")
+    assert page.evaluate("notes.filter(([name]) => name === 'show').length") == 1
+
+
+def test_documented_websocket(page: Page, site: Site) -> None:
+    """The example of a plain WebSocket comes back where it was, without a gap, and loads if it must."""
+    page.evaluate(f"() => {{ {STUBS} {snippet('A plain WebSocket')} }}")
+    page.evaluate("window.socket = connect(); 0")
+    wait_for(page, "recovered", 1)
+    tell(page, say="one")
+    is_noted(page, "show", "one")
+    site.kill()
+    site.say("two")
+    site.start()
+    is_noted(page, "show", "two")
+    assert page.evaluate("notes") == [["show", "one"], ["show", "two"]]
+    site.kill()
+    site.start(RESUME_FIRST="3")
+    is_noted(page, "load")
+
+
+def test_documented_event_source(page: Page, site: Site) -> None:
+    """The example of EventSource goes on after ends of its stream and after a refusal, and loads if it must."""
+    for text in ("rendered", "missed"):
+        site.say(text)
+    page.evaluate(f"() => {{ {STUBS} {snippet('EventSource')} }}")
+    is_noted(page, "show", "missed")
+    site.say("later")
+    is_noted(page, "show", "later")
+    with page.expect_response(lambda response: response.status == 503):
+        site.refusing.touch()
+    site.say("while refused")
+    site.refusing.unlink()
+    is_noted(page, "show", "while refused")
+    assert page.evaluate("notes") == [["show", "missed"], ["show", "later"], ["show", "while refused"]]
+    site.kill()
+    site.start(RESUME_FIRST="5")
+    is_noted(page, "load")
 
 
 def test_the_policy_is_in_force(page: Page) -> None:

@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.contrib.staticfiles import finders
 
 import channels_asyncq
 
+ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(channels_asyncq.__file__).parent / "static" / "channels_asyncq"
 SCRIPT = (FOLDER / "resume.js").read_text()
 TYPES = (FOLDER / "resume.d.ts").read_text()
@@ -113,3 +115,30 @@ def test_types_with_the_compiler(tmp_path: Path) -> None:
     command = [TSC, *options, "--moduleResolution", "bundler", "usage.ts"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_documented_reader_of_events() -> None:
+    """The example for other clients, cut at any byte and resumed at its id, has everything once."""
+    page = ROOT / "docs" / "browser-client.md"
+    if not page.exists():
+        pytest.skip("only the package is here, without its pages")
+    names: dict[str, Any] = {}
+    exec(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)[-1], names)
+    stream = {
+        "p~1": 'event: said\ndata: {\ndata: "n": 1}\n',
+        "p~2": "",
+        "p~3": "data:three\n",
+        "p~4": "data: four\n",
+    }
+    whole = "retry: 50\n\n" + "".join(f": here\n{rest}id: {id_}\n\n" for id_, rest in stream.items())
+    expected = [("p~1", "said", '{\n"n": 1}'), ("p~3", "message", "three"), ("p~4", "message", "four")]
+
+    def read(text: str, since: str) -> tuple[str, list[tuple[str, str, str]]]:
+        *lines, _ = text.split("\n")
+        found = list(names["events"](lines, since))
+        return (found[-1][0] if found else since), [event for event in found if event[2]]
+
+    for cut in range(len(whole) + 1):
+        since, first = read(whole[:cut], "")
+        _, *later = whole.partition(f"id: {since}\n\n") if since else ("", "", whole)
+        assert first + read(later[1], since)[1] == expected, cut

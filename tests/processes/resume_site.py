@@ -7,6 +7,7 @@ Its consumer speaks the frames of a resumable WebSocket by itself, and does as t
 import asyncio
 import json
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -17,7 +18,7 @@ from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
 
 settings.configure(
@@ -37,6 +38,8 @@ settings.configure(
 django.setup()
 
 LOG = Path(os.environ.get("RESUME_LOG", os.devnull))
+#: While there is such a file, the stream is refused.
+REFUSING = LOG.with_name("refusing")
 #: Positions before this one are no longer in the log.
 FIRST = int(os.environ.get("RESUME_FIRST", "0"))
 
@@ -46,13 +49,14 @@ OTHER_PAGE = "<!doctype html><title>Another page</title>"
 SCRIPT = """
 import { ResumableSocket } from "/static/channels_asyncq/resume.js";
 
+window.ResumableSocket = ResumableSocket;
 window.told = [];
 window.violations = [];
 addEventListener("securitypolicyviolation", ({ violatedDirective }) => violations.push(violatedDirective));
 addEventListener("pageshow", ({ persisted }) => told.push({ type: "pageshow", persisted }));
 
 window.connect = (options, events = told) => {
-  const socket = new ResumableSocket(options?.url ?? "/room/", options);
+  const socket = new ResumableSocket(options?.url ?? "/ws/room/", options);
   const tell = (event) => {
     const { type, data, lastEventId, detail } = event;
     events.push({ type, at: performance.now(), position: socket.position, data, lastEventId, ...detail });
@@ -88,6 +92,26 @@ def add(text: str) -> None:
         log.write(f"{text}\n")
 
 
+async def stream(request: HttpRequest) -> StreamingHttpResponse:
+    """What was said since, as server-sent events; then it ends, and an EventSource comes back. Or 503."""
+    if REFUSING.exists():
+        return StreamingHttpResponse([], status=503)
+    since = request.headers.get("Last-Event-ID") or request.GET.get("since", "")
+    at = int(since.removeprefix("p~") or "0")
+    parts = ["retry: 50\n\n"]
+    if at < FIRST:
+        at = len(said())
+        parts.append(f"id: p~{at}\nevent: reset\ndata: {{}}\n\n")
+    for number, text in enumerate(said()[at:], at + 1):
+        parts.append(f"id: p~{number}\nevent: order.changed\ndata: {json.dumps(text)}\n\n")
+
+    async def events() -> AsyncIterator[str]:
+        for part in parts:
+            yield part
+
+    return StreamingHttpResponse(events(), content_type="text/event-stream")
+
+
 class Room(AsyncWebsocketConsumer):
     """Messages have the positions p~1, p~2 and so on."""
 
@@ -97,7 +121,7 @@ class Room(AsyncWebsocketConsumer):
         await self.accept()
         query = parse_qs(self.scope["query_string"].decode())
         since = query.get("since", [""])[0]
-        await self.send(text_data=f"since {since}")
+        await self.send(text_data=json.dumps({"since": since}))
         if "plain" in query:
             return
         self.sending = asyncio.Lock()
@@ -132,11 +156,16 @@ class Room(AsyncWebsocketConsumer):
             await self.close(*order["close"])
 
 
-urlpatterns = [path("", page), path("other/", other_page), path("page.js", script)]
+urlpatterns = [
+    path("", page),
+    path("other/", other_page),
+    path("page.js", script),
+    path("orders/events/", stream),
+]
 
 application = ProtocolTypeRouter(
     {
         "http": ASGIStaticFilesHandler(get_asgi_application()),
-        "websocket": URLRouter([path("room/", Room.as_asgi())]),  # type: ignore[arg-type, list-item]
+        "websocket": URLRouter([path("ws/room/", Room.as_asgi())]),  # type: ignore[arg-type, list-item]
     }
 )
