@@ -7,8 +7,8 @@ import importlib
 import tempfile
 from typing import Any
 
+from tests.browsers import CHROMIUM
 from tests.example import HOST, PROJECT, Program
-from tests.test_browser import CHROMIUM
 
 PICTURE = PROJECT.parent / "docs" / "screenshot.png"
 WINDOW = {"width": 600, "height": 640}

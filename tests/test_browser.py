@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,16 +12,10 @@ from typing import Any
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
+from tests.browsers import CHROMIUM, Browser, Page, chromium, playwright
 from tests.example import HOST, Program, free_port
 
 pytest.importorskip("daphne")
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-)
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (Debian: apt install chromium)"),
@@ -30,9 +23,6 @@ pytestmark = [
     pytest.mark.timeout(120),
 ]
 
-# Not playwright's own types: the type checker's environment does without it.
-Page = Any
-Browser = Any
 OpenPage = Callable[..., Page]
 
 
@@ -74,16 +64,8 @@ def site(tmp_path: Path, own_redis_server: EmbeddedServer) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM,
-            args=options,
-            # Playwright's own: people's browsers do keep the pages that they leave.
-            ignore_default_args=["--disable-back-forward-cache"],
-        )
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
