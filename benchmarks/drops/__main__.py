@@ -1,0 +1,154 @@
+"""The command: `python -m benchmarks.drops`."""
+
+import argparse
+import asyncio
+import json
+import resource
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from ..runner import BenchmarkError
+from .faults import FAULTS
+from .report import as_json, missed, table
+from .runs import Outcome, Plan, cuts, cuts_plan, drops, herd
+from .servers import COMMANDS
+from .sides import SIDES, Side, has_node, install_node
+
+COMPARED = ("sse", "websocket", "sse-control", "channels_redis", "socketio")
+
+Run = Callable[[Side, Path], Awaitable[Outcome]]
+
+
+def parser() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(
+        prog="python -m benchmarks.drops",
+        description="Cut off clients and count what they miss: see docs/drops.md.",
+    )
+    add = command.add_argument
+    add("--clients", type=int, help="300 by default, 2000 with --herd")
+    add("--rooms", type=int, default=10, help="a client is in one of them (default: %(default)s)")
+    add("--rate", type=float, default=10.0, help="messages per second to each room (default: %(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        help="of publishing: 60 by default; before the kill with --herd, 5 by default",
+    )
+    add("--kind", choices=("sse", "websocket", "both"), default="both", help="default: %(default)s")
+    add("--sides", metavar="NAMES", help=f"in place of --kind, with commas: {', '.join(SIDES)}")
+    add("--compare", action="store_true", help=f"the sides {', '.join(COMPARED)} in turn")
+    add("--server", choices=tuple(COMMANDS), default="uvicorn", help="default: %(default)s")
+    add(
+        "--faults",
+        nargs="?",
+        const=",".join(FAULTS),
+        default="",
+        metavar="KINDS",
+        help=f"faults in turn, with commas; without a value all: {', '.join(FAULTS)}",
+    )
+    add("--herd", action="store_true", help="all come back at once to a fresh process")
+    add("--cuts", type=int, metavar="N", help="N cuts at random bytes of each side's streams")
+    add("--seed", type=int, default=1, help="of all that is random (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--keep", type=Path, metavar="FOLDER", help="keep the output of the servers there")
+    add("--check", action="store_true", help="exit with 1 when a goal is missed")
+    return command
+
+
+def chosen_sides(arguments: argparse.Namespace) -> list[Side]:
+    """The sides of the options; Socket.IO only where node is."""
+    names: Sequence[str]
+    if arguments.sides:
+        names = arguments.sides.split(",")
+    elif arguments.compare:
+        names = COMPARED if has_node() else [name for name in COMPARED if name != "socketio"]
+    else:
+        names = ("sse", "websocket") if arguments.kind == "both" else (arguments.kind,)
+    return [SIDES[name] for name in names]
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """The size of the runs."""
+    clients = arguments.clients or (2000 if arguments.herd else 300)
+    seconds = arguments.seconds or (5.0 if arguments.herd else 60.0)
+    return Plan(
+        clients,
+        arguments.rooms,
+        arguments.rate,
+        seconds,
+        servers=1 if arguments.herd else 2,
+        server=arguments.server,
+        faults=tuple(kind for kind in arguments.faults.split(",") if kind),
+        seed=arguments.seed,
+    )
+
+
+def chosen_run(arguments: argparse.Namespace) -> Callable[[Side, Path], Awaitable[Outcome]]:
+    """What is done with each side."""
+    plan = plan_of(arguments)
+    if arguments.cuts:
+        return partial(_cuts, cuts_plan(plan), arguments.cuts)
+    return partial(_herd if arguments.herd else _drops, plan)
+
+
+async def _drops(plan: Plan, side: Side, folder: Path) -> Outcome:
+    return await drops(side, plan, folder)
+
+
+async def _herd(plan: Plan, side: Side, folder: Path) -> Outcome:
+    return await herd(side, plan, folder)
+
+
+async def _cuts(plan: Plan, number: int, side: Side, folder: Path) -> Outcome:
+    return await cuts(side, plan, folder, number)
+
+
+async def run(arguments: argparse.Namespace, console: Console, folder: Path) -> int:
+    sides, play = chosen_sides(arguments), chosen_run(arguments)
+    if any(side.kind == "socketio" for side in sides):
+        await install_node(folder)
+    elif arguments.compare:
+        console.print("Socket.IO is left out: there is no node and npm on PATH.")
+    outcomes: list[Outcome] = []
+    for side in sides:
+        with console.status(f"{side.name} ..."):
+            outcome = await play(side, folder)
+        outcomes.append(outcome)
+        console.print(table([outcome]))
+        for text in missed(outcome):
+            console.print(f"{side.name}: MISSED: {text}", markup=False)
+    if len(outcomes) > 1:
+        console.print(table(outcomes))
+    if arguments.json is not None:
+        text = json.dumps([as_json(outcome) for outcome in outcomes], indent=2)
+        arguments.json.write_text(text + "\n")
+    return 1 if arguments.check and any(missed(outcome) for outcome in outcomes) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    command = parser()
+    arguments = command.parse_args(argv)
+    for name in arguments.sides.split(",") if arguments.sides else ():
+        if name not in SIDES:
+            command.error(f"no side {name!r}; there are: {', '.join(SIDES)}")
+    for kind in arguments.faults.split(",") if arguments.faults else ():
+        if kind not in FAULTS:
+            command.error(f"no fault {kind!r}; there are: {', '.join(FAULTS)}")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = arguments.keep or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            return asyncio.run(run(arguments, Console(), folder))
+    except BenchmarkError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""What goes wrong during a run: one fault after the other, in turn."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from channels_asyncq.testing import EmbeddedServer
+
+from .servers import Server
+
+PAUSE = (3.0, 6.0)
+DOWN = 2.0
+
+
+class Faults:
+    """
+    The faults of one run. Times are of `time.monotonic()`, which all processes share.
+
+    `outages` are the times (begin, end) without the server of the layer; at `losses` it lost its data.
+    """
+
+    def __init__(
+        self, kinds: Sequence[str], redis: EmbeddedServer, servers: Sequence[Server], seed: int
+    ) -> None:
+        self.outages: list[tuple[float, float]] = []
+        self.losses: list[float] = []
+        self.counts: Counter[str] = Counter()
+        self._kinds = kinds
+        self._redis = redis
+        self._servers = servers
+        self._random = random.Random(seed)
+
+    async def run(self, stopped: asyncio.Event) -> None:
+        """Play faults until it is stopped; the last one is played to its end, so that everything is up again."""
+        number = 0
+        while self._kinds:
+            try:
+                async with asyncio.timeout(self._random.uniform(*PAUSE)):
+                    await stopped.wait()
+                return
+            except TimeoutError:
+                pass
+            kind = self._kinds[number % len(self._kinds)]
+            number += 1
+            self.counts[kind] += 1
+            await FAULTS[kind](self)
+
+    async def kill_server(self) -> None:
+        """kill -9 of one of the servers with all its clients; two seconds later it is back."""
+        server = self._random.choice(self._servers)
+        await server.kill()
+        await asyncio.sleep(DOWN)
+        await server.start()
+
+    async def kill_connections(self) -> None:
+        """CLIENT KILL of every connection to Valkey."""
+        for kind in ("normal", "pubsub"):
+            await asyncio.to_thread(self._redis.command, "CLIENT", "KILL", "TYPE", kind)
+
+    async def stop_valkey(self) -> None:
+        """SIGSTOP of Valkey for two seconds."""
+        begin = time.monotonic()
+        await asyncio.to_thread(self._redis.pause)
+        await asyncio.sleep(DOWN)
+        self._redis.resume()
+        self.outages.append((begin, time.monotonic()))
+
+    async def empty_valkey(self) -> None:
+        """kill -9 of Valkey, and a restart without its data, two seconds later."""
+        begin = time.monotonic()
+        self.losses.append(begin)
+        await asyncio.to_thread(self._redis.kill)
+        await asyncio.sleep(DOWN)
+        await asyncio.to_thread(self._redis.restart)
+        self.outages.append((begin, time.monotonic()))
+
+
+FAULTS: Mapping[str, Callable[[Faults], Awaitable[None]]] = {
+    "server": Faults.kill_server,
+    "connections": Faults.kill_connections,
+    "stop": Faults.stop_valkey,
+    "empty": Faults.empty_valkey,
+}

@@ -1,0 +1,140 @@
+"""Goals, tables, and figures for programs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from .counting import percentile
+from .runs import Outcome
+
+CAUGHT_UP_SECONDS = 1.0
+HERD_SECONDS = 3.0
+HERD_READS = 2
+#: From this share on the CPU is full, and the time to caught up says nothing about the layer.
+FULL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One goal of a run, and whether it is met."""
+
+    text: str
+    is_met: bool
+
+
+def goals(outcome: Outcome) -> Iterator[Goal]:
+    """The goals of a run; a side without resume has none."""
+    if not outcome.side.resume:
+        return
+    tally = outcome.tally
+    yield Goal("messages were expected", tally.expected > 0)
+    yield Goal(f"{tally.missing} missing", tally.missing == 0)
+    yield Goal(f"{tally.twice} twice", tally.twice == 0)
+    yield Goal(f"{tally.disordered} out of order", tally.disordered == 0)
+    yield Goal(f"{tally.false_resets} false resets", tally.false_resets == 0)
+    yield Goal(f"{outcome.closed_for_good} closed for good", outcome.closed_for_good == 0)
+    yield Goal(f"{outcome.live} of {outcome.plan.clients} back", outcome.live == outcome.plan.clients)
+    if outcome.run == "drops" and outcome.busy < FULL:
+        late = percentile(outcome.clear, 0.99)
+        yield Goal(f"p99 to caught up {late:.3f} s", late < CAUGHT_UP_SECONDS)
+    if outcome.run == "herd":
+        back, reads = outcome.back, outcome.reads
+        yield Goal(f"all back in {back or 0:.2f} s", back is not None and back <= HERD_SECONDS)
+        yield Goal(f"{reads} reads of logs", reads is not None and 0 < reads <= HERD_READS)
+
+
+def missed(outcome: Outcome) -> list[str]:
+    """The goals that were missed."""
+    return [goal.text for goal in goals(outcome) if not goal.is_met]
+
+
+def milliseconds(values: Sequence[float]) -> str:
+    """p50 / p99 / max."""
+    if not values:
+        return "-"
+    shown = (percentile(values, 0.5), percentile(values, 0.99), max(values))
+    return " / ".join(f"{1000 * value:,.0f}" for value in shown)
+
+
+def figures(outcome: Outcome) -> dict[str, str]:
+    """The figures of a run, by their headings."""
+    tally = outcome.tally
+    cells = {
+        "side": outcome.side.name,
+        "expected": f"{tally.expected:,}",
+        "delivered %": f"{tally.delivered:.3f}",
+        "missing": f"{tally.missing:,}",
+        "twice": f"{tally.twice:,}",
+        "disorder": f"{tally.disordered:,}",
+        "false resets": f"{tally.false_resets:,}",
+        "true resets (told of)": f"{tally.true_resets:,} ({tally.told:,})",
+        "reconnects": f"{len(outcome.visits):,}",
+        "p50/p99/max ms": milliseconds(outcome.times),
+        "without outages": milliseconds(outcome.clear),
+        "XRANGE": f"{outcome.commands['xrange'] + outcome.commands['xrevrange']:,}",
+        "server CPU s": f"{outcome.cpu:.1f}",
+        "busy %": f"{100 * outcome.busy:.0f}",
+    }
+    if outcome.run == "herd":
+        cells |= {
+            "all back s": "-" if outcome.back is None else f"{outcome.back:.2f}",
+            "reads": str(outcome.reads),
+            "scripts": str(outcome.scripts),
+        }
+    if outcome.run == "cuts":
+        cells["cuts"] = f"{outcome.ends['cut']:,}"
+    if outcome.side.resume:
+        cells["goals"] = "MISSED" if missed(outcome) else "met"
+    return cells
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """One column per run: there are more figures than runs."""
+    plan = outcomes[0].plan
+    faults = f", faults: {', '.join(plan.faults)}" if plan.faults else ""
+    title = (
+        f"{outcomes[0].run}: {plan.clients} clients, {plan.rooms} rooms, {plan.rate:g}/s each, {plan.server}"
+    )
+    rows = Table(title=title + faults, title_justify="left", title_style="bold", show_header=False)
+    rows.add_column()
+    columns = [figures(outcome) for outcome in outcomes]
+    for _ in columns:
+        rows.add_column(justify="right")
+    for name in dict.fromkeys(name for column in columns for name in column):
+        rows.add_row(name, *(column.get(name, "") for column in columns))
+    return rows
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """Everything that was measured, without the single visits."""
+    tally = asdict(outcome.tally) | {"delivered": outcome.tally.delivered}
+    times = {
+        name: {
+            "count": len(values),
+            "p50": percentile(values, 0.5),
+            "p99": percentile(values, 0.99),
+            "max": max(values, default=0.0),
+        }
+        for name, values in (("all", outcome.times), ("without outages", outcome.clear))
+    }
+    return {
+        "run": outcome.run,
+        "side": outcome.side.name,
+        "plan": asdict(outcome.plan),
+        "tally": tally,
+        "caught_up_seconds": times,
+        "live": outcome.live,
+        "ends": outcome.ends,
+        "faults": outcome.faults,
+        "fates": outcome.fates,
+        "cpu_seconds": outcome.cpu,
+        "busy": outcome.busy,
+        "commands": outcome.commands,
+        "statistics": outcome.statistics,
+        "all_back_seconds": outcome.back,
+        "reads": outcome.reads,
+        "scripts": outcome.scripts,
+        "goals": [asdict(goal) for goal in goals(outcome)],
+    }

@@ -1,0 +1,173 @@
+"""Server processes: how each kind is started, killed, asked, and what CPU time it took."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runner import ROOT, BenchmarkError
+from ..websockets import free_port
+
+APPLICATION = "benchmarks.drops.site:application"
+BACKLOG = 4096
+START_SECONDS = 30.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def _uvicorn(port: int) -> list[str]:
+    options = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--backlog",
+        str(BACKLOG),
+        "--log-level",
+        "warning",
+    ]
+    return [sys.executable, "-m", "uvicorn", *options, APPLICATION]
+
+
+def _daphne(port: int) -> list[str]:
+    endpoint = f"tcp:port={port}:interface=127.0.0.1:backlog={BACKLOG}"
+    return [sys.executable, "-m", "daphne", "-v", "0", "-e", endpoint, APPLICATION]
+
+
+def _granian(port: int) -> list[str]:
+    # Its back-pressure is a limit of open requests, and each stream is one.
+    options = ["--host", "127.0.0.1", "--port", str(port), "--backlog", str(BACKLOG)]
+    limits = ["--backpressure", "20000", "--log-level", "warning"]
+    return [sys.executable, "-m", "granian", "--interface", "asgi", *options, *limits, APPLICATION]
+
+
+def _gunicorn(port: int) -> list[str]:
+    options = ["-b", f"127.0.0.1:{port}", "--backlog", str(BACKLOG), "--log-level", "warning"]
+    limits = ["--workers", "1", "--worker-connections", "20000"]
+    return [sys.executable, "-m", "gunicorn", "-k", "asgi", *options, *limits, APPLICATION]
+
+
+COMMANDS: Mapping[str, Callable[[int], list[str]]] = {
+    "uvicorn": _uvicorn,
+    "daphne": _daphne,
+    "granian": _granian,
+    "gunicorn": _gunicorn,
+}
+
+
+class Server:
+    """
+    One server on a port of its own, the same after a restart.
+
+    | state | `_process` |
+    |---|---|
+    | down | None |
+    | up | set; `pid` is the group of all its processes |
+    """
+
+    def __init__(self, command: Sequence[str], port: int, order: Mapping[str, Any], log: Path) -> None:
+        self.port = port
+        self._command = command
+        self._order = json.dumps({**order, "port": port})
+        self.log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """
+        Start it; return when it answers.
+
+        Raises:
+            BenchmarkError: it ended, or did not answer in time; the text has the end of its output.
+        """
+        # A measurement in development mode would measure development mode.
+        names = ("PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "PYTHONWARNINGS", "PYTHONTRACEMALLOC")
+        environment = {name: value for name, value in os.environ.items() if name not in names}
+        with self.log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                cwd=ROOT,
+                env={**environment, "BENCHMARK_DROPS": self._order},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not await self.ask():
+            if self._process.returncode is not None or time.monotonic() > deadline:
+                await self.kill()
+                raise BenchmarkError(f"{' '.join(self._command)} does not serve:\n{self.tail()}")
+            await asyncio.sleep(0.02)
+
+    async def kill(self) -> None:
+        """Kill it and its workers: those of a parent that was killed alone would serve on."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            await self._process.wait()
+            self._process = None
+
+    async def ask(self) -> dict[str, Any]:
+        """The statistics of its process; empty if it gives none within two seconds."""
+        try:
+            async with asyncio.timeout(2.0):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                try:
+                    writer.write(b"GET /statistics/ HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    answer = await reader.read()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return {}
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if b" 200 " not in head.split(b"\r\n")[0]:
+            return {}
+        figures: dict[str, Any] = json.loads(body[body.index(b"{") : body.rindex(b"}") + 1])
+        return figures
+
+    def cpu(self) -> dict[int, float]:
+        """CPU seconds by process id, of all its processes that are alive."""
+        return cpu_of_group(self._process.pid) if self._process is not None else {}
+
+    def tail(self) -> str:
+        """The end of its output."""
+        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+
+
+def cpu_of_group(group: int) -> dict[int, float]:
+    """CPU seconds, by process id, of the processes of a group."""
+    seconds: dict[int, float] = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            # The name of a program is in parentheses and may hold spaces.
+            values = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(values[2]) == group:
+            seconds[int(folder.name)] = (int(values[11]) + int(values[12])) / TICKS
+    return seconds
+
+
+def busy_share(before: Sequence[int], after: Sequence[int]) -> float:
+    """How much of the machine's CPU time was used between two calls of `cpu_times()`."""
+    total = sum(after) - sum(before)
+    idle = after[3] + after[4] - before[3] - before[4]
+    return 1 - idle / total if total else 0.0
+
+
+def cpu_times() -> list[int]:
+    """The machine's CPU times by kind, idle and waiting at 3 and 4."""
+    return [int(value) for value in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+
+
+def asgi_server(kind: str, order: Mapping[str, Any], log: Path) -> Server:
+    """A server of that kind for the site of this folder."""
+    port = free_port()
+    return Server(COMMANDS[kind](port), port, order, log)
