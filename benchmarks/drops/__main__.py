@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ..runner import BenchmarkError
 from .faults import FAULTS
-from .report import as_json, missed, table
+from .report import as_json, heading, missed, table
 from .runs import Outcome, Plan, cuts, cuts_plan, drops, herd
 from .servers import COMMANDS
 from .sides import SIDES, Side, has_node, install_node
@@ -118,6 +118,7 @@ async def run(arguments: argparse.Namespace, console: Console, folder: Path) -> 
         with console.status(f"{side.name} ..."):
             outcome = await play(side, folder)
         outcomes.append(outcome)
+        console.print(heading(outcome), style="bold", highlight=False)
         console.print(table([outcome]))
         for text in missed(outcome):
             console.print(f"{side.name}: MISSED: {text}", markup=False)
@@ -138,13 +139,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind in arguments.faults.split(",") if arguments.faults else ():
         if kind not in FAULTS:
             command.error(f"no fault {kind!r}; there are: {', '.join(FAULTS)}")
+    console = Console()
+    if not console.is_terminal:
+        # A table of five sides.
+        console = Console(width=150)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folder = arguments.keep or Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
-            return asyncio.run(run(arguments, Console(), folder))
+            return asyncio.run(run(arguments, console, folder))
     except BenchmarkError as error:
         print(error, file=sys.stderr)
         return 2

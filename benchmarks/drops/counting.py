@@ -74,8 +74,8 @@ class Tally:
     """
     The count over all clients.
 
-    `told` are messages that a client missed and was told of by a true reset. A reset is true if the server lost
-    its data since the client's last one.
+    `missing` are messages that did not come and of which no reset told; `told` are those of which one did. A reset
+    is true if the server lost its data since the client's last one.
     """
 
     expected: int = 0
@@ -89,38 +89,43 @@ class Tally:
 
     @property
     def delivered(self) -> float:
-        """Per cent of the expected messages that came, or that a true reset told of."""
-        return 100 * (1 - self.missing / self.expected) if self.expected else 0.0
-
-    @property
-    def wrong(self) -> int:
-        return self.missing + self.twice + self.disordered + self.false_resets
+        """Per cent of the expected messages that came."""
+        return 100 * (1 - (self.missing + self.told) / self.expected) if self.expected else 0.0
 
     def add(self, client: Mapping[str, Any], sent: Mapping[str, Sent], losses: Sequence[float]) -> None:
         """Count one client: its `ledgers` by room, its `resets` as (time, reason)."""
-        true = self._resets(client["resets"], losses)
+        self._resets(client["resets"], losses)
         for room, ledger in client["ledgers"].items():
             messages = sent[room]
             self.expected += messages.fates.count(ACCEPTED)
             self.twice += ledger["twice"]
             self.disordered += ledger["late"]
             for first, end, told_at in ledger["gaps"]:
-                self._gap(range(first, end), told_at if told_at in true else None, messages)
-            rest = range(ledger["next"], len(messages.fates))
-            self._gap(rest, ledger["told_at"] if ledger["told_at"] in true else None, messages)
+                self._gap(range(first, end), told_at, messages)
+            self._gap(range(ledger["next"], len(messages.fates)), ledger["told_at"], messages)
 
-    def _resets(self, resets: Sequence[tuple[float, str]], losses: Sequence[float]) -> set[float]:
-        """Return the times of the true ones."""
-        true: set[float] = set()
+    def _resets(self, resets: Sequence[tuple[float, str]], losses: Sequence[float]) -> None:
         previous = 0.0
         for time, reason in resets:
             self.reasons[reason] += 1
             if any(previous < loss <= time for loss in losses):
-                true.add(time)
+                self.true_resets += 1
+            else:
+                self.false_resets += 1
             previous = time
-        self.true_resets += len(true)
-        self.false_resets += len(resets) - len(true)
-        return true
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "expected": self.expected,
+            "delivered": self.delivered,
+            "missing": self.missing,
+            "told": self.told,
+            "twice": self.twice,
+            "disordered": self.disordered,
+            "true_resets": self.true_resets,
+            "false_resets": self.false_resets,
+            "reasons": self.reasons,
+        }
 
     def _gap(self, numbers: range, told_at: float | None, messages: Sent) -> None:
         """A reset tells of what was sent before it, and of nothing that came later."""

@@ -69,7 +69,8 @@ def figures(outcome: Outcome) -> dict[str, str]:
         "twice": f"{tally.twice:,}",
         "disorder": f"{tally.disordered:,}",
         "false resets": f"{tally.false_resets:,}",
-        "true resets (told of)": f"{tally.true_resets:,} ({tally.told:,})",
+        "true resets": f"{tally.true_resets:,}",
+        "told by a reset": f"{tally.told:,}",
         "reconnects": f"{len(outcome.visits):,}",
         "p50/p99/max ms": milliseconds(outcome.times),
         "without outages": milliseconds(outcome.clear),
@@ -90,14 +91,17 @@ def figures(outcome: Outcome) -> dict[str, str]:
     return cells
 
 
+def heading(outcome: Outcome) -> str:
+    """What was done."""
+    plan = outcome.plan
+    faults = f", faults: {', '.join(plan.faults)}" if plan.faults else ""
+    rooms = f"{plan.rooms} rooms of {plan.rate:g} messages/s"
+    return f"{outcome.run}: {plan.clients} clients, {rooms}, {plan.server}{faults}"
+
+
 def table(outcomes: Sequence[Outcome]) -> Table:
     """One column per run: there are more figures than runs."""
-    plan = outcomes[0].plan
-    faults = f", faults: {', '.join(plan.faults)}" if plan.faults else ""
-    title = (
-        f"{outcomes[0].run}: {plan.clients} clients, {plan.rooms} rooms, {plan.rate:g}/s each, {plan.server}"
-    )
-    rows = Table(title=title + faults, title_justify="left", title_style="bold", show_header=False)
+    rows = Table(show_header=False)
     rows.add_column()
     columns = [figures(outcome) for outcome in outcomes]
     for _ in columns:
@@ -109,7 +113,6 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """Everything that was measured, without the single visits."""
-    tally = asdict(outcome.tally) | {"delivered": outcome.tally.delivered}
     times = {
         name: {
             "count": len(values),
@@ -123,7 +126,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "run": outcome.run,
         "side": outcome.side.name,
         "plan": asdict(outcome.plan),
-        "tally": tally,
+        "tally": outcome.tally.as_json(),
         "caught_up_seconds": times,
         "live": outcome.live,
         "ends": outcome.ends,

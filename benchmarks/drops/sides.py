@@ -48,7 +48,7 @@ SIDES: Mapping[str, Side] = {
         Side("websocket", "websocket", resume=True),
         Side("sse-control", "sse"),
         Side("websocket-control", "websocket"),
-        Side("channels_redis", "websocket", "redis.core"),
+        Side("channels_redis", "websocket", "redis.pubsub"),
         Side("socketio", "socketio", "socketio"),
     )
 }
