@@ -24,6 +24,12 @@ COMPARED = ("sse", "websocket", "sse-control", "channels_redis", "socketio")
 Run = Callable[[Side, Path], Awaitable[Outcome]]
 
 
+def spread(text: str) -> tuple[float, float]:
+    """Read MIN,MAX."""
+    least, most = (float(part) for part in text.split(","))
+    return least, most
+
+
 def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(
         prog="python -m benchmarks.drops",
@@ -38,6 +44,14 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         help="of publishing: 60 by default; before the kill with --herd, 5 by default",
     )
+    add(
+        "--stay",
+        type=spread,
+        default="10,16",
+        metavar="MIN,MAX",
+        help="seconds to a cut (default: %(default)s)",
+    )
+    add("--away", type=float, default=2.0, help="seconds until a client is back (default: %(default)s)")
     add("--kind", choices=("sse", "websocket", "both"), default="both", help="default: %(default)s")
     add("--sides", metavar="NAMES", help=f"in place of --kind, with commas: {', '.join(SIDES)}")
     add("--compare", action="store_true", help=f"the sides {', '.join(COMPARED)} in turn")
@@ -80,6 +94,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         arguments.rooms,
         arguments.rate,
         seconds,
+        stay=arguments.stay,
+        away=arguments.away,
         servers=1 if arguments.herd else 2,
         server=arguments.server,
         faults=tuple(kind for kind in arguments.faults.split(",") if kind),

@@ -74,8 +74,8 @@ class Tally:
     """
     The count over all clients.
 
-    `missing` are messages that did not come and of which no reset told; `told` are those of which one did. A reset
-    is true if the server lost its data since the client's last one.
+    `missing` are messages that did not come, and of which no reset told; `told` are those of which one did. A
+    reset is true if the server lost its data since the client's last one.
     """
 
     expected: int = 0

@@ -38,12 +38,19 @@ _numbers = count(1)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How large a run is. `rate` is per room and second, `seconds` is the time of publishing."""
+    """
+    How large a run is.
+
+    `rate` is per room and second, `seconds` is the time of publishing. A client is cut off `stay` seconds after
+    each connect (a range), and is away for `away` seconds.
+    """
 
     clients: int = 300
     rooms: int = 10
     rate: float = 10.0
     seconds: float = 60.0
+    stay: tuple[float, float] = (10.0, 16.0)
+    away: float = 2.0
     settle: float = 6.0
     servers: int = 2
     server: str = "uvicorn"
@@ -213,11 +220,11 @@ class Scene:
 
 
 async def drops(side: Side, plan: Plan, folder: Path) -> Outcome:
-    """Cut off each client every 10 to 16 seconds for two seconds, perhaps with faults."""
+    """Cut off each client again and again, perhaps with faults."""
     outcome = Outcome("drops", side, plan)
     async with Scene(side, plan, folder) as scene:
         rooms_of = [[scene.rooms[number % plan.rooms]] for number in range(plan.clients)]
-        await scene.invite(Habits(stay=(10.0, 16.0), away=2.0), rooms_of)
+        await scene.invite(Habits(stay=plan.stay, away=plan.away), rooms_of)
         await scene.come()
         faults = Faults(plan.faults, scene.redis, scene.servers, plan.seed)
         stopped = asyncio.Event()
@@ -258,7 +265,7 @@ async def herd(side: Side, plan: Plan, folder: Path) -> Outcome:
             finally:
                 await asyncio.to_thread(watch.stop)
         await scene.count(outcome, sent)
-        outcome.reads, outcome.scripts = watch.reads, watch.scripts
+        outcome.reads, outcome.scripts = watch.count.reads, watch.count.scripts
         if outcome.visits:
             outcome.back = max(end for _, end in outcome.visits) - min(begin for begin, _ in outcome.visits)
         scene.note(outcome, samples)

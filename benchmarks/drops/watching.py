@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 from .servers import Server, busy_share, cpu_times
 
 PERIOD = 0.5
+MARK = "the end of what is counted"
 STATISTICS = ("resumes", "replay_reads", "replay_records", "replay_bytes", "delivered", "dropped", "told")
 
 
@@ -96,17 +96,37 @@ def command_counts(redis: EmbeddedServer) -> Counter[str]:
     return counts
 
 
+class ScriptCount:
+    """Counts scripts, and those that read a log: in MONITOR the commands of a script follow its EVALSHA."""
+
+    def __init__(self) -> None:
+        self.scripts = 0
+        self.reads = 0
+        # Nothing is to be counted outside of a script.
+        self._is_counted = True
+
+    def take(self, line: bytes) -> None:
+        """Count one line of MONITOR."""
+        where, _, words = line.upper().partition(b"] ")
+        if not where.endswith(b" LUA"):
+            is_script = words.startswith((b'"EVALSHA"', b'"EVAL"', b'"FCALL"'))
+            self.scripts += is_script
+            self._is_counted = not is_script
+        elif words.startswith(b'"XRANGE"') and not self._is_counted:
+            self.reads += 1
+            self._is_counted = True
+
+
 class ScriptWatch:
     """
-    Counts scripts, and those that read a log, by MONITOR: the commands of a script follow its EVALSHA there.
+    Counts the scripts of a server by MONITOR, in a thread.
 
     MONITOR costs the server about as much as the commands, so it runs only where there are few.
     """
 
     def __init__(self, redis: EmbeddedServer) -> None:
-        self.scripts = 0
-        self.reads = 0
-        self._is_counted = True
+        self.count = ScriptCount()
+        self._redis = redis
         self._socket = socket.create_connection((redis.host, redis.port))
         self._socket.sendall(b"MONITOR\r\n")
         self._file = self._socket.makefile("rb")
@@ -115,25 +135,14 @@ class ScriptWatch:
         self._thread.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._file:
-                self.take(line)
-
-    def take(self, line: bytes) -> None:
-        """Count one line of MONITOR."""
-        where, _, words = line.partition(b"] ")
-        if not where.endswith(b" lua"):
-            is_script = words.upper().startswith((b'"EVALSHA"', b'"EVAL"', b'"FCALL"'))
-            self.scripts += is_script
-            self._is_counted = not is_script
-        elif words.upper().startswith(b'"XRANGE"') and not self._is_counted:
-            self.reads += 1
-            self._is_counted = True
+        for line in self._file:
+            if MARK.encode() in line:
+                return
+            self.count.take(line)
 
     def stop(self) -> None:
-        """Stop counting, after what was done until now has come."""
-        time.sleep(0.2)
-        self._socket.shutdown(socket.SHUT_RDWR)
+        """Stop counting, after everything that was done until now was counted."""
+        self._redis.command("ECHO", MARK)
         self._thread.join()
         self._file.close()
         self._socket.close()
