@@ -15,7 +15,7 @@ from rich.console import Console
 from ..runner import BenchmarkError
 from .faults import FAULTS
 from .report import as_json, heading, missed, table
-from .runs import Outcome, Plan, cuts, cuts_plan, drops, herd
+from .runs import Outcome, Plan, cuts, cuts_plan, drops, held, herd
 from .servers import COMMANDS
 from .sides import SIDES, Side, has_node, install_node
 
@@ -36,13 +36,13 @@ def parser() -> argparse.ArgumentParser:
         description="Cut off clients and count what they miss: see docs/drops.md.",
     )
     add = command.add_argument
-    add("--clients", type=int, help="300 by default, 2000 with --herd")
+    add("--clients", type=int, help="300 by default, 2000 with --herd, 1000 with --open")
     add("--rooms", type=int, default=10, help="a client is in one of them (default: %(default)s)")
     add("--rate", type=float, default=10.0, help="messages per second to each room (default: %(default)s)")
     add(
         "--seconds",
         type=float,
-        help="of publishing: 60 by default; before the kill with --herd, 5 by default",
+        help="of publishing: 60 by default; 5 with --herd (before the kill) and --open",
     )
     add(
         "--stay",
@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--herd", action="store_true", help="all come back at once to a fresh process")
     add("--cuts", type=int, metavar="N", help="N cuts at random bytes of each side's streams")
+    add("--open", action="store_true", help="streams stay open: what a server holds for each")
     add("--seed", type=int, default=1, help="of all that is random (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--keep", type=Path, metavar="FOLDER", help="keep the output of the servers there")
@@ -87,8 +88,9 @@ def chosen_sides(arguments: argparse.Namespace) -> list[Side]:
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """The size of the runs."""
-    clients = arguments.clients or (2000 if arguments.herd else 300)
-    seconds = arguments.seconds or (5.0 if arguments.herd else 60.0)
+    is_alone = arguments.herd or arguments.open
+    clients = arguments.clients or (2000 if arguments.herd else 1000 if arguments.open else 300)
+    seconds = arguments.seconds or (5.0 if is_alone else 60.0)
     return Plan(
         clients,
         arguments.rooms,
@@ -96,7 +98,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         seconds,
         stay=arguments.stay,
         away=arguments.away,
-        servers=1 if arguments.herd else 2,
+        servers=1 if is_alone else 2,
         server=arguments.server,
         faults=tuple(kind for kind in arguments.faults.split(",") if kind),
         seed=arguments.seed,
@@ -107,20 +109,9 @@ def chosen_run(arguments: argparse.Namespace) -> Callable[[Side, Path], Awaitabl
     """What is done with each side."""
     plan = plan_of(arguments)
     if arguments.cuts:
-        return partial(_cuts, cuts_plan(plan), arguments.cuts)
-    return partial(_herd if arguments.herd else _drops, plan)
-
-
-async def _drops(plan: Plan, side: Side, folder: Path) -> Outcome:
-    return await drops(side, plan, folder)
-
-
-async def _herd(plan: Plan, side: Side, folder: Path) -> Outcome:
-    return await herd(side, plan, folder)
-
-
-async def _cuts(plan: Plan, number: int, side: Side, folder: Path) -> Outcome:
-    return await cuts(side, plan, folder, number)
+        return partial(cuts, arguments.cuts, cuts_plan(plan))
+    play = herd if arguments.herd else held if arguments.open else drops
+    return partial(play, plan)
 
 
 async def run(arguments: argparse.Namespace, console: Console, folder: Path) -> int:
@@ -163,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            folder = arguments.keep or Path(temporary)
+            folder = Path(arguments.keep or temporary).resolve()
             folder.mkdir(parents=True, exist_ok=True)
             return asyncio.run(run(arguments, console, folder))
     except BenchmarkError as error:

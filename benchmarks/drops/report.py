@@ -12,6 +12,9 @@ from .runs import Outcome
 CAUGHT_UP_SECONDS = 1.0
 HERD_SECONDS = 3.0
 HERD_READS = 2
+#: Of all streams together: those of one pool of asyncio's, and none that waits in a stream.
+HELD_THREADS = 40
+HELD_DATABASES = 5
 #: From this share on the CPU is full, and the time to caught up says nothing about the layer.
 FULL = 0.95
 
@@ -39,6 +42,10 @@ def goals(outcome: Outcome) -> Iterator[Goal]:
     if outcome.run == "drops" and outcome.busy < FULL:
         late = percentile(outcome.clear, 0.99)
         yield Goal(f"p99 to caught up {late:.3f} s", late < CAUGHT_UP_SECONDS)
+    if outcome.held is not None:
+        held = outcome.held
+        yield Goal(f"{held.threads} threads", held.threads <= HELD_THREADS)
+        yield Goal(f"{held.databases} databases", held.databases <= HELD_DATABASES)
     if outcome.run == "herd":
         back, reads = outcome.back, outcome.reads
         yield Goal(f"all back in {back or 0:.2f} s", back is not None and back <= HERD_SECONDS)
@@ -83,6 +90,14 @@ def figures(outcome: Outcome) -> dict[str, str]:
             "all back s": "-" if outcome.back is None else f"{outcome.back:.2f}",
             "reads": str(outcome.reads),
             "scripts": str(outcome.scripts),
+        }
+    if outcome.held is not None:
+        held = outcome.held
+        cells |= {
+            "threads": str(held.threads),
+            "KiB/client": f"{held.bytes / 1024 / outcome.plan.clients:.1f}",
+            "descriptors": str(held.descriptors),
+            "databases": str(held.databases),
         }
     if outcome.run == "cuts":
         cells["cuts"] = f"{outcome.ends['cut']:,}"
@@ -139,5 +154,6 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "all_back_seconds": outcome.back,
         "reads": outcome.reads,
         "scripts": outcome.scripts,
+        "held": asdict(outcome.held) if outcome.held is not None else None,
         "goals": [asdict(goal) for goal in goals(outcome)],
     }

@@ -1,4 +1,4 @@
-"""The three runs: drops, a herd, and cuts at random bytes."""
+"""The runs: drops, a herd, cuts at random bytes, and streams that stay open."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from ..runner import ROOT, Actor
 from .clients import Habits
 from .counting import Sent, Tally, apart_from
 from .faults import Faults
-from .servers import Server
+from .servers import Resources, Server, resources_of_group
 from .sides import Side, Stage
 from .watching import Samples, ScriptWatch
 
@@ -65,7 +65,8 @@ class Outcome:
 
     `visits` are the reconnects as (connect, caught up); `clear` are those that no outage of Valkey touched, in
     seconds. `ends` counts the ends of connections by their reason. `back` and `reads` are those of a herd: the
-    seconds until all were back, and the scripts that read a log.
+    seconds until all were back, and the scripts that read a log. `held` is what open streams hold beyond what the
+    server held before them.
     """
 
     run: str
@@ -85,7 +86,7 @@ class Outcome:
     back: float | None = None
     reads: int | None = None
     scripts: int | None = None
-    output: str = ""
+    held: Resources | None = None
 
     @property
     def times(self) -> list[float]:
@@ -103,13 +104,14 @@ class Outcome:
 class Scene:
     """Valkey, servers, clients and the publisher of one run; all end with it."""
 
-    def __init__(self, side: Side, plan: Plan, folder: Path) -> None:
+    def __init__(self, side: Side, plan: Plan, folder: Path, database: Path | None = None) -> None:
         self.side = side
         self.plan = plan
         self.rooms = [f"room.{number}" for number in range(plan.rooms)]
         self.redis = EmbeddedServer(external=False)
         self.servers: list[Server] = []
         self._folder = folder
+        self._database = database
         self._stack = AsyncExitStack()
         self._crowds: list[Actor] = []
         self._publisher: Actor | None = None
@@ -119,7 +121,9 @@ class Scene:
         self._stack.push_async_callback(asyncio.to_thread, self.redis.stop)
         try:
             prefix = f"drops{os.getpid()}x{next(_numbers)}"
-            self.stage = Stage(self.side, self.plan.server, self.redis.url, self._folder, prefix)
+            self.stage = Stage(
+                self.side, self.plan.server, self.redis.url, self._folder, prefix, self._database
+            )
             for number in range(self.plan.servers):
                 server = self.stage.make_server(number)
                 self._stack.push_async_callback(server.kill)
@@ -211,7 +215,6 @@ class Scene:
             outcome.ends.update(report["counts"])
         outages = faults.outages if faults is not None else ()
         outcome.clear = [end - begin for begin, end in apart_from(outcome.visits, outages)]
-        outcome.output = "\n".join(tail for server in self.servers if (tail := server.tail()))
 
     def note(self, outcome: Outcome, samples: Samples) -> None:
         """Take over what was sampled."""
@@ -219,7 +222,7 @@ class Scene:
         outcome.commands, outcome.statistics = samples.commands, samples.statistics
 
 
-async def drops(side: Side, plan: Plan, folder: Path) -> Outcome:
+async def drops(plan: Plan, side: Side, folder: Path) -> Outcome:
     """Cut off each client again and again, perhaps with faults."""
     outcome = Outcome("drops", side, plan)
     async with Scene(side, plan, folder) as scene:
@@ -242,7 +245,7 @@ async def drops(side: Side, plan: Plan, folder: Path) -> Outcome:
     return outcome
 
 
-async def herd(side: Side, plan: Plan, folder: Path) -> Outcome:
+async def herd(plan: Plan, side: Side, folder: Path) -> Outcome:
     """Kill the server of all clients, publish on for a while; then all come back at once to a fresh process."""
     outcome = Outcome("herd", side, plan)
     async with Scene(side, plan, folder) as scene:
@@ -272,7 +275,7 @@ async def herd(side: Side, plan: Plan, folder: Path) -> Outcome:
     return outcome
 
 
-async def cuts(side: Side, plan: Plan, folder: Path, number: int) -> Outcome:
+async def cuts(number: int, plan: Plan, side: Side, folder: Path) -> Outcome:
     """Cut connections of clients of three groups at random bytes, until there were so many cuts."""
     outcome = Outcome("cuts", side, plan)
     async with Scene(side, plan, folder) as scene:
@@ -288,6 +291,32 @@ async def cuts(side: Side, plan: Plan, folder: Path, number: int) -> Outcome:
             await scene.tell("cuts", number=number)
             sent = await scene.fates()
             outcome.live = await scene.settle()
+        await scene.count(outcome, sent)
+        scene.note(outcome, samples)
+    return outcome
+
+
+async def held(plan: Plan, side: Side, folder: Path) -> Outcome:
+    """Open streams, each after a query in a database, and see what the server holds for them."""
+    outcome = Outcome("open", side, plan)
+    database = folder / "database"
+    async with Scene(side, plan, folder, database) as scene:
+        [server] = scene.servers
+        before = resources_of_group(server.group, database)
+        await scene.invite(Habits(), [[scene.rooms[number % plan.rooms]] for number in range(plan.clients)])
+        async with Samples(scene.redis, scene.servers) as samples:
+            outcome.live = await scene.come()
+            await scene.publish()
+            await asyncio.sleep(plan.seconds)
+            sent = await scene.fates()
+            await scene.settle()
+        after = resources_of_group(server.group, database)
+        outcome.held = Resources(
+            after.threads - before.threads,
+            after.bytes - before.bytes,
+            after.descriptors - before.descriptors,
+            after.databases,
+        )
         await scene.count(outcome, sent)
         scene.note(outcome, samples)
     return outcome

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,12 @@ class Server:
         figures: dict[str, Any] = json.loads(body[body.index(b"{") : body.rindex(b"}") + 1])
         return figures
 
+    @property
+    def group(self) -> int:
+        """The id of the group of all its processes."""
+        assert self._process is not None
+        return self._process.pid
+
     def cpu(self) -> dict[int, float]:
         """CPU seconds by process id, of all its processes that are alive."""
         return cpu_of_group(self._process.pid) if self._process is not None else {}
@@ -142,17 +150,48 @@ class Server:
 def cpu_of_group(group: int) -> dict[int, float]:
     """CPU seconds, by process id, of the processes of a group."""
     seconds: dict[int, float] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            # The name of a program is in parentheses and may hold spaces.
-            values = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(values[2]) == group:
-            seconds[int(folder.name)] = (int(values[11]) + int(values[12])) / TICKS
+    for folder, values in processes_of_group(group):
+        seconds[int(folder.name)] = (int(values[11]) + int(values[12])) / TICKS
     return seconds
+
+
+def processes_of_group(group: int) -> Iterator[tuple[Path, list[str]]]:
+    """The folders below /proc of the processes of a group, and the values of `stat` from the state on."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                # The name of a program is in parentheses and may hold spaces.
+                values = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(values[2]) == group:
+                yield folder, values
+
+
+@dataclass(slots=True)
+class Resources:
+    """What the processes of a group hold: `databases` are the open descriptors of one file."""
+
+    threads: int = 0
+    bytes: int = 0
+    descriptors: int = 0
+    databases: int = 0
+
+
+def resources_of_group(group: int, database: Path) -> Resources:
+    """Return what the processes of a group hold now."""
+    held = Resources()
+    for folder, values in processes_of_group(group):
+        held.threads += int(values[17])
+        held.bytes += int(values[21]) * resource.getpagesize()
+        for link in (folder / "fd").iterdir():
+            held.descriptors += 1
+            try:
+                held.databases += link.readlink() == database
+            except OSError:
+                # It was closed since.
+                held.descriptors -= 1
+    return held
 
 
 def busy_share(before: Sequence[int], after: Sequence[int]) -> float:

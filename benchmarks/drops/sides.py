@@ -57,10 +57,13 @@ SIDES: Mapping[str, Side] = {
 class Stage:
     """Where a side is played: makes its servers and its publisher's command."""
 
-    def __init__(self, side: Side, server: str, url: str, folder: Path, prefix: str) -> None:
+    def __init__(
+        self, side: Side, server: str, url: str, folder: Path, prefix: str, database: Path | None
+    ) -> None:
         self.side = side
         self._server = server
         self._folder = folder
+        self._database = database
         self._config = {"url": url, "prefix": prefix}
 
     def _layer_config(self) -> dict[str, Any]:
@@ -74,7 +77,12 @@ class Stage:
             command = ["node", str(self._folder / "node" / "server.js")]
             return Server(command, free_port(), self._config, log)
         contender = CONTENDERS[self.side.layer]
-        order = {"backend": contender.backend, "config": self._layer_config(), "resume": self.side.resume}
+        order = {
+            "backend": contender.backend,
+            "config": self._layer_config(),
+            "resume": self.side.resume,
+            "database": str(self._database) if self._database is not None else "",
+        }
         return asgi_server(self._server, order, log)
 
     def publisher(self, rooms: list[str], rate: float) -> list[str]:

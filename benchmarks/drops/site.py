@@ -2,7 +2,8 @@
 The site: rooms over event streams and WebSockets, served by any ASGI server. `BENCHMARK_DROPS` has its order.
 
 With `resume` it has what this package offers to a browser that comes back. Without, it is what a tutorial would
-write; the client is told when it has joined, so that the time to that can be measured.
+write; the client is told when it has joined, so that the time to that can be measured. With `database` each event
+stream begins with a query there.
 """
 
 import asyncio
@@ -18,8 +19,10 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import django
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
+from django.db import connection
 from django.http import HttpRequest, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.urls import path
 
@@ -30,7 +33,9 @@ if not settings.configured:
         ALLOWED_HOSTS=["*"],
         ROOT_URLCONF=__name__,
         INSTALLED_APPS=["channels"],
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        DATABASES={
+            "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": order["database"] or ":memory:"}
+        },
         CHANNEL_LAYERS={"default": {"BACKEND": order["backend"], "CONFIG": order["config"]}},
         LOGGING_CONFIG=None,
     )
@@ -53,12 +58,20 @@ def groups_of(query: str) -> list[str]:
 async def events(request: HttpRequest) -> HttpResponseBase:
     """The rooms of the query as an event stream."""
     groups = groups_of(request.META["QUERY_STRING"])
+    if order["database"]:
+        await sync_to_async(ask_database)()
     if order["resume"]:
         response: HttpResponseBase = import_module("channels_asyncq.http").EventStream(request, groups)
         return response
     return StreamingHttpResponse(
         plain_events(groups), content_type="text/event-stream", headers={"Cache-Control": "no-store"}
     )
+
+
+def ask_database() -> None:
+    """Open the database connection of this thread, as a view does that looks at its user."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
 
 
 async def plain_events(groups: list[str]) -> AsyncIterator[bytes]:
