@@ -223,6 +223,7 @@ class Crowd:
             "clients": [client.as_json() for client in self.clients],
             "visits": self.visits,
             "counts": self.counts,
+            "cpu": time.process_time(),
         }
 
 

@@ -83,6 +83,7 @@ def figures(outcome: Outcome) -> dict[str, str]:
         "without outages": milliseconds(outcome.clear),
         "XRANGE": f"{outcome.commands['xrange'] + outcome.commands['xrevrange']:,}",
         "server CPU s": f"{outcome.cpu:.1f}",
+        "client CPU s": f"{outcome.client_cpu:.1f}",
         "busy %": f"{100 * outcome.busy:.0f}",
     }
     if outcome.run == "herd":
@@ -148,6 +149,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "faults": outcome.faults,
         "fates": outcome.fates,
         "cpu_seconds": outcome.cpu,
+        "client_cpu_seconds": outcome.client_cpu,
         "busy": outcome.busy,
         "commands": outcome.commands,
         "statistics": outcome.statistics,

@@ -80,6 +80,7 @@ class Outcome:
     faults: Counter[str] = field(default_factory=Counter)
     fates: Counter[str] = field(default_factory=Counter)
     cpu: float = 0.0
+    client_cpu: float = 0.0
     busy: float = 0.0
     commands: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, int] = field(default_factory=dict)
@@ -213,6 +214,7 @@ class Scene:
                 outcome.tally.add(client, sent, faults.losses if faults is not None else ())
             outcome.visits += [(came, there) for came, there, is_first in report["visits"] if not is_first]
             outcome.ends.update(report["counts"])
+            outcome.client_cpu += report["cpu"]
         outages = faults.outages if faults is not None else ()
         outcome.clear = [end - begin for begin, end in apart_from(outcome.visits, outages)]
 
