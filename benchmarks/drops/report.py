@@ -86,6 +86,11 @@ def figures(outcome: Outcome) -> dict[str, str]:
         "client CPU s": f"{outcome.client_cpu:.1f}",
         "busy %": f"{100 * outcome.busy:.0f}",
     }
+    cells |= {
+        name.replace("_", " "): f"{value:,}"
+        for name, value in outcome.statistics.items()
+        if name.startswith(("resume", "replay"))
+    }
     if outcome.run == "herd":
         cells |= {
             "all back s": "-" if outcome.back is None else f"{outcome.back:.2f}",

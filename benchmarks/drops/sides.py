@@ -80,6 +80,7 @@ class Stage:
         order = {
             "backend": contender.backend,
             "config": self._layer_config(),
+            "kind": self.side.kind,
             "resume": self.side.resume,
             "database": str(self._database) if self._database is not None else "",
         }

@@ -147,11 +147,13 @@ async def statistics(request: HttpRequest) -> JsonResponse:
 urlpatterns = [path("events/", events), path("statistics/", statistics)]
 
 _http = ASGIHandler()
-_socket = resumable_consumer() if order["resume"] else plain_consumer()
+_socket: Any = None
+if order["kind"] == "websocket":
+    _socket = resumable_consumer() if order["resume"] else plain_consumer()
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """The site as an ASGI application."""
+    """The site as an ASGI application; it has WebSockets only where its clients speak them."""
     if scope["type"] == "lifespan":
         while True:
             event = await receive()
