@@ -97,13 +97,13 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
     if REFUSING.exists():
         return StreamingHttpResponse([], status=503)
     since = request.headers.get("Last-Event-ID") or request.GET.get("since", "")
-    at = int(since.removeprefix("p~") or "0")
+    at = int(since.removeprefix("1~") or "0")
     parts = ["retry: 50\n\n"]
     if at < FIRST:
         at = len(said())
-        parts.append(f"id: p~{at}\nevent: reset\ndata: {{}}\n\n")
+        parts.append(f"id: 1~{at}\nevent: reset\ndata: {{}}\n\n")
     for number, text in enumerate(said()[at:], at + 1):
-        parts.append(f"id: p~{number}\nevent: order.changed\ndata: {json.dumps(text)}\n\n")
+        parts.append(f"id: 1~{number}\nevent: order.changed\ndata: {json.dumps(text)}\n\n")
 
     async def events() -> AsyncIterator[str]:
         for part in parts:
@@ -113,7 +113,7 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 class Room(AsyncWebsocketConsumer):
-    """Messages have the positions p~1, p~2 and so on."""
+    """Messages have the positions 1~1, 1~2 and so on."""
 
     members: "set[Room]" = set()  # noqa: RUF012  (shared on purpose)
 
@@ -125,14 +125,14 @@ class Room(AsyncWebsocketConsumer):
         if "plain" in query:
             return
         self.sending = asyncio.Lock()
-        self.at = int(since.removeprefix("p~")) if since else len(said())
+        self.at = int(since.removeprefix("1~")) if since else len(said())
         recovered = self.at >= FIRST
         if not recovered:
             self.at = len(said())
         self.members.add(self)
         await self.catch_up()
         reason = "" if recovered else "trimmed"
-        resumed = {"type": "resumed", "id": f"p~{self.at}", "recovered": recovered, "reason": reason}
+        resumed = {"type": "resumed", "id": f"1~{self.at}", "recovered": recovered, "reason": reason}
         await self.send(text_data=json.dumps(resumed))
 
     async def disconnect(self, code: int) -> None:
@@ -142,7 +142,7 @@ class Room(AsyncWebsocketConsumer):
         async with self.sending:
             for text in said()[self.at :]:
                 self.at += 1
-                await self.send(text_data=json.dumps({"id": f"p~{self.at}", "m": text}))
+                await self.send(text_data=json.dumps({"id": f"1~{self.at}", "m": text}))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         order: dict[str, Any] = json.loads(text_data or "{}")

@@ -31,7 +31,7 @@ export interface Closed {
 
 export interface ResumableSocketEvents {
   /**
-   * A message of a group: `data` is the message, `lastEventId` its position.
+   * A message of a group: `data` is the message, `lastEventId` its position, "" if another part of it follows.
    *
    * Or a frame that the consumer sent by itself: `data` is the frame as a WebSocket gives it, `lastEventId` is "".
    */

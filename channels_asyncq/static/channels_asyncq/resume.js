@@ -1,11 +1,11 @@
-// A WebSocket that comes back and misses nothing: docs/browser-client.md
+// A WebSocket that comes back, missing nothing: docs/browser-client.md
 
-const FIRST = 500, LONGEST = 20000, STABLE = 5000; // ms
-const FINAL = /^(1000|1008|4(?!01[23])[0-4]..)$/; // close codes
+const FIRST = 500, LONGEST = 20000; // ms
+const FINAL = /^(1000|1008|4(?!01[23])[0-4]..)$/; // codes
 
 export class ResumableSocket extends EventTarget {
   #url; #silence; #timer; #retry; #heard;
-  #socket; // null: waiting or closed
+  #socket;
   #failures = 0;
   #first = true;
   #end = new AbortController();
@@ -17,9 +17,8 @@ export class ResumableSocket extends EventTarget {
     this.#silence = silence;
     this.#connect();
     const on = (type, act) => addEventListener(type, act, this.#end);
-    on("online", () => this.#wake());
-    on("pageshow", () => this.#wake());
-    on("visibilitychange", () => document.hidden || this.#wake());
+    const wake = () => document.hidden || this.#wake();
+    for (const type of ["online", "pageshow", "visibilitychange"]) on(type, wake);
     on("pagehide", () => {
       if (this.#socket) this.#lose(1001);
       clearTimeout(this.#timer);
@@ -44,7 +43,7 @@ export class ResumableSocket extends EventTarget {
     url.protocol = url.protocol.replace("http", "ws");
     if (this.position) url.searchParams.set("since", this.position);
     const socket = (this.#socket = new WebSocket(url));
-    socket.onopen = () => this.#after(STABLE, () => (this.#failures = 0));
+    socket.onopen = () => clearTimeout(this.#timer);
     socket.onmessage = ({ data }) => this.#receive(data);
     socket.onclose = ({ code, reason }) => this.#lose(code, reason);
     this.#heard = Date.now();
@@ -56,19 +55,18 @@ export class ResumableSocket extends EventTarget {
     let frame;
     try { frame = JSON.parse(data); } catch {}
     const { id, m, type, ms, ...detail } = frame ?? {};
-    if (type === "retry" && ms >= 0) this.#retry = ms;
-    else if (type === "resumed" && id) {
-      this.position = id;
+    const placed = /^1~/.test(id); // ~~: former channels
+    if (type === "retry" && ms >= 0) return (this.#retry = ms);
+    if (placed) this.position = type ? id : id + this.position.replace(/.*?(?=~~|$)/, "");
+    if (placed && type === "resumed") {
       this.#failures = 0;
-      detail.first = this.#first;
+      this.#tell("recovered", { ...detail, first: this.#first });
       this.#first = false;
-      this.dispatchEvent(new CustomEvent("recovered", { detail }));
-    } else {
-      const lastEventId = m === undefined ? "" : id;
-      if (lastEventId) [this.position, data] = [id, m];
-      this.dispatchEvent(new MessageEvent("message", { data, lastEventId }));
-    }
+    } else if (!placed || m !== undefined)
+      this.dispatchEvent(new MessageEvent("message", { data: m ?? data, lastEventId: placed ? id : "" }));
   }
+
+  #tell(type, detail) { this.dispatchEvent(new CustomEvent(type, { detail })); }
 
   #lose(code, reason = "", delay = this.#retry) {
     if (this.#end.signal.aborted) return;
@@ -82,7 +80,7 @@ export class ResumableSocket extends EventTarget {
       clearTimeout(this.#timer);
       delay = null;
     }
-    this.dispatchEvent(new CustomEvent("close", { detail: { code, reason, delay } }));
+    this.#tell("close", { code, reason, delay });
   }
 
   #wake() {
