@@ -290,7 +290,7 @@ class Log(Protocol):
     the topic is subscribed, and `has()` is true. `read()` makes it true; it may become false in any turn of the
     event loop.
 
-    Implemented by `bus.redis.log.RedisLog`, and on `memory://` by `bus.memory.bus.MemoryLog`.
+    Implemented by `bus.redis.log.RedisLog`, and on `memory://` by `bus.memory.log.MemoryLog`.
     """
 
     def covers(self, group: str) -> bool:

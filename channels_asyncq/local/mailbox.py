@@ -119,6 +119,10 @@ class Mailbox:
     def is_empty(self) -> bool:
         return not self._pending
 
+    def first_logged(self) -> int:
+        """Return the position of the first waiting envelope in a log, 0 for none. Nothing is put meanwhile."""
+        return next((envelope.position for _, envelope in self._pending if envelope.position), 0)
+
     async def drained(self) -> None:
         """
         Return when all the envelopes that wait now are taken. Cancelling is safe: they stay where they are.

@@ -75,7 +75,7 @@ class Envelope:
         envelope = Envelope(
             self.payload, self.target, self.session_id, self.seq, self.flags, self.excluded, self.expires_at
         )
-        envelope.position = self.position
+        envelope.position, envelope.nth = self.position, self.nth
         return envelope
 
     def __repr__(self) -> str:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from ... import threads
 from ...messages.envelopes import Envelope
+from ...messages.positions import Place
+from ...names import Topic
+from ...settings.keys import Recovery
+from ..base import ReplayCounts
+from .logs import Logs
 from .members import Members
 from .pubsub import Listener, Listeners
 from .queues import Queues, Waiter
@@ -22,8 +29,11 @@ class Broker:
         self._listeners = Listeners()
         self._queues = Queues()
         self._members = Members()
+        self._logs = Logs()
         # The number of messages that were published.
         self._published = 0
+        # The listener whose session reports what the logs hold: it would be counted several times otherwise.
+        self._reporter: Listener | None = None
 
     # Publish and subscribe
 
@@ -44,6 +54,8 @@ class Broker:
     def _forget(self, listener: Listener) -> None:
         self._listeners.remove_everywhere(listener)
         self._queues.forget_session(listener.session_id)
+        if self._reporter is listener:
+            self._reporter = None
 
     def publish(self, topic: bytes, envelope: Envelope) -> list[Listener]:
         """Have all listeners of the topic accept an envelope; return those that did."""
@@ -51,17 +63,65 @@ class Broker:
             self._published += 1
             return self._listeners.publish(topic, envelope)
 
-    def group_send(self, group: str, topic: bytes, envelope: Envelope) -> tuple[list[Listener], list[str]]:
-        """Publish; return the listeners that accepted it, and the normal channels in the group."""
+    def group_send(self, group: str, topic: Topic, envelope: Envelope) -> tuple[list[Listener], list[str]]:
+        """Publish and log; return the listeners that accepted it, and the normal channels in the group."""
         with self._lock:
             self._published += 1
+            if self._logs.epoch:
+                # Before the copies are made, which have its position.
+                self._logs.add(group, topic, envelope, self._published)
             members = self._members.of(group) if group in self._members.by_group else []
-            return self._listeners.publish(topic, envelope), members
+            return self._listeners.publish(topic.name, envelope), members
 
-    @property
-    def published(self) -> int:
-        """The number of messages that were published so far: a position in their one order."""
-        return self._published
+    # Logs
+
+    def end(self, recovery: Recovery) -> Place:
+        """Return the end of all logs, which are kept from now on."""
+        with self._lock:
+            self._logs.keep(recovery, self._published)
+            return Place(self._logs.epoch, self._logs.newest)
+
+    def delivered(self, listener: Listener) -> Place | None:
+        """Return the place up to which a listener has delivered everything; None while no logs are kept."""
+        with self._lock:
+            return Place(self._logs.epoch, self._until(listener)) if self._logs.epoch else None
+
+    def _until(self, listener: Listener) -> int:
+        first = listener.first_waiting
+        return first - 1 if first else self._logs.newest
+
+    def epoch_at(self, position: int) -> str:
+        """Return the epoch of a message; empty for a message of an earlier one."""
+        with self._lock:
+            return self._logs.epoch_at(position)
+
+    def require(self, topic: Topic, place: Place, listener: Listener) -> int:
+        """
+        Return the position up to which a listener has delivered everything.
+
+        Raises:
+            NotReplayed: the log does not have everything behind the place.
+        """
+        with self._lock:
+            self._logs.require(topic, place)
+            return self._until(listener)
+
+    def since(self, topic: Topic, place: Place, listener: Listener) -> list[Envelope]:
+        """
+        Return the messages of a topic behind a place, up to those that a listener has delivered.
+
+        Raises:
+            NotReplayed: they are not all in the log.
+        """
+        with self._lock:
+            return self._logs.since(topic, place, self._until(listener))
+
+    def replay_counts(self, listener: Listener) -> ReplayCounts:
+        """Return what the logs hold, to one of the listeners, and nothing to the others."""
+        with self._lock:
+            if self._reporter is None or self._reporter.is_gone:
+                self._reporter = listener
+            return copy(self._logs.counts) if self._reporter is listener else ReplayCounts()
 
     # Normal channels in groups
 
@@ -107,7 +167,8 @@ class Broker:
             return self._queues.lengths()
 
     def flush(self) -> None:
-        """Drop all normal channels and their memberships."""
+        """Drop all normal channels and their memberships, and the logs."""
         with self._lock:
+            self._logs.drop()
             self._queues.clear()
             self._members.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable
 
 from ...clock import monotonic
 from ...messages.codecs import Codec
@@ -12,6 +12,7 @@ from ...names import Topic, Topics
 from ...settings.options import Options
 from ..base import Health, HostHealth, Link, Receiver
 from .broker import Broker
+from .log import MemoryLog
 from .queues import Waiter
 from .subscriber import MemorySubscriber
 
@@ -35,7 +36,7 @@ class MemoryBus:
         self.pubsub = MemoryPubSub(broker, options, topics, subscriber)
         self.queues = MemoryQueues(broker, options, topics, subscriber)
         self.members = MemoryMembers(broker, options)
-        self.log = MemoryLog(broker)
+        self.log = MemoryLog(broker, options, subscriber)
         self.connections = MemoryConnections()
 
     def start(self) -> None:
@@ -106,7 +107,7 @@ class MemoryPubSub:
         return MemoryGroupRoute(self, group, self._topics.group(group).topic)
 
     async def group_send(
-        self, group: str, topic: bytes, payload: bytes, excluded: tuple[str, ...]
+        self, group: str, topic: Topic, payload: bytes, excluded: tuple[str, ...]
     ) -> list[bytes]:
         """Send to a group; return its normal channels. Waits for full members, as the reader of a socket does."""
         subscriber = self._subscriber
@@ -186,19 +187,6 @@ class MemoryMembers:
         return self._broker.members()
 
 
-class MemoryLog:
-    """The order of the messages of a namespace. None is kept: no session is away from its own process."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-
-    def covers(self, group: str) -> bool:
-        return False
-
-    async def ends(self, partitions: Collection[int]) -> dict[int, int]:
-        return dict.fromkeys(partitions, self._broker.published)
-
-
 class MemoryConnections:
     """There are none: the process is the server, and it is always there."""
 
@@ -252,7 +240,7 @@ class MemoryGroupRoute:
         self._group = group
 
     def send(self, payload: bytes, excluded: tuple[str, ...]) -> Awaitable[list[bytes]]:
-        return self._pubsub.group_send(self._group, self.topic.name, payload, excluded)
+        return self._pubsub.group_send(self._group, self.topic, payload, excluded)
 
 
 def _wrapped(

@@ -18,6 +18,10 @@ class Listener(Protocol):
     def is_gone(self) -> bool:
         """Whether its event loop was closed: nothing can be handed over any more."""
 
+    @property
+    def first_waiting(self) -> int:
+        """The position of the first logged envelope that it has not delivered, 0 for none."""
+
     def accept(self, topic: bytes, envelope: Envelope | None) -> bool:
         """Take an envelope, or a wake-up (None), from any thread; False if too many wait for it already."""
 

@@ -40,6 +40,8 @@ class MemorySubscriber:
         self._not_before: dict[bytes, int] = {}
         # Normal channels whose wake-up is in the mailbox.
         self._waking: set[bytes] = set()
+        #: The position of the last envelope that found no place in the mailbox, 0 for none in a log.
+        self.overran = 0
 
     # Topics
 
@@ -56,6 +58,10 @@ class MemorySubscriber:
 
     def is_subscribed(self, topic: bytes) -> bool:
         return topic in self._wanted
+
+    def drops(self, topic: bytes) -> bool:
+        """Tell whether envelopes of a topic may be in the mailbox that were sent before it was wanted again."""
+        return self.mailbox.taken < self._not_before.get(topic, 0)
 
     async def close(self) -> None:
         """Listen to nothing any more, and drop what waits."""
@@ -83,8 +89,13 @@ class MemorySubscriber:
             return True
         if self.mailbox.put(topic, envelope):
             return True
+        self.overran = max(self.overran, envelope.position)
         self._receiver.on_overrun()
         return False
+
+    @property
+    def first_waiting(self) -> int:
+        return self.mailbox.first_logged()
 
     def drain_soon(self) -> bool:
         return self.mailbox.drain_soon()
@@ -106,7 +117,7 @@ class MemorySubscriber:
 
     def _is_too_old(self, topic: bytes) -> bool:
         """Tell whether the envelope that is offered was sent before its topic was wanted again."""
-        if self.mailbox.taken < self._not_before.get(topic, 0):
+        if self.drops(topic):
             return True
         self._not_before.pop(topic, None)
         return False
