@@ -154,8 +154,10 @@ class Follower:
             return None
         if taken.flags & NOTICE:
             notice = taken.message or {}
-            self._loss = notice["reason"], tuple(notice["groups"])
-            return None
+            if notice["groups"]:
+                self._loss = notice["reason"], tuple(notice["groups"])
+                return None
+            return self.take()  # a message to the channel itself was lost, and none to the groups
         self._pass(taken)
         return taken
 
@@ -180,7 +182,7 @@ class Follower:
         places = await self._resumer.log.ends(set(self._partitions.values()))
         self._loss = None
         self._places = places
-        return Reset(reason, groups or self.groups)
+        return Reset(reason, groups)
 
     @property
     def position_with_former(self) -> str:

@@ -129,7 +129,8 @@ class LogsReader:
             await asyncio.wait([question.answer])
             error = question.answer.exception()
             if error is None:
-                return question.answer.result()
+                ends = question.answer.result()
+                return {partition.number: ends[partition.number] for partition in partitions}
             if isinstance(error, ChannelLayerError) or not isinstance(error, ConnectionError):
                 assert isinstance(error, Exception)
                 raise copy_error(error) from error
