@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -12,7 +11,7 @@ from hiredis import ReplyError, pack_command
 from ...events import WIRE
 from ...exceptions import ChannelLayerError
 from ..resp.protocol import WireProtocol
-from ..resp.replies import InFlight, NoAnswer, NotSent, copy_error, fail
+from ..resp.replies import InFlight, NoAnswer, NotSent, ReplySink, copy_error, fail
 from .refusals import is_script_missing
 
 if TYPE_CHECKING:
@@ -64,69 +63,77 @@ class Commands:
         Send a command without waiting; None if there is no connection. The future fails with ConnectionError,
         which is not logged if it is never retrieved.
         """
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
+        return answer if self.ask_packed(packed, answer) else None
+
+    def ask_packed(self, packed: bytes, answer: ReplySink) -> bool:
+        """
+        Send the bytes of a command as `ask()` does; return False if there is no connection.
+
+        The answer is set within the call that reads the reply.
+        """
         wire = self._sender.gate.at
         if wire is None or wire.is_lost:
-            return None
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._ask(wire, command, answer, 0)
-        return answer
+            return False
+        wire.pipeline.call_open(Question(self._sender, wire, packed, answer))
+        return True
 
-    def _ask(
-        self,
-        wire: WireProtocol,
-        command: tuple[bytes | str | int, ...],
-        answer: asyncio.Future[Any],
-        loads: int,
-    ) -> None:
-        reply = wire.call(*command, reply=CommandReply(self._sender))
-        reply.add_done_callback(partial(self._asked, wire, command, answer, loads))
 
-    def _ask_again(
-        self,
-        wire: WireProtocol,
-        command: tuple[bytes | str | int, ...],
-        answer: asyncio.Future[Any],
-        loads: int,
-    ) -> bool:
-        """Send a command again that the server did not execute; return False if there is no connection."""
-        if self._sender.is_draining:
+class Question:
+    """A command sent without waiting. Its sender gets it back if the connection is lost before the reply."""
+
+    __slots__ = ("_answer", "_loads", "_packed", "_wire", "count", "sender", "size")
+
+    def __init__(self, sender: Sender, wire: WireProtocol, packed: bytes, answer: ReplySink) -> None:
+        self.sender = sender
+        self._wire = wire
+        self._packed = packed
+        self._answer = answer
+        # How often it was sent again because its script was missing.
+        self._loads = 0
+        self.size, self.count = len(packed), 1
+
+    # As an OpenCommand: it does not grow, and is packed before
+
+    def pack(self) -> bytes:
+        return self._packed
+
+    def done(self) -> bool:
+        return self._answer.done()
+
+    def set_result(self, reply: Any, /) -> None:
+        self.sender.mark_healthy()
+        self._answer.set_result(reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        if not isinstance(error, ReplyError):
+            fail(self._answer, error)
+            return
+        node = self.sender.node
+        wire = self.sender.gate.at or self._wire  # another one, if the command was resent
+        goes_on = node.refusals.may_go_on(wire, error, self._loads)
+        self._loads += is_script_missing(error)
+        if goes_on and self._is_sent_again(wire):
+            return
+        refused = str(node.refusals.error_for(error))
+        node.faults.warn(WIRE, "command.refused", refused, "%s", refused)
+        fail(self._answer, ConnectionAbortedError(refused))
+
+    def exception(self) -> None:
+        return None
+
+    def _is_sent_again(self, wire: WireProtocol) -> bool:
+        """Send it again: the server did not execute it. Return False if there is no connection."""
+        if self.sender.is_draining:
             # Not to the last home: the PING behind which nothing is awaited there was sent already.
-            reply = CommandReply(self._sender)
-            reply.add_done_callback(partial(self._asked, wire, command, answer, loads))
-            packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
-            self._sender.take_back(InFlight(packed, reply, is_written=False))
+            self.sender.take_back(InFlight(self._packed, self, is_written=False))
             return True
         if wire.is_lost:
             return False
-        self._ask(wire, command, answer, loads)
+        self._wire = wire
+        wire.pipeline.call_open(self)
         return True
-
-    def _asked(
-        self,
-        wire: WireProtocol,
-        command: tuple[bytes | str | int, ...],
-        answer: asyncio.Future[Any],
-        loads: int,
-        reply: asyncio.Future[Any],
-    ) -> None:
-        if answer.done():
-            return
-        error = reply.exception()
-        if error is None:
-            self._sender.mark_healthy()
-            answer.set_result(reply.result())
-        elif isinstance(error, ReplyError):
-            node = self._sender.node
-            wire = self._sender.gate.at or wire  # another one, if the command was resent
-            goes_on = node.refusals.may_go_on(wire, error, loads)
-            if goes_on and self._ask_again(wire, command, answer, loads + is_script_missing(error)):
-                return
-            refused = str(node.refusals.error_for(error))
-            node.faults.warn(WIRE, "command.refused", refused, "%s", refused)
-            fail(answer, ConnectionAbortedError(refused))
-        else:
-            assert isinstance(error, Exception)
-            fail(answer, error)
 
 
 def _raise_if_given_up(exc: NotSent | NoAnswer) -> None:

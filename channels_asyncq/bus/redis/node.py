@@ -20,7 +20,7 @@ from ..resp.replies import InFlight
 from ..resp.supervisor import SupervisedConnection
 from .batches import Batch
 from .checkpoint import Checkpoint
-from .commands import CommandReply
+from .commands import CommandReply, Question
 from .handshake import raise_last_words, raise_refusals, run_id_in
 from .layout import Layout, Lease
 from .leasing import LeaseKeeper
@@ -156,7 +156,7 @@ class Node:
             sender.on_lost()
         for command in in_flight:
             sink = command.future
-            if isinstance(sink, (Batch, CommandReply)):
+            if isinstance(sink, (Batch, CommandReply, Question)):
                 sink.sender.take_back(command)
             else:
                 command.fail(ConnectionResetError("the connection was lost"))

@@ -40,7 +40,8 @@ class ReplySink(Protocol):
 
     Its methods are those of a future that a connection calls. They must not raise.
 
-    Implemented by `asyncio.Future`, and as an `OpenCommand` by `bus.redis.batches.Batch`.
+    Implemented by `asyncio.Future`, and as an `OpenCommand` by `bus.redis.batches.Batch` and
+    `bus.redis.commands.Question`.
     """
 
     def done(self) -> bool: ...
@@ -55,7 +56,7 @@ class OpenCommand(ReplySink, Protocol):
 
     Until it is packed, `size` and `count` are the most that it may grow to. Afterwards they are exact.
 
-    Implemented by `bus.redis.batches.Batch`.
+    Implemented by `bus.redis.batches.Batch` and `bus.redis.commands.Question`.
     """
 
     #: The bytes that it carries.
