@@ -184,9 +184,10 @@ class Lease:
         self.gap = 0
         #: The layouts that were found there and are compatible with ours.
         self.compatible: frozenset[bytes] = frozenset()
-        # The last answer that was compared: with which layout, its texts, and the layouts in them.
+        # The last answer that was compared: with which layout, its texts, and whether all of them write a format
+        # that this session reads. Most answers are the same as the last one.
         self._judged_as: tuple[Layout, list[bytes]] | None = None
-        self._others: list[Layout] = []
+        self._reads_all = False
 
     def arguments(self, layout: Layout, session: bytes, keep_past: int) -> tuple[bytes | int, ...]:
         """Return the arguments of lease.lua that publish this layout."""
@@ -207,9 +208,8 @@ class Lease:
             raise LayerUnavailable(self._address, f"its answer to a script is {answer!r}")
         state, gap, *texts = answer
         self.gap = int(gap)
-        others = self._judged(texts)
-        newest = min((other.newest for other in others), default=self.layout.newest)
-        self.wanted = replace(self.layout, writes=min(newest, self.layout.newest))
+        if self._judged_as != (self.layout, texts):
+            self._judge(texts)
         if state == b"out":
             if layout is self.layout:
                 # No other session relies on the layout that it published before.
@@ -218,7 +218,7 @@ class Lease:
         is_published = state == b"in"
         if not is_published and not state.startswith(tuple(map(str.encode, _FULL))):
             raise LayerUnavailable(self._address, state.decode(errors="replace"))
-        if all(self.layout.oldest <= other.writes <= self.layout.newest for other in others):
+        if self._reads_all:
             return Standing.HELD if is_published else Standing.UNPUBLISHED
         return Standing.WAIT
 
@@ -227,9 +227,7 @@ class Lease:
         self.layout = layout
         self.format = self._formats[layout.writes]
 
-    def _judged(self, texts: list[bytes]) -> list[Layout]:
-        if self._judged_as == (self.layout, texts):
-            return self._others
+    def _judge(self, texts: list[bytes]) -> None:
         others = []
         for text in texts:
             try:
@@ -243,8 +241,10 @@ class Lease:
             if objections:
                 raise ImproperlyConfigured(self._refusal(objections))
         self.compatible = frozenset(texts)
-        self._judged_as, self._others = (self.layout, texts), others
-        return others
+        newest = min((other.newest for other in others), default=self.layout.newest)
+        self.wanted = replace(self.layout, writes=min(newest, self.layout.newest))
+        self._reads_all = all(self.layout.oldest <= other.writes <= self.layout.newest for other in others)
+        self._judged_as = (self.layout, texts)
 
     def _refusal(self, objections: list[Objection]) -> str:
         there = ", ".join(objection.there for objection in objections)
