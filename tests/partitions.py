@@ -113,6 +113,7 @@ class Home:
 
     def __init__(self) -> None:
         self.partitions: dict[int, Partition] = {}
+        self.changes = 0
         self.lease = object()
         self.subscriber = Subscriptions()
         self.commands = Line()

@@ -80,9 +80,9 @@ class World:
         return checkpoint._number
 
     @staticmethod
-    def fence(number: int, *marks: int, ends: int = 2) -> bytes:
+    def fence(number: int, *marks: int, ends: int = 2, now: int = NOW) -> bytes:
         expire = b" ".join(b"%d" % mark for mark in marks) if marks else b"- -"
-        return b"%d %b\n%d %b\n\n0 0" % (number, b" ".join([END] * ends), NOW, expire)
+        return b"%d %d\n%b\n%b\n\n0 0" % (number, now, b" ".join([END] * ends), expire)
 
 
 @pytest.fixture
@@ -123,6 +123,38 @@ def test_a_partition_that_left_meanwhile(world: World, what: str) -> None:
     world.checkpoint.on_fence(world.fence(number, NOW + WEEK, NOW + 2 * WEEK))
     assert (stays.position, leaves.position) == (parse_position(END), 1)
     assert leaves.mark == NOW + WEEK and world.receiver.unknown == []
+
+
+def test_the_same_lines_again(world: World) -> None:
+    """They say that nothing was published: the time of the fence is noted, and nothing else is there to do."""
+    marks = NOW + WEEK, NOW + 2 * WEEK
+    for _ in range(2):
+        world.checkpoint.on_fence(world.fence(world.send(world.checkpoint), *marks))
+        for each in world.partitions:
+            each.enter(Reading.LIVE)
+    for later in (1, 2):
+        world.checkpoint.on_fence(world.fence(world.send(world.checkpoint), *marks, now=NOW + later))
+        assert {each.fenced_at for each in world.partitions} == {NOW + later}
+    assert [each.position for each in world.partitions] == [parse_position(END)] * 2
+    assert len(world.receiver.forgotten) == 1  # of the first fence at all
+
+
+def test_the_same_lines_again_after_a_change(world: World) -> None:
+    """A partition that an earlier fence did not concern gets its position and its mark from the next one."""
+    marks = NOW + WEEK, NOW + 2 * WEEK
+    stays, leaves = world.partitions
+    for each in world.partitions:
+        each.position = 1
+        each.enter(Reading.LIVE)
+    world.checkpoint.on_fence(world.fence(world.send(world.checkpoint), *marks))
+    leaves.position, leaves.mark = 2, None
+    leaves.leave_connection()
+    number = world.send(world.checkpoint)
+    leaves.enter(Reading.LIVE)
+    world.checkpoint.on_fence(world.fence(number, *marks))
+    assert (stays.position, leaves.position) == (parse_position(END), 2)
+    world.checkpoint.on_fence(world.fence(world.send(world.checkpoint), *marks))
+    assert [leaves.position, leaves.mark] == [parse_position(END), NOW + 2 * WEEK]
 
 
 def test_a_fence_of_an_earlier_connection(world: World) -> None:

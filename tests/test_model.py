@@ -457,8 +457,8 @@ class Delivery(RuleBasedStateMachine):
             ends.append(self.server.last[partition])
         fence = self.receiver.subscriber.topics.fence_topic
         if fence in self.receiver.subscribed:
-            marks = b"%d - -" % self.server.clock
-            data = b"\n".join([b" ".join([b"%d" % number, *ends]), marks, b"", b"0 0"])
+            head = b"%d %d" % (number, self.server.clock)
+            data = b"\n".join([head, b" ".join(ends), b"- -", b"", b"0 0"])
             self.receiver.pushed.append((fence, data))
 
     @rule()

@@ -33,7 +33,8 @@ class World:
         self.partitions: list[Marked | None] = [Marked(number) for number in (1, 3, 5)]
 
     def note(self, marks: bytes, refusal: bytes = b"", counts: bytes = b"0 0") -> Findings:
-        return self.watch.note_fence(cast(Any, self.partitions), marks, refusal, counts)
+        now, _, expire = marks.partition(b" ")
+        return self.watch.note_fence(cast(Any, self.partitions), int(now), expire, refusal, counts)
 
     def forgotten(self, *expire: int | None, now: int = NOW) -> set[int]:
         return set(self.note(marks(*expire, now=now)).forgotten)

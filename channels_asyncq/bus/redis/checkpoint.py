@@ -9,9 +9,11 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hiredis import pack_command
+
 from ...clock import monotonic
 from ..resp.protocol import WireProtocol
-from .layout import Layout
+from .layout import Layout, Lease
 from .leasing import RENEW_EVERY, Command
 from .partition import Partition, Reading
 from .scripts import FENCE
@@ -49,21 +51,49 @@ class Covered(NamedTuple):
         return self.partition.epoch == self.epoch
 
 
-class Fence(NamedTuple):
-    """A fence of the present connection for pushes, from its sending to its arrival."""
-
-    arrived: asyncio.Future[None]
-    covered: list[Covered]
-
-
 class Plan(NamedTuple):
-    """The first arguments of the fence command, the number of its marks, and the state that it was made for."""
+    """What the fences of a node have in common until the lease or the partitions change."""
 
+    #: The command, and its bytes, without the number of the fence, which comes last.
     command: Command
-    marks: int
+    packed: bytes
+    covered: list[Covered]
+    #: The state that it was made for.
     layout: Layout
     compatible: frozenset[bytes]
-    partitions: tuple[int, ...]
+    changes: int
+
+    def pack(self, number: int) -> bytes:
+        """Return the bytes of the command. (hiredis takes longer for 50 arguments than all else here.)"""
+        digits = b"%d" % number
+        return b"%b$%d\r\n%b\r\n" % (self.packed, len(digits), digits)
+
+
+class Fence:
+    """
+    A fence of the present connection for pushes, from its sending to its arrival.
+
+    As a `ReplySink` it gets the reply to its command, before or after it arrives.
+    """
+
+    __slots__ = ("_checkpoint", "arrived", "plan")
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, arrived: asyncio.Future[None]) -> None:
+        self._checkpoint = checkpoint
+        self.plan = plan
+        self.arrived = arrived
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, reply: Any, /) -> None:
+        self._checkpoint.on_answer(self, reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        self._checkpoint.on_failure(self)
+
+    def exception(self) -> None:
+        return None
 
 
 class Checkpoint:
@@ -89,8 +119,9 @@ class Checkpoint:
         self._watch = watch
         self._context = contextvars.Context()
         self._number = 0
-        # The arguments that all fences have in common until the lease or the partitions change.
         self._plan: Plan | None = None
+        # The lines of the last fence and `changes` of its plan, if there was nothing to act on.
+        self._settled: tuple[bytes, int] | None = None
         self._swept_at = 0.0
         self._fences: dict[int, Fence] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -99,34 +130,43 @@ class Checkpoint:
 
     # Sending
 
-    def _new(self) -> tuple[Command, asyncio.Future[None]]:
-        """Return the command that publishes a fence, and a future that is done when the fence has arrived."""
+    def _new(self) -> Fence:
+        """Return the next fence, whose command is to be sent now."""
         self._number += 1
-        plan = self._present_plan()
-        arrived: asyncio.Future[None] = self._shared.loop.create_future()
-        covered = [
-            Covered(each, each.epoch, each.reading is Reading.LIVE or each.position is None)
-            for each in map(self._node.partitions.__getitem__, plan.partitions)
-        ]
-        self._fences[self._number] = Fence(arrived, covered)
-        recovery = self._shared.options.recovery
-        keep = math.ceil(recovery.seconds) if recovery else 0
-        lifetime = _MARK_LIVES + _jitter.randrange(_MARK_DIFFERS)
-        keeps_past = self._node.lease_keeper.keeps_past
-        arguments = (self._number, keep, keeps_past, plan.marks, lifetime)
-        return (*plan.command, self._node.subscriber.topics.fence_topic, *arguments), arrived
+        fence = self._fences[self._number] = Fence(
+            self, self._present_plan(), self._shared.loop.create_future()
+        )
+        return fence
 
     def _present_plan(self) -> Plan:
-        lease, partitions = self._node.lease, tuple(sorted(self._node.partitions))
-        plan = self._plan
-        if plan is None or plan[2:] != (lease.layout, lease.compatible, partitions):
-            topics = self._shared.topics
-            marks = [topics.mark(partition) for partition in partitions]
-            has_logs = self._shared.options.recovery is not None
-            logs = [topics.log(partition) for partition in partitions] if has_logs else []
-            command = self._node.lease_keeper.command(lease.layout, FENCE, *marks, *logs)
-            plan = self._plan = Plan(command, len(marks), lease.layout, lease.compatible, partitions)
+        plan, lease = self._plan, self._node.lease
+        if (
+            plan is None
+            or plan.changes != self._node.changes
+            or plan.layout is not lease.layout
+            or plan.compatible is not lease.compatible
+        ):
+            plan = self._plan = self._make_plan(lease)
         return plan
+
+    def _make_plan(self, lease: Lease) -> Plan:
+        node, topics, recovery = self._node, self._shared.topics, self._shared.options.recovery
+        partitions = [partition for _, partition in sorted(node.partitions.items())]
+        covered = [
+            Covered(each, each.epoch, each.reading is Reading.LIVE or each.position is None)
+            for each in partitions
+        ]
+        marks = [topics.mark(each.number) for each in partitions]
+        logs = [topics.log(each.number) for each in partitions] if recovery else []
+        keep = math.ceil(recovery.seconds) if recovery else 0
+        command = (
+            *node.lease_keeper.command(lease.layout, FENCE, *marks, *logs),
+            *(node.subscriber.topics.fence_topic, keep, node.lease_keeper.keeps_past, len(marks)),
+            *(_MARK_LIVES, _MARK_DIFFERS),
+        )
+        packed: bytes = pack_command((*command, b""))  # type: ignore[arg-type]  # its stub says: a tuple of one
+        packed = packed.removesuffix(b"$0\r\n\r\n")
+        return Plan(command, packed, covered, lease.layout, lease.compatible, node.changes)
 
     async def first(self) -> None:
         """
@@ -136,13 +176,13 @@ class Checkpoint:
             TimeoutError: the fence did not arrive.
             ConnectionResetError: the connection for pushes was lost, or the lease of this session had run out.
         """
-        layout = self._node.lease.layout
-        command, arrived = self._new()
+        fence = self._new()
+        command = (*fence.plan.command, self._number)
         answer = await self._node.sender.commands.call(*command, is_repeatable=True)
-        if not self._node.lease_keeper.note(answer, layout):
+        if not self._node.lease_keeper.note(answer, fence.plan.layout):
             raise ConnectionResetError("the lease had run out, and the fence does not count")
         async with asyncio.timeout(_LONGEST_FENCE):
-            await arrived
+            await fence.arrived
 
     def send_in(self, seconds: float | None = None) -> None:
         """Send the next fence after about `seconds`, or `RENEW_EVERY` if that is None."""
@@ -153,22 +193,25 @@ class Checkpoint:
         self._timer = self._shared.loop.call_later(seconds, self._send, context=self._context)
 
     def _send(self) -> None:
-        layout = self._node.lease.layout
-        command, arrived = self._new()
-        answer = self._node.sender.commands.ask(*command)
-        if answer is None:
+        fence = self._new()
+        if not self._node.sender.commands.ask_packed(fence.plan.pack(self._number), fence):
             self.send_in()
-        else:
-            answer.add_done_callback(partial(self._sent, layout, arrived))
 
-    def _sent(self, layout: Layout, arrived: asyncio.Future[None], answer: asyncio.Future[Any]) -> None:
-        failed = answer.cancelled() or answer.exception() is not None
+    def on_answer(self, fence: Fence, answer: Any) -> None:
+        """Act on the answer to the command of a fence."""
         # Without a lease no fence was sent.
-        failed = failed or not self._node.lease_keeper.note(answer.result(), layout)
+        self._sent(fence, has_failed=not self._node.lease_keeper.note(answer, fence.plan.layout))
+
+    def on_failure(self, fence: Fence) -> None:
+        """Send another fence later: the server refused this one, or did not answer."""
+        self._sent(fence, has_failed=True)
+
+    def _sent(self, fence: Fence, *, has_failed: bool) -> None:
         wire = self._node.pushes.wire
+        arrived = fence.arrived
         if wire is None or (arrived.done() and arrived.exception() is not None):
             return  # the next connection has its own fences
-        if failed or arrived.done():
+        if has_failed or arrived.done():
             self.send_in()
             return
         self._look_for(arrived, wire, _MOST_FENCE_LOOKS, _LONGEST_FENCE)
@@ -184,8 +227,8 @@ class Checkpoint:
         is_last: bool = False,
     ) -> None:
         """Check after `seconds` whether a fence has arrived."""
-        look = partial(self._is_deaf, arrived, wire, looks, wire.arrived, is_last)
-        self._timer = self._shared.loop.call_later(seconds, look, context=self._context)
+        arguments = arrived, wire, looks, wire.arrived, is_last
+        self._timer = self._shared.loop.call_later(seconds, self._is_deaf, *arguments, context=self._context)
 
     def _is_deaf(
         self,
@@ -232,30 +275,39 @@ class Checkpoint:
         Raises:
             ValueError: the bytes are not a fence.
         """
-        positions, marks, refusal, counts = data.split(b"\n", 3)
-        number, *ends = positions.split(b" ")
-        fence = self._fences.get(int(number))
+        head, lines = data.split(b"\n", 1)
+        number, published_at = map(int, head.split(b" "))
+        fence = self._fences.get(number)
         if fence is None:
             return  # it is of an earlier connection
-        sent_at = int(marks.partition(b" ")[0])
-        covered = fence.covered
-        for each, end in zip(covered, ends, strict=False):
-            # A partition that came here later, or was not live, has missed pushes before the fence.
-            if each.follows and each.is_current:
-                if each.partition.position is None:
-                    each.partition.server = self._node.subscriber.run_id
-                each.partition.position = parse_position(end)
-                each.partition.fenced_at = sent_at
+        findings = self._note(fence.plan, published_at, lines)
         self._sweep()
         self._node.log.losses.report()
-        marked = [each.partition if each.is_current else None for each in covered]
-        findings = self._watch.note_fence(marked, marks, refusal, counts)
         # Earlier fences may have been refused, and then never arrive.
-        for earlier in [earlier for earlier in self._fences if earlier <= int(number)]:
+        for earlier in [earlier for earlier in self._fences if earlier <= number]:
             arrived = self._fences.pop(earlier).arrived
             if not arrived.done():
                 arrived.set_result(None)
-        self._act_on(findings)
+        if findings is not None:
+            self._act_on(findings)
+
+    def _note(self, plan: Plan, published_at: int, lines: bytes) -> Findings | None:
+        """Move the positions, and return the findings; None if nothing was published or changed meanwhile."""
+        state = lines, plan.changes
+        if state == self._settled and plan.changes == self._node.changes:
+            for each in plan.covered:
+                if each.follows:
+                    each.partition.fenced_at = published_at
+            return None
+        ends, marks, refusal, counts = lines.split(b"\n", 3)
+        for each, end in zip(plan.covered, ends.split(), strict=False):
+            # A partition that came here later, or was not live, has missed pushes before the fence.
+            if each.follows and each.is_current:
+                each.partition.note_fence(parse_position(end), published_at, self._node.subscriber.run_id)
+        marked = [each.partition if each.is_current else None for each in plan.covered]
+        findings = self._watch.note_fence(marked, published_at, marks, refusal, counts)
+        self._settled = None if findings else state
+        return findings
 
     def _sweep(self) -> None:
         now = monotonic()

@@ -55,6 +55,8 @@ class Node:
         self.host = host
         self.number = number
         self.partitions: dict[int, Partition] = {}
+        #: Grows when a partition comes here or leaves, when its reading changes, and with its first position.
+        self.changes = 0
         #: The senders of partitions that have moved away and wait for replies from here.
         self.leaving: list[Sender] = []
         self.send_timeout = options.send_timeout

@@ -68,6 +68,7 @@ class Partition:
         #: The node that it belongs to now. Only `move()` changes it.
         self.home = home
         home.partitions[number] = self
+        home.changes += 1
 
         self.sender = Sender(home)
         #: The numbers of messages that are logged, not logged, and pushed to normal channels.
@@ -99,6 +100,7 @@ class Partition:
     def enter(self, reading: Reading) -> None:
         """Change the state of its reading."""
         self.reading = reading
+        self.home.changes += 1
         self.discards = reading is not Reading.LIVE and self.position is not None
         if reading is Reading.LIVE:
             self.subscriptions.finish_confirmed()
@@ -131,11 +133,26 @@ class Partition:
             return
         last, self.home = self.home, home
         del last.partitions[self.number]
+        last.changes += 1
         home.partitions[self.number] = self
         self.sender.move(home)
         last.subscriber.release(self)
         self.leave_connection()
         home.subscriber.take_in(self)
+
+    def note_fence(self, position: int, published_at: int, server: bytes) -> None:
+        """
+        Note that everything up to this entry of the log was delivered, because a fence has arrived.
+
+        Args:
+            published_at: the time of the server, in ms, at which the fence was published.
+            server: its run_id.
+        """
+        if self.position is None:
+            self.server = server
+            self.home.changes += 1
+        self.position = position
+        self.fenced_at = published_at
 
     def deliver(self, entry: Subscription, envelopes: list[Envelope], *, is_logged: bool) -> bool:
         """

@@ -32,6 +32,8 @@ class LossNotes:
 
     def report(self) -> None:
         """Report all of them."""
+        if not self._lost:
+            return
         lost, self._lost = self._lost, defaultdict(set)
         for reason, topics in lost.items():
             self._shared.report_loss(reason, topics)

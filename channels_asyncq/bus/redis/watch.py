@@ -46,6 +46,9 @@ class Findings:
     has_evicted: bool
     is_first: bool
 
+    def __bool__(self) -> bool:
+        return bool(self.forgotten) or self.has_evicted or self.is_first
+
 
 class Watch:
     """
@@ -69,12 +72,13 @@ class Watch:
         )
 
     def note_fence(
-        self, partitions: Sequence[Partition | None], marks: bytes, refusal: bytes, counts: bytes
+        self, partitions: Sequence[Partition | None], now: int, marks: bytes, refusal: bytes, counts: bytes
     ) -> Findings:
         """
-        Process the lines of a fence after the first.
+        Process the lines of a fence about the server. The same lines again leave nothing to find.
 
         `partitions` are those of the marks, in their order; None for one that has moved since the fence was sent.
+        `now` is the time of the server, in ms.
         """
         self._had_fence = True
         refusals, _, evictions = counts.partition(b" ")
@@ -82,7 +86,7 @@ class Watch:
         before, self._evictions = self._evictions, _number(evictions)
         has_evicted = before is not None and self._evictions is not None and self._evictions > before
         is_first = not self._has_marks
-        forgotten = frozenset(_forgotten(partitions, marks))
+        forgotten = frozenset(_forgotten(partitions, now, marks))
         self._has_marks = not is_first or any(
             each is not None and each.mark is not None for each in partitions
         )
@@ -190,15 +194,14 @@ class Watch:
         )
 
 
-def _forgotten(partitions: Sequence[Partition | None], marks: bytes) -> Iterator[int]:
+def _forgotten(partitions: Sequence[Partition | None], now: int, marks: bytes) -> Iterator[int]:
     """Yield the partitions whose marks have changed although the old ones had not expired."""
-    now, *expire = marks.split(b" ")
-    for partition, text in zip(partitions, expire, strict=False):
+    for partition, text in zip(partitions, marks.split(b" "), strict=False):
         if partition is None or text == b"-":
             continue  # the partition has moved; or there is no mark, and the server refuses to write one
         expires_at = int(text)
         known = expires_at if partition.mark is None else partition.mark
-        if abs(expires_at - known) > _TOLERANCE and int(now) < known - _TOLERANCE:
+        if abs(expires_at - known) > _TOLERANCE and now < known - _TOLERANCE:
             yield partition.number
         partition.mark = expires_at
 

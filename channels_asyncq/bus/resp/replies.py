@@ -40,8 +40,8 @@ class ReplySink(Protocol):
 
     Its methods are those of a future that a connection calls. They must not raise.
 
-    Implemented by `asyncio.Future`, and as an `OpenCommand` by `bus.redis.batches.Batch` and
-    `bus.redis.commands.Question`.
+    Implemented by `asyncio.Future` and `bus.redis.checkpoint.Fence`, and as an `OpenCommand` by
+    `bus.redis.batches.Batch` and `bus.redis.commands.Question`.
     """
 
     def done(self) -> bool: ...

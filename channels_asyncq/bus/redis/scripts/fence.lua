@@ -1,28 +1,29 @@
 -- Renew a session's lease, and publish the ends of the logs on the session's own topic: the messages up to these ends
 -- arrive before the fence. Trim the logs by age, and publish findings about the server.
 -- KEYS: those of lease.lua; the marks of the host's partitions; their logs, if there are any. ARGV: those of
--- lease.lua; the topic; the number of the fence; seconds to keep entries; seconds after which an unused log expires;
--- the number of marks; the life of a new mark in ms. Returns the answer of lease.lua. Without the lease, no fence is
--- published.
--- A fence has four lines: its number and the ends; the time and the expiry of each mark, in ms; the error with which
--- the server refuses to write, or nothing; how often it has refused to write, and how many keys it has evicted, `-`
--- where the server does not report it.
+-- lease.lua; the topic; seconds to keep entries; seconds after which an unused log expires; the number of marks; the
+-- life of a new mark, and a random addition to it at most, in ms; the number of the fence. Returns the answer of
+-- lease.lua. Without the lease, no fence is published.
+-- A fence has five lines: its number and the time in ms; the ends; the expiry of each mark, in ms; the error with
+-- which the server refuses to write, or nothing; how often it has refused to write, and how many keys it has evicted,
+-- `-` where the server does not report it. All but the first are the same in most fences.
 {lease.lua}
 local words = state == 'in' and '' or state
 local code = string.match(words, '%u+')
-local oldest = digits((time[1] - ARGV[10]) * 1000)
-local logs = 4 + ARGV[12]
-local marks = { digits(now) }
+local oldest = digits((time[1] - ARGV[9]) * 1000)
+local logs = 4 + ARGV[11]
+local marks = {}
 for i = 4, logs - 1 do
   -- PTTL does not count as a use of a key: if the server evicts the least recently used keys, the marks go first.
   local left = redis.call('PTTL', KEYS[i])
   if left < 0 and words == '' then
-    left = tonumber(ARGV[13])
-    redis.call('SET', KEYS[i], '', 'PX', left)
+    -- The microseconds of the time are as good as random.
+    left = ARGV[12] + math.floor(ARGV[13] * time[2] / 1000000)
+    redis.call('SET', KEYS[i], '', 'PX', digits(left))
   end
   marks[#marks + 1] = left < 0 and '-' or digits(now + left)
 end
-local ends = { ARGV[9] }
+local ends = {}
 for i = logs, #KEYS do
   local log = KEYS[i]
   if words == '' and redis.call('EXISTS', log) == 0 then
@@ -31,7 +32,7 @@ for i = logs, #KEYS do
   end
   if words == '' or code == 'OOM' then
     redis.call('XTRIM', log, 'MINID', '~', oldest)
-    redis.call('EXPIRE', log, ARGV[11])
+    redis.call('EXPIRE', log, ARGV[10])
   end
   local last = '0-0'
   local info = redis.pcall('XINFO', 'STREAM', log)
@@ -55,6 +56,6 @@ local stats = redis.pcall('INFO', 'stats')
 if type(stats) == 'string' then
   evicted = string.match(stats, 'evicted_keys:(%d+)') or '-'
 end
-local lines = { table.concat(ends, ' '), table.concat(marks, ' '), words, refused .. ' ' .. evicted }
+local lines = { ARGV[14] .. ' ' .. digits(now), table.concat(ends, ' '), table.concat(marks, ' '), words, refused .. ' ' .. evicted }
 redis.call('PUBLISH', ARGV[8], table.concat(lines, '\n'))
 return answer
