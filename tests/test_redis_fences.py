@@ -61,10 +61,10 @@ async def test_a_fence_behind_a_held_message(owner: Owner, monkeypatch: pytest.M
     looks = 0
     is_deaf = Checkpoint._is_deaf
 
-    def look(self: Checkpoint, arrived: asyncio.Future[None], *more: Any) -> None:
+    def look(self: Checkpoint, *arguments: Any) -> None:
         nonlocal looks
-        looks += not arrived.done()
-        is_deaf(self, arrived, *more)
+        looks += 1
+        is_deaf(self, *arguments)
 
     monkeypatch.setattr(Checkpoint, "_is_deaf", look)
     fence_every(monkeypatch, 0.01, longest=0.01)
@@ -78,3 +78,20 @@ async def test_a_fence_behind_a_held_message(owner: Owner, monkeypatch: pytest.M
     owner.takes = True
     owner.bus.pubsub.resume()
     await eventually(lambda: owner.arrived, "the message")
+
+
+async def test_the_next_fence_is_due_when_one_has_arrived(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time after which a connection is deaf is not waited for, whether the reply or the fence came first."""
+    fence_every(monkeypatch, 0.01, longest=60)
+    await owner.join()
+    checkpoints = [node.checkpoint for node in owner.bus.nodes]
+    for checkpoint in checkpoints:
+        checkpoint.stop()
+        checkpoint.send_in(0.0)
+    numbers = [checkpoint._number for checkpoint in checkpoints]
+    await eventually(
+        lambda: all(each._number > number + 5 for each, number in zip(checkpoints, numbers, strict=True)),
+        "more fences",
+    )

@@ -125,6 +125,8 @@ class Checkpoint:
         self._swept_at = 0.0
         self._fences: dict[int, Fence] = {}
         self._timer: asyncio.TimerHandle | None = None
+        # Set in `awaited`.
+        self._awaited: Fence | None = None
         #: The server may have lost data for a reason that was reported already.
         self.has_changed = False
 
@@ -214,46 +216,31 @@ class Checkpoint:
         if has_failed or arrived.done():
             self.send_in()
             return
-        self._look_for(arrived, wire, _MOST_FENCE_LOOKS, _LONGEST_FENCE)
+        self._awaited = fence
+        self._look(wire, _MOST_FENCE_LOOKS, _LONGEST_FENCE)
 
     # Waiting for a fence
 
-    def _look_for(
-        self,
-        arrived: asyncio.Future[None],
-        wire: WireProtocol,
-        looks: int,
-        seconds: float,
-        is_last: bool = False,
-    ) -> None:
-        """Check after `seconds` whether a fence has arrived."""
-        arguments = arrived, wire, looks, wire.arrived, is_last
+    def _look(self, wire: WireProtocol, looks: int, seconds: float, is_last: bool = False) -> None:
+        """Check after `seconds` why the awaited fence has not arrived."""
+        arguments = wire, looks, wire.arrived, is_last
         self._timer = self._shared.loop.call_later(seconds, self._is_deaf, *arguments, context=self._context)
 
-    def _is_deaf(
-        self,
-        arrived: asyncio.Future[None],
-        wire: WireProtocol,
-        looks: int,
-        before: tuple[int, int],
-        is_last: bool,
-    ) -> None:
-        if arrived.done():
-            self.send_in()
-            return
+    def _is_deaf(self, wire: WireProtocol, looks: int, before: tuple[int, int], is_last: bool) -> None:
         # The fence may take longer to arrive than a lease holds.
         self._node.lease_keeper.renew_later()
         if looks > 0 and wire.arrived != before and (wire.arrived[1] or before[1]):
             # A large message is arriving. No log keeps it, so wait: the fence comes after it.
-            self._look_for(arrived, wire, looks - 1, _LONGEST_FENCE)
+            self._look(wire, looks - 1, _LONGEST_FENCE)
         elif not is_last or wire.is_stalled:
             # The fence may be there, unread: this loop was blocked, or is still busy with earlier messages.
-            self._look_for(arrived, wire, looks, _LONGEST_FENCE / 10, is_last=True)
+            self._look(wire, looks, _LONGEST_FENCE / 10, is_last=True)
         else:
             wire.abort(TimeoutError("what is published does not arrive"))
 
     def stop(self) -> None:
         """Send no more fences, until `send_in()`."""
+        self._awaited = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -283,11 +270,7 @@ class Checkpoint:
         findings = self._note(fence.plan, published_at, lines)
         self._sweep()
         self._node.log.losses.report()
-        # Earlier fences may have been refused, and then never arrive.
-        for earlier in [earlier for earlier in self._fences if earlier <= number]:
-            arrived = self._fences.pop(earlier).arrived
-            if not arrived.done():
-                arrived.set_result(None)
+        self._settle(number)
         if findings is not None:
             self._act_on(findings)
 
@@ -308,6 +291,16 @@ class Checkpoint:
         findings = self._watch.note_fence(marked, published_at, marks, refusal, counts)
         self._settled = None if findings else state
         return findings
+
+    def _settle(self, number: int) -> None:
+        """Note that this fence has arrived. Earlier ones may have been refused, and then never arrive."""
+        for earlier in [earlier for earlier in self._fences if earlier <= number]:
+            fence = self._fences.pop(earlier)
+            if not fence.arrived.done():
+                fence.arrived.set_result(None)
+            if fence is self._awaited:
+                self.stop()
+                self.send_in()
 
     def _sweep(self) -> None:
         now = monotonic()
