@@ -79,6 +79,25 @@ async def test_one_timer_and_none_when_idle(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(clock.timers) == 1
 
 
+async def test_rest_ends_the_timer_of_an_idle_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the timer when all is answered, and never while something is unanswered."""
+    clock = Clock(monkeypatch)
+    session = Session(timeout=5)
+    session.wire.call("PING")
+    await turns(1)
+    session.wire.rest()
+    assert [handle.cancelled for _, _, handle in clock.timers] == [False]
+    session.feed(b"+PONG\r\n")
+    session.wire.rest()
+    assert [handle.cancelled for _, _, handle in clock.timers] == [True]
+    session.wire.call("PING")
+    await turns(1)
+    session.wire.rest()
+    clock.advance(5.1)
+    assert session.wire.is_lost
+    await session.ended.wait()
+
+
 async def test_deadline_does_not_count_a_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time in which a message is held does not count, since replies are not read then."""
     clock = Clock(monkeypatch)

@@ -201,6 +201,8 @@ class Checkpoint:
 
     def on_answer(self, fence: Fence, answer: Any) -> None:
         """Act on the answer to the command of a fence."""
+        if (wire := self._node.commands.wire) is not None:
+            wire.rest()
         # Without a lease no fence was sent.
         self._sent(fence, has_failed=not self._node.lease_keeper.note(answer, fence.plan.layout))
 

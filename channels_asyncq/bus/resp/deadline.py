@@ -57,12 +57,14 @@ class Deadline:
     ---------|-------|-----------------------------------------------------------------------------------------
     idle     | no    | a write: watching
     watching | yes   | timer: idle if all is answered, watching again if it is too early or this side does not
-             |       | read; late, because the loop was blocked: granted; else the connection is aborted
+             |       | read; late, because the loop was blocked: granted; else the connection is aborted.
+             |       | `rest()`: idle if all is answered
     granted  | yes   | timer: as in watching, but a second blocked loop is no excuse
     stopped  | no    | nothing
 
     The timer is not cancelled when the last reply arrives, which would cost a timer for each write of a quiet
-    connection: it runs out once, finds nothing to wait for, and is not set again.
+    connection: it runs out once, finds nothing to wait for, and is not set again. A caller that writes nothing
+    for seconds calls `rest()`, so that the timer does not wake the process.
     """
 
     def __init__(self, connection: Watched, timeout: float, context: Context) -> None:
@@ -107,6 +109,13 @@ class Deadline:
     def note_reading(self) -> None:
         """Note that this side reads again: a reply may be late because it was not read."""
         self._read_since = monotonic()
+
+    def rest(self) -> None:
+        """Watch no more until the next write, if all is answered."""
+        if self._timer is not None and not self._unanswered_marks():
+            self._timer.cancel()
+            self._timer = None
+            self._is_granted = False
 
     def stop(self) -> None:
         """Watch no more."""

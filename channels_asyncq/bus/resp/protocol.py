@@ -174,6 +174,10 @@ class WireProtocol(asyncio.Protocol):
         """Send one command; the result of the returned future is the reply. See `Pipeline.call()`."""
         return self.pipeline.call(*args, reply=reply)
 
+    def rest(self) -> None:
+        """Note that nothing will be called for seconds, if nothing is unanswered now. See `Deadline.rest()`."""
+        self._deadline.rest()
+
     def resume(self) -> None:
         """Offer a held message again on the next loop iteration. See `PushReader.resume()`."""
         if self._reader is not None:
