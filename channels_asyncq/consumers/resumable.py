@@ -18,9 +18,11 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from ..exceptions import LayerUnavailable
 from ..layer import AsyncQueueChannelLayer
+from ..messages.envelopes import Envelope
+from ..slices import Slice
 from .consumer import AsyncConsumer
 from .conversation import Conversation
-from .resuming import BEAT, LOST, RESUMED, FollowedGroups, Taken
+from .resuming import ARRIVED, BEAT, LOST, MISSED, RESUMED, FollowedGroups, Taken
 from .sources import Message
 
 # A generator of our own: the state of the global one belongs to the application.
@@ -40,18 +42,16 @@ class Bodies:
     def __init__(self) -> None:
         self._bodies: OrderedDict[tuple[object, str, int, int], str] = OrderedDict()
 
-    async def of(self, consumer: ResumableWebsocketConsumer, taken: Taken) -> str:
-        """Return the JSON of a message."""
-        envelope = taken.envelope
-        key = type(consumer), envelope.target, envelope.position, envelope.nth
-        body = self._bodies.get(key) if envelope.position else None
-        if body is None:
-            body = await consumer.encode_json(taken.message)
-            if envelope.position and len(body) <= _MOST_CHARACTERS:
-                self._bodies[key] = body
-                if len(self._bodies) > _MOST_BODIES:
-                    self._bodies.popitem(last=False)
-        return body
+    def get(self, consumer: object, envelope: Envelope) -> str | None:
+        """Return the JSON of a message that consumers of this class have sent, None if it is not kept."""
+        return self._bodies.get((consumer, envelope.target, envelope.position, envelope.nth))
+
+    def keep(self, consumer: object, envelope: Envelope, body: str) -> None:
+        """Keep the JSON of a message that is in a log."""
+        if envelope.position and len(body) <= _MOST_CHARACTERS:
+            self._bodies[consumer, envelope.target, envelope.position, envelope.nth] = body
+            if len(self._bodies) > _MOST_BODIES:
+                self._bodies.popitem(last=False)
 
 
 _bodies = Bodies()
@@ -126,17 +126,20 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         return self._followed
 
     async def dispatch(self, message: Message) -> None:
+        kind = message["type"]
         followed = self._followed
-        taken = followed.taken if followed is not None else None
-        if taken is not None and taken.message is message:
-            await self._on_group_message(taken)
-        elif message["type"] == RESUMED:
-            await self._on_resumed()
-        elif message["type"] == LOST:
-            await self._mend()
-        elif message["type"] == BEAT:
+        if kind == ARRIVED and followed is not None and followed.taken is not None:
+            taken, followed.taken = followed.taken, None
+            await self._on_group_message(followed, taken)
+        elif kind == MISSED:
+            await self._replay(self._source())
+        elif kind == RESUMED:
+            await self._on_resumed(self._source())
+        elif kind == LOST:
+            await self._mend(self._source())
+        elif kind == BEAT:
             await super().send_json({"id": self._source().follower.position})
-        elif message["type"] == "websocket.connect":
+        elif kind == "websocket.connect":
             source = self._source()
             await super().dispatch(message)
             if self._conversation().client.is_open:
@@ -165,42 +168,58 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         try:
             await source.begin(tuple(groups), since, self.not_before)
         except LayerUnavailable:
-            await self._send_away()
+            await self._send_away(source)
 
-    async def _on_group_message(self, taken: Taken) -> None:
+    async def _replay(self, source: FollowedGroups) -> None:
+        """Send what was missed. Other tasks get their turns."""
+        client = self._conversation().client
+        turn = Slice()
+        while client.is_open and (taken := source.next_missed()) is not None:
+            await self._on_group_message(source, taken)
+            await turn.rest()
+
+    async def _on_group_message(self, source: FollowedGroups, taken: Taken) -> None:
+        body = _bodies.get(type(self), taken.envelope)
+        if body is None:
+            message = source.follower.message_of(taken.envelope)
+            if hasattr(self, get_handler_name(message)):
+                await self._handle(message, taken)
+                return
+            body = await self.encode_json(message)
+            _bodies.keep(type(self), taken.envelope, body)
+        if self._conversation().client.is_open:
+            await self.send(f'{{"id": "{taken.position}", "m": {body}}}')
+
+    async def _handle(self, message: Message, taken: Taken) -> None:
+        """Call the handler of a message. What it sends has the id of the message."""
         self._taken = taken
         try:
-            if hasattr(self, get_handler_name(taken.message)):
-                await super().dispatch(taken.message)
-            elif self._conversation().client.is_open:
-                body = await _bodies.of(self, taken)
-                await self.send(f'{{"id": "{taken.position}", "m": {body}}}')
+            await super().dispatch(message)
         finally:
             self._taken = None
 
-    async def _on_resumed(self) -> None:
-        follower = self._source().follower
-        await self._send_resumed(follower.recovered, follower.reason)
+    async def _on_resumed(self, source: FollowedGroups) -> None:
+        await self._send_resumed(source, source.follower.recovered, source.follower.reason)
 
-    async def _send_resumed(self, recovered: bool, reason: str) -> None:
-        position = self._source().follower.position_with_channel
+    async def _send_resumed(self, source: FollowedGroups, recovered: bool, reason: str) -> None:
+        position = source.follower.position_with_channel
         frame = {"type": "resumed", "id": position, "recovered": recovered, "reason": reason}
         await super().send_json(frame)
         await self.on_resumed(recovered, reason)
 
-    async def _mend(self) -> None:
+    async def _mend(self, source: FollowedGroups) -> None:
         """Get from the log what the channel has lost, or tell the client."""
         try:
-            reset = await self._source().follower.mend()
+            reset = await source.follower.mend()
         except LayerUnavailable:
-            await self._send_away()
+            await self._send_away(source)
             return
         if reset is not None:
-            await self._send_resumed(False, reset.reason)
+            await self._send_resumed(source, False, reset.reason)
 
-    async def _send_away(self) -> None:
+    async def _send_away(self, source: FollowedGroups) -> None:
         """Have the client come back later: the server of the layer cannot be reached."""
-        self._source().close()
+        source.close()
         await super().send_json({"type": "retry", "ms": _jitter.randint(*_RETRY)})
         try:
             await self.close(_CLOSE_RESTART)

