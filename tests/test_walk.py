@@ -189,6 +189,7 @@ CALLABLES = {
     "consumers.consumer.AsyncConsumer.channel_receive": "an attribute that consumers of Channels have",
     "consumers.conversation.Client.send": "an argument of ASGI, which passes no object",
     "consumers.sources.ReceiveSource._receive": "likewise, or the receive() of another layer",
+    "http.frames.Renderer._render": "an argument of users: a function from a message to its event",
     "messages.framing.Format.pack": "a table of functions by the version of the wire",
     "messages.framing.Format.unpack": "likewise",
     "messages.framing.Formats.unpack.newest": "likewise: the function for unknown versions",

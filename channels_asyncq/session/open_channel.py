@@ -35,6 +35,8 @@ class OpenChannel:
 
     def wake(self, waiter: asyncio.Future[None]) -> None:
         """Have a future completed when a message comes or the channel closes. Look with `take()` first."""
+        if self._session.connections.is_resting:
+            self._session.connections.wake()
         self._buffer.wake(waiter)
 
     def stop_waking(self, waiter: asyncio.Future[None]) -> None:
@@ -68,10 +70,8 @@ class OpenChannel:
         """Return when a message has come or the channel is closed. Cancelling is safe."""
         if not self._buffer.empty() or self._buffer.closed is not None:
             return
-        if self._session.connections.is_resting:
-            self._session.connections.wake()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._buffer.wake(waiter)
+        self.wake(waiter)
         try:
             await waiter
         except asyncio.CancelledError:
