@@ -253,6 +253,8 @@ class PartitionReplay:
     def take_fresh(self) -> set[bytes]:
         """Return the topics that will be live when a read has ended that is sent now."""
         fresh, self.fresh = self.fresh, set()
+        # A topic that was given up before this read, and is subscribed to again, is live after it.
+        self._gone.clear()
         return fresh
 
     def give_back(self, fresh: set[bytes]) -> None:
