@@ -10,6 +10,7 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.urls import path
 
+from channels_asyncq import get_layer
 from channels_asyncq.http import EventStream
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.processes.stream_settings")
@@ -35,10 +36,16 @@ def sync_stream(request: HttpRequest, group: str) -> HttpResponseBase:
 
 
 async def figures(request: HttpRequest) -> HttpResponseBase:
-    threads = len(os.listdir("/proc/self/task"))
-    files = len(os.listdir("/proc/self/fd"))
+    """What the process has open, as its operating system and the layer count it."""
+    layer = get_layer()
     return JsonResponse(
-        {"pid": os.getpid(), "threads": threads, "files": files, "python": threading.active_count()}
+        {
+            "pid": os.getpid(),
+            "threads": threading.active_count(),
+            "files": len(os.listdir("/proc/self/fd")),
+            "channels": layer.statistics().channels,
+            "groups": sorted(layer.groups),
+        }
     )
 
 
