@@ -1,0 +1,118 @@
+"""Event streams in headless Chromium: an EventSource whose server is killed, and one behind GZipMiddleware."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from channels_asyncq import AsyncQueueChannelLayer, sync
+from channels_asyncq.testing import EmbeddedServer
+from tests.example import HOST, Program, free_port
+from tests.processes.handles import ROOT
+from tests.test_browser import browser, pytestmark
+
+__all__ = ["browser", "pytestmark"]
+
+Page = Any
+
+COLLECT = """(path) => {
+    window.seen = [];
+    window.opened = window.resets = 0;
+    const events = new EventSource(path);
+    events.addEventListener("open", () => opened++);
+    events.addEventListener("test.message", (event) => seen.push(JSON.parse(event.data).n));
+    events.addEventListener("reset", () => resets++);
+}"""
+
+
+class StreamSite:
+    """The site with event streams under uvicorn, and a layer to send from."""
+
+    def __init__(self, server: EmbeddedServer, prefix: str, middleware: list[str]) -> None:
+        config: dict[str, Any] = {"hosts": [server.url], "prefix": prefix}
+        self.layer = AsyncQueueChannelLayer(**config)
+        self.port = free_port()
+        self.environment = {
+            "DJANGO_SETTINGS_MODULE": "tests.processes.stream_settings",
+            "TEST_LAYER_CONFIG": json.dumps(config),
+            "TEST_MIDDLEWARE": json.dumps(middleware),
+            "PYTHONPATH": str(ROOT),
+        }
+        self.start()
+
+    def start(self) -> None:
+        address = ["--host", HOST, "--port", str(self.port)]
+        command = ["-m", "uvicorn", *address, "tests.processes.streams:application"]
+        self.uvicorn = Program(*command, environment=self.environment).__enter__()
+        self.uvicorn.wait_for("Uvicorn running on")
+
+    def kill(self) -> None:
+        self.uvicorn.process.kill()
+        self.uvicorn.end()
+        self.uvicorn.__exit__(None, None, None)
+
+    def position(self) -> str:
+        with ThreadPoolExecutor(1) as pool:  # playwright's event loop runs in this thread
+            return pool.submit(sync.position, "room", layer=self.layer).result()
+
+    def say(self, *numbers: int) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            for number in numbers:
+                message = {"type": "test.message", "n": number}
+                pool.submit(sync.group_send, "room", message, self.layer).result()
+
+    def stop(self) -> None:
+        self.uvicorn.__exit__(None, None, None)
+        self.layer.close_from_thread()
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, redis_server: EmbeddedServer, prefix: str) -> Iterator[StreamSite]:
+    site = StreamSite(redis_server, prefix, getattr(request, "param", []))
+    yield site
+    site.stop()
+
+
+@pytest.fixture
+def page(browser: Any, site: StreamSite) -> Iterator[Page]:
+    context = browser.new_context()
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    page.goto(f"http://{HOST}:{site.port}/page/")
+    position = site.position()
+    site.say(-1)
+    page.evaluate(COLLECT, f"/stream/room/?since={position}")
+    yield page
+    context.close()
+
+
+def test_killed_server(page: Page, site: StreamSite) -> None:
+    """An EventSource whose server is killed, twice, sees every message once and in order."""
+    page.wait_for_function("seen.length == 1")
+    sent = [-1]
+    for first in (0, 20):
+        before, meanwhile = range(first, first + 10), range(first + 10, first + 20)
+        site.say(*before)
+        sent += [*before, *meanwhile]
+        page.wait_for_function(f"seen.length == {len(sent) - len(meanwhile)}")
+        site.kill()
+        site.say(*meanwhile)
+        site.start()
+        page.wait_for_function(f"seen.length >= {len(sent)}")
+    site.say(40)
+    page.wait_for_function("seen.at(-1) == 40")
+    assert page.evaluate("seen") == [*sent, 40]
+    assert page.evaluate("[opened, resets]") == [3, 0]
+
+
+@pytest.mark.parametrize("site", [["django.middleware.gzip.GZipMiddleware"]], indirect=True)
+def test_gzip_middleware(page: Page, site: StreamSite) -> None:
+    """Every event arrives while the stream is open, whatever GZipMiddleware does to other responses."""
+    for number in range(6):
+        site.say(number)
+        page.wait_for_function(f"seen.at(-1) == {number}")
+    assert page.evaluate("seen") == [-1, *range(6)]
