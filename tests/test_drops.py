@@ -223,6 +223,8 @@ def test_socket_link() -> None:
     assert transport.written.endswith(client_frame(0xA, b"x"))
     page, _ = opened(SocketLink, data, position="")
     assert page.resets == []
+    page, _ = opened(SocketLink, data + frame(TEXT, b'{"id": "p7"}'))
+    assert page.position == "p7" and page.why == ""
     page, transport = opened(SocketLink, data + frame(CLOSE, b"\x03\xf4"))
     assert (page.why, transport.end) == ("close 1012", "closed")
 
@@ -385,18 +387,38 @@ def test_options() -> None:
             main(option)
 
 
+SMALL = ["--clients", "20", "--rooms", "2", "--seconds", "5", "--stay", "1,2", "--away", "0.5"]
+
+
+def play(tmp_path: Path, *options: str) -> list[dict[str, Any]]:
+    """Run the command to its end; return the figures of each side."""
+    pytest.importorskip("uvicorn")
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.drops", *SMALL, *options, "--json", str(figures)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs: list[dict[str, Any]] = json.loads(figures.read_text())
+    return runs
+
+
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.timeout(120)
 def test_a_run_without_resume(tmp_path: Path) -> None:
     """Clients that are cut off and not resumed miss messages, get none twice, and all come back."""
-    pytest.importorskip("uvicorn")
-    figures = tmp_path / "figures.json"
-    sizes = ["--clients", "20", "--rooms", "2", "--seconds", "5", "--stay", "1,2", "--away", "0.5"]
-    command = [sys.executable, "-m", "benchmarks.drops", "--sides", "sse-control,websocket-control", *sizes]
-    done = subprocess.run([*command, "--faults", "server", "--json", figures], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for run in json.loads(figures.read_text()):
+    for run in play(tmp_path, "--sides", "sse-control,websocket-control", "--faults", "server"):
         tally = run["tally"]
         assert 0 < tally["missing"] < tally["expected"] and tally["twice"] == tally["disordered"] == 0
         assert run["live"] == 20 and run["ends"]["cut"] > 20 and run["cpu_seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(120)
+def test_a_run_with_resume(tmp_path: Path) -> None:
+    """Clients that resume get every message once and in order: the goals are met."""
+    for run in play(
+        tmp_path, "--sides", "websocket", "--faults", "server,connections", "--every", "1,2", "--check"
+    ):
+        assert run["tally"]["delivered"] == 100 and run["ends"]["cut"] > 20
+        assert run["goals"] and all(goal["is_met"] for goal in run["goals"])

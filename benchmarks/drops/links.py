@@ -202,8 +202,8 @@ class SocketLink(Link):
             self._visitor.message(frame["m"])
             self._visitor.at(frame["id"])
         elif "type" not in frame:
-            if "id" in frame:  # a fresh position
-                self._position = frame["id"]
+            # A heartbeat: a fresh position in quiet groups.
+            self._visitor.at(frame["id"])
         elif frame["type"] == "resumed":
             # The first visit has nothing to recover.
             if not frame["recovered"] and self._position:

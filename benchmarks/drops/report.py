@@ -89,7 +89,7 @@ def figures(outcome: Outcome) -> dict[str, str]:
     cells |= {
         name.replace("_", " "): f"{value:,}"
         for name, value in outcome.statistics.items()
-        if name.startswith(("resume", "replay"))
+        if name.startswith(("resumes", "refused", "replay"))
     }
     if outcome.run == "herd":
         cells |= {

@@ -141,6 +141,9 @@ async def statistics(request: HttpRequest) -> JsonResponse:
             value = getattr(counted, field.name)
             if isinstance(value, int | dict):
                 figures[field.name] = value
+        # What is held in memory for those that come back, and how often logs were read for them.
+        for field in fields(counted.replay):
+            figures[f"replay_{field.name}"] = getattr(counted.replay, field.name)
     return JsonResponse(figures)
 
 

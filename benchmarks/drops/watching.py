@@ -14,7 +14,17 @@ from .servers import Server, busy_share, cpu_times
 
 PERIOD = 0.5
 MARK = "the end of what is counted"
-STATISTICS = ("resumes", "replay_reads", "replay_records", "replay_bytes", "delivered", "dropped", "told")
+STATISTICS = (
+    "resumes",
+    "refused",
+    "replay_reads",
+    "replay_records",
+    "replay_bytes",
+    "replay_evicted",
+    "delivered",
+    "dropped",
+    "told",
+)
 
 
 class Samples:
