@@ -295,6 +295,13 @@ def test_tally_of_resets() -> None:
     assert true.delivered == 50 and true.reasons == {"server_changed": 1}
     false = count([0, 4, 5], "aaaaaa", reset=4)
     assert (false.told, false.true_resets, false.false_resets) == (3, 0, 1)
+    # What was sent before a reset does not matter when it comes again after it; what was sent later does.
+    assert count([0, 1, 1], "aaa", reset=2, losses=(1.0,)).twice == 1
+    ledger = Ledger()
+    ledger.take(0)
+    ledger.tell(1.0)
+    ledger.take(0)
+    assert (ledger.twice[0].first, ledger.twice[0].told_at) == (0, 1.0)
     # The reset came before number 4 was sent, and 4 and 5 are missing.
     assert count([0, 1, 2, 3], "aaaaaa", reset=4, losses=(3.0,)).missing == 2
     tally = Tally()

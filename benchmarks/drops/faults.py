@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from channels_asyncq.testing import EmbeddedServer
@@ -18,7 +17,8 @@ class Faults:
     """
     The faults of one run. Times are of `time.monotonic()`, which all processes share.
 
-    `outages` are the times (begin, end) without the server of the layer; at `losses` it lost its data.
+    `log` has each fault with its begin and end. `outages` are the times (begin, end) without the server of the
+    layer; at `losses` it lost its data.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Faults:
     ) -> None:
         self.outages: list[tuple[float, float]] = []
         self.losses: list[float] = []
-        self.counts: Counter[str] = Counter()
+        self.log: list[tuple[str, float, float]] = []
         self._kinds = kinds
         self._redis = redis
         self._servers = servers
@@ -44,8 +44,9 @@ class Faults:
                 pass
             kind = self._kinds[number % len(self._kinds)]
             number += 1
-            self.counts[kind] += 1
+            begin = time.monotonic()
             await FAULTS[kind](self)
+            self.log.append((kind, begin, time.monotonic()))
 
     async def kill_server(self) -> None:
         """kill -9 of one of the servers with all its clients; two seconds later it is back."""

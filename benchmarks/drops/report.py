@@ -147,11 +147,14 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "run": outcome.run,
         "side": outcome.side.name,
         "plan": asdict(outcome.plan),
-        "tally": outcome.tally.as_json(),
+        "tally": outcome.tally.as_json(outcome.origin),
         "caught_up_seconds": times,
         "live": outcome.live,
         "ends": outcome.ends,
-        "faults": outcome.faults,
+        "faults": [
+            f"{begin - outcome.origin:.3f} to {end - outcome.origin:.3f} s: {kind}"
+            for kind, begin, end in outcome.faults
+        ],
         "fates": outcome.fates,
         "cpu_seconds": outcome.cpu,
         "client_cpu_seconds": outcome.client_cpu,

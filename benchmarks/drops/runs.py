@@ -64,9 +64,9 @@ class Outcome:
     What a run gave.
 
     `visits` are the reconnects as (connect, caught up); `clear` are those that no outage of Valkey touched, in
-    seconds. `ends` counts the ends of connections by their reason. `back` and `reads` are those of a herd: the
-    seconds until all were back, and the scripts that read a log. `held` is what open streams hold beyond what the
-    server held before them.
+    seconds. `faults` are (kind, begin, end); `origin` is when the first message was sent. `ends` counts the ends
+    of connections by their reason. `back` and `reads` are those of a herd: the seconds until all were back, and
+    the scripts that read a log. `held` is what open streams hold beyond what the server held before them.
     """
 
     run: str
@@ -77,7 +77,8 @@ class Outcome:
     visits: list[tuple[float, float]] = field(default_factory=list)
     clear: list[float] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: list[tuple[str, float, float]] = field(default_factory=list)
+    origin: float = 0.0
     fates: Counter[str] = field(default_factory=Counter)
     cpu: float = 0.0
     client_cpu: float = 0.0
@@ -209,6 +210,7 @@ class Scene:
         """Count what the clients report."""
         for messages in sent.values():
             outcome.fates.update(messages.fates)
+        outcome.origin = min(messages.began[0] for messages in sent.values() if messages.began)
         for report in await self.tell("report"):
             for client in report["clients"]:
                 outcome.tally.add(client, sent, faults.losses if faults is not None else ())
@@ -242,7 +244,7 @@ async def drops(plan: Plan, side: Side, folder: Path) -> Outcome:
             sent = await scene.fates()
             outcome.live = await scene.settle()
         await scene.count(outcome, sent, faults)
-        outcome.faults = faults.counts
+        outcome.faults = faults.log
         scene.note(outcome, samples)
     return outcome
 
