@@ -64,6 +64,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="KINDS",
         help=f"faults in turn, with commas; without a value all: {', '.join(FAULTS)}",
     )
+    add(
+        "--every",
+        type=spread,
+        default="3,6",
+        metavar="MIN,MAX",
+        help="seconds to a fault (default: %(default)s)",
+    )
     add("--herd", action="store_true", help="all come back at once to a fresh process")
     add("--cuts", type=int, metavar="N", help="N cuts at random bytes of each side's streams")
     add("--open", action="store_true", help="streams stay open: what a server holds for each")
@@ -101,6 +108,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         servers=1 if is_alone else 2,
         server=arguments.server,
         faults=tuple(kind for kind in arguments.faults.split(",") if kind),
+        every=arguments.every,
         seed=arguments.seed,
     )
 

@@ -9,7 +9,6 @@ from channels_asyncq.testing import EmbeddedServer
 
 from .servers import Server
 
-PAUSE = (3.0, 6.0)
 DOWN = 2.0
 
 
@@ -17,17 +16,23 @@ class Faults:
     """
     The faults of one run. Times are of `time.monotonic()`, which all processes share.
 
-    `log` has each fault with its begin and end. `outages` are the times (begin, end) without the server of the
-    layer; at `losses` it lost its data.
+    They come `every` so many seconds (a range). `log` has each fault with its begin and end. `outages` are the
+    times (begin, end) without the server of the layer; at `losses` it lost its data.
     """
 
     def __init__(
-        self, kinds: Sequence[str], redis: EmbeddedServer, servers: Sequence[Server], seed: int
+        self,
+        kinds: Sequence[str],
+        every: tuple[float, float],
+        redis: EmbeddedServer,
+        servers: Sequence[Server],
+        seed: int,
     ) -> None:
         self.outages: list[tuple[float, float]] = []
         self.losses: list[float] = []
         self.log: list[tuple[str, float, float]] = []
         self._kinds = kinds
+        self._every = every
         self._redis = redis
         self._servers = servers
         self._random = random.Random(seed)
@@ -37,7 +42,7 @@ class Faults:
         number = 0
         while self._kinds:
             try:
-                async with asyncio.timeout(self._random.uniform(*PAUSE)):
+                async with asyncio.timeout(self._random.uniform(*self._every)):
                     await stopped.wait()
                 return
             except TimeoutError:

@@ -42,7 +42,7 @@ class Plan:
     How large a run is.
 
     `rate` is per room and second, `seconds` is the time of publishing. A client is cut off `stay` seconds after
-    each connect (a range), and is away for `away` seconds.
+    each connect (a range), and is away for `away` seconds. Faults come `every` so many seconds (a range).
     """
 
     clients: int = 300
@@ -55,6 +55,7 @@ class Plan:
     servers: int = 2
     server: str = "uvicorn"
     faults: tuple[str, ...] = ()
+    every: tuple[float, float] = (3.0, 6.0)
     seed: int = 1
 
 
@@ -233,7 +234,7 @@ async def drops(plan: Plan, side: Side, folder: Path) -> Outcome:
         rooms_of = [[scene.rooms[number % plan.rooms]] for number in range(plan.clients)]
         await scene.invite(Habits(stay=plan.stay, away=plan.away), rooms_of)
         await scene.come()
-        faults = Faults(plan.faults, scene.redis, scene.servers, plan.seed)
+        faults = Faults(plan.faults, plan.every, scene.redis, scene.servers, plan.seed)
         stopped = asyncio.Event()
         async with Samples(scene.redis, scene.servers) as samples:
             await scene.publish()
