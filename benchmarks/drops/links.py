@@ -200,7 +200,9 @@ class SocketLink(Link):
         frame = json.loads(text)
         if "m" in frame:
             self._visitor.message(frame["m"])
-            self._visitor.at(frame["id"])
+            # Of several frames of one message only the last one has its position.
+            if "id" in frame:
+                self._visitor.at(frame["id"])
         elif "type" not in frame:
             # A heartbeat: a fresh position in quiet groups.
             self._visitor.at(frame["id"])
