@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import sync
-    from .bus.base import Health, HostHealth, Link
+    from .bus.base import Health, HostHealth, Link, ReplayCounts
     from .exceptions import (
         ChannelClosed,
         ChannelLayerError,
         DeliveryUnknown,
         LayerClosed,
         LayerUnavailable,
+        MessagesLost,
         StillFull,
     )
     from .layer import AsyncQueueChannelLayer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .session.statistics import Statistics
     from .settings.config import Config, ExternalConfig, RecoveryConfig
     from .settings.keys import Overflow, SerializerFormat
+    from .subscription import Replay, Subscription
 
 __all__ = [
     "AsyncQueueChannelLayer",
@@ -36,12 +38,16 @@ __all__ = [
     "LayerClosed",
     "LayerUnavailable",
     "Link",
+    "MessagesLost",
     "OpenChannel",
     "Overflow",
     "RecoveryConfig",
+    "Replay",
+    "ReplayCounts",
     "SerializerFormat",
     "Statistics",
     "StillFull",
+    "Subscription",
     "get_layer",
     "sync",
 ]
@@ -61,8 +67,11 @@ _HOMES = {
     "OpenChannel": "session.open_channel",
     "Overflow": "settings.keys",
     "RecoveryConfig": "settings.config",
+    "Replay": "subscription",
+    "ReplayCounts": "bus.base",
     "SerializerFormat": "settings.keys",
     "Statistics": "session.statistics",
+    "Subscription": "subscription",
 }
 
 
