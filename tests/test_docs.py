@@ -236,6 +236,11 @@ async def test_access_control(binary: str) -> None:
         await layer.send("worker", {"type": "b"})
         assert await layer.receive("worker") == {"type": "b"}
         await layer.group_discard("chat", "worker")
+        position = await layer.position("chat")
+        await layer.group_send("chat", {"type": "d"})
+        replay = await layer.group_resume("chat", channel, since=position)
+        assert replay.recovered and replay.messages == [{"type": "d"}]
+        assert (await layer.group_resume("chat", channel, since=replay.position)).recovered
         await layer.flush()
         await layer.close()
 

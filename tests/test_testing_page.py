@@ -55,8 +55,9 @@ def run(project: Path, redis_url: str, *arguments: str) -> str:
 def test_code_that_sends_and_consumers(project: Path, redis_url: str) -> None:
     """The fixtures do what the page says."""
     asyncio_mode = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"]
-    said = run(project, redis_url, *asyncio_mode, "test_sends.py", "test_consumer.py")
-    assert re.search(r"\b4 passed\b", said), said
+    files = ["test_sends.py", "test_consumer.py", "test_coming_back.py"]
+    said = run(project, redis_url, *asyncio_mode, *files)
+    assert re.search(r"\b6 passed\b", said), said
 
 
 @pytest.mark.slow
