@@ -157,6 +157,15 @@ async def test_what_is_sent_after_the_view_comes_over_the_websocket(
         assert await page.frame() == {"pong": 1}
 
 
+async def test_a_page_without_a_position_is_told_to_load(layer: AsyncQueueChannelLayer) -> None:
+    """What a view renders while the server is away, as the page says."""
+    assert '`"none"`' in PAGE.read_text()
+    orders = example("consumers.py").Orders
+    for since, recovered in (("none", False), ("", True)):
+        async with Page(orders, since, user(7)) as page:
+            assert (await page.frame())["recovered"] is recovered
+
+
 async def test_a_client_that_may_not_read_joins_nothing(layer: AsyncQueueChannelLayer) -> None:
     """After `close()` in `connect()` the groups are not joined."""
     page = Page(example("consumers.py").Orders, "", user(7, is_authenticated=False))
