@@ -29,7 +29,7 @@ from channels_asyncq.testing import EmbeddedServer
 
 #: The package's scripts by their first lines; in what follows constants may be put in.
 SCRIPTS = {
-    path.read_bytes().splitlines()[0]: path.stem.upper()
+    path.read_bytes().splitlines()[0]: path.stem.upper().removeprefix("TAKE_")
     for path in Path(channels_asyncq.__file__).parent.glob("bus/redis/scripts/*.lua")
 }
 #: Those by which a session comes and goes: they do not count as EVALSHA.

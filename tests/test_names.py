@@ -68,7 +68,8 @@ def test_the_names_that_redis_sees() -> None:
     assert names.layouts(0) == b"asgi:3:layouts"
     keys = names.lease_keys(0, b"{}")
     assert keys == (b"asgi:3:layouts", b"asgi:3:layouts:44136fa355b3678a", b"asgi:3:layouts:past")
-    assert names.stored(0) == [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:members:*"]
+    stored = [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:members:*", b"asgi:3:epoch:*"]
+    assert names.stored(0) == stored
 
 
 @given(name=names)
@@ -88,7 +89,7 @@ def test_namespaces_never_meet(name: str) -> None:
     "kind",
     [
         *("group", "members", "inbox", "queue", "taken", f"taken:{NODE}", "seen", "seen:1", "waiting"),
-        *("log", "fence", "all"),
+        *("log", "epoch", "fence", "all"),
     ],
 )
 def test_a_namespace_within_another(kind: str, name: str, group: str) -> None:
@@ -97,7 +98,8 @@ def test_a_namespace_within_another(kind: str, name: str, group: str) -> None:
     every, stored = [], []
     for space in (outer, inner):
         queue, members = space.queue(name), space.group(group)
-        stored.append([queue.topic.name, queue.taken, members.members])
+        epoch = space.epoch(members.topic.partition)
+        stored.append([queue.topic.name, queue.taken, members.members, epoch])
         every += [*stored[-1], queue.seen, queue.waiting, members.topic.name, members.log]
         every += space.lease_keys(0, b"{}")
         every += [space.inbox(NODE).name, space.everybody.name, space.fence(0, 0)]

@@ -192,6 +192,7 @@ CALLABLES = {
     "http.frames.Renderer._render": "an argument of users: a function from a message to its event",
     "messages.framing.Format.pack": "a table of functions by the version of the wire",
     "messages.framing.Format.unpack": "likewise",
+    "messages.framing.Format.unpack_header": "likewise",
     "messages.framing.Formats.unpack.newest": "likewise: the function for unknown versions",
     "messages.framing._Unpackers.newest": "likewise",
     "settings.arguments._Argument.fits": "a table of the arguments of redis-py, and what each may be",

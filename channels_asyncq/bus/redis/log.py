@@ -21,7 +21,7 @@ class RedisLog:
     def __init__(self, shared: Shared, partitions: Sequence[Partition]) -> None:
         self._recovery = shared.options.recovery
         self._partitions = partitions
-        self.counts: ReplayCounts = shared.replay_counts
+        self._counts = shared.replay_counts
 
     def covers(self, group: str) -> bool:
         """Tell whether messages to a group are logged."""
@@ -70,3 +70,7 @@ class RedisLog:
 
     def is_fed(self, topic: Topic) -> bool:
         return self._partitions[topic.partition].replay.is_fed(topic.name)
+
+    @property
+    def counts(self) -> ReplayCounts:
+        return self._counts
