@@ -345,6 +345,9 @@ class Log(Protocol):
             ConnectionError: a connection was lost. Wait until the topics are confirmed again.
         """
 
+    def forget(self) -> None:
+        """Keep nothing of the logs in memory: `flush()` has begun another epoch."""
+
     def is_fed(self, topic: Topic) -> bool:
         """Tell whether messages that arrive on this topic are kept here, for channels that come back soon."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..bus.base import Log
 from ..local.hub import Hub
 from ..slices import Slices
 from .groups import SessionGroups
@@ -23,6 +24,7 @@ class LocalFlush:
         memberships: Memberships,
         siblings: Siblings,
         chores: Slices,
+        log: Log,
     ) -> None:
         self._hub = hub
         self._readers = readers
@@ -30,9 +32,12 @@ class LocalFlush:
         self._memberships = memberships
         self._siblings = siblings
         self._chores = chores
+        self._log = log
 
     def begin(self, flushed: Callable[[], None]) -> None:
         """Forget the groups now and drop the messages in slices; then call `flushed`."""
+        # First: topics without members are not kept for channels that come back.
+        self._log.forget()
         self._siblings.look_for_ended()
         self._memberships.clear()
         self._hub.counters.dropped["flushed"] += self._readers.flush()

@@ -68,6 +68,11 @@ class RedisLog:
     async def _read(partition: Partition, place: Place) -> None:
         await partition.home.logs.read(partition, place)
 
+    def forget(self) -> None:
+        for partition in self._partitions:
+            partition.replay.forget()
+            partition.replay.epoch.forget()
+
     def is_fed(self, topic: Topic) -> bool:
         return self._partitions[topic.partition].replay.is_fed(topic.name)
 

@@ -91,6 +91,7 @@ class ReplayIndex:
 
     def __init__(self, part: LogPart, epoch: str, recovery: Recovery, counts: ReplayCounts) -> None:
         self._most_records = recovery.messages
+        self._most_bytes = recovery.message_bytes
         # The time that the log keeps, as a difference of positions.
         self._kept = round(1000 * recovery.seconds) << 64
         self._counts = counts
@@ -123,8 +124,13 @@ class ReplayIndex:
     def feed(self, topic: bytes, envelope: Envelope) -> None:
         """Add a message that arrived."""
         if topic in self.live:
-            self._part.add(topic, envelope.position, envelope)
+            self._add(topic, envelope)
             self.limit(envelope.position)
+
+    def _add(self, topic: bytes, envelope: Envelope) -> None:
+        # The log has the header only of what is too large: a session that reads it gives the same answer.
+        is_whole = len(envelope.payload) <= self._most_bytes
+        self._part.add(topic, envelope.position, envelope if is_whole else "too_large")
 
     def make_live(self, topic: bytes, arrived: Iterable[Envelope]) -> None:
         """Feed a topic from now on; `arrived` has what was pushed since the end of the last read."""
@@ -132,7 +138,7 @@ class ReplayIndex:
             self.live.add(topic)
             for envelope in arrived:
                 if envelope.seq > self.seen.get(envelope.session_id, 0):
-                    self._part.add(topic, envelope.position, envelope)
+                    self._add(topic, envelope)
 
     def give_up(self, topic: bytes) -> None:
         """Note that a topic is not subscribed to any more: its pushes end."""
