@@ -198,41 +198,27 @@ def test_messages_and_own_frames(page: Page) -> None:
     assert positions_sent(page) == [""]
     (recovered,) = told(page, "recovered")
     assert recovered["recovered"] is True
-    assert (recovered["reason"], recovered["first"], recovered["position"]) == ("", True, "1~0")
+    assert (recovered["reason"], recovered["first"], recovered["position"]) == ("", True, "p~0")
     own = [
-        "text",
+        "id",
         "7",
         "null",
+        '"m"',
+        "[1]",
+        "{}",
         '{"type": "retry"}',
         '{"type": "resumed"}',
-        '{"id": "9"}',
-        "[1]",
+        '{"id": 9, "a": 1}',
     ]
     for frame in own:
         tell(page, send=frame)
     tell(page, say="hello")
-    wait(page, "socket.position === '1~1'")
+    wait(page, "socket.position === 'p~1'")
     *others, last = told(page, "message")[1:]
     assert [(event["data"], event["lastEventId"], event["position"]) for event in others] == [
-        (frame, "", "1~0") for frame in own
+        (frame, "", "p~0") for frame in own
     ]
-    assert (last["data"], last["lastEventId"], last["position"]) == ("hello", "1~1", "1~1")
-
-
-@both
-def test_frames_of_the_protocol_without_a_message_or_an_id(page: Page) -> None:
-    """An id alone moves the position, and tells nothing; a message without one is told, and moves nothing."""
-    connect(page)
-    tell(page, send='{"type": "resumed", "id": "1~5~~specific.a~b", "recovered": true, "reason": ""}')
-    tell(page, send='{"id": "1~6"}')
-    wait(page, "socket.position === '1~6~~specific.a~b'")
-    tell(page, send='{"m": {"half": 1}}')
-    tell(page, send='{"id": "1~7", "m": {"half": 2}}')
-    wait(page, "socket.position === '1~7~~specific.a~b'")
-    assert [(event["data"], event["lastEventId"]) for event in told(page, "message")[-2:]] == [
-        ({"half": 1}, ""),
-        ({"half": 2}, "1~7"),
-    ]
+    assert (last["data"], last["lastEventId"], last["position"]) == ("hello", "p~1", "p~1")
 
 
 @both
@@ -242,7 +228,7 @@ def test_killed_server(page: Page, site: Site) -> None:
     expected = []
     for number in (1, 2, 3):
         tell(page, say=f"before {number}")
-        wait(page, f"socket.position === '1~{2 * number - 1}'")
+        wait(page, f"socket.position === 'p~{2 * number - 1}'")
         closes = len(told(page, "close"))
         site.kill()
         assert wait_for(page, "close", closes + 1)["code"] == 1006
@@ -250,10 +236,10 @@ def test_killed_server(page: Page, site: Site) -> None:
         site.start()
         recovered = wait_for(page, "recovered", number + 1)
         assert recovered["recovered"] is True and recovered["first"] is False
-        assert recovered["position"] == f"1~{2 * number}"
+        assert recovered["position"] == f"p~{2 * number}"
         expected += [f"before {number}", f"meanwhile {number}"]
     assert texts(page) == expected
-    assert positions_sent(page) == ["", "1~1", "1~3", "1~5"]
+    assert positions_sent(page) == ["", "p~1", "p~3", "p~5"]
     # What was missed comes before the event.
     kinds = [
         event["type"] for event in told(page) if event["type"] == "recovered" or event.get("lastEventId")
@@ -261,12 +247,43 @@ def test_killed_server(page: Page, site: Site) -> None:
     assert kinds == ["recovered", *["message", "message", "recovered"] * 3]
 
 
+def test_heartbeats_and_parts(page: Page) -> None:
+    """An id alone moves the position and is not shown; a message without an id is shown and moves nothing."""
+    connect(page)
+    tell(page, send='{"id": "p~0~"}')
+    tell(page, send='{"m": null}')
+    tell(page, send='{"id": "p~00", "m": "second"}')
+    wait(page, "socket.position === 'p~00'")
+    messages = [(event["data"], event["lastEventId"]) for event in told(page, "message")[1:]]
+    assert messages == [(None, "p~0~"), ("second", "p~00")]
+
+
+def test_name_of_the_channel_travels_along(page: Page) -> None:
+    """What `resumed` has behind ~~ is added to each later position, until the next `resumed`."""
+    connect(page)
+    resumed = {"type": "resumed", "recovered": False, "reason": "overflow"}
+    tell(page, send=json.dumps({**resumed, "id": "p~0~~specific.a~~specific.b~c"}))
+    tell(page, send='{"id": "p~1", "m": "hello"}')
+    tell(page, send=json.dumps({**resumed, "id": "p~2"}))
+    tell(page, send='{"id": "p~3", "m": "again"}')
+    wait(page, "socket.position === 'p~3'")
+    channel = "~~specific.a~~specific.b~c"
+    assert [event["position"] for event in told(page)[-4:]] == [
+        f"p~0{channel}",
+        f"p~1{channel}",
+        "p~2",
+        "p~3",
+    ]
+    assert [event["lastEventId"] for event in told(page, "message")[-2:]] == [f"p~1{channel}", "p~3"]
+    assert told(page, "recovered")[-1]["first"] is False
+
+
 def test_position_of_the_view(page: Page, site: Site) -> None:
     """With the position that the view rendered, the first connection brings what came since."""
     for text in ("rendered", "missed"):
         site.say(text)
-    connect(page, since="1~1")
-    assert positions_sent(page) == ["1~1"]
+    connect(page, since="p~1")
+    assert positions_sent(page) == ["p~1"]
     assert texts(page) == ["missed"]
     (recovered,) = told(page, "recovered")
     assert recovered["recovered"] is True and recovered["first"] is True
@@ -281,9 +298,9 @@ def test_position_that_is_gone(page: Page, site: Site) -> None:
     site.start(RESUME_FIRST="2")
     recovered = wait_for(page, "recovered", 2)
     assert recovered["recovered"] is False
-    assert (recovered["reason"], recovered["first"], recovered["position"]) == ("trimmed", False, "1~3")
+    assert (recovered["reason"], recovered["first"], recovered["position"]) == ("trimmed", False, "p~3")
     tell(page, say="four")
-    wait(page, "socket.position === '1~4'")
+    wait(page, "socket.position === 'p~4'")
     assert texts(page) == ["four"]
 
 
@@ -291,7 +308,7 @@ def test_position_that_the_page_sets(page: Page) -> None:
     """A page may set the position; without one the next connection starts afresh."""
     connect(page)
     tell(page, say="one")
-    wait(page, "socket.position === '1~1'")
+    wait(page, "socket.position === 'p~1'")
     page.evaluate("socket.position = ''")
     tell(page, close=[4500])
     wait_for(page, "recovered", 2)
@@ -320,9 +337,9 @@ def test_delays_are_bounded_and_jittered(page: Page, site: Site) -> None:
 
 
 def test_good_connection_ends_the_growth(page: Page, site: Site) -> None:
-    """After a connection that was resumed, the delays begin again."""
+    """After a connection that was resumed the delays begin again."""
     site.kill()
-    page.evaluate("() => connectMany(4, { url: '/ws/room/' })")
+    page.evaluate("connectMany(4)")
     wait(page, "attempts.every((events) => events.length >= 4)")
     site.start()
     wait(page, "attempts.every((events) => events.some(({ type }) => type === 'recovered'))")
@@ -392,7 +409,7 @@ def test_back_and_forward(page: Page, site: Site) -> None:
     """A page that is left says goodbye, the browser keeps it, and it comes back at once without a gap."""
     connect(page)
     tell(page, say="before")
-    wait(page, "socket.position === '1~1'")
+    wait(page, "socket.position === 'p~1'")
     for number in (1, 2):
         page.goto(f"http://{HOST}:{site.port}/other/")
         site.say(f"meanwhile {number}")
@@ -401,7 +418,7 @@ def test_back_and_forward(page: Page, site: Site) -> None:
     assert [event["persisted"] for event in told(page, "pageshow")][-2:] == [True, True]
     assert [event["code"] for event in told(page, "close")] == [1001, 1001]
     assert texts(page) == ["before", "meanwhile 1", "meanwhile 2"]
-    assert positions_sent(page) == ["", "1~1", "1~2"]
+    assert positions_sent(page) == ["", "p~1", "p~2"]
 
 
 def test_page_that_is_left_waits_for_its_return(page: Page) -> None:
@@ -430,11 +447,11 @@ def test_dead_connection_is_left_at_a_wake(page: Page, site: Site) -> None:
     connect(page, silence=LONG)
     come_online(page)
     tell(page, say="kept")
-    wait(page, "socket.position === '1~1'")
+    wait(page, "socket.position === 'p~1'")
     assert told(page, "close") == []
     page.evaluate("socket.close()")
     page.evaluate("told.length = 0")
-    connect(page, silence=200, since="1~1")
+    connect(page, silence=200, since="p~1")
     site.signal(signal.SIGSTOP)
     site.say("missed")
     tell(page, say="into the void")
@@ -444,8 +461,8 @@ def test_dead_connection_is_left_at_a_wake(page: Page, site: Site) -> None:
     assert closed["code"] == 1006 and closed["delay"] == 0
     site.signal(signal.SIGCONT)
     wait_for(page, "recovered", 2)
-    assert positions_sent(page) == ["1~1", "1~1"]
-    wait(page, "socket.position === '1~3'")
+    assert positions_sent(page) == ["p~1", "p~1"]
+    wait(page, "socket.position === 'p~3'")
     assert texts(page) == ["missed", "into the void"]
 
 
@@ -527,13 +544,39 @@ def test_urls(page: Page, site: Site) -> None:
     """The url may be absolute, of http: or ws:, and have a query of its own; a wrong one is refused at once."""
     for scheme in ("http", "ws"):
         page.evaluate("told.length = 0")
-        connect(page, url=f"{scheme}://{HOST}:{site.port}/ws/room/?a=b", since="1~0")
-        assert positions_sent(page) == ["1~0"]
+        connect(page, url=f"{scheme}://{HOST}:{site.port}/ws/room/?a=b", since="p~0")
+        assert positions_sent(page) == ["p~0"]
         page.evaluate("socket.close()")
     error = page.evaluate(
         "(() => { try { connect({ url: 'ftp://x/' }) } catch (error) { return error.name } })()"
     )
     assert error == "SyntaxError"
+
+
+@both
+def test_consumer_of_the_package(page: Page, site: Site, redis_url: str, prefix: str) -> None:
+    """With ResumableWebsocketConsumer too, what was sent while the page was away comes once and in order."""
+    site.kill()
+    layer = {"RESUME_LAYER": json.dumps({"hosts": [redis_url], "prefix": prefix})}
+    site.start(**layer)
+    connect(page, url="/ws/package/")
+    expected = []
+    for number in (1, 2, 3):
+        sent_meanwhile = [f"meanwhile {number}.{n}" for n in range(3)]
+        tell(page, say=f"before {number}")
+        wait(page, f"told.some(({{ data }}) => data === 'before {number}')")
+        tell(page, leave=sent_meanwhile)
+        recovered = wait_for(page, "recovered", number + 1)
+        assert (recovered["recovered"], recovered["reason"], recovered["first"]) == (True, "", False)
+        expected += [f"before {number}", *sent_meanwhile]
+    site.kill()
+    site.start(**layer)
+    assert wait_for(page, "recovered", 5)["recovered"] is True
+    assert texts(page) == expected
+    tell(page, answer={"own": True})
+    wait(page, "told.at(-1).type === 'message'")
+    assert json.loads(told(page)[-1]["data"]) == {"own": True}
+    assert "~~" in page.evaluate("socket.position")
 
 
 def snippet(heading: str) -> str:
@@ -550,7 +593,7 @@ for (const name of ["show", "load", "say", "answered"]) {
 }
 for (const id of ["room", "orders"]) {
   document.body.append(Object.assign(document.createElement("main"), { id }));
-  document.getElementById(id).dataset.since = "1~1";
+  document.getElementById(id).dataset.since = "p~1";
 }
 """
 
@@ -570,7 +613,7 @@ def test_documented_script(page: Page, site: Site) -> None:
         site.say(text)
     page.evaluate(f"() => {{ {STUBS} {snippet('The script')} }}")
     is_noted(page, "say", "Live")
-    assert page.evaluate("notes") == [["answered", {"since": "1~1"}], ["show", "missed"], ["say", "Live"]]
+    assert page.evaluate("notes") == [["answered", {"since": "p~1"}], ["show", "missed"], ["say", "Live"]]
     site.kill()
     is_noted(page, "say", "Connection lost")
     site.say("gone")

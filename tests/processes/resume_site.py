@@ -21,6 +21,8 @@ from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
 
+from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
+
 settings.configure(
     SECRET_KEY="only for tests",
     ALLOWED_HOSTS=["127.0.0.1"],
@@ -31,7 +33,7 @@ settings.configure(
     CHANNEL_LAYERS={
         "default": {
             "BACKEND": "channels_asyncq.AsyncQueueChannelLayer",
-            "CONFIG": {"hosts": ["memory://"]},
+            "CONFIG": json.loads(os.environ.get("RESUME_LAYER", '{"hosts": ["memory://"]}')),
         }
     },
 )
@@ -97,13 +99,13 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
     if REFUSING.exists():
         return StreamingHttpResponse([], status=503)
     since = request.headers.get("Last-Event-ID") or request.GET.get("since", "")
-    at = int(since.removeprefix("1~") or "0")
+    at = int(since.removeprefix("p~") or "0")
     parts = ["retry: 50\n\n"]
     if at < FIRST:
         at = len(said())
-        parts.append(f"id: 1~{at}\nevent: reset\ndata: {{}}\n\n")
+        parts.append(f"id: p~{at}\nevent: reset\ndata: {{}}\n\n")
     for number, text in enumerate(said()[at:], at + 1):
-        parts.append(f"id: 1~{number}\nevent: order.changed\ndata: {json.dumps(text)}\n\n")
+        parts.append(f"id: p~{number}\nevent: order.changed\ndata: {json.dumps(text)}\n\n")
 
     async def events() -> AsyncIterator[str]:
         for part in parts:
@@ -113,7 +115,7 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 class Room(AsyncWebsocketConsumer):
-    """Messages have the positions 1~1, 1~2 and so on."""
+    """Messages have the positions p~1, p~2 and so on."""
 
     members: "set[Room]" = set()  # noqa: RUF012  (shared on purpose)
 
@@ -122,17 +124,15 @@ class Room(AsyncWebsocketConsumer):
         query = parse_qs(self.scope["query_string"].decode())
         since = query.get("since", [""])[0]
         await self.send(text_data=json.dumps({"since": since}))
-        if "plain" in query:
-            return
         self.sending = asyncio.Lock()
-        self.at = int(since.removeprefix("1~")) if since else len(said())
+        self.at = int(since.removeprefix("p~")) if since else len(said())
         recovered = self.at >= FIRST
         if not recovered:
             self.at = len(said())
         self.members.add(self)
         await self.catch_up()
         reason = "" if recovered else "trimmed"
-        resumed = {"type": "resumed", "id": f"1~{self.at}", "recovered": recovered, "reason": reason}
+        resumed = {"type": "resumed", "id": f"p~{self.at}", "recovered": recovered, "reason": reason}
         await self.send(text_data=json.dumps(resumed))
 
     async def disconnect(self, code: int) -> None:
@@ -142,7 +142,7 @@ class Room(AsyncWebsocketConsumer):
         async with self.sending:
             for text in said()[self.at :]:
                 self.at += 1
-                await self.send(text_data=json.dumps({"id": f"1~{self.at}", "m": text}))
+                await self.send(text_data=json.dumps({"id": f"p~{self.at}", "m": text}))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         order: dict[str, Any] = json.loads(text_data or "{}")
@@ -156,6 +156,35 @@ class Room(AsyncWebsocketConsumer):
             await self.close(*order["close"])
 
 
+class PackageRoom(ResumableWebsocketConsumer):
+    """The consumer of the package."""
+
+    # What is said when this connection has ended.
+    later: "list[str]" = []  # noqa: RUF012  (replaced, never changed)
+
+    def resumable_groups(self) -> list[str]:
+        return ["room"]
+
+    async def say(self, text: str) -> None:
+        await self.channel_layer.group_send("room", {"type": "room.said", "text": text})
+
+    async def room_said(self, event: dict[str, Any]) -> None:
+        await self.send_json(event["text"])
+
+    async def receive_json(self, content: Any, **kwargs: Any) -> None:
+        if "say" in content:
+            await self.say(content["say"])
+        if "answer" in content:
+            await self.send_json(content["answer"])
+        if "leave" in content:
+            self.later = content["leave"]
+            await self.close(4500)
+
+    async def disconnect(self, code: int) -> None:
+        for text in self.later:
+            await self.say(text)
+
+
 urlpatterns = [
     path("", page),
     path("other/", other_page),
@@ -166,6 +195,11 @@ urlpatterns = [
 application = ProtocolTypeRouter(
     {
         "http": ASGIStaticFilesHandler(get_asgi_application()),
-        "websocket": URLRouter([path("ws/room/", Room.as_asgi())]),  # type: ignore[arg-type, list-item]
+        "websocket": URLRouter(
+            [
+                path("ws/room/", Room.as_asgi()),  # type: ignore[arg-type, list-item]
+                path("ws/package/", PackageRoom.as_asgi()),  # type: ignore[arg-type, list-item]
+            ]
+        ),
     }
 )

@@ -10,7 +10,11 @@ export interface ResumableSocketOptions {
   silence?: number;
 }
 
-/** Detail of the event `recovered`, which follows each connection, after the messages that were missed. */
+/**
+ * Detail of the event `recovered`, which follows each connection, after the messages that were missed.
+ *
+ * It comes again within a connection, with `recovered` false, if the server lost messages on the way.
+ */
 export interface Recovered {
   /** False: something may be missing. Load the data again. */
   recovered: boolean;
@@ -31,7 +35,7 @@ export interface Closed {
 
 export interface ResumableSocketEvents {
   /**
-   * A message of a group: `data` is the message, `lastEventId` its position, "" if another part of it follows.
+   * A message of a group: `data` is the message, `lastEventId` the position behind it.
    *
    * Or a frame that the consumer sent by itself: `data` is the frame as a WebSocket gives it, `lastEventId` is "".
    */
@@ -61,7 +65,7 @@ export class ResumableSocket extends EventTarget {
    */
   constructor(url: string | URL, options?: ResumableSocketOptions);
 
-  /** Where the next connection resumes: "" at first, unless given. It changes before each event that tells of it. */
+  /** Where the next connection resumes: "" at first, unless given. It changes before the event that it belongs to. */
   position: string;
 
   /**

@@ -1,12 +1,12 @@
-// A WebSocket that comes back, missing nothing: docs/browser-client.md
+// A WebSocket that resumes: docs/browser-client.md
 
-const FIRST = 500, LONGEST = 20000; // ms
-const FINAL = /^(1000|1008|4(?!01[23])[0-4]..)$/; // codes
+const FINAL = /^(1000|1008|4(?!01[23])[0-4]..)$/;
 
 export class ResumableSocket extends EventTarget {
-  #url; #silence; #timer; #retry; #heard;
-  #socket;
-  #failures = 0;
+  #url; #timer; #retry; #heard;
+  #socket; // null: waiting, closed
+  #channel = "";
+  #failed = 0;
   #first = true;
   #end = new AbortController();
 
@@ -14,11 +14,16 @@ export class ResumableSocket extends EventTarget {
     super();
     this.position = since;
     this.#url = url;
-    this.#silence = silence;
     this.#connect();
+    const wake = () => {
+      this.#failed = 0;
+      if (!this.#socket) this.#after(0);
+      else if (Date.now() - this.#heard > silence) this.#lose(1006, "", 0);
+    };
     const on = (type, act) => addEventListener(type, act, this.#end);
-    const wake = () => document.hidden || this.#wake();
-    for (const type of ["online", "pageshow", "visibilitychange"]) on(type, wake);
+    on("online", wake);
+    on("pageshow", wake);
+    on("visibilitychange", () => document.hidden || wake());
     on("pagehide", () => {
       if (this.#socket) this.#lose(1001);
       clearTimeout(this.#timer);
@@ -42,12 +47,12 @@ export class ResumableSocket extends EventTarget {
     const url = new URL(this.#url, document.baseURI);
     url.protocol = url.protocol.replace("http", "ws");
     if (this.position) url.searchParams.set("since", this.position);
-    const socket = (this.#socket = new WebSocket(url));
+    const socket = this.#socket = new WebSocket(url);
     socket.onopen = () => clearTimeout(this.#timer);
     socket.onmessage = ({ data }) => this.#receive(data);
     socket.onclose = ({ code, reason }) => this.#lose(code, reason);
     this.#heard = Date.now();
-    this.#after(LONGEST, () => this.#lose(1006));
+    this.#after(20000, () => this.#lose(1006));
   }
 
   #receive(data) {
@@ -55,37 +60,34 @@ export class ResumableSocket extends EventTarget {
     let frame;
     try { frame = JSON.parse(data); } catch {}
     const { id, m, type, ms, ...detail } = frame ?? {};
-    const placed = /^1~/.test(id); // ~~: former channels
-    if (type === "retry" && ms >= 0) return (this.#retry = ms);
-    if (placed) this.position = type ? id : id + this.position.replace(/.*?(?=~~|$)/, "");
-    if (placed && type === "resumed") {
-      this.#failures = 0;
-      this.#tell("recovered", { ...detail, first: this.#first });
+    if (type === "retry" && ms >= 0) this.#retry = ms;
+    else if (type === "resumed" && id) {
+      this.position = id;
+      this.#channel = id.slice((id + "~~").indexOf("~~"));
+      this.#failed = 0;
+      detail.first = this.#first;
       this.#first = false;
-    } else if (!placed || m !== undefined)
-      this.dispatchEvent(new MessageEvent("message", { data: m ?? data, lastEventId: placed ? id : "" }));
+      this.dispatchEvent(new CustomEvent("recovered", { detail }));
+    } else {
+      const isOurs = /^(id|id,m|m)$/.test(Object.keys(frame ?? {}));
+      if (isOurs && id) this.position = id + this.#channel;
+      const init = isOurs ? { data: m, lastEventId: this.position } : { data };
+      if (init.data !== undefined) this.dispatchEvent(new MessageEvent("message", init));
+    }
   }
-
-  #tell(type, detail) { this.dispatchEvent(new CustomEvent(type, { detail })); }
 
   #lose(code, reason = "", delay = this.#retry) {
     if (this.#end.signal.aborted) return;
     const socket = this.#socket;
     if (socket) socket.onmessage = socket.onclose = socket.close();
     this.#socket = this.#retry = null;
-    delay ??= Math.random() * Math.min(LONGEST, FIRST * 2 ** this.#failures++);
+    delay ??= Math.random() * Math.min(20000, 500 * 2 ** this.#failed++); // full jitter
     this.#after(delay);
     if (FINAL.test(code)) {
       this.#end.abort();
       clearTimeout(this.#timer);
       delay = null;
     }
-    this.#tell("close", { code, reason, delay });
-  }
-
-  #wake() {
-    this.#failures = 0;
-    if (!this.#socket) this.#after(0);
-    else if (Date.now() - this.#heard > this.#silence) this.#lose(1006, "", 0);
+    this.dispatchEvent(new CustomEvent("close", { detail: { code, reason, delay } }));
   }
 }
