@@ -351,6 +351,22 @@ def test_good_connection_ends_the_growth(page: Page, site: Site) -> None:
     assert all(event["delay"] <= FIRST for event in after)
 
 
+def test_wake_ends_the_growth(page: Page, site: Site) -> None:
+    """When an attempt at a wake fails, the delays begin again."""
+    site.kill()
+    page.evaluate("connectMany(4)")
+    wait(page, "attempts.every((events) => events.length >= 4)")
+    before = page.evaluate("attempts.map((events) => events.length)")
+    come_online(page)
+    wait(page, "attempts.every((events, n) => events.length > argument[n])", before)
+    # While the network was away an attempt may have failed too, before the wake.
+    wait(
+        page,
+        "attempts.every((events, n) => events.slice(argument[n]).some(({ delay }) => delay <= 500))",
+        before,
+    )
+
+
 @both
 def test_retry_frame(page: Page) -> None:
     """A page that is told when to come back waits just that long, and next time by itself again."""
@@ -387,13 +403,15 @@ def test_wake_when_visible(browser: Browser, site: Site, tmp_path: Path) -> None
         assert len(told(page, "recovered")) == 1
         page.bring_to_front()
         assert wait_for(page, "recovered", 2)["at"] - closed["at"] < LONG / 2
-        assert [event["type"] for event in told(page)][-5:] == [
-            "close",
-            "seen",
-            "seen",
-            "message",
-            "recovered",
-        ]
+        kinds = [event["type"] for event in told(page)]
+        assert kinds[-5:] == ["close", "seen", "seen", "message", "recovered"]
+        # A page in the background hears of the network.
+        tell(page, send=json.dumps({"type": "retry", "ms": LONG}), close=[4012])
+        closed = wait_for(page, "close", 2)
+        context.pages[-1].bring_to_front()
+        assert wait_for(page, "seen", 3)["hidden"] is True
+        come_online(page)
+        assert wait_for(page, "recovered", 3)["at"] - closed["at"] < LONG / 2
 
 
 def test_wake_when_shown_again(page: Page) -> None:
@@ -464,15 +482,21 @@ def test_dead_connection_is_left_at_a_wake(page: Page, site: Site) -> None:
     assert positions_sent(page) == ["p~1", "p~1"]
     wait(page, "socket.position === 'p~3'")
     assert texts(page) == ["missed", "into the void"]
+    # The end of the old connection has come by now, and is nobody's.
+    another_comes_back(page, FIRST)
+    assert len(told(page, "close")) == 1 and len(told(page, "recovered")) == 2
 
 
 def test_attempt_that_hangs_is_given_up(page: Page, site: Site) -> None:
-    """A server that accepts and never answers is left after 20 s."""
+    """A server that accepts and never answers is left after 20 s; an open connection is not."""
+    page.evaluate("window.kept = []; connect({}, kept); 0")
+    wait(page, "kept.some(({ type }) => type === 'recovered')")
     site.signal(signal.SIGSTOP)
     began = page.evaluate("window.socket = connect(); performance.now()")
     closed = wait_for(page, "close", 1)
     assert closed["code"] == 1006
     assert LONGEST - 50 <= closed["at"] - began <= 2 * LONGEST
+    assert told(page, "close", "kept") == []
     site.signal(signal.SIGCONT)
     wait_for(page, "recovered", 1)
 
@@ -505,6 +529,14 @@ def test_codes_after_which_it_comes_back(page: Page) -> None:
     """A server that goes, fails or is too busy is tried again."""
     back = [[1001], [1011], [1012], [1013], [3000], [4012], [4013], [4500], [4999]]
     assert [is_final(page, code) for code in back] == [False] * len(back)
+
+
+def test_reason_of_the_server(page: Page) -> None:
+    """The reason that the consumer gives comes with the code. (Daphne sends none.)"""
+    connect(page)
+    tell(page, close=[4403, "not you"])
+    closed = wait_for(page, "close", 1)
+    assert (closed["code"], closed["reason"]) == (4403, "not you")
 
 
 @pytest.mark.parametrize("kind", ["daphne"])
