@@ -192,7 +192,7 @@ class Page:
         origin: Any = f"http://{HOST}:{self.port}"
         self.socket = await websockets.asyncio.client.connect(self.address, origin=origin, proxy=None)
         self.server = (await self.frame("welcome"))["server"]
-        await self.frame("history")
+        await self.frame("resumed")
         return self
 
     async def __aexit__(
@@ -204,11 +204,16 @@ class Page:
         await self.socket.send(json.dumps(frame))
 
     async def frame(self, kind: str, within: float = 20, **values: Any) -> Frame:
-        """Return the next frame of a type, with these values, leaving out what comes before it."""
+        """
+        Return the next frame of a type, with these values, leaving out what comes before it.
+
+        Of a message of the room's group it is what the page handles, without the position.
+        """
         async with asyncio.timeout(within):
             while True:
                 frame: Frame = json.loads(await self.socket.recv())
-                if frame["type"] == kind and frame | values == frame:
+                frame = frame.get("m", frame)
+                if frame.get("type") == kind and frame | values == frame:
                     return frame
 
     async def is_here(self, *expected: str) -> set[str]:

@@ -66,7 +66,7 @@ def main() -> None:
                 playwright.expect(page.locator("#log .message")).to_have_count(number)
         words = sum(len(text.split()) for _, text in CONVERSATION)
         for page in pages.values():
-            playwright.expect(page.locator("#counters")).to_have_text(f"{words} words")
+            playwright.expect(page.locator("#tally")).to_have_text(f"{words} words")
         pages["Grace Hopper"].type("#message", "Then I send the next one from a sync view")
         playwright.expect(pages["Ada Lovelace"].locator("#typing")).to_have_text("Grace Hopper is typing…")
         sheet = browser.new_context(viewport={"width": 1272, "height": 100}, **options).new_page()

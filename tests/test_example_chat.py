@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -35,19 +36,44 @@ def layers(prefix: str, host: str = "memory://", send_timeout: float = 2.0) -> d
 
 
 async def next_frame(socket: WebsocketCommunicator, kind: str, **values: Any) -> Frame:
-    """Return the next frame of a type, with these values, leaving out what comes before it."""
+    """
+    Return the next frame of a type, with these values, leaving out what comes before it.
+
+    Of a message of the room's group it is what the page handles, without the position.
+    """
     while True:
-        frame: Frame = await socket.receive_json_from(timeout=DEADLINE)
+        frame = await next_of_any_kind(socket)
         if frame["type"] == kind and frame | values == frame:
             return frame
+
+
+async def next_of_any_kind(socket: WebsocketCommunicator) -> Frame:
+    while True:
+        frame: Frame = await socket.receive_json_from(timeout=DEADLINE)
+        if frame.keys() != {"id"}:  # a fresh position of a quiet room
+            message: Frame = frame.get("m", frame)
+            return message
 
 
 async def next_frame_but(socket: WebsocketCommunicator, *kinds: str) -> Frame:
     """Return the next frame that is of none of these types."""
     while True:
-        frame: Frame = await socket.receive_json_from(timeout=DEADLINE)
+        frame = await next_of_any_kind(socket)
         if frame["type"] not in kinds:
             return frame
+
+
+async def loaded(room: str = "lobby") -> tuple[str, dict[str, Any]]:
+    """Return the position and the stored messages that the page of a room is rendered with."""
+    page = (await AsyncClient().get(f"/chat/{room}/")).content.decode()
+    since = re.search('data-since="(.*?)"', page)
+    stored = re.search('<script id="stored".*?>(.*?)</script>', page)
+    assert since is not None and stored is not None
+    return since[1], json.loads(stored[1])
+
+
+def texts(messages: list[Frame]) -> list[str]:
+    return [message["text"] for message in messages]
 
 
 def presence(*more: str) -> tuple[str, ...]:
@@ -79,13 +105,14 @@ async def open_socket(settings: Any, prefix: str) -> AsyncIterator[Open]:
 
 @pytest.fixture
 async def join(open_socket: Open) -> Callable[..., Any]:
-    """Return a WebSocket that has joined a room and received its history."""
+    """Return a WebSocket that has joined a room."""
 
-    async def joined(name: str, room: str = "lobby", after: int = 0) -> WebsocketCommunicator:
-        socket = open_socket(room, f"name={name}&after={after}")
+    async def joined(name: str, room: str = "lobby") -> WebsocketCommunicator:
+        socket = open_socket(room, f"name={name}")
         accepted, _ = await socket.connect(timeout=DEADLINE)
         assert accepted
         await next_frame(socket, "welcome", name=name, room=room)
+        await next_frame(socket, "resumed", recovered=True)
         return socket
 
     return joined
@@ -97,7 +124,7 @@ async def test_message_reaches_the_room_and_only_it(join: Any) -> None:
     await next_frame(elsewhere, "here", name="Alan")
     await ada.send_json_to({"message": "Hello <b>there</b>"})
     for socket in (ada, grace):
-        frame = await next_frame(socket, "message")
+        frame = await next_frame(socket, "chat.message")
         assert frame["author"] == "Ada"
         assert frame["text"] == "Hello <b>there</b>"
         assert frame["id"] > 0
@@ -105,30 +132,56 @@ async def test_message_reaches_the_room_and_only_it(join: Any) -> None:
     assert await elsewhere.receive_nothing()
 
 
-async def test_history_comes_on_joining(join: Any) -> None:
-    """Whoever joins later gets what was said, oldest first."""
+async def test_page_has_the_messages_and_the_tally(join: Any) -> None:
+    """Whoever comes later gets what was said with the page, oldest first."""
     ada = await join("Ada")
     for text in ("one", "two"):
         await ada.send_json_to({"message": text})
-        await next_frame(ada, "message", text=text)
-    grace = await join("Grace")
-    history = await next_frame(grace, "history")
-    assert [message["text"] for message in history["messages"]] == ["one", "two"]
-    assert history["truncated"] is False
+        await next_frame(ada, "chat.message", text=text)
+    _, stored = await loaded()
+    assert texts(stored["messages"]) == ["one", "two"]
+    assert (stored["truncated"], stored["tally"]) == (False, {"messages": 0, "words": 0})
 
 
-async def test_history_after_a_reconnect_is_what_was_missed(join: Any) -> None:
-    """A page that names the last message it has gets those after it, on joining and on asking."""
+async def test_nothing_is_between_the_page_and_its_socket(join: Any, open_socket: Open) -> None:
+    """What is said after the page was rendered, and before its socket is there, comes once and in order."""
+    ada = await join("Ada")
+    since, _ = await loaded()
+    for number in range(5):
+        await ada.send_json_to({"message": str(number)})
+        await next_frame(ada, "chat.message", text=str(number))
+    grace = open_socket(query=f"name=Grace&since={since}")
+    await grace.connect(timeout=DEADLINE)
+    await next_frame(grace, "welcome")
+    for number in range(5):
+        assert (await next_of_any_kind(grace))["text"] == str(number)
+    assert (await next_of_any_kind(grace)).items() >= {"type": "resumed", "recovered": True}.items()
+
+
+async def test_who_was_there_is_not_replayed(join: Any, open_socket: Open) -> None:
+    """A page that comes back gets the words that it missed, and no typing, roll calls and leaves of before."""
+    ada = await join("Ada")
+    since, _ = await loaded()
+    await (await join("Alan")).disconnect(timeout=DEADLINE)
+    await ada.send_json_to({"typing": True})
+    await ada.send_json_to({"message": "Hello"})
+    await next_frame(ada, "chat.message")
+    grace = open_socket(query=f"name=Grace&since={since}")
+    await grace.connect(timeout=DEADLINE)
+    await next_frame(grace, "welcome")
+    assert [(await next_of_any_kind(grace))["type"] for _ in range(2)] == ["chat.message", "resumed"]
+
+
+async def test_asking_brings_what_is_stored(join: Any) -> None:
+    """A page that names the last message it has gets those after it."""
     from chat.models import Message
 
     first = await Message.objects.acreate(room="lobby", author="Ada", text="one")
     await Message.objects.acreate(room="lobby", author="Ada", text="two")
-    ada = await join("Ada", after=first.id)
-    history = await next_frame(ada, "history")
-    assert [message["text"] for message in history["messages"]] == ["two"]
-    await ada.send_json_to({"after": 0})
-    history = await next_frame(ada, "history")
-    assert [message["text"] for message in history["messages"]] == ["one", "two"]
+    ada = await join("Ada")
+    for after, expected in ((first.id, ["two"]), (0, ["one", "two"])):
+        await ada.send_json_to({"after": after})
+        assert texts((await next_frame(ada, "history"))["messages"]) == expected
 
 
 async def test_history_is_bounded_and_says_so(join: Any) -> None:
@@ -137,9 +190,11 @@ async def test_history_is_bounded_and_says_so(join: Any) -> None:
 
     for number in range(60):
         await Message.objects.acreate(room="lobby", author="Ada", text=str(number))
-    history = await next_frame(await join("Ada"), "history")
-    assert [message["text"] for message in history["messages"]] == [str(number) for number in range(10, 60)]
-    assert history["truncated"] is True
+    ada = await join("Ada")
+    await ada.send_json_to({"after": 0})
+    for stored in (await next_frame(ada, "history"), (await loaded())[1]):
+        assert texts(stored["messages"]) == [str(number) for number in range(10, 60)]
+        assert stored["truncated"] is True
 
 
 async def test_roll_call_is_answered_by_everybody_present(join: Any) -> None:
@@ -172,7 +227,7 @@ async def test_a_new_name_is_announced_and_used(join: Any) -> None:
     await ada.send_json_to({"name": "  Countess\n of   Lovelace "})
     await next_frame(grace, "here", name="Countess of Lovelace")
     await ada.send_json_to({"message": "Hello"})
-    await next_frame(grace, "message", author="Countess of Lovelace")
+    await next_frame(grace, "chat.message", author="Countess of Lovelace")
 
 
 async def test_typing_reaches_the_others_only(join: Any) -> None:
@@ -180,10 +235,9 @@ async def test_typing_reaches_the_others_only(join: Any) -> None:
     ada, grace = await join("Ada"), await join("Grace")
     await ada.send_json_to({"typing": True})
     assert await next_frame(grace, "typing") == {"type": "typing", "name": "Ada"}
-    await ada.send_json_to({"message": "done"})
-    # One group has one order: the hint would have come before this.
-    frame = await next_frame_but(ada, *presence("history", "tally", "stored"))
-    assert frame["type"] == "message"
+    await grace.send_json_to({"typing": True})
+    # One group has one order: her own hint would have come before this.
+    assert (await next_frame_but(ada, *presence()))["name"] == "Grace"
 
 
 async def test_guest_gets_a_name(open_socket: Open) -> None:
@@ -233,7 +287,7 @@ async def test_bad_frame_is_refused_and_the_page_stays(join: Any, frame: str, pr
     assert answer["code"] == "refused"
     assert problem in answer["text"]
     await ada.send_json_to({"message": "still here"})
-    await next_frame(ada, "message", text="still here")
+    await next_frame(ada, "chat.message", text="still here")
 
 
 async def test_bytes_are_refused(join: Any) -> None:
@@ -247,7 +301,7 @@ async def test_longest_message_passes(join: Any) -> None:
     """A thousand characters are a message, of any script."""
     ada = await join("Ada")
     await ada.send_json_to({"message": "字" * 1000})
-    assert (await next_frame(ada, "message"))["text"] == "字" * 1000
+    assert (await next_frame(ada, "chat.message"))["text"] == "字" * 1000
 
 
 @pytest.mark.parametrize("room", ["", "a%20b", "caf%C3%A9", "x" * 51, "a.b", "lobby%0A"])
@@ -283,13 +337,12 @@ async def test_words_are_counted(join: Any) -> None:
         job = await get_layer().receive("wordcount")
         assert job["room"] == "lobby"
         await worker.send_input(job)
-        tally = await next_frame(ada, "tally", words=words)
+        tally = await next_frame(ada, "chat.tally", words=words)
     assert tally["messages"] == 2
     await worker.send_input({"type": "count.words"})
     await worker.send_input({"type": "count.words", "room": "no room"})
     assert await worker.receive_nothing()
-    grace = await join("Grace")
-    await next_frame(grace, "tally", words=5, messages=2)
+    assert (await loaded())[1]["tally"] == {"messages": 2, "words": 5}
     worker.stop(exceptions=False)
 
 
@@ -304,12 +357,12 @@ async def test_each_stored_word_counts_once(join: Any) -> None:
     scope = {"type": "channel", "channel": "wordcount"}
     worker = ApplicationCommunicator(workers, scope)  # type: ignore[no-untyped-call]
     await worker.send_input(job)
-    await next_frame(ada, "tally", messages=1, words=3)
+    await next_frame(ada, "chat.tally", messages=1, words=3)
     await worker.send_input(job)
-    assert (await next_frame(ada, "tally"))["words"] == 3
+    assert (await next_frame(ada, "chat.tally"))["words"] == 3
     await ada.send_json_to({"who": True})
     await ada.send_json_to({"after": 0})
-    await next_frame(ada, "tally", words=3)
+    await next_frame(ada, "chat.tally", words=3)
     assert "wordcount" not in dict(get_layer().statistics().queued)
     worker.stop(exceptions=False)
 
@@ -384,26 +437,34 @@ async def test_chat_goes_on_without_a_worker(join: Any) -> None:
     for number in range(100):
         await get_layer().send("wordcount", {"type": "count.words", "number": number})
     await ada.send_json_to({"message": "hello"})
-    await next_frame(ada, "message", text="hello")
+    await next_frame(ada, "chat.message", text="hello")
     await ada.send_json_to({"message": "again"})
-    await next_frame(ada, "message", text="again")
+    await next_frame(ada, "chat.message", text="again")
 
 
 async def test_json_from_outside_is_shown(join: Any) -> None:
     """What another program publishes to the room, without the keys of our own messages, harms nobody."""
     ada = await join("Ada")
     await get_layer().group_send("chat.lobby", {"type": "chat.message", "text": "hi"})
-    assert (await next_frame(ada, "message"))["text"] == "hi"
+    assert (await next_frame(ada, "chat.message"))["text"] == "hi"
     await get_layer().group_send("chat.lobby", {"type": "chat.notice", "text": "Restart at noon"})
-    assert (await next_frame(ada, "notice"))["text"] == "Restart at noon"
+    assert (await next_frame(ada, "chat.notice"))["text"] == "Restart at noon"
 
 
-async def test_a_told_loss_has_the_page_ask_for_its_history(join: Any) -> None:
-    """A loss that the layer tells reaches the page as the end of an outage does: it asks for what it missed."""
+async def test_a_restart_of_the_server_is_told(
+    own_redis_server: EmbeddedServer, open_socket: Open, join: Any, settings: Any, prefix: str
+) -> None:
+    """A page that may lack messages is told so while it is connected, and when it comes back."""
+    settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url)
     ada = await join("Ada")
-    lost = {"type": "layer.loss", "reason": "server_changed", "groups": ["chat.lobby"]}
-    await get_layer().group_send("chat.lobby", lost)
-    await next_frame(ada, "layer", up=True)
+    since, _ = await loaded()
+    own_redis_server.kill()
+    await next_frame(ada, "layer", up=False)
+    own_redis_server.restart()
+    await next_frame(ada, "resumed", recovered=False, reason="server_changed")
+    grace = open_socket(query=f"name=Grace&since={since}")
+    await grace.connect(timeout=DEADLINE)
+    await next_frame(grace, "resumed", recovered=False, reason="server_changed")
 
 
 async def test_outage_is_told_and_survived(
@@ -423,7 +484,7 @@ async def test_outage_is_told_and_survived(
     await grace.send_json_to({"after": 0})
     assert [message["text"] for message in (await next_frame(grace, "history"))["messages"]] == ["anybody?"]
     await ada.send_json_to({"message": "back"})
-    await next_frame(grace, "message", text="back")
+    await next_frame(grace, "chat.message", text="back")
 
 
 async def test_an_outage_holds_up_no_page(
@@ -466,7 +527,7 @@ async def test_sync_view_sends_to_the_room(join: Any) -> None:
     await client.get("/chat/lobby/")
     data["csrfmiddlewaretoken"] = client.cookies["csrftoken"].value
     assert (await client.post("/chat/lobby/send/", data)).status_code == 201
-    await next_frame(ada, "message", text="from a view", author="Grace")
+    await next_frame(ada, "chat.message", text="from a view", author="Grace")
     assert (await get_layer().receive("wordcount"))["room"] == "lobby"
 
 
@@ -486,6 +547,17 @@ def test_sync_view_refuses_bad_input(client: Client, data: dict[str, str], probl
     assert response.status_code == 400
     assert problem in response.json()["error"]
     assert not Message.objects.exists()
+
+
+def test_page_in_an_outage(
+    client: Client, settings: Any, prefix: str, own_redis_server: EmbeddedServer
+) -> None:
+    """During an outage the page is served without a position: it asks for the messages when it is connected."""
+    settings.CHANNEL_LAYERS = layers(prefix, own_redis_server.url, send_timeout=0.2)
+    own_redis_server.kill()
+    response = client.get("/chat/lobby/")
+    assert response.status_code == 200
+    assert b'data-since=""' in response.content
 
 
 def test_sync_view_in_an_outage(

@@ -40,11 +40,11 @@ async def test_demo_joins_two_servers_and_a_worker(demo: Demo) -> None:
         await ada.send(typing=True)
         await grace.frame("typing", name="Ada")
         await ada.send(message="one two three")
-        await grace.frame("message", author="Ada", text="one two three")
-        await grace.frame("tally", words=3, messages=1)
+        await grace.frame("chat.message", author="Ada", text="one two three")
+        await grace.frame("chat.tally", words=3, messages=1)
         await grace.send(message="four")
-        await ada.frame("message", author="Grace", text="four")
-        await ada.frame("tally", words=4, messages=2)
+        await ada.frame("chat.message", author="Grace", text="four")
+        await ada.frame("chat.tally", words=4, messages=2)
 
 
 def test_demo_serves_pages_and_static_files(demo: Demo) -> None:
@@ -87,7 +87,7 @@ async def test_killed_server_is_noticed_and_comes_back(demo: Demo) -> None:
             assert await grace.is_here("Grace") == {"Grace"}
         demo.wait_for(rf"Daphne on port {demo.first} was killed by SIGKILL")
         await grace.send(message="still here")
-        await grace.frame("message", text="still here")
+        await grace.frame("chat.message", text="still here")
         again = demo.wait_for(rf"Daphne on port {demo.first} answers again \(pid (\d+)\)")
         async with Page(demo.first, "Ada") as ada:
             assert ada.server == {"port": demo.first, "pid": int(again[1])}
@@ -102,8 +102,8 @@ async def test_messages_wait_for_a_killed_worker(demo: Demo) -> None:
         os.kill(demo.pid_of("worker"), signal.SIGKILL)
         demo.wait_for(r"The worker was killed by SIGKILL")
         await ada.send(message="one two")
-        await ada.frame("message", text="one two")
-        await ada.frame("tally", words=2, within=40)
+        await ada.frame("chat.message", text="one two")
+        await ada.frame("chat.tally", words=2, within=40)
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ async def test_pages_survive_a_killed_message_server(demo: Demo) -> None:
         await grace.send(after=0)
         assert [message["text"] for message in (await grace.frame("history"))["messages"]] == ["anybody?"]
         await ada.send(message="back")
-        await grace.frame("message", text="back")
+        await grace.frame("chat.message", text="back")
     assert demo.stop() == 0
     _, _, lines = demo.output.partition("Ctrl-C stops everything.\n\n")
     assert "channels_asyncq.connection" in lines
@@ -226,7 +226,7 @@ async def test_chat_under_a_server_of_its_own(
         assert get(port, "/static/chat/room.js")[0] == 200
         async with Page(port, "Ada") as ada, Page(port, "Grace") as grace:
             await ada.send(message="hello")
-            await grace.frame("message", text="hello")
+            await grace.frame("chat.message", text="hello")
             async with Page(port, "Alan") as alan:
                 await ada.frame("here", name="Alan")
                 alan.socket.transport.abort()

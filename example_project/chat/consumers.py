@@ -12,7 +12,7 @@ from channels.db import database_sync_to_async
 from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerClosed, LayerUnavailable
-from channels_asyncq.generic.websocket import AsyncJsonWebsocketConsumer
+from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
 from chat.models import Message, Tally
 from chat.rules import (
     ROOM_RULE,
@@ -25,9 +25,9 @@ from chat.rules import (
     is_room,
     parse_after,
     parse_frame,
+    people_of,
 )
 
-HISTORY = 50
 RECENT = 20  # ids in a roll call
 MOST_SENDS = 100  # unfinished sends of one page
 CLOSE_BAD_ROOM = 4404
@@ -64,16 +64,20 @@ async def no_such_socket(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "websocket.close"})
 
 
-class ChatConsumer(AsyncJsonWebsocketConsumer):
+class ChatConsumer(ResumableWebsocketConsumer):
     """
     One page in one room.
 
-    The page sends frames (see `chat.rules.parse_frame`). It gets frames with a "type": welcome, history,
-    stored, message, typing, tally, notice, error, layer, and for presence roll_call, here and left.
+    The room has two groups. What is said, the tally and notices go to the first. A page that comes back gets what
+    it has missed of them: this class has no handlers for these messages, so they go to the page as they are. The
+    second group has what is of the moment: who is here, and who is typing.
 
-    A message is stored first, and its page gets "stored". Then it is sent to the room as "message", to its own
-    page too. Each roll call contains the ids of the newest messages, and a page that lacks one asks for it. So an
-    outage of the layer, or the end of this process, delays a message and loses none.
+    The page sends frames (see `chat.rules.parse_frame`). Besides the messages of the first group it gets frames
+    with a "type": welcome, history, stored, typing, error, layer, and for presence roll_call, here and left.
+
+    A message is stored first, and its page gets "stored". Then it is sent to the room as "chat.message", to its
+    own page too. Each roll call contains the ids of the newest messages, and a page that lacks one asks for it.
+    So an outage of the layer, or the end of this process, delays a message and loses none.
 
     Presence is not stored. A consumer calls the roll over the group, and each consumer answers over the group. A
     killed process does not answer, so its people disappear, and no table needs cleaning. All members of a group
@@ -95,6 +99,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
             return
         query = parse_qs(self.scope["query_string"].decode(errors="replace"))
         self.group = group_of(self.room)
+        self.people = people_of(self.room)
         self.member = member_of(query.get("page", [""])[0])
         self.sends = set()
         try:
@@ -102,14 +107,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         except Refused:
             self.name = guest_name()
         try:
-            after = parse_after(query.get("after", ["0"])[0])
-        except Refused:
-            after = 0
-
-        # Join first, read second: a message in between then arrives twice, and the page drops the repeat by
-        # its id. In the other order it would not arrive at all.
-        try:
-            await self.channel_layer.group_add(self.group, self.channel_name)
+            await self.channel_layer.group_add(self.people, self.channel_name)
         except (LayerUnavailable, DeliveryUnknown):
             await self.tell("error", code="unavailable", text="The chat cannot reach its message bus.")
             await self.close(CLOSE_TRY_AGAIN)
@@ -118,7 +116,12 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         await self.tell(
             "welcome", room=self.room, member=self.member, name=self.name, server=describe(self.scope)
         )
-        await self.tell_history(after)
+
+    def resumable_groups(self) -> list[str]:
+        return [self.group]
+
+    async def on_resumed(self, recovered: bool, reason: str) -> None:
+        """The page has what it missed. Or it has not recovered: then it asks for the stored messages."""
         await self.call_the_roll()
 
     async def disconnect(self, code: int) -> None:
@@ -126,8 +129,8 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
             return
         self.joined = False
         try:
-            await self.channel_layer.group_discard(self.group, self.channel_name)
-            await self.channel_layer.group_send(self.group, {"type": "chat.left", "member": self.member})
+            await self.channel_layer.group_discard(self.people, self.channel_name)
+            await self.channel_layer.group_send(self.people, {"type": "chat.left", "member": self.member})
         except (LayerUnavailable, DeliveryUnknown):
             pass  # The next roll call has the same effect.
 
@@ -147,10 +150,10 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
                 await self.say(clean_text(value), clean_key(frame.get("key")))
             elif action == "typing":
                 # The author's own page needs no copy.
-                self.publish("chat.typing", exclude=[self.channel_name], name=self.name)
+                self.publish(self.people, "chat.typing", exclude=[self.channel_name], name=self.name)
             elif action == "name":
                 self.name = clean_author(value)
-                self.publish("chat.here", member=self.member, name=self.name)
+                self.publish(self.people, "chat.here", member=self.member, name=self.name)
             elif action == "who":
                 await self.call_the_roll()
             elif action == "after":
@@ -164,13 +167,13 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         """Store a message, send it to the room and have its words counted."""
         message = await database_sync_to_async(Message.store)(self.room, self.name, text, key)
         await self.tell("stored", **message.as_dict())
-        self.publish("chat.message", **message.as_dict())
+        self.publish(self.group, "chat.message", **message.as_dict())
         self.have_counted()
 
     async def call_the_roll(self) -> None:
         """Ask all pages of the room to answer, with the ids of the newest messages; have these counted."""
         recent = await database_sync_to_async(Message.newest_ids)(self.room, RECENT)
-        self.publish("chat.roll_call", recent=recent)
+        self.publish(self.people, "chat.roll_call", recent=recent)
         if recent and not await Tally.objects.filter(room=self.room, counted_to__gte=recent[0]).aexists():
             self.have_counted()
 
@@ -180,20 +183,18 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
 
     async def tell_history(self, after: int) -> None:
         """Send the newest messages after the given id, oldest first, and the room's tally."""
-        newest = Message.objects.filter(room=self.room, id__gt=after).order_by("-id")[: HISTORY + 1]
-        messages = [message.as_dict() async for message in newest]
-        truncated = len(messages) > HISTORY
-        await self.tell("history", messages=messages[:HISTORY][::-1], truncated=truncated)
-        tally = await Tally.objects.filter(room=self.room).afirst()
-        await self.tell("tally", messages=tally.messages if tally else 0, words=tally.words if tally else 0)
+        messages, truncated = await database_sync_to_async(Message.history)(self.room, after)
+        await self.tell("history", messages=messages, truncated=truncated)
+        tally = await database_sync_to_async(Tally.of)(self.room)
+        await self.tell("chat.tally", **tally.as_dict())
 
     async def tell(self, kind: str, **frame: Any) -> None:
         """Send one frame to this page."""
         await self.send_json({"type": kind, **frame})
 
-    def publish(self, kind: str, exclude: Collection[str] = (), **event: Any) -> None:
-        """Send an event to the room."""
-        self.send_aside(self.channel_layer.group_send(self.group, {"type": kind, **event}, exclude=exclude))
+    def publish(self, group: str, kind: str, exclude: Collection[str] = (), **event: Any) -> None:
+        """Send an event to one of the groups of the room."""
+        self.send_aside(self.channel_layer.group_send(group, {"type": kind, **event}, exclude=exclude))
 
     def send_aside(self, sending: Coroutine[Any, Any, None]) -> None:
         """
@@ -209,25 +210,15 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         self.sends.add(task)  # The event loop itself keeps only a weak reference.
         task.add_done_callback(self.sends.discard)
 
-    # Messages of the room. `.get`, because other programs may publish to a group too.
-
-    async def chat_message(self, event: Event) -> None:
-        keys = ("id", "author", "text", "sent_at", "key")
-        await self.tell("message", **{key: event.get(key) for key in keys})
+    # Messages of the second group. `.get`, because other programs may publish to a group too.
 
     async def chat_typing(self, event: Event) -> None:
         await self.tell("typing", name=event.get("name"))
 
-    async def chat_tally(self, event: Event) -> None:
-        await self.tell("tally", messages=event.get("messages"), words=event.get("words"))
-
-    async def chat_notice(self, event: Event) -> None:
-        await self.tell("notice", text=event.get("text"))
-
     async def chat_roll_call(self, event: Event) -> None:
         await self.tell("roll_call", recent=event.get("recent"))
         if self.joined:
-            self.publish("chat.here", member=self.member, name=self.name)
+            self.publish(self.people, "chat.here", member=self.member, name=self.name)
 
     async def chat_here(self, event: Event) -> None:
         await self.tell("here", member=event.get("member"), name=event.get("name"))
@@ -235,19 +226,16 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
     async def chat_left(self, event: Event) -> None:
         if self.joined and event.get("member") == self.member:
             # An earlier connection of this page has ended late.
-            self.publish("chat.here", member=self.member, name=self.name)
+            self.publish(self.people, "chat.here", member=self.member, name=self.name)
             return
         await self.tell("left", member=event.get("member"))
 
-    # Messages of the layer: `on_disconnect`, `on_reconnect` and `on_loss` in the settings
+    # Messages of the layer: `on_disconnect` and `on_reconnect` in the settings. What is lost in between for good
+    # makes `recovered` false.
 
     async def layer_down(self, event: Event) -> None:
         await self.tell("layer", up=False)
 
     async def layer_up(self, event: Event) -> None:
-        """The page asks for the messages that it missed, and calls the roll."""
-        await self.tell("layer", up=True)
-
-    async def layer_loss(self, event: Event) -> None:
-        """Messages are missing, or may be: the page asks for the history."""
+        """The page asks for the messages that could not be sent meanwhile, and calls the roll."""
         await self.tell("layer", up=True)

@@ -7,6 +7,8 @@ from django.db import models, transaction
 
 from chat.rules import AUTHOR_LENGTH, KEY_LENGTH, ROOM_LENGTH, TEXT_LENGTH
 
+HISTORY = 50  # messages that a page gets at most
+
 
 class Message(models.Model):
     """A message in a room. Ids grow in the order of the commits, because SQLite has one writer at a time."""
@@ -41,6 +43,13 @@ class Message(models.Model):
         """Return the ids of a room's newest messages, the newest first."""
         return list(cls.objects.filter(room=room).order_by("-id").values_list("id", flat=True)[:number])
 
+    @classmethod
+    def history(cls, room: str, after: int = 0) -> tuple[list[dict[str, Any]], bool]:
+        """Return the newest messages after an id, the oldest first, and whether there are more after it."""
+        newest = cls.objects.filter(room=room, id__gt=after).order_by("-id")[: HISTORY + 1]
+        messages = [message.as_dict() for message in newest]
+        return messages[:HISTORY][::-1], len(messages) > HISTORY
+
     def as_dict(self) -> dict[str, Any]:
         """The message for a page, and for the channel layer."""
         return {
@@ -62,6 +71,15 @@ class Tally(models.Model):
 
     def __str__(self) -> str:
         return f"{self.room}: {self.words} words in {self.messages} messages"
+
+    @classmethod
+    def of(cls, room: str) -> Tally:
+        """Return the tally of a room, with zeros if nothing was counted."""
+        return cls.objects.filter(room=room).first() or cls(room=room)
+
+    def as_dict(self) -> dict[str, int]:
+        """The tally for a page, and for the channel layer."""
+        return {"messages": self.messages, "words": self.words}
 
     @classmethod
     def count(cls, room: str) -> Tally:

@@ -37,8 +37,13 @@ def is_room(name: str) -> bool:
 
 
 def group_of(room: str) -> str:
-    """The channel layer's group for a room."""
+    """The channel layer's group for what is said in a room. A page that comes back gets what it missed of it."""
     return f"chat.{room}"
+
+
+def people_of(room: str) -> str:
+    """The channel layer's group for who is in a room, and who is typing."""
+    return f"people.{room}"
 
 
 def clean_text(text: object) -> str:

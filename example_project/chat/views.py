@@ -7,8 +7,8 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST, require_safe
 
-from channels_asyncq import DeliveryUnknown, LayerUnavailable, get_layer
-from chat.models import Message
+from channels_asyncq import DeliveryUnknown, LayerUnavailable, get_layer, sync
+from chat.models import Message, Tally
 from chat.rules import (
     AUTHOR_LENGTH,
     ROOM_RULE,
@@ -35,8 +35,22 @@ def index(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def room(request: HttpRequest, room: str) -> HttpResponse:
-    """The page of one room. Its contents come over the WebSocket."""
-    context = {"room": room, "author_length": AUTHOR_LENGTH, "text_length": TEXT_LENGTH}
+    """The page of one room, with its messages, and the position from which its WebSocket goes on."""
+    # Position first, messages second: a message in between is in both, and the page drops the repeat by its id.
+    # In the other order it would be in neither.
+    try:
+        since = sync.position(group_of(room))
+    except LayerUnavailable:
+        since = ""  # The page asks for the messages again when it is connected.
+    messages, truncated = Message.history(room)
+    state = {"messages": messages, "truncated": truncated, "tally": Tally.of(room).as_dict()}
+    context = {
+        "room": room,
+        "since": since,
+        "state": state,
+        "author_length": AUTHOR_LENGTH,
+        "text_length": TEXT_LENGTH,
+    }
     return render(request, "chat/room.html", context)
 
 

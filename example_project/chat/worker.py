@@ -23,7 +23,7 @@ class WordCounter(AsyncConsumer):
         if not isinstance(room, str) or not is_room(room):
             return  # Any code of the site may send to this channel.
         tally = await database_sync_to_async(Tally.count)(room)
-        event = {"type": "chat.tally", "messages": tally.messages, "words": tally.words}
+        event = {"type": "chat.tally", **tally.as_dict()}
         try:
             await self.channel_layer.group_send(group_of(tally.room), event)
         except (LayerUnavailable, DeliveryUnknown):
@@ -38,6 +38,3 @@ class WordCounter(AsyncConsumer):
 
     async def layer_up(self, message: dict[str, Any]) -> None:
         """Ignore `on_reconnect`, for the same reason."""
-
-    async def layer_loss(self, message: dict[str, Any]) -> None:
-        """Ignore `on_loss`: the next message counts everything that is not counted yet."""

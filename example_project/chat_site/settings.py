@@ -39,8 +39,6 @@ CHANNEL_LAYERS = {
             # Each consumer gets these messages in an outage, and informs its page.
             "on_disconnect": "layer.down",
             "on_reconnect": "layer.up",
-            # Each consumer gets this message if it missed a message, or may have.
-            "on_loss": "layer.loss",
         },
     },
 }

@@ -1,4 +1,4 @@
-"use strict";
+import { ResumableSocket } from "../channels_asyncq/resume.js";
 
 const composer = document.getElementById("composer");
 const element = (id) => document.getElementById(id);
@@ -7,72 +7,77 @@ const scroll = element("scroll");
 const nameField = element("name");
 const messageField = element("message");
 
-// ---- The connection: one WebSocket at a time, with growing, jittered delays between attempts ----
+// ---- The connection: a ResumableSocket connects again by itself and gets what the page has missed ----
 
-const FIRST_DELAY = 500;
-const LONGEST_DELAY = 20000;
 const SILENCE = 25000; // A roll is called about every ten seconds: a socket that is silent for this long is dead.
-const CLOSE_BAD_ROOM = 4404;
-const STABLE = 5000; // After a connection that lives this long, the delays start again from the shortest.
-const page = newKey(); // The server recognises this page by it after a reconnect.
+
+const address = new URL(`/ws/chat/${composer.dataset.room}/`, location.href);
+address.searchParams.set("name", localStorage.getItem("name") ?? "");
+address.searchParams.set("page", newKey()); // The server recognises this page by it after a reconnect.
 
 let socket = null;
 let state = "connecting";
-let changedAt = Date.now();
-let failures = 0;
 let askAt = 0;
 let retryAt = 0;
-let retryTimer = 0;
 let heardAt = 0;
 
 function connect() {
-  clearTimeout(retryTimer);
-  retryTimer = 0;
-  show("connecting", failures ? "Reconnecting…" : "Connecting…");
-  const address = new URL(`/ws/chat/${composer.dataset.room}/`, location.href);
-  address.protocol = address.protocol.replace("http", "ws");
-  address.search = new URLSearchParams({ name: localStorage.getItem("name") ?? "", page, after: complete });
-  const opened = new WebSocket(address);
+  const left = socket;
+  socket = null; // so that its end counts for nothing
+  left?.close();
+  show("connecting", left ? "Reconnecting…" : "Connecting…");
+  // Each attempt reads the address anew, so it has the name of that moment.
+  const opened = new ResumableSocket(address, { since: left?.position ?? composer.dataset.since });
+  const on = (type, act) => opened.addEventListener(type, (event) => {
+    if (opened !== socket) return;
+    heardAt = Date.now();
+    act(event);
+  });
   socket = opened;
   heardAt = Date.now();
-  opened.onmessage = ({ data }) => {
-    heardAt = Date.now();
-    const frame = JSON.parse(data);
+  on("message", ({ data }) => {
+    // A message of the room's group, or a frame that the consumer sent by itself.
+    const frame = typeof data === "string" ? JSON.parse(data) : data;
     handlers[frame.type]?.(frame);
-  };
-  opened.onclose = ({ code }) => {
-    if (opened === socket) lost(code);
-  };
+  });
+  on("recovered", recovered);
+  on("close", lost);
 }
 
-function lost(code) {
-  socket = null;
+function recovered({ detail }) {
+  retryAt = 0;
+  show("live", "Live");
+  clearError();
+  outbox.forEach(transmit);
+  if (detail.recovered && !mustLoad) return;
+  if (!detail.recovered) element("recovery").textContent = LOADING;
+  mustLoad = true;
+  // After a restart of the message server all pages come here at once: they ask at different times.
+  setTimeout(() => send({ after: complete }), Math.random() * 1000);
+}
+
+function lost({ detail: { delay } }) {
   element("server").textContent = "";
-  if (code === CLOSE_BAD_ROOM) {
+  if (delay === null) {
     show("stopped", "This room cannot be opened");
     return;
   }
-  // Jitter: without it, all pages of a restarted server would reconnect at the same instant.
-  const delay = Math.min(LONGEST_DELAY, FIRST_DELAY * 2 ** failures) * (0.5 + Math.random() / 2);
-  failures += 1;
   retryAt = Date.now() + delay;
-  retryTimer = setTimeout(connect, delay);
   show("waiting", navigator.onLine ? "Connection lost" : "You are offline");
 }
 
 function send(frame) {
-  if (socket?.readyState !== WebSocket.OPEN) return false;
-  socket.send(JSON.stringify(frame));
-  return true;
+  return socket.send(JSON.stringify(frame));
 }
 
+const LOADING = "Some messages did not come through live. They are being loaded…";
+const LOADED = "Some messages did not come through live, so they were loaded again. Nothing is missing now.";
 const OUTAGES = {
   paused: "Live updates are interrupted. What you write is kept; the others see it a little later.",
   waiting: "There is no connection. What you write waits here and is sent when it is back.",
 };
 
 function show(next, words) {
-  if (next !== state) changedAt = Date.now();
   state = next;
   element("connection").dataset.state = state;
   if (element("state").textContent !== words) element("state").textContent = words;
@@ -90,40 +95,19 @@ function show(next, words) {
 function tick() {
   // A screen reader does not read the countdown. It reads each change of state once.
   const seconds = Math.ceil((retryAt - Date.now()) / 1000);
-  element("countdown").textContent = retryTimer && seconds > 0 ? `next try in ${seconds} s` : "";
-  if (state === "live" && Date.now() - changedAt > STABLE) failures = 0;
+  element("countdown").textContent = state === "waiting" && seconds > 0 ? `next try in ${seconds} s` : "";
+  if (state === "waiting" && seconds <= 0) show("connecting", "Reconnecting…");
   showFates();
   if (state === "paused" && Date.now() > askAt) {
     // The servers cannot reach each other, but they share a database. So ask for new messages every few seconds.
     askAt = Date.now() + 2000 + Math.random() * 2000;
     send({ after: complete });
   }
-  if (socket && Date.now() - heardAt > SILENCE) {
-    const silent = socket;
-    lost(0);
-    silent.close();
-  }
-}
-
-function retryNow() {
-  if (!socket) connect();
+  if (["live", "paused"].includes(state) && Date.now() - heardAt > SILENCE) connect();
 }
 
 setInterval(tick, 500);
-element("retry").addEventListener("click", retryNow);
-addEventListener("online", retryNow);
-document.addEventListener("visibilitychange", () => document.hidden || !retryTimer || retryNow());
-
-// A browser may keep a page after the person leaves it, and its socket too. Then the person would stay in the room,
-// and be there twice after coming back. So close the socket.
-addEventListener("pagehide", () => {
-  const left = socket;
-  socket = null; // so that its end starts no reconnect
-  clearTimeout(retryTimer);
-  retryTimer = 0;
-  left?.close();
-});
-addEventListener("pageshow", ({ persisted }) => persisted && retryNow());
+element("retry").addEventListener("click", connect);
 
 // ---- Frames from the server ----
 
@@ -132,9 +116,6 @@ const handlers = {
     me = member;
     rename(name);
     element("server").textContent = server.port ? `server ${server.port}, pid ${server.pid}` : `pid ${server.pid}`;
-    show("live", "Live");
-    clearError();
-    outbox.forEach(transmit);
   },
   history({ messages, truncated }) {
     if (truncated) {
@@ -145,14 +126,16 @@ const handlers = {
     const stay = isAtEnd();
     messages.forEach(add);
     if (messages.length) complete = messages.at(-1).id;
+    if (element("recovery").textContent === LOADING) element("recovery").textContent = LOADED;
+    mustLoad = false;
     element("empty").hidden = log.children.length > 0;
     if (stay) toEnd();
   },
   stored(message) {
-    handlers.message(message);
+    handlers["chat.message"](message);
     kept.set(message.id, Date.now());
   },
-  message(message) {
+  "chat.message"(message) {
     kept.delete(message.id);
     const stay = isAtEnd() || message.author === nameField.value;
     if (message.id) add({ ...message, author: String(message.author) });
@@ -163,8 +146,8 @@ const handlers = {
     if (stay) toEnd();
     else element("newest").hidden = false;
   },
-  notice: ({ text }) => handlers.message({ text }),
-  tally({ words, messages }) {
+  "chat.notice": ({ text }) => handlers["chat.message"]({ text }),
+  "chat.tally"({ words, messages }) {
     element("tally").textContent = messages ? `${words} ${words === 1 ? "word" : "words"}` : "";
   },
   typing({ name }) {
@@ -199,6 +182,7 @@ const handlers = {
 
 let highest = 0;
 let complete = 0; // This page has every message up to this id: ids grow in the order of storing.
+let mustLoad = !composer.dataset.since; // The view had no position: messages may have come since it looked.
 
 function lookForMissing(recent) {
   const ids = Array.isArray(recent) ? recent.filter(Number.isSafeInteger) : [];
@@ -394,6 +378,7 @@ function put(text) {
   saveOutbox();
   showWaiting(text, key);
   messageField.value = "";
+  element("recovery").textContent = "";
   typedAt = 0;
   fit();
   clearError();
@@ -441,7 +426,7 @@ async function post(text, key) {
     const answer = await response.json().catch(() => ({}));
     if (response.ok) {
       if (response.status === 202) handlers.stored(answer);
-      else handlers.message(answer);
+      else handlers["chat.message"](answer);
       return;
     }
     element("error").textContent = answer.error ?? `The server answered ${response.status}.`;
@@ -490,6 +475,7 @@ messageField.addEventListener("keydown", (event) => {
 function rename(name) {
   nameField.value = name;
   localStorage.setItem("name", name);
+  address.searchParams.set("name", name);
   for (const item of log.querySelectorAll(".message")) {
     item.classList.toggle("own", item.dataset.author === name);
   }
@@ -508,4 +494,7 @@ nameField.addEventListener("keydown", (event) => {
 
 nameField.value = localStorage.getItem("name") ?? "";
 outbox.forEach(showWaiting);
+const stored = JSON.parse(element("stored").textContent);
+handlers.history(stored);
+handlers["chat.tally"](stored.tally);
 connect();
