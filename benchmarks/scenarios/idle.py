@@ -9,7 +9,8 @@ from ..layers import Layer
 from ..scenario import CHAT_MESSAGE, Goal, Measurement, Post, Scenario, Stage
 
 CHANNELS = 1000
-SECONDS = 10.0
+# Long enough for a dozen fences: one more or less in a short time would be a large difference.
+SECONDS = 60.0
 SETTLE = 1.0
 
 
