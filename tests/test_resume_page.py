@@ -174,6 +174,15 @@ async def test_a_client_that_may_not_read_joins_nothing(layer: AsyncQueueChannel
         assert not layer.groups
 
 
+async def test_messages_without_a_handler_reach_the_client(layer: AsyncQueueChannelLayer) -> None:
+    """All of them, `websocket.send` too: the page says that a handler keeps one back."""
+    async with Page(example("consumers.py").Orders, "", user(7)) as page:
+        assert (await page.frame())["recovered"]
+        for message in ({"type": "some.thing"}, {"type": "websocket.send", "text": "frame"}):
+            await layer.group_send("orders", message)
+            assert (await page.frame())["m"] == message
+
+
 async def test_messages_from_before_a_user_joined_are_not_sent(layer: AsyncQueueChannelLayer) -> None:
     """`not_before` of the page: the position says more than the user may read."""
     since = await layer.position("room.7")
