@@ -76,8 +76,12 @@ class Notices:
         )
 
     def on_notified(self, reason: str, channels: int, groups: int) -> None:
-        """Log how many channels were notified. The bus has logged that the server forgot something."""
-        if channels and reason != "server_forgot":
+        """
+        Log how many channels were notified.
+
+        The bus has logged that the server forgot something. Messages without a place ("overflow") were counted.
+        """
+        if channels and reason in REASONS:
             code, explanation = REASONS[reason]
             record(
                 LOSS,

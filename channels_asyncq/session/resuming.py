@@ -16,6 +16,7 @@ from ..names import Topic
 from ..settings.options import Options
 from ..slices import Slices
 from .groups import SessionGroups
+from .lifetime import Lifetime
 from .lingering import LingeringTopics
 from .routes import Routes
 
@@ -55,6 +56,7 @@ class Resumer:
         options: Options,
         hub: Hub,
         slices: Slices,
+        lifetime: Lifetime,
         bus: Bus,
         routes: Routes,
         groups: SessionGroups,
@@ -63,6 +65,7 @@ class Resumer:
         self._options = options
         self._hub = hub
         self._slices = slices
+        self._lifetime = lifetime
         self._pubsub = bus.pubsub
         self.log = bus.log
         self._routes = routes
@@ -240,7 +243,9 @@ class Resumer:
 
         Raises:
             NotReplayed: a message cannot be replayed, or there are too many.
+            LayerClosed: the session has ended meanwhile.
         """
+        self._lifetime.require_open(channel)
         envelopes: list[Envelope] = []
         places: dict[int, Place] = {}
         for topic, place in wanted.items():

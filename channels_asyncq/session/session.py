@@ -95,7 +95,7 @@ class Session:
             sweeper,
             lingering,
         )
-        self.resumer = Resumer(options, hub, slices, bus, routes, groups, lingering)
+        self.resumer = Resumer(options, hub, slices, lifetime, bus, routes, groups, lingering)
         flush = LocalFlush(hub, readers, groups, memberships, siblings, chores, bus.log)
         control = Control(loop, names, topics, codec, decoder, bus.pubsub, drops, requests, groups, flush)
         self._notices = notices = Notices(options, topics, inbox.name, codec, hub, routes, readers)

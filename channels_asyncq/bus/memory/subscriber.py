@@ -40,8 +40,10 @@ class MemorySubscriber:
         self._not_before: dict[bytes, int] = {}
         # Normal channels whose wake-up is in the mailbox.
         self._waking: set[bytes] = set()
-        #: The position of the last envelope that found no place in the mailbox, 0 for none in a log.
+        #: The position of the last logged envelope that found no place in the mailbox, 0 for none.
         self.overran = 0
+        # The topics of such envelopes, until the receiver is told. A dict: other threads add to it.
+        self._lost: dict[bytes, None] = {}
 
     # Topics
 
@@ -89,7 +91,9 @@ class MemorySubscriber:
             return True
         if self.mailbox.put(topic, envelope):
             return True
-        self.overran = max(self.overran, envelope.position)
+        if envelope.position:
+            self.overran = envelope.position
+            self._lost[topic] = None
         self._receiver.on_overrun()
         return False
 
@@ -111,9 +115,18 @@ class MemorySubscriber:
             self._waking.discard(topic)
             self._receiver.on_wake(topic)
             return True
+        if self._lost:
+            self._report_losses()
         if self._not_before and self._is_too_old(topic):
             return True
         return self._receiver.on_envelope(topic, envelope)
+
+    def _report_losses(self) -> None:
+        """Report what found no place. Its receivers may get it from the log."""
+        topics: set[bytes] = set()
+        while self._lost:
+            topics.add(self._lost.popitem()[0])
+        self._receiver.on_loss("overflow", topics)
 
     def _is_too_old(self, topic: bytes) -> bool:
         """Tell whether the envelope that is offered was sent before its topic was wanted again."""
