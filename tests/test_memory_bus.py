@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import re
 import threading
 from collections.abc import AsyncIterator
 
@@ -10,13 +13,30 @@ from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.bus.base import WAITS_SECONDS
+from channels_asyncq.bus.memory import logs
 from channels_asyncq.bus.memory.broker import Broker
 from channels_asyncq.bus.memory.queues import Waiter
+from channels_asyncq.exceptions import LayerClosed
 from channels_asyncq.local import mailbox
 from channels_asyncq.messages.envelopes import Envelope
+from channels_asyncq.messages.positions import Position
 from tests.clock import Clock
-from tests.contract import ended, eventually, layers, members_of, note, notes, receive, receive_many, started
-from tests.sessions import session_of
+from tests.contract import (
+    DEADLINE,
+    assert_nothing_waits,
+    ended,
+    eventually,
+    every,
+    layers,
+    member_of,
+    members_of,
+    note,
+    notes,
+    receive,
+    receive_many,
+    started,
+)
+from tests.sessions import bus_of, session_of
 
 
 @pytest.fixture
@@ -183,3 +203,214 @@ async def test_wake_up_for_a_loop_that_has_too_much(
     assert await receive_many(memory_layer, "jobs", 4) == notes(5)[1:]
     assert await receive_many(memory_layer, channel, 3) == notes(3)
     assert memory_layer.statistics().dropped == {"overflow": 2}
+
+
+class TestLogs:
+    """The logs that a broker keeps for channels that come back."""
+
+    async def test_none_before_the_first_position(self, prefix: str) -> None:
+        """Nothing is kept, and no message has a position, before somebody asks; from then on everything is."""
+        async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+            layer = await make_layer()
+            follower = layer.subscribe("room")
+            channel = (await members_of(layer, "lobby", 1))[0]
+            broker = bus_of(layer)._broker  # type: ignore[attr-defined]
+            await layer.group_send("lobby", note(0))
+            assert broker._logs.epoch == "" and layer.statistics().replay.records == 0
+            async with follower:
+                assert re.fullmatch("[0-9a-f]{8}", broker._logs.epoch)
+                await layer.group_send("lobby", note(1))
+                replay = layer.statistics().replay
+                assert replay.records == 1 and replay.bytes > 0 and replay.evicted == replay.reads == 0
+            assert await receive_many(layer, channel, 2) == notes(2)
+
+    async def test_counted_by_one_session(self, prefix: str) -> None:
+        """What a namespace holds is not counted again by each layer, and not forgotten when one closes."""
+        async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+            first, second = await make_layer(), await make_layer()
+            for layer in (first, second):
+                await layer.new_channel()
+                await layer.position("room")
+            await first.group_send("room", note(1))
+            assert first.statistics().replay.records + second.statistics().replay.records == 1
+            await first.close()
+            assert second.statistics().replay.records == 1
+
+    async def test_a_flush_begins_another_epoch(self, memory_layer: AsyncQueueChannelLayer) -> None:
+        """Nothing is held after it, and places from before are of another epoch, also where messages wait."""
+        before = await memory_layer.position("room")
+        await memory_layer.group_send("room", note(1))
+        await memory_layer.flush()
+        await memory_layer.new_channel()
+        assert memory_layer.statistics().replay.records == memory_layer.statistics().replay.bytes == 0
+        after = await memory_layer.position("room")
+        [old], [new] = (Position.parse(text).places.values() for text in (before, after))
+        assert old.epoch != new.epoch and new.position > old.position
+        log = bus_of(memory_layer).log
+        assert (log.epoch_at(0, old.position), log.epoch_at(0, new.position + 1)) == ("", new.epoch)
+
+    async def test_bounds(self, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Messages, seconds and bytes are bounded as messages come, and what was dropped is `trimmed`."""
+        clock = Clock()
+        clock.put_into(monkeypatch, ["bus.memory"])
+        recovery = {"messages": 100, "seconds": 10}
+        async with layers(hosts=["memory://"], prefix=prefix, partitions=1, recovery=recovery) as make_layer:
+            layer = await make_layer()
+            channel = await layer.new_channel()
+            positions = []
+            for n in range(150):
+                positions.append(await layer.position("room"))
+                await layer.group_send("room", note(n))
+            replay = layer.statistics().replay
+            assert (replay.records, replay.evicted) == (100, 50)
+            for position, expected in ((positions[49], "trimmed"), (positions[50], "")):
+                result = await layer.group_resume("room", channel, since=position)
+                assert (result.reason, len(result.messages)) == (expected, 0 if expected else 100)
+            clock.turn(9)
+            await layer.group_send("room", note(150))
+            late = await layer.position("room")
+            clock.turn(2)
+            result = await layer.group_resume("room", channel, since=positions[149])
+            assert result.reason == "trimmed" and layer.statistics().replay.records == 1
+            # A place from which nothing is gone is good, however old it is.
+            clock.turn(1000)
+            result = await layer.group_resume("room", channel, since=late)
+            assert result.recovered and result.messages == []
+            assert layer.statistics().replay.evicted == 51
+            monkeypatch.setattr(logs, "MOST_BYTES", 5000)
+            for _ in range(10):
+                await layer.group_send("room", {"type": "test.note", "text": "x" * 1000})
+            assert layer.statistics().replay.bytes <= 5000
+            assert layer.statistics().replay.records == 3
+
+    async def test_layers_of_other_settings(self, prefix: str) -> None:
+        """A group is logged if one layer says so; positions from before that layer's first do not count."""
+        async with layers(hosts=["memory://"], prefix=prefix, partitions=1) as make_layer:
+            without = await make_layer(recovery=None)
+            excluding, logging = await make_layer(recovery={"exclude": ["room"]}), await make_layer()
+            old = await excluding.position("lobby")
+            await without.group_send("room", note(1))
+            channel = await logging.new_channel()
+            position = await logging.position("room")
+            await without.group_send("room", note(2))
+            await excluding.group_send("room", note(3))
+            result = await logging.group_resume("room", channel, since=position)
+            assert result.messages == [note(2), note(3)]
+            result = await logging.group_resume("room", channel, since=old)
+            assert result.reason == "server_changed"
+
+    async def test_what_waits_in_the_mailbox(self, prefix: str) -> None:
+        """It comes live, and is not in the replay; what was taken is in the replay and does not come."""
+        async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+            layer, other = await make_layer(), await make_layer()
+            [member, channel] = [await member_of(layer), await layer.new_channel()]
+            await other.new_channel()
+            await layer.group_resume("lobby", channel, since=await other.position("lobby"))
+            position = await other.position("room")
+            await other.group_send("room", note(1))
+            assert await receive(layer, member) == note(1)
+            busy(layer)
+            await every(other.group_send("room", note(n)) for n in (2, 3))
+            replay = await layer.group_resume("room", channel, since=position)
+            assert replay.messages == [note(1)] and not bus_of(layer)._subscriber.mailbox.is_empty  # type: ignore[attr-defined]
+            assert await receive_many(layer, channel, 2) == [note(2), note(3)]
+            assert await receive_many(layer, member, 2) == [note(2), note(3)]
+            again, result = await layer.new_channel(), replay.position
+            replay = await layer.group_resume("room", again, since=result)
+            assert replay.messages == [note(2), note(3)]
+
+    async def test_what_waits_and_was_seen_elsewhere(self, prefix: str) -> None:
+        """Messages up to the position wait in the mailbox of a session that lags: they do not come again."""
+        async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+            layer, other = await make_layer(), await make_layer()
+            [member, channel] = [await member_of(layer), await layer.new_channel()]
+            await other.new_channel()
+            await other.position("room")
+            busy(layer)
+            await other.group_send("room", note(1))
+            position = await other.position("room")
+            await other.group_send("room", note(2))
+            replay = await layer.group_resume("room", channel, since=position)
+            assert replay.messages + await receive_many(layer, channel, 1 - len(replay.messages)) == [note(2)]
+            assert await receive_many(layer, member, 2) == [note(1), note(2)]
+            await assert_nothing_waits(layer, channel)
+
+    async def test_what_waits_from_before_the_logs(self, prefix: str) -> None:
+        """Messages from before the first position, which no log has, do not come behind it."""
+        async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+            layer, other = await make_layer(), await make_layer()
+            [member, channel] = [await member_of(layer), await layer.new_channel()]
+            await other.new_channel()
+            busy(layer)
+            await other.group_send("room", note(1))
+            position = await other.position("room")
+            await other.group_send("room", note(2))
+            replay = await layer.group_resume("room", channel, since=position)
+            assert replay.messages + await receive_many(layer, channel, 1 - len(replay.messages)) == [note(2)]
+            await assert_nothing_waits(layer, channel)
+            assert await receive_many(layer, member, 2) == [note(1), note(2)]
+
+    @pytest.mark.parametrize("was_member", [True, False])
+    async def test_a_topic_that_is_wanted_while_others_wait(self, prefix: str, was_member: bool) -> None:
+        """What the session drops, or never got, as it was not subscribed then, is in the replay."""
+        async with layers(hosts=["memory://"], prefix=prefix, partitions=1) as make_layer:
+            layer, other = await make_layer(), await make_layer()
+            lobby, channel = await member_of(layer, "lobby"), await layer.new_channel()
+            await other.new_channel()
+            position = await other.position("room")
+            if was_member:
+                await layer.group_add("room", channel)
+            busy(layer)
+            await other.group_send("lobby", note(1))
+            await other.group_send("room", note(2))
+            await layer.group_discard("room", channel)
+            await other.group_send("room", note(3))
+            replay = await layer.group_resume("room", channel, since=position)
+            rest = await receive_many(layer, channel, 2 - len(replay.messages))
+            assert replay.messages + rest == [note(2), note(3)]
+            await assert_nothing_waits(layer, channel)
+            assert await receive(layer, lobby) == note(1)
+
+    async def test_more_than_the_mailbox_holds(
+        self, memory_layer: AsyncQueueChannelLayer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A subscription gets from the log what found no place; so does a channel that comes back meanwhile."""
+        monkeypatch.setattr(mailbox, "LIMIT", 3)
+        position = await memory_layer.position("room")
+        channel = await memory_layer.new_channel()
+        async with memory_layer.subscribe("room") as subscription, asyncio.timeout(DEADLINE):
+
+            def send() -> None:
+                for message in notes(10):
+                    sync.group_send("room", message, memory_layer)
+
+            thread = threading.Thread(target=send)
+            thread.start()
+            thread.join()  # and this loop stands still
+            assert memory_layer.statistics().dropped == {"overflow": 7}
+            replay = await memory_layer.group_resume("room", channel, since=position)
+            assert replay.messages == notes(10)
+            assert [await anext(subscription) for _ in range(10)] == notes(10)
+            await memory_layer.group_send("room", note(10))
+            assert await anext(subscription) == await receive(memory_layer, channel) == note(10)
+
+    async def test_closed_while_it_reads(self, prefix: str) -> None:
+        """A layer that closes while a resume waits for the mailbox ends it."""
+        async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+            layer, other = await make_layer(), await make_layer()
+            channel = (await member_of(layer), await layer.new_channel())[1]
+            await other.new_channel()
+            await other.position("room")
+            session_of(layer).hub._slices.run(itertools.repeat(True))
+            await other.group_send("room", note(1))
+            position = await other.position("room")
+            task = await started(layer.group_resume("room", channel, since=position))
+            assert not task.done()
+            await layer.close()
+            with pytest.raises(LayerClosed):
+                await ended(task)
+
+
+def busy(layer: AsyncQueueChannelLayer) -> None:
+    """Have a delivery to many be unfinished: what comes waits in the mailbox for some turns of the loop."""
+    session_of(layer).hub._slices.run(iter([True] * 20))
