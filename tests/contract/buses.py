@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import pytest
 from channels.exceptions import ChannelFull
 
-from channels_asyncq.bus.base import Bus, ChannelRoute
+from channels_asyncq.bus.base import Bus, ChannelRoute, NotReplayed
 from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import CONTROL, Envelope
-from channels_asyncq.names import Topics
-from tests.contract import eventually
+from channels_asyncq.messages.positions import Place, order_of
+from channels_asyncq.names import Topic, Topics
+from tests.contract import DEADLINE, eventually, every, steps
 
 
 class BusSession(Protocol):
@@ -55,6 +56,21 @@ async def popped(session: BusSession, channel: str, number: int) -> Any:
     assert answer is not None
     envelope = await answer
     return None if envelope is None else Codec().decode(envelope.payload)["n"]
+
+
+def number_in(envelope: Envelope) -> int:
+    number: int = Codec().decode(envelope.payload)["n"]
+    return number
+
+
+async def behind(session: BusSession, topic: Topic, place: Place) -> list[Envelope]:
+    """The messages of a topic behind a place, after the reads that they need."""
+    log, has_read = session.bus.log, False
+    async with asyncio.timeout(DEADLINE):
+        while not log.has(topic, place, has_read=has_read):
+            await log.read({topic.partition: place})
+            has_read = True
+    return log.since(topic, place)
 
 
 class PubSubRules:
@@ -250,6 +266,100 @@ class LogRules:
         assert list(ends) == list(everything)
         assert await second.bus.log.ends(everything) == ends
         assert await second.bus.log.ends([]) == {}
+
+    async def test_ends_are_of_one_epoch(self, make_session: MakeSession) -> None:
+        """A message that arrives is of the epoch of the end before it, in every session; its place is one."""
+        first, second = await make_session(), await make_session()
+        await joined(first)
+        await joined(second)
+        partition = first.topics.group("room").topic.partition
+        assert first.bus.log.covers("room")
+        [end] = (await first.bus.log.ends([partition])).values()
+        await second.bus.log.ends([partition])
+        await every(_sent(first.bus.pubsub.group_route("room").send(payload(n), ())) for n in range(40))
+        await eventually(lambda: min(len(first.arrived), len(second.arrived)) == 40, "the messages")
+        orders = [order_of(envelope) for _, envelope in first.arrived]
+        assert orders == sorted(set(orders)) and orders[0] > end.order
+        assert [order_of(envelope) for _, envelope in second.arrived] == orders
+        for session in (first, second):
+            epochs = {
+                session.bus.log.epoch_at(partition, envelope.position) for _, envelope in session.arrived
+            }
+            assert epochs == {end.epoch}
+            assert session.bus.log.epoch_at(partition, 0) == ""
+
+    async def test_what_is_behind_a_place(self, make_session: MakeSession) -> None:
+        """`since()` has the messages of a topic behind any place, in order, at the places at which they came."""
+        session, sender = await make_session(), await make_session()
+        topic = session.topics.group("room").topic
+        [before] = (await sender.bus.log.ends([topic.partition])).values()
+        await every(_sent(sender.bus.pubsub.group_route("room").send(payload(n), ())) for n in range(40))
+        await joined(session)
+        found = await behind(session, topic, before)
+        assert [number_in(envelope) for envelope in found] == list(range(40))
+        await every(_sent(sender.bus.pubsub.group_route("room").send(payload(n), ())) for n in range(40, 80))
+        await sender.bus.pubsub.group_route("lobby").send(payload(100), ("specific.a!b",))
+        await eventually(lambda: len(session.arrived) == 40, "the messages")
+        for envelope in found + [envelope for _, envelope in session.arrived]:
+            place = Place(before.epoch, envelope.position, envelope.nth)
+            rest = await behind(session, topic, place)
+            assert [number_in(each) for each in rest] == list(range(number_in(envelope) + 1, 80))
+        assert [order_of(each) for each in await behind(session, topic, before)][40:] == [
+            order_of(envelope) for _, envelope in session.arrived
+        ]
+        await joined(session, "lobby")
+        other = session.topics.group("lobby").topic
+        [end] = (await session.bus.log.ends([other.partition])).values()
+        assert await behind(session, other, end) == []
+
+    async def test_excluded_channels_are_kept(self, make_session: MakeSession) -> None:
+        """The names that a send excludes are in the log."""
+        session = await make_session()
+        topic = session.topics.group("room").topic
+        [before] = (await session.bus.log.ends([topic.partition])).values()
+        await session.bus.pubsub.group_route("room").send(payload(1), ("specific.a!b",))
+        await joined(session)
+        [envelope] = await behind(session, topic, before)
+        assert (envelope.target, list(envelope.excluded)) == ("room", ["specific.a!b"])
+
+    async def test_places_that_are_refused(self, make_session: MakeSession) -> None:
+        """A place of another epoch, from before the log or from the future is refused after one read at most."""
+        session = await make_session()
+        await joined(session)
+        topic = session.topics.group("room").topic
+        await session.bus.log.ends([topic.partition])
+        await session.bus.pubsub.group_route("room").send(payload(1), ())
+        [end] = (await session.bus.log.ends([topic.partition])).values()
+        for place, reason in (
+            (end._replace(epoch="01234567"), "server_changed"),
+            (end._replace(position=end.position + (1 << 80)), "ahead"),
+            (end._replace(position=1), "trimmed"),
+        ):
+            with pytest.raises(NotReplayed) as raised:
+                await behind(session, topic, place)
+            assert raised.value.reason == reason
+
+    async def test_here_is_not_ahead(self, make_session: MakeSession) -> None:
+        """What a session does not take is behind the place up to which it has delivered, where it knows one."""
+        session = await make_session()
+        await joined(session)
+        topic = session.topics.group("room").topic
+        await session.bus.log.ends([topic.partition])
+        session.takes = False
+        sends = [
+            asyncio.ensure_future(_sent(session.bus.pubsub.group_route("room").send(payload(n), ())))
+            for n in range(3)
+        ]
+        await steps(10)
+        ends = await session.bus.log.ends([topic.partition])
+        here = session.bus.log.here(topic.partition)
+        assert here is None or here.order < ends[topic.partition].order
+        session.takes = True
+        session.bus.pubsub.resume()
+        await eventually(lambda: len(session.arrived) == 3, "the messages")
+        await every(sends)
+        here = session.bus.log.here(topic.partition)
+        assert here is None or here.order <= order_of(session.arrived[-1][1])
 
 
 class ConnectionRules:
