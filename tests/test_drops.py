@@ -302,6 +302,14 @@ def test_tally_of_resets() -> None:
     ledger.tell(1.0)
     ledger.take(0)
     assert (ledger.twice[0].first, ledger.twice[0].told_at) == (0, 1.0)
+    # A reset may come behind the first message after the gap of which it tells, but not at any time.
+    for seconds, missing in ((0.5, 0), (1.5, 2)):
+        ledger = Ledger()
+        ledger.take(2)
+        ledger.tell(ledger.gaps[0].when + seconds)
+        tally = Tally()
+        tally.add({"ledgers": {"a": ledger.as_json()}, "resets": []}, {"a": Sent([0.0] * 3, "aaa")}, ())
+        assert (tally.missing, tally.told) == (missing, 2 - missing)
     # The reset came before number 4 was sent, and 4 and 5 are missing.
     assert count([0, 1, 2, 3], "aaaaaa", reset=4, losses=(3.0,)).missing == 2
     tally = Tally()

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+#: A reset may come so many seconds behind the first message after a gap.
+GRACE = 1.0
 ACCEPTED, UNKNOWN, REFUSED = "a", "u", "r"
 
 
@@ -47,8 +49,11 @@ class Ledger:
             where.append(Irregular(number, number + 1, time.monotonic(), self.told_at))
 
     def tell(self, now: float) -> None:
-        """Note that the client was told to load its data again."""
+        """Note that the client was told to load its data again: of what is missing, also of a gap just noticed."""
         self.told_at = now
+        for index, gap in enumerate(self.gaps):
+            if now - gap.when <= GRACE:
+                self.gaps[index] = gap._replace(told_at=now)
 
     def _fill(self, number: int) -> bool:
         """Take a number out of the gaps; False if it is in none."""
