@@ -49,7 +49,7 @@ class Ledger:
             where.append(Irregular(number, number + 1, time.monotonic(), self.told_at))
 
     def tell(self, now: float) -> None:
-        """Note that the client was told to load its data again: of what is missing, also of a gap just noticed."""
+        """Note that the client was told to load its data again, also because of a gap just noticed."""
         self.told_at = now
         for index, gap in enumerate(self.gaps):
             if now - gap.when <= GRACE:
