@@ -200,10 +200,34 @@ async def test_server_is_killed(make_server: MakeServer) -> None:
     await back.leave()
 
 
-@pytest.mark.parametrize("path", ["stream/room/", "stream/room/?database=1", "sync/room/"])
-async def test_threads_and_connections_are_let_go(make_server: MakeServer, tmp_path: Path, path: str) -> None:
-    """Open streams cost a socket each: neither a thread nor a connection to the database."""
-    server = await make_server("uvicorn", TEST_DATABASE=str(tmp_path / "db.sqlite3"))
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.gzip.GZipMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "tests.processes.streams.sync_only",
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "middleware"),
+    [
+        ("stream/room/", []),
+        ("stream/room/?database=1", []),
+        ("stream/room/?database=1", MIDDLEWARE),
+        ("sync/room/", []),
+        ("sync/room/", MIDDLEWARE),
+    ],
+)
+async def test_threads_and_connections_are_let_go(
+    make_server: MakeServer, tmp_path: Path, path: str, middleware: list[str]
+) -> None:
+    """
+    Open streams cost a socket each: neither a thread nor a connection to the database.
+
+    So it is with sync views and sync middleware too, and all of them stream.
+    """
+    database = str(tmp_path / "db.sqlite3")
+    server = await make_server("uvicorn", TEST_DATABASE=database, TEST_MIDDLEWARE=json.dumps(middleware))
     clients = [await server.stream(path) for _ in range(30)]
     for client in clients:
         await client.here()

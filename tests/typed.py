@@ -6,7 +6,10 @@ A line that must be refused has an ignore, which is an error of its own (`unused
 
 import re
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, assert_type
+
+from django.http import HttpRequest, StreamingHttpResponse
 
 from channels_asyncq import (
     AsyncQueueChannelLayer,
@@ -25,6 +28,7 @@ from channels_asyncq import (
 )
 from channels_asyncq.consumers import AsyncConsumer
 from channels_asyncq.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
+from channels_asyncq.http import EventStream
 from channels_asyncq.pytest_plugin import Listener
 from channels_asyncq.testing import EmbeddedServer, Option
 
@@ -51,6 +55,18 @@ class JsonRoom(AsyncJsonWebsocketConsumer):
 class Worker(AsyncConsumer):
     async def job(self, message: dict[str, Any]) -> None:
         await self.channel_layer.group_send("room", message, exclude=(self.channel_name,))
+
+
+def as_html(message: dict[str, Any]) -> str | None:
+    return message.get("text")
+
+
+async def events(request: HttpRequest) -> StreamingHttpResponse:
+    EventStream(request, ["room"], since="1~", render=lambda message: {"n": message["n"]}, layer=get_layer())
+    EventStream(request, ["room"], not_before=datetime.now())
+    EventStream(request, ["room"], not_before=5)  # type: ignore[arg-type]
+    EventStream(request, ["room"], render=lambda message: 5)  # type: ignore[arg-type, return-value]
+    return EventStream(request, ("room",), heartbeat=5, retry=(1, 2.5), render=as_html)
 
 
 async def the_layer() -> None:

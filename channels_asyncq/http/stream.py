@@ -153,7 +153,7 @@ class Stream:
 
     def _note(self, error: Exception) -> None:
         cause = f"{self._renderer} {type(error).__name__}"
-        text = "an event stream of %s has ended, and its client comes back to the same message: %s"
+        text = "an event stream of %s has ended by an error, and its client comes back to where it was: %s"
         _faults.warn(
             LOSS,
             "stream.failed",

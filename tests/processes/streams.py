@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -19,6 +20,16 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.processes.stream_settings
 def _query() -> None:
     with connection.cursor() as cursor:
         cursor.execute("select 1")
+
+
+def sync_only(get_response: Callable[[HttpRequest], HttpResponseBase]) -> Any:
+    """A middleware that knows of no event loop: Django calls it and the rest in the request's thread."""
+
+    def middleware(request: HttpRequest) -> HttpResponseBase:
+        _query()
+        return get_response(request)
+
+    return middleware
 
 
 async def stream(request: HttpRequest, group: str) -> HttpResponseBase:
