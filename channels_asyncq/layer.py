@@ -410,6 +410,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Raises:
             TypeError: a name is not valid, or there is no group.
+            ValueError: the groups are in so many partitions that the position would be too long.
             LayerUnavailable: the server cannot be reached.
         """
         return await self._dispatcher.position(*self._checked_position(groups, channel))
@@ -446,8 +447,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Args:
             since: a position that `position()`, a `Replay` or a `Subscription` gave. Any other text is refused
-            by the
-                result, with the reason "bad_token".
+                by the result, with the reason "bad_token".
 
         Raises:
             TypeError: a name is not valid.

@@ -20,7 +20,7 @@ class Replay:
 
     With `recovered`, `messages` has everything that was sent to the group since the position, in order, and the
     channel gets what follows. Without, it is empty: load the data anew. `reason` tells why, "" for none: the
-    page on delivery has the reasons. `position` is behind all of that, and has the channel's name for `exclude`.
+    page on resuming has the reasons. `position` is behind all of that, and has the channel's name for `exclude`.
     """
 
     recovered: bool
@@ -89,8 +89,14 @@ class Subscription:
 
     @property
     def position(self) -> str:
-        """The position behind the last message that was yielded."""
-        return self._entered().position
+        """
+        The position behind the last message that was yielded, with the name of the channel for `exclude`.
+
+        If everything was yielded, it is the present one, so that it does not grow old in quiet groups.
+        """
+        follower = self._entered()
+        follower.catch_up()
+        return follower.position_with_channel
 
     def __aiter__(self) -> Subscription:
         return self

@@ -14,11 +14,13 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hiredis
 import pytest
+from asgiref.sync import ThreadSensitiveContext
 from redis.asyncio.connection import Connection
 
 import channels_asyncq
@@ -111,6 +113,13 @@ TABLE = [
         {"consumers.consumer"},
         "a type of the stubs of Channels, for type checkers alone (`tox -e types`)",
         "test_a_private_type_is_for_type_checkers",
+    ),
+    Private(
+        "asgiref.sync.ThreadSensitiveContext",
+        "_executor",
+        {"http.request_thread"},
+        "whether the thread belongs to somebody else, who goes on using it; before 3.13 it never does",
+        "test_executor_of_a_thread_sensitive_context",
     ),
 ]
 
@@ -310,6 +319,14 @@ async def test_transport_below_tls(certificate: tuple[Path, Path]) -> None:
         assert below.get_write_buffer_size() == 0
         writer.transport.abort()
         await asyncio.sleep(0)
+
+
+def test_executor_of_a_thread_sensitive_context() -> None:
+    """A context that was given an executor has it, and any other has none."""
+    assert getattr(ThreadSensitiveContext(), "_executor", None) is None
+    if "executor" in inspect.signature(ThreadSensitiveContext).parameters:
+        with ThreadPoolExecutor(1) as executor:
+            assert ThreadSensitiveContext(executor=executor)._executor is executor
 
 
 def test_a_private_type_is_for_type_checkers(modules: list[Module]) -> None:

@@ -251,7 +251,7 @@ class Members(Protocol):
 
 
 class NotReplayed(Exception):
-    """The messages behind a place cannot be had, for the `reason`. The page on delivery has the reasons."""
+    """The messages behind a place cannot be had, for the `reason`. The page on resuming has the reasons."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

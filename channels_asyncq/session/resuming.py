@@ -11,7 +11,7 @@ from ..clock import monotonic
 from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..local.hub import Hub
 from ..messages.envelopes import Envelope
-from ..messages.positions import MOST_CHANNELS, BadPosition, Place, Position, order_of
+from ..messages.positions import MOST_CHANNELS, MOST_CHARACTERS, BadPosition, Place, Position, order_of
 from ..names import Topic
 from ..settings.options import Options
 from ..slices import Slices
@@ -82,7 +82,13 @@ class Resumer:
         if channel is not None:
             buffer = self._hub.channels.buffers.get(channel)
             channels = with_channel(buffer.former if buffer is not None else (), channel)
-        return str(Position(places, channels))
+        text = str(Position(places, channels))
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(
+                f"a position of these groups has {len(text)} characters, because they are in {len(places)} "
+                f"partitions, and {MOST_CHARACTERS} are allowed: take several positions, of fewer groups each"
+            )
+        return text
 
     def partitions(self, groups: Iterable[str]) -> set[int]:
         """Return the partitions whose logs keep messages of these groups."""
