@@ -32,6 +32,7 @@ from tests.contract import (
     members_of,
     note,
     notes,
+    queued,
     receive,
     receive_many,
     started,
@@ -325,7 +326,7 @@ class TestLogs:
             layer, other = await make_layer(), await make_layer()
             [member, channel] = [await member_of(layer), await layer.new_channel()]
             await other.new_channel()
-            await other.position("room")
+            await layer.group_resume("lobby", channel, since=await other.position("lobby"))
             busy(layer)
             await other.group_send("room", note(1))
             position = await other.position("room")
@@ -378,7 +379,7 @@ class TestLogs:
         monkeypatch.setattr(mailbox, "LIMIT", 3)
         position = await memory_layer.position("room")
         channel = await memory_layer.new_channel()
-        async with memory_layer.subscribe("room") as subscription, asyncio.timeout(DEADLINE):
+        async with memory_layer.subscribe("room", since=position) as subscription, asyncio.timeout(DEADLINE):
 
             def send() -> None:
                 for message in notes(10):
@@ -393,6 +394,38 @@ class TestLogs:
             assert [await anext(subscription) for _ in range(10)] == notes(10)
             await memory_layer.group_send("room", note(10))
             assert await anext(subscription) == await receive(memory_layer, channel) == note(10)
+
+    async def test_envelopes_of_its_own(self, prefix: str) -> None:
+        """No session, and no second resume, gets an envelope that another one decodes or counts."""
+        async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+            here = [await make_layer(), await make_layer()]
+            members = [await member_of(layer) for layer in here]
+            [place] = (await bus_of(here[0]).log.ends([0])).values()
+            await here[0].group_send("room", note(1))
+            await eventually(lambda: queued(here[1], members[1]) == 1, "the message")
+            topic = session_of(here[0]).resumer.topic("room")
+            found = [bus_of(layer).log.since(topic, place)[0] for layer in (*here, here[0])]
+            for layer, member in zip(here, members, strict=True):
+                envelope = session_of(layer).hub.channels.open(member).take()
+                assert envelope is not None
+                found.append(envelope)
+            assert len({id(envelope) for envelope in found}) == 5
+            assert len({(envelope.position, envelope.payload) for envelope in found}) == 1
+
+    async def test_a_clock_that_is_set_back(self, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Positions go on: nothing is missed, and nothing comes twice."""
+        times = iter([10**18, 10**18 + 5 * 10**6, 10**18 - 3600 * 10**9, 10**18 + 6 * 10**6])
+        monkeypatch.setattr(logs, "time_ns", lambda: next(times))
+        async with layers(hosts=["memory://"], prefix=prefix) as make_layer:
+            layer = await make_layer()
+            channel = await layer.new_channel()
+            position = await layer.position("room")
+            for n in range(3):
+                await layer.group_send("room", note(n))
+                replay = await layer.group_resume("room", channel, since=position)
+                assert replay.messages == [note(n)]
+                position = replay.position
+        assert next(times, None) is None
 
     async def test_closed_while_it_reads(self, prefix: str) -> None:
         """A layer that closes while a resume waits for the mailbox ends it."""
