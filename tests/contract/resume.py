@@ -41,6 +41,7 @@ from tests.contract import (
     receive,
     receive_many,
     started,
+    steps,
 )
 from tests.sessions import session_of
 
@@ -390,6 +391,24 @@ class Resumes:
         await other.group_send("room", note(2))
         assert await receive(layer, channel) == note(2)
         await assert_nothing_waits(layer, channel)
+
+    async def test_closed_meanwhile(self, make_layer: MakeLayer) -> None:
+        """A channel that is closed while it comes back is in no group after that."""
+        layer, other = await make_layer(), await make_layer()
+        position = await layer.position("room")
+        await other.group_send("room", note(1))
+        for turns in range(5):
+            channel = await layer.new_channel()
+            task = asyncio.create_task(layer.group_resume("room", channel, since=position))
+            await steps(turns)
+            await layer.close_channel(channel)
+            try:
+                replay = await ended(task)
+                assert replay is not None and replay.messages == [note(1)]
+            except ChannelClosed:
+                assert layer.statistics().resumes > 0
+            assert "room" not in layer.groups and channel not in layer.channels
+            assert not session_of(layer).resumer._lingering._held
 
     async def test_cancelled_as_a_member(self, make_layer: MakeLayer) -> None:
         """A channel that was a member before stays one, and misses nothing."""

@@ -40,6 +40,8 @@ class Logs:
         self.counts = ReplayCounts()
         self._begin = 0
         self._recoveries: list[Recovery] = []
+        # The bounds of them all.
+        self._bounds = Recovery()
         self._partitions: dict[int, PartitionLog] = {}
 
     def keep(self, recovery: Recovery, published: int) -> None:
@@ -48,7 +50,12 @@ class Logs:
             return
         recoveries = self._recoveries
         self.drop()
-        self._recoveries = [*recoveries, recovery]
+        self._recoveries = recoveries = [*recoveries, recovery]
+        self._bounds = Recovery(
+            max(each.seconds for each in recoveries),
+            max(each.messages for each in recoveries),
+            max(each.message_bytes for each in recoveries),
+        )
         self.epoch = secrets.token_hex(4)
         self.newest = self._begin = self._position(published)
 
@@ -66,18 +73,20 @@ class Logs:
 
     def add(self, group: str, topic: Topic, envelope: Envelope, published: int) -> None:
         """Log a message to a group, and set its position, if the group is logged."""
-        if not any(recovery.is_logged(group) for recovery in self._recoveries):
+        for recovery in self._recoveries:
+            if recovery.is_logged(group):
+                break
+        else:
             return
         self.newest = envelope.position = self._position(published)
-        if len(envelope.payload) <= max(recovery.message_bytes for recovery in self._recoveries):
+        if len(envelope.payload) <= self._bounds.message_bytes:
             kept = envelope.copy()
         else:
             kept = Envelope(b"", group, flags=HEADER_ONLY)
             kept.position = envelope.position
         log = self._log(topic.partition)
         log.append(topic.name, kept)
-        most = max(recovery.messages for recovery in self._recoveries)
-        self.counts.evicted += log.limit(most)
+        self.counts.evicted += log.limit(self._bounds.messages)
         self._drop_old(log)
 
     def _log(self, partition: int) -> PartitionLog:
@@ -87,7 +96,7 @@ class Logs:
         return log
 
     def _drop_old(self, log: PartitionLog) -> None:
-        log.drop_before(monotonic() - max(recovery.seconds for recovery in self._recoveries))
+        log.drop_before(monotonic() - self._bounds.seconds)
 
     # Questions
 
