@@ -10,7 +10,6 @@ from channels_asyncq.bus.base import Receiver
 from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.opening import Opener
 from channels_asyncq.bus.redis.partition import Partition
-from channels_asyncq.bus.redis.replay import PartitionReplay
 from channels_asyncq.bus.redis.shared import Shared
 from channels_asyncq.bus.resp.outages import Outages
 from channels_asyncq.messages.codecs import BadPayload, Codec
@@ -120,13 +119,7 @@ class Home:
 
     def partition(self, number: int, shared: Shared) -> Partition:
         """A partition whose home this is."""
-        return Partition(
-            number,
-            as_node(self),
-            shared.receiver,
-            shared.index,
-            PartitionReplay(shared.opener, shared.options.recovery, shared.replay_counts),
-        )
+        return Partition(number, as_node(self), shared)
 
 
 def as_node(home: object) -> Node:

@@ -20,7 +20,6 @@ from .opening import Opener
 from .partition import Partition
 from .pubsub import RedisPubSub
 from .queues import RedisQueues
-from .replay import PartitionReplay
 from .router import router_for
 from .scripts import SCRIPTS, Script, send_script
 from .shared import Shared
@@ -67,14 +66,7 @@ class RedisBus:
         )
         self.router = router_for(shared)
         self.partitions = [
-            Partition(
-                number,
-                self.router.home_of(number),
-                receiver,
-                shared.index,
-                PartitionReplay(shared.opener, options.recovery, shared.replay_counts),
-            )
-            for number in range(topics.partitions)
+            Partition(number, self.router.home_of(number), shared) for number in range(topics.partitions)
         ]
         self.log = RedisLog(shared, self.partitions)
         self.pubsub = RedisPubSub(shared, self.partitions, self._seal, send, self.router, self.log)

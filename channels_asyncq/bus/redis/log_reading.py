@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hiredis import ReplyError
 
 from ...clock import monotonic
-from ...exceptions import ChannelLayerError
+from ...exceptions import ChannelLayerError, LayerUnavailable
 from ...messages.envelopes import Envelope
 from ...messages.framing import BadEnvelope
 from ...messages.positions import Place
@@ -48,34 +48,66 @@ class LogRead:
             margin: ms before the place at which a new index begins at least.
         """
         replay = partition.replay
-        replay.begin(entry.topic for entry in partition.subscriptions if entry.is_confirmed)
+        replay.begin()
         self.partition = partition
         self.version = replay.version
-        self.live = replay.take_fresh()
         index = replay.index
         #: Whether it replaces the index, which does not reach back to the place.
         self.is_new = index is None or place.position < index.start
+        #: Everything up to here was read. The next page begins with it, which shows that nothing was trimmed.
+        self.read_until: int | None = None
+        # Numbers that were found before were sent again if they come once more.
+        self._known: dict[bytes, tuple[int, int]] = {}
         if index is None or self.is_new:
             # Twice as far back as wanted, so that channels that are still further behind cost few reads.
             milliseconds = milliseconds_of(place.position)
             age = milliseconds_of(index.tip) - milliseconds if index is not None else 0
             start = max(0, milliseconds - max(margin, age)) << 64
-            self.after, known = start, {}
         else:
-            start, self.after, known = index.start, index.tip + 1, index.seen
+            start, self.read_until, self._known = index.start, index.tip, index.seen
         self.part = LogPart(start, counts)
-        # Numbers that are in the index were sent again if they come once more.
-        self._known: Mapping[bytes, int] = known
         self.epoch = ""
+
+    @property
+    def after(self) -> int:
+        """The first id of the next page, inclusive."""
+        return self.part.start if self.read_until is None else self.read_until
 
     def highest(self, session_id: bytes) -> int:
         """Return the highest number of a sender that was found so far, 0 for none."""
-        return max(self.part.seen.get(session_id, 0), self._known.get(session_id, 0))
+        return (self.part.seen.get(session_id) or self._known.get(session_id) or (0, 0))[0]
 
     @property
     def is_current(self) -> bool:
         """Whether nothing was forgotten since it began."""
         return self.partition.replay.version == self.version
+
+    def begin_page(self, epoch: str, last: int, first: int | None) -> None:
+        """
+        Note the epoch, the last id of the log, and the first entry of a page, if it has any.
+
+        Raises:
+            ConnectionResetError: another epoch has begun since the page before.
+        """
+        if self.epoch not in ("", epoch):
+            raise ConnectionResetError("messages are missing from a log since the read began")
+        self.epoch = epoch
+        if self.read_until is not None and self.read_until not in (first, last):
+            # The log was trimmed beyond what was read, or deleted: it is complete from here on.
+            self.part.drop()
+            self.part.seen = self._known | self.part.seen
+            self.part.start = self.part.first = 0
+            self.read_until = None
+            self.is_new = True
+        self.part.tip = last
+
+    def pass_entry(self, position: int) -> bool:
+        """Note the next entry of a page; return whether it is new."""
+        is_new = self.read_until is None or position > self.read_until
+        if is_new:
+            self.part.first = self.part.first or position
+            self.read_until = position
+        return is_new
 
 
 class EndsQuestion:
@@ -107,26 +139,37 @@ class LogsReader:
         self._context = contextvars.Context()
         # By partition, the lowest place that the next read has to reach.
         self._wanted: dict[int, tuple[Partition, Place]] = {}
-        self._next: asyncio.Task[None] | None = None
-        self._running: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[set[Partition]] | None = None
+        self._running: asyncio.Task[set[Partition]] | None = None
         self._last_read = 0.0
         self._number = 0
         # The marker that is awaited, its read, and the future of its arrival.
         self._awaited: tuple[bytes, list[LogRead], asyncio.Future[None]] | None = None
         self._question: EndsQuestion | None = None
+        self._asking: set[asyncio.Task[None]] = set()
 
     # The ends of logs
 
     async def ends(self, partitions: Collection[Partition]) -> dict[int, Place]:
-        """Return the ends of the logs of these partitions, which are at this node. Cancelling is safe."""
+        """
+        Return the ends of the logs of these partitions, which are at this node. Cancelling is safe.
+
+        Raises:
+            LayerUnavailable: the server cannot be reached, or connections are lost all the time.
+        """
+        ends_at = monotonic() + 2 * self._shared.options.send_timeout
         while True:
             await self._node.commands.up()
             question = self._question
             if question is None:
                 question = self._question = EndsQuestion(self._shared.loop)
-                self._shared.loop.create_task(self._ask(question), context=contextvars.Context())
+                task = self._shared.loop.create_task(self._ask(question), context=contextvars.Context())
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
             question.partitions.update((partition.number, partition) for partition in partitions)
             await asyncio.wait([question.answer])
+            if question.answer.cancelled():
+                raise LayerUnavailable(self._node.address, "the session was closed")
             error = question.answer.exception()
             if error is None:
                 ends = question.answer.result()
@@ -134,6 +177,8 @@ class LogsReader:
             if isinstance(error, ChannelLayerError) or not isinstance(error, ConnectionError):
                 assert isinstance(error, Exception)
                 raise copy_error(error) from error
+            if monotonic() > ends_at:
+                raise LayerUnavailable(self._node.address, "connections are lost all the time") from error
 
     async def _ask(self, question: EndsQuestion) -> None:
         """Ask for the ends of all partitions that were added until the task had its first turn."""
@@ -143,6 +188,8 @@ class LogsReader:
         except Exception as exc:
             question.answer.set_exception(exc)
             question.answer.exception()  # mark it as retrieved: all callers may have been cancelled
+        finally:
+            question.answer.cancel()  # if this task was cancelled
 
     async def _ends(self, partitions: list[Partition]) -> dict[int, Place]:
         keys = self._keys(partitions)
@@ -150,7 +197,9 @@ class LogsReader:
         ends = {}
         for partition, (epoch, last) in zip(partitions, rows, strict=True):
             place = Place(epoch.decode(), parse_position(last))
-            partition.replay.epoch.note(place.epoch, place.position)
+            if partition.is_live and partition.server == self._node.run_id:
+                # Otherwise the pushes that arrive may be of another server, or an earlier one.
+                partition.replay.epoch.note(place.epoch, place.position)
             ends[partition.number] = place
         return ends
 
@@ -199,6 +248,7 @@ class LogsReader:
                 name=f"channels_asyncq reading logs at {self._node.address}",
                 context=contextvars.Context(),
             )
+            self._next.add_done_callback(_retrieve)
         task = self._next
         await asyncio.wait([task])
         if task.cancelled():
@@ -206,8 +256,11 @@ class LogsReader:
         if (error := task.exception()) is not None:
             assert isinstance(error, Exception)
             raise copy_error(error) from error
+        if partition not in task.result():
+            raise ConnectionResetError("the partition was not live, or messages were missed during the read")
 
-    async def _run(self, before: asyncio.Task[None] | None) -> None:
+    async def _run(self, before: asyncio.Task[set[Partition]] | None) -> set[Partition]:
+        """Read all that is wanted when the time has come; return the partitions that were read."""
         if before is not None:
             await asyncio.wait([before])
         pause = self._last_read + _BETWEEN_READS - monotonic()
@@ -216,19 +269,25 @@ class LogsReader:
         wanted, self._wanted = self._wanted, {}
         self._running, self._next = self._next, None
         try:
-            await self._read(wanted)
+            return await self._read(wanted)
         finally:
             self._running = None
             self._last_read = monotonic()
 
-    async def _read(self, wanted: Mapping[int, tuple[Partition, Place]]) -> None:
+    async def _read(self, wanted: Mapping[int, tuple[Partition, Place]]) -> set[Partition]:
         node = self._node
-        is_up = node.pushes.wire is not None and not node.pushes.wire.is_lost
-        if not is_up or any(not partition.is_live for partition, _ in wanted.values()):
+        if node.pushes.wire is None or node.pushes.wire.is_lost:
             # A marker that is published now may not arrive.
             raise ConnectionResetError("the connection for pushes is down")
         counts = self._shared.replay_counts
-        reads = [LogRead(partition, place, self._margin, counts) for partition, place in wanted.values()]
+        # The marker is in order with the pushes of partitions that are live here.
+        reads = [
+            LogRead(partition, place, self._margin, counts)
+            for partition, place in wanted.values()
+            if partition.home is node and partition.is_live
+        ]
+        if not reads:
+            return set()
         self._number += 1
         marker = b"%b%d" % (_MARKER, self._number)
         arrived: asyncio.Future[None] = self._shared.loop.create_future()
@@ -238,19 +297,25 @@ class LogsReader:
             await self._read_pages(reads, marker)
             async with asyncio.timeout(_LONGEST_MARKER):
                 await arrived
-            if not all(read.is_current for read in reads):
-                raise ConnectionResetError("messages were missed during the read")
         except BaseException as exc:
             self._awaited = None
             for read in reads:
                 read.part.drop()
                 if read.is_current:
-                    read.partition.replay.give_back(read.live)
+                    read.partition.replay.fail()
             if isinstance(exc, TimeoutError):
                 raise ConnectionResetError("what is published does not arrive") from None
             raise
-        for read in reads:
-            read.partition.take_read(read.part, read.epoch, read.live, is_new=read.is_new)
+        return {read.partition for read in reads if self._finish(read)}
+
+    @staticmethod
+    def _finish(read: LogRead) -> bool:
+        """Use what was read, unless something was forgotten meanwhile."""
+        if not read.is_current:
+            read.part.drop()
+            return False
+        read.partition.take_read(read.part, read.epoch, is_new=read.is_new)
+        return True
 
     async def _read_pages(self, reads: list[LogRead], marker: bytes) -> None:
         keys = self._keys([read.partition for read in reads])
@@ -262,15 +327,12 @@ class LogsReader:
                 b"EVALSHA", READ_LOGS.sha, len(keys), *keys, _PAGE, fence_topic, marker, *starts
             )
             for read, (epoch, last, entries) in zip(reads, rows, strict=True):
-                if read.epoch not in ("", epoch.decode()):
-                    raise ConnectionResetError("messages are missing from a log since the read began")
-                read.epoch = epoch.decode()
-                read.part.tip = parse_position(last)
+                first = parse_position(entries[0][0]) if entries else None
+                read.begin_page(epoch.decode(), parse_position(last), first)
                 for name, fields in entries:
                     position = parse_position(name)
-                    read.part.first = read.part.first or position
-                    self._add(read, position, fields)
-                    read.after = position + 1
+                    if read.pass_entry(position):
+                        self._add(read, position, fields)
                     await turn.rest()
             if is_end:
                 return
@@ -290,7 +352,7 @@ class LogsReader:
         highest = read.highest(header.session_id)
         if header.last <= highest:
             return
-        read.part.seen[header.session_id] = header.last
+        read.part.seen[header.session_id] = header.last, position
         if not is_group:
             return
         if kind != b"e":
@@ -337,11 +399,19 @@ class LogsReader:
                 arrived.exception()
 
     def close(self) -> None:
-        """Cancel the reads."""
-        for task in (self._next, self._running):
+        """Cancel the reads and questions."""
+        for task in (self._next, self._running, *self._asking):
             if task is not None:
                 task.cancel()
+        if self._question is not None:
+            self._question.answer.cancel()  # its task may never have run
 
 
 def _position_of(place: Place) -> int:
     return place.position
+
+
+def _retrieve(task: asyncio.Task[set[Partition]]) -> None:
+    """Mark the error of a read as retrieved: all who waited for it may have been cancelled."""
+    if not task.cancelled():
+        task.exception()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...clock import monotonic
 from ...messages.envelopes import Envelope
-from ..base import Receiver
 from .replay import LogPart, PartitionReplay
 from .sender import Sender
 from .sequences import DuplicateFilter, SequenceNumbers
@@ -15,6 +14,7 @@ from .subscriptions import Subscription, SubscriptionLedger
 
 if TYPE_CHECKING:
     from .node import Node
+    from .shared import Shared
 
 
 class Reading(enum.Enum):
@@ -55,16 +55,9 @@ class Partition:
                 | `read_until`                            |
     """
 
-    def __init__(
-        self,
-        number: int,
-        home: Node,
-        receiver: Receiver,
-        index: dict[bytes, Subscription],
-        replay: PartitionReplay,
-    ) -> None:
+    def __init__(self, number: int, home: Node, shared: Shared) -> None:
         self.number = number
-        self._receiver = receiver
+        self._receiver = shared.receiver
         #: The node that it belongs to now. Only `move()` changes it.
         self.home = home
         home.partitions[number] = self
@@ -76,7 +69,7 @@ class Partition:
         self.unlogged_numbers = SequenceNumbers()
         self.push_numbers = SequenceNumbers()
 
-        self.subscriptions = SubscriptionLedger(index, self)
+        self.subscriptions = SubscriptionLedger(shared.index, self)
         self.reading = Reading.AWAY
         #: Counts moves and lost connections: a reading that began in an earlier epoch is void.
         self.epoch = 0
@@ -84,7 +77,9 @@ class Partition:
         self.discards = False
         self.delivered = DuplicateFilter()
         #: What is in memory of its log, for channels that come back.
-        self.replay = replay
+        self.replay = PartitionReplay(
+            shared.opener, shared.options.recovery, shared.replay_counts, self.subscriptions
+        )
         #: All messages for the session up to this entry of the log were delivered, or reported as lost. None
         #: before the first fence.
         self.position: int | None = None
@@ -178,7 +173,7 @@ class Partition:
             envelopes.pop()
         return True
 
-    def take_read(self, part: LogPart, epoch: str, live: set[bytes], *, is_new: bool) -> None:
+    def take_read(self, part: LogPart, epoch: str, *, is_new: bool) -> None:
         """
         Use what a read of the log has found, for channels that come back.
 
@@ -186,9 +181,9 @@ class Partition:
         in the log up to there was sent again.
         """
         now = monotonic()
-        for session_id, seq in part.seen.items():
+        for session_id, (seq, _) in part.seen.items():
             self.delivered.note_highest(session_id, seq, now)
-        self.replay.finish(part, epoch, live, is_new=is_new)
+        self.replay.finish(part, epoch, is_new=is_new)
 
     def has_seen(self, envelope: Envelope, *, is_logged: bool) -> bool:
         """Tell whether this envelope, or a later one of its stream, was delivered."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from functools import partial
 
 from ...clock import monotonic
@@ -14,10 +14,14 @@ from ...settings.keys import Recovery
 from ..base import NotReplayed, ReplayCounts
 from .opening import Opener
 from .sequences import milliseconds_of
+from .subscriptions import SubscriptionLedger
 from .tracks import Record, Track
 
 #: The most bytes of messages that a session holds for channels that come back.
 MOST_BYTES = 32 * 2**20
+# Milliseconds for which the numbers of a sender are kept at least, and how many senders are never too many.
+_SEEN_LIVES = 900_000
+_MANY_SEEN = 1000
 
 
 class LogEpoch:
@@ -51,7 +55,7 @@ class LogPart(dict[bytes, Track]):
     """
     What a read has found in one log, by topic, and the range that it has looked at: from `first` to `tip`.
 
-    `seen` has the highest number of each sender: an entry that is not above it was sent again.
+    `seen` has the highest number of each sender and its position: an entry that is not above it was sent again.
     """
 
     def __init__(self, start: int, counts: ReplayCounts) -> None:
@@ -60,8 +64,8 @@ class LogPart(dict[bytes, Track]):
         #: The id from which the log was read; of the first entry that was found; of the last entry of the log.
         self.start = start
         self.first = self.tip = 0
-        self.seen: dict[bytes, int] = {}
-        #: Position and topic of each record, in the order of the log.
+        self.seen: dict[bytes, tuple[int, int]] = {}
+        #: Position and topic of each record, about in the order of the log.
         self.order: deque[tuple[int, bytes]] = deque()
 
     def track(self, topic: bytes) -> Track:
@@ -75,10 +79,16 @@ class LogPart(dict[bytes, Track]):
         self.track(topic).append(position, record)
         self.order.append((position, topic))
 
+    def has_seen(self, envelope: Envelope) -> bool:
+        """Tell whether a message was sent again, and the log has it already."""
+        return envelope.seq <= self.seen.get(envelope.session_id, (0, 0))[0]
+
     def drop(self) -> None:
-        """Take the records out of the count: they are not used."""
+        """Drop all records: they are not used."""
         for track in self.values():
             track.drop_all()
+        self.clear()
+        self.order.clear()
 
 
 class ReplayIndex:
@@ -96,7 +106,7 @@ class ReplayIndex:
         self._kept = round(1000 * recovery.seconds) << 64
         self._counts = counts
         self._part = part
-        self.live: set[bytes] = set()
+        self._most_seen = _MANY_SEEN
         self.epoch = epoch
         #: It has no messages before `start`, because they were not looked for.
         self.start = part.start
@@ -106,7 +116,7 @@ class ReplayIndex:
         self.used_at = monotonic()
 
     @property
-    def seen(self) -> dict[bytes, int]:
+    def seen(self) -> dict[bytes, tuple[int, int]]:
         return self._part.seen
 
     def is_too_old(self, place: Place) -> bool:
@@ -122,48 +132,54 @@ class ReplayIndex:
     # What arrives
 
     def feed(self, topic: bytes, envelope: Envelope) -> None:
-        """Add a message that arrived."""
-        if topic in self.live:
+        """Add a message of a live topic that arrived."""
+        self._add(topic, envelope)
+        self.limit(envelope.position)
+
+    def feed_arrived(self, topic: bytes, envelope: Envelope) -> None:
+        """Add a message that arrived behind the end of the last read, before its topic was live."""
+        if not self._part.has_seen(envelope):
             self._add(topic, envelope)
-            self.limit(envelope.position)
 
     def _add(self, topic: bytes, envelope: Envelope) -> None:
         # The log has the header only of what is too large: a session that reads it gives the same answer.
         is_whole = len(envelope.payload) <= self._most_bytes
         self._part.add(topic, envelope.position, envelope if is_whole else "too_large")
 
-    def make_live(self, topic: bytes, arrived: Iterable[Envelope]) -> None:
-        """Feed a topic from now on; `arrived` has what was pushed since the end of the last read."""
-        if topic not in self.live:
-            self.live.add(topic)
-            for envelope in arrived:
-                if envelope.seq > self.seen.get(envelope.session_id, 0):
-                    self._add(topic, envelope)
-
     def give_up(self, topic: bytes) -> None:
         """Note that a topic is not subscribed to any more: its pushes end."""
-        if topic in self.live:
-            self.live.discard(topic)
-            if (track := self._part.get(topic)) is not None:
-                # The next read begins behind `tip`.
-                track.drop_behind(self.tip)
+        if (track := self._part.get(topic)) is not None:
+            # The next read begins behind `tip`.
+            track.drop_behind(self.tip)
+            if not track:
+                del self._part[topic]
 
-    def extend(self, part: LogPart) -> None:
+    def extend(self, part: LogPart, live: Container[bytes]) -> None:
         """Add what a read from `tip` on has found. Live topics have it already."""
         for topic, track in part.items():
-            if topic in self.live:
+            if topic in live:
                 track.drop_all()
             else:
                 self._part.track(topic).take_all(track)
-        self._part.order += (entry for entry in part.order if entry[1] not in self.live)
+        self._part.order += (entry for entry in part.order if entry[1] not in live)
         self._part.seen.update(part.seen)
         self.tip = part.tip
+        if len(self._part.seen) > self._most_seen:
+            self._forget_seen()
+
+    def _forget_seen(self) -> None:
+        """Forget the numbers of senders that have sent nothing for a while: they will not send again."""
+        oldest = self.tip - max(self._kept, _SEEN_LIVES << 64)
+        seen = {sender: last for sender, last in self.seen.items() if last[1] >= oldest}
+        self._part.seen = seen
+        self._most_seen = max(_MANY_SEEN, 2 * len(seen))
 
     # Bounds
 
     def limit(self, newest: int) -> None:
         """Drop what is older than the log keeps, and what is more than may be held."""
-        order = self._part.order
+        part = self._part
+        order = part.order
         oldest = newest - self._kept
         while order:
             position, topic = order[0]
@@ -172,12 +188,42 @@ class ReplayIndex:
                     break
                 self._counts.evicted += 1
             del order[0]
-            self._part[topic].drop_until(position)
+            # It is gone if its topic was given up, or if it came together with the one before.
+            if (track := part.get(topic)) is not None:
+                track.drop_until(position)
+                if not track:
+                    del part[topic]
             if position > self.floor:
                 self.floor = position
 
     def drop(self) -> None:
         self._part.drop()
+
+
+class _Live:
+    """The live topics of a partition's index: those that were confirmed before the last read was sent."""
+
+    def __init__(self, subscriptions: SubscriptionLedger) -> None:
+        self._subscriptions = subscriptions
+        #: Topics that were confirmed since then.
+        self.fresh: set[bytes] = set()
+        #: Topics that will be live when the read that is under way has ended.
+        self.coming: set[bytes] = set()
+
+    def __contains__(self, topic: object) -> bool:
+        assert isinstance(topic, bytes)
+        if topic in self.fresh or topic in self.coming:
+            return False
+        entry = self._subscriptions.get(topic)
+        return entry is not None and entry.is_confirmed
+
+    def discard(self, topic: bytes) -> None:
+        self.fresh.discard(topic)
+        self.coming.discard(topic)
+
+    def clear(self) -> None:
+        self.fresh.clear()
+        self.coming.clear()
 
 
 class PartitionReplay:
@@ -191,9 +237,18 @@ class PartitionReplay:
             | or there|              | connection for pushes is lost, or messages are missing: absent
     indexed | there   | False        | a read begins: reading; not used for the time that the log keeps,
             |         |              | the connection is lost, messages are missing, a move: absent
+
+    Args:
+        subscriptions: the topics of the partition.
     """
 
-    def __init__(self, opener: Opener, recovery: Recovery | None, counts: ReplayCounts) -> None:
+    def __init__(
+        self,
+        opener: Opener,
+        recovery: Recovery | None,
+        counts: ReplayCounts,
+        subscriptions: SubscriptionLedger,
+    ) -> None:
         self._opener = opener
         self._recovery = recovery
         self._counts = counts
@@ -201,13 +256,11 @@ class PartitionReplay:
         self.index: ReplayIndex | None = None
         #: Raised whenever something is forgotten: a read that began before does not count.
         self.version = 0
-        #: Topics that were confirmed since the last read was sent.
-        self.fresh: set[bytes] = set()
-        # Topics that were given up since then.
-        self._gone: set[bytes] = set()
+        self._live = _Live(subscriptions)
         # What arrived behind the marker of the read that is under way.
-        self._arrived: dict[bytes, list[Envelope]] | None = None
+        self._arrived: list[tuple[bytes, Envelope]] | None = None
         self.is_active = False
+        self.is_reading = False
 
     def forget(self) -> None:
         """Give up everything: what arrives is not complete any more, or is not needed."""
@@ -217,78 +270,77 @@ class PartitionReplay:
         if self.index is not None:
             self.index.drop()
             self.index = None
-        self.fresh.clear()
-        self._gone.clear()
+        self._live.clear()
         self._arrived = None
-        self.is_active = False
+        self.is_active = self.is_reading = False
 
     def forget_unused(self, now: float) -> None:
         """Give up an index that nobody has used for the time that the log keeps."""
-        index, recovery = self.index, self._recovery
-        if index is not None and recovery is not None and now - index.used_at > recovery.seconds:
+        recovery = self._recovery
+        if self.is_reading or not self.is_active or recovery is None:
+            return
+        if self.index is None or now - self.index.used_at > recovery.seconds:
             self.forget()
 
     # What arrives
 
     def feed(self, topic: bytes, envelope: Envelope) -> None:
         """Note a message that was delivered."""
-        if self.index is not None:
+        if self.index is not None and topic in self._live:
             self.index.feed(topic, envelope)
         if self._arrived is not None:
-            self._arrived.setdefault(topic, []).append(envelope)
+            self._arrived.append((topic, envelope))
 
     def note_confirmed(self, topic: bytes) -> None:
-        self.fresh.add(topic)
+        """Note that the server has confirmed a subscription."""
+        self._live.fresh.add(topic)
 
     def note_given_up(self, topic: bytes) -> None:
-        self.fresh.discard(topic)
-        self._gone.add(topic)
-        if self._arrived is not None:
-            self._arrived.pop(topic, None)
+        """Note that a topic is given up."""
+        self._live.discard(topic)
         if self.index is not None:
             self.index.give_up(topic)
 
     # Reads
 
-    def begin(self, confirmed: Iterable[bytes]) -> None:
-        """Become active before the first read; `confirmed` has the topics that are subscribed to."""
-        if not self.is_active:
-            self.is_active = True
-            self.fresh = set(confirmed)
+    def begin(self) -> None:
+        """Note that a read is sent now: the topics that are confirmed will be live when it has ended."""
+        live = self._live
+        live.coming, live.fresh = live.fresh, set()
+        self.is_active = self.is_reading = True
 
-    def take_fresh(self) -> set[bytes]:
-        """Return the topics that will be live when a read has ended that is sent now."""
-        fresh, self.fresh = self.fresh, set()
-        # A topic that was given up before this read, and is subscribed to again, is live after it.
-        self._gone.clear()
-        return fresh
-
-    def give_back(self, fresh: set[bytes]) -> None:
-        """Note that a read has failed."""
-        self.fresh |= fresh - self._gone
+    def fail(self) -> None:
+        """Note that the read has failed."""
+        self._live.fresh |= self._live.coming
+        self._live.coming = set()
         self._arrived = None
+        self.is_reading = False
 
     def on_marker(self) -> None:
         """Note that what arrives from now on is behind the end of the read."""
-        self._arrived = {}
+        self._arrived = []
 
-    def finish(self, part: LogPart, epoch: str, live: set[bytes], *, is_new: bool) -> None:
-        """Use what a read has found."""
-        arrived, self._arrived = self._arrived or {}, None
-        self.epoch.note(epoch, part.tip)
+    def finish(self, part: LogPart, epoch: str, *, is_new: bool) -> None:
+        """Use what a read has found. With `is_new` it replaces the index."""
+        live = self._live
+        arrived, self._arrived = self._arrived or [], None
+        coming = live.coming
         assert self._recovery is not None
         if is_new or self.index is None:
             if self.index is not None:
-                live = live | self.index.live
                 self.index.drop()
             self.index = ReplayIndex(part, epoch, self._recovery, self._counts)
         else:
-            self.index.extend(part)
+            self.index.extend(part, live)
             self.index.epoch = epoch
-        for topic in live - self._gone:
-            self.index.make_live(topic, arrived.get(topic, ()))
-        self._gone.clear()
+            # The others were fed as they arrived.
+            arrived = [each for each in arrived if each[0] in coming]
+        live.coming = set()
+        for topic, envelope in arrived:
+            if topic in live:
+                self.index.feed_arrived(topic, envelope)
         self.index.limit(part.tip)
+        self.is_reading = False
 
     # Answers
 
@@ -318,14 +370,15 @@ class PartitionReplay:
         if place.position < index.floor:
             is_final = has_read or place.position >= index.start or index.is_too_old(place)
             return _refuse(is_final, "trimmed")
-        return topic.name in index.live
+        return topic.name in self._live
 
     def since(self, topic: Topic, place: Place) -> list[Envelope]:
         assert self.index is not None
         return self.index.since(topic.name, place, partial(self._opener.open_entry, topic.name))
 
     def is_fed(self, topic: bytes) -> bool:
-        return self.index is not None and topic in self.index.live
+        """Tell whether messages that arrive on a topic are kept here."""
+        return self.index is not None and topic in self._live
 
 
 def _refuse(is_final: bool, reason: str) -> bool:
