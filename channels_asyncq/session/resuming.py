@@ -155,11 +155,13 @@ class Resumer:
             return await self._start_over(groups, channel, "bad_token")
         except NotReplayed as exc:
             return await self._start_over(groups, channel, exc.reason, position.channels)
-        new = [group for group in groups if not self._is_member(group, channel)]
+        unlogged = [group for group in groups if not self.log.covers(group)]
+        # The others are joined in the last step, or by _start_over(), which leaves them itself.
+        new = [group for group in unlogged if not self._is_member(group, channel)]
         for topic in wanted:
             self._lingering.hold(topic)
         try:
-            await self._join_all([group for group in groups if not self.log.covers(group)], channel)
+            await self._join_all(unlogged, channel)
             await self._confirmed(wanted)
             try:
                 await self._reach(wanted)
@@ -265,9 +267,9 @@ class Resumer:
             if here is not None and here.epoch == place.epoch:
                 ends.append(here)
             places[topic.partition] = max(ends, key=_order)
-        if former:
-            names = frozenset(former)
-            envelopes = [each for each in envelopes if names.isdisjoint(each.excluded)]
+        # The channel itself too: it may have been a member, and have lost messages by overflow.
+        names = frozenset((*former, channel))
+        envelopes = [each for each in envelopes if names.isdisjoint(each.excluded)]
         recovery = self._options.recovery
         if recovery is not None and len(envelopes) > recovery.resume_messages:
             raise NotReplayed("too_many")
