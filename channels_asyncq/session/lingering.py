@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import Counter
+from collections.abc import Iterator
 
 from ..bus.base import Log, PubSub
 from ..clock import monotonic
 from ..local.hub import Hub
 from ..names import Topic
+from ..slices import Slices
 
 # Seconds for which a topic stays subscribed after the last member has left, if its messages are kept for channels
 # that come back: a page that is loaded again needs no read of the log then.
@@ -34,16 +36,19 @@ class LingeringTopics:
         hub: Hub,
         pubsub: PubSub,
         log: Log,
+        chores: Slices,
     ) -> None:
         self._loop = loop
         self._context = context
         self._hub = hub
         self._pubsub = pubsub
         self._log = log
+        self._chores = chores
         self._held: Counter[Topic] = Counter()
         # When each lingering topic ends, the first one first.
         self._due: dict[Topic, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     def hold(self, topic: Topic) -> None:
         """Subscribe to a topic, and keep it until `release()`."""
@@ -61,7 +66,7 @@ class LingeringTopics:
 
     def leave(self, topic: Topic) -> None:
         """Unsubscribe from a topic that has lost its last member: now, or when nobody needs it any more."""
-        if topic in self._held:
+        if self._is_closed or topic in self._held:
             return
         if not self._log.is_fed(topic):
             self._pubsub.unsubscribe(topic)
@@ -76,17 +81,26 @@ class LingeringTopics:
 
     def _end_due(self) -> None:
         self._timer = None
-        now = monotonic()
-        for topic, ends_at in list(self._due.items()):
-            if ends_at > now:
-                self._start(ends_at - now)
+        # In slices: all of a crowd may have left at once.
+        self._chores.run(self._unsubscribe())
+
+    def _unsubscribe(self) -> Iterator[bool]:
+        """Unsubscribe from the topics that nobody has needed for long enough."""
+        while self._due:
+            topic, ends_at = next(iter(self._due.items()))
+            seconds = ends_at - monotonic()
+            if seconds > 0:
+                if self._timer is None:
+                    self._start(seconds)
                 return
             del self._due[topic]
             if topic.name not in self._hub.groups.by_topic:
                 self._pubsub.unsubscribe(topic)
+            yield False
 
     def close(self) -> None:
         """Forget all topics: the session ends."""
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

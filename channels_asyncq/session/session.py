@@ -81,7 +81,7 @@ class Session:
         self.reading = MessageReader(
             names, topics, lifetime, hub, bus, readers, connections, siblings, sweeper, decoder
         )
-        lingering = LingeringTopics(loop, context, hub, bus.pubsub, bus.log)
+        lingering = LingeringTopics(loop, context, hub, bus.pubsub, bus.log, chores)
         self.groups = groups = SessionGroups(
             names,
             topics,
