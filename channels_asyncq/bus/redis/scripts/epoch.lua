@@ -1,7 +1,8 @@
 -- The epoch of a log: a text that names its history. A place in a log counts in one epoch only.
 -- `epoch_of(key, server, candidate, lives)` returns the epoch of the log with this key, and begins another one where
 -- messages may be missing from the log: the key is gone, the server is another one or was started again (its run_id
--- differs), or it has refused writes since. An epoch that cannot be stored is not returned again.
+-- differs), or it has refused writes since. Where the server does not tell, each call begins another one. An epoch
+-- that cannot be stored is not returned again.
 local refusals = '-'
 local words = redis.pcall('INFO', 'errorstats')
 if type(words) == 'string' then
@@ -14,7 +15,7 @@ end
 local function epoch_of(key, server, candidate, lives)
   local known = redis.call('HMGET', key, 'epoch', 'server', 'refusals')
   local epoch = known[1]
-  if not epoch or server == '' or known[2] ~= server or known[3] ~= refusals then
+  if not epoch or server == '' or refusals == '-' or known[2] ~= server or known[3] ~= refusals then
     epoch = candidate
     redis.pcall('HSET', key, 'epoch', epoch, 'server', server, 'refusals', refusals)
   end

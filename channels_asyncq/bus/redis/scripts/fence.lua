@@ -30,16 +30,21 @@ for i = logs, #KEYS do
     -- So that there is an entry: its id is the position.
     redis.call('XADD', log, '*', 'begin', '')
   end
-  if words == '' or code == 'OOM' then
-    redis.call('XTRIM', log, 'MINID', '~', oldest)
-    redis.call('EXPIRE', log, ARGV[10])
-  end
   local last = '0-0'
   local info = redis.pcall('XINFO', 'STREAM', log)
   for j = 1, #info, 2 do
     if info[j] == 'last-generated-id' then
       last = info[j + 1]
     end
+  end
+  if words == '' or code == 'OOM' then
+    -- Not the last entry, however old: with it, the log shows that nothing is missing behind it.
+    local keep_from = last
+    if tonumber(oldest) < tonumber(string.match(last, '^%d+')) then
+      keep_from = oldest
+    end
+    redis.call('XTRIM', log, 'MINID', '~', keep_from)
+    redis.call('EXPIRE', log, ARGV[10])
   end
   ends[#ends + 1] = last
 end
