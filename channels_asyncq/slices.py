@@ -124,3 +124,52 @@ class Slice:
         if monotonic() >= self._ends:
             await asyncio.sleep(0)
             self._ends = monotonic() + SHORT
+
+
+class Turnstile:
+    """
+    Lets tasks that were all woken at once go on in turns: as many in one turn of the loop as a slice has time for.
+
+    state  | `_waiters` | `_is_begun` | event: next state
+    -------|------------|-------------|--------------------------------------------------------------------------
+    open   | none       | False       | `pass_through()`: begun
+    begun  | none       | True        | the next turn: open; `pass_through()` after the end of the slice: queue
+    queue  | some       | True        | each turn lets some pass, and more of them if the last were quick
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context | None = None) -> None:
+        self._loop = loop
+        self._context = context
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._is_begun = False
+        self._began = 0.0
+        self._at_once = 1
+
+    async def pass_through(self) -> None:
+        """Return in this turn, or in a later one if its slice is over. Cancelling is safe."""
+        if not self._is_begun:
+            self._begin()
+        elif self._waiters or monotonic() - self._began >= SLICE:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _begin(self) -> None:
+        self._is_begun = True
+        self._began = monotonic()
+        self._loop.call_soon(self._turn, context=self._context)
+
+    def _turn(self) -> None:
+        if not self._waiters:
+            self._is_begun = False
+            return
+        seconds = monotonic() - self._began
+        self._at_once = self._at_once * 2 if seconds < SHORT else max(1, self._at_once // 2)
+        count = 0
+        while self._waiters and count < self._at_once:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count += 1
+        # The tasks that were woken run before this is called again.
+        self._begin()

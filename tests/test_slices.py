@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from channels_asyncq.slices import SHORT, SLICE, Slice, Slices
+from channels_asyncq.slices import SHORT, SLICE, Slice, Slices, Turnstile
 from tests.clock import Clock
 from tests.contract import ended, every, started, steps
 
@@ -173,3 +173,58 @@ async def test_resting_cancelled(clock: Clock) -> None:
     task.cancel()
     await ended(task)
     assert task.cancelled()
+
+
+class Crowd:
+    """Tasks that pass through a turnstile, and how long each turn of the loop took because of them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.turnstile = Turnstile(asyncio.get_running_loop())
+        self.passed: list[int] = []
+        self.turns: list[float] = []
+        self._clock = clock
+        self._now = clock.now
+
+    async def come(self, number: int, seconds: float) -> None:
+        await self.turnstile.pass_through()
+        self.passed.append(number)
+        self._clock.turn(seconds)
+
+    async def watch(self) -> None:
+        while True:
+            self.turns.append(self._clock.now - self._now)
+            self._now = self._clock.now
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.9, 3.0])
+async def test_a_crowd_passes_in_turns(clock: Clock, share: float) -> None:
+    """In their order; one turn takes no longer than two slices and one task."""
+    crowd = Crowd(clock)
+    watching = asyncio.create_task(crowd.watch())
+    await every(crowd.come(number, share * SLICE) for number in range(200))
+    watching.cancel()
+    assert crowd.passed == list(range(200))
+    assert max(crowd.turns) <= (2 + share) * SLICE
+    # Few turns are nearly empty.
+    assert len(crowd.turns) < 20 + 200 * max(share, 0.02) * 4
+
+
+async def test_a_task_of_a_crowd_that_is_cancelled(clock: Clock) -> None:
+    """It takes nobody's turn."""
+    crowd = Crowd(clock)
+    tasks = [asyncio.create_task(crowd.come(number, SLICE)) for number in range(10)]
+    await steps(1)
+    for task in tasks[2:9]:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert crowd.passed == [0, 1, 9]
+
+
+async def test_one_task_passes_at_once(clock: Clock) -> None:
+    """Nothing waits where there is no crowd."""
+    crowd = Crowd(clock)
+    for number in range(3):
+        task = asyncio.create_task(crowd.come(number, 0.1 * SLICE))
+        await steps(1)
+        assert task.done()

@@ -14,7 +14,7 @@ from ..messages.envelopes import Envelope
 from ..messages.positions import MOST_CHANNELS, MOST_CHARACTERS, BadPosition, Place, Position, order_of
 from ..names import Topic
 from ..settings.options import Options
-from ..slices import Slices
+from ..slices import Slices, Turnstile
 from .groups import SessionGroups
 from .lifetime import Lifetime
 from .lingering import LingeringTopics
@@ -71,6 +71,7 @@ class Resumer:
         self._routes = routes
         self._groups = groups
         self._lingering = lingering
+        self._turnstile = Turnstile(asyncio.get_running_loop())
         self.counts = ResumeCounts()
 
     # Positions
@@ -148,6 +149,7 @@ class Resumer:
             ChannelClosed: the channel was closed.
         """
         self.counts.resumes += 1
+        await self._turnstile.pass_through()
         try:
             position = Position.parse(since)
             wanted = self._wanted(groups, position)
@@ -214,7 +216,11 @@ class Resumer:
         """
         began = monotonic()
         has_read: set[int] = set()
-        while due := self._due(wanted, has_read):
+        while True:
+            # A crowd waits for one read.
+            await self._turnstile.pass_through()
+            if not (due := self._due(wanted, has_read)):
+                return
             if monotonic() - began > 2 * self._options.send_timeout:
                 raise LayerUnavailable(
                     "the server", "its logs cannot be read: connections are lost all the time"
