@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from channels_asyncq.bus.base import NotReplayed, ReplayCounts
+from channels_asyncq.bus.redis import tracks
 from channels_asyncq.bus.redis.tracks import Track
 from channels_asyncq.messages.envelopes import Envelope
 from channels_asyncq.messages.framing import BadEnvelope
@@ -164,3 +165,16 @@ def test_what_is_before_the_place_is_not_opened() -> None:
     track.append(5, b"!")
     track.append(6, b"x")
     assert keys(track.since(Place(EPOCH, 5), opened)) == [(6, 0)]
+
+
+def test_little_stays_decoded_when_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoded message takes several times the memory of its bytes: a crowd of groups decodes them again."""
+    monkeypatch.setattr(tracks, "_MOST_DECODED", 0)
+    counts = ReplayCounts()
+    track = Track(counts)
+    for position in range(1, 10):
+        track.append(position, b"xx")
+    before = counts.bytes
+    for _ in range(2):
+        assert len(track.since(Place(EPOCH, 5), opened)) == 8
+    assert (counts.records, counts.bytes) == (9, before)

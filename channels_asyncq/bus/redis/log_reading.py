@@ -293,20 +293,28 @@ class LogsReader:
         arrived: asyncio.Future[None] = self._shared.loop.create_future()
         self._awaited = marker, reads, arrived
         counts.reads += 1
+        finished: set[Partition] = set()
+        unfinished = list(reads)
+        turn = Slice()
         try:
             await self._read_pages(reads, marker)
             async with asyncio.timeout(_LONGEST_MARKER):
                 await arrived
+            while unfinished:
+                read = unfinished.pop()
+                if self._finish(read):
+                    finished.add(read.partition)
+                await turn.rest()
         except BaseException as exc:
             self._awaited = None
-            for read in reads:
+            for read in unfinished:
                 read.part.drop()
                 if read.is_current:
                     read.partition.replay.fail()
             if isinstance(exc, TimeoutError):
                 raise ConnectionResetError("what is published does not arrive") from None
             raise
-        return {read.partition for read in reads if self._finish(read)}
+        return finished
 
     @staticmethod
     def _finish(read: LogRead) -> bool:

@@ -11,8 +11,11 @@ from ...messages.framing import BadEnvelope
 from ...messages.positions import Place
 from ..base import NotReplayed, ReplayCounts
 
-# What a message takes in memory beside its payload, about.
+# What a message takes in memory beside its payload, and an entry beside its bytes, about.
 _OVERHEAD = 600
+_ENTRY_OVERHEAD = 160
+# Messages stay decoded while all partitions hold fewer bytes than this.
+_MOST_DECODED = 16 * 2**20
 # A track is shortened when this many of its first records are gone, and they are half of it.
 _MANY_GONE = 64
 
@@ -93,10 +96,13 @@ class Track:
             NotReplayed: one of them is too large, or cannot be read.
         """
         begin = bisect_left(self._positions, place.position, self._gone)
+        positions, records = self._positions[begin:], self._records[begin:]
         if self._has_entries:
-            self._open(begin, open_entry)
+            positions, records = self._opened(positions, records, open_entry)
+            if self._counts.bytes < _MOST_DECODED:
+                self._replace(begin, positions, records)
         found: list[Envelope] = []
-        for position, record in zip(self._positions[begin:], self._records[begin:], strict=True):
+        for position, record in zip(positions, records, strict=True):
             if isinstance(record, Envelope):
                 if place.is_before(record):
                     found.append(record)
@@ -104,25 +110,35 @@ class Track:
                 raise NotReplayed(record)
         return found
 
-    def _open(self, begin: int, open_entry: Callable[[bytes, int], list[Envelope]]) -> None:
-        """Replace the bytes of entries from this index on by their messages."""
-        positions, records = self._positions[:begin], self._records[:begin]
-        for position, record in zip(self._positions[begin:], self._records[begin:], strict=True):
+    @staticmethod
+    def _opened(
+        positions: list[int], records: list[Record], open_entry: Callable[[bytes, int], list[Envelope]]
+    ) -> tuple[list[int], list[Record]]:
+        """Return the records with the messages of entries in place of their bytes."""
+        all_positions: list[int] = []
+        all_records: list[Record] = []
+        for position, record in zip(positions, records, strict=True):
             opened: list[Record] = [record]
             if isinstance(record, bytes):
                 try:
                     opened = list(open_entry(record, position))
                 except (BadEnvelope, BadPayload):
                     opened = ["unreadable"]
-            positions += [position] * len(opened)
-            records += opened
+            all_positions += [position] * len(opened)
+            all_records += opened
+        return all_positions, all_records
+
+    def _replace(self, begin: int, positions: list[int], records: list[Record]) -> None:
+        """Put these records in place of all from this index on; none of them is the bytes of an entry."""
         self._uncount(begin, len(self._records))
-        self._positions, self._records = positions, records
-        self._counts.records += len(records) - begin
-        self._counts.bytes += sum(map(_size_of, records[begin:]))
+        self._positions[begin:], self._records[begin:] = positions, records
+        self._counts.records += len(records)
+        self._counts.bytes += sum(map(_size_of, records))
         self._has_entries = begin > self._gone
 
 
 def _size_of(record: Record) -> int:
     """Return the bytes for which a record counts."""
-    return _OVERHEAD + len(record.payload if isinstance(record, Envelope) else record)
+    if isinstance(record, Envelope):
+        return _OVERHEAD + len(record.payload)
+    return _ENTRY_OVERHEAD + len(record)
