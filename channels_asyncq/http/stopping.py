@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Seconds for which the streams may hold up the server's own handler. A client that does not read may take
-#: longer to end: for that one the server decides.
+#: Seconds for which the streams may hold up the server's own handler. The last chunk of a client that does not
+#: read cannot be written: how long to wait for that one is the server's affair.
 LONGEST = 1.0
 #: Seconds between the end of the last stream and the server's handler: the last chunk is written meanwhile.
 LAST_CHUNK = 0.05
