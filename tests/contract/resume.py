@@ -351,6 +351,18 @@ class Resumes:
             assert await receive(layer, channel) == note(30)
             await assert_nothing_waits(layer, channel)
 
+    async def test_after_close_pools(self, make_layer: MakeLayer) -> None:
+        """With its connections at rest it works as before, for a new channel and for a member."""
+        layer, other = await make_layer(), await make_layer()
+        position = await layer.position("room")
+        for n in range(3):
+            await other.group_send("room", note(n))
+            await layer.close_pools()
+            channel, replay = await resumed(layer, "room", position)
+            assert await all_of(layer, channel, replay, 1) == [note(n)]
+            await layer.close_pools()
+            position = await layer.position("room")
+
     async def test_wrong_arguments(self, make_layer: MakeLayer) -> None:
         """A wrong name is a TypeError; a channel of another process, or a closed one, is told so."""
         layer, other = await make_layer(), await make_layer()
