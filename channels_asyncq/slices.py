@@ -128,7 +128,7 @@ class Slice:
 
 class Turnstile:
     """
-    Lets tasks that were all woken at once go on in turns: as many in one turn of the loop as a slice has time for.
+    Lets tasks that were woken at once go on in turns: as many in one turn of the loop as a slice has time for.
 
     state  | `_waiters` | `_is_begun` | event: next state
     -------|------------|-------------|--------------------------------------------------------------------------
