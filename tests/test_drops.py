@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("rich")
 
 from benchmarks.drops.__main__ import chosen_sides, main, parser, plan_of
-from benchmarks.drops.counting import Ledger, Sent, Tally, apart_from, percentile
+from benchmarks.drops.counting import Ledger, Outage, Sent, Tally, Visit, apart_from, percentile
 from benchmarks.drops.links import EventLink, Link, SocketIOLink, SocketLink
 from benchmarks.drops.report import as_json, missed
 from benchmarks.drops.runs import Outcome, Plan
@@ -321,8 +321,11 @@ def test_tally_of_resets() -> None:
 def test_percentile_and_outages() -> None:
     """The share of values below; visits that an outage touches at either end are left out."""
     assert percentile([3, 1, 2], 0.5) == 2 and percentile([1, 2], 0.99) == 2 and percentile([], 0.5) == 0
-    visits = [(0.0, 1.0), (0.5, 4.0), (2.5, 2.6), (3.5, 5.0), (1.0, 9.0)]
-    assert apart_from(visits, [(2.0, 3.0)]) == [(0.0, 1.0), (3.5, 5.0)]
+    times = [(0.0, 1.0), (0.5, 4.0), (2.5, 2.6), (3.5, 5.0), (1.0, 9.0)]
+    visits = [Visit(*time, port=1) for time in times]
+    assert apart_from(visits, [Outage(2.0, 3.0)]) == [visits[0], visits[3]]
+    assert apart_from(visits, [Outage(2.0, 3.0, 1)]) == [visits[0], visits[3]]
+    assert apart_from(visits, [Outage(2.0, 3.0, 2)]) == visits
 
 
 def test_busy_share() -> None:

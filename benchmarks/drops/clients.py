@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from ..process import Line
-from .counting import Ledger
+from .counting import Ledger, Visit
 from .links import LINKS, Link
 
 #: A client that has not caught up after this many seconds tries again, as a page with a watchdog would.
@@ -58,6 +58,7 @@ class Client:
         self._position = ""
         self._wait: float | None = None
         self._came = 0.0
+        self._port = 0
         self._is_first = True
         self._link: Link | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -68,13 +69,13 @@ class Client:
         """Connect to one of the servers."""
         self._timer = None
         if self._link is None and not self._crowd.is_over:
-            port = self._random.choice(self._crowd.ports)
+            self._port = self._random.choice(self._crowd.ports)
             bytes_ = self._crowd.habits.budget
             budget = self._random.randint(*bytes_) if bytes_ and not self._crowd.is_settling else None
             link = self._link = self._crowd.link(self, self._path, self._position, budget)
             self._came = time.monotonic()
             self._after(PATIENCE, self._give_up)
-            self._crowd.connect(link, port, self)
+            self._crowd.connect(link, self._port, self)
 
     def _cut(self) -> None:
         if not self._crowd.is_settling:
@@ -133,7 +134,8 @@ class Client:
             return
         self.is_live = True
         now = time.monotonic()
-        self._crowd.visits.append((self._came, now, self._is_first))
+        if not self._is_first:
+            self._crowd.visits.append(Visit(self._came, now, self._port))
         self._is_first = False
         self._stop_timer()
         if self._crowd.habits.stay is not None:
@@ -168,7 +170,7 @@ class Crowd:
         self.ports: list[int] = order["ports"]
         self.habits = Habits(**order["habits"])
         self.link = LINKS[order["kind"]]
-        self.visits: list[tuple[float, float, bool]] = []
+        self.visits: list[Visit] = []
         self.counts: Counter[str] = Counter()
         self.live = 0
         self.is_settling = False
@@ -237,9 +239,6 @@ async def obey(crowd: Crowd, line: Line) -> None:
             await line.tell(live=await crowd.until(len(crowd.clients), news["patience"]), at=time.monotonic())
         elif word == "gone":
             await line.tell(live=await crowd.until(0, news["patience"]))
-        elif word == "servers":
-            crowd.ports[:] = news["ports"]
-            await line.tell(ports=crowd.ports)
         elif word == "cuts":
             await crowd.until_cut(news["number"])
             await line.tell(**crowd.counts)

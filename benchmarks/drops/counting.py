@@ -189,12 +189,30 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-def apart_from(
-    visits: Iterable[tuple[float, float]], outages: Sequence[tuple[float, float]]
-) -> list[tuple[float, float]]:
-    """The visits (begin, caught up) that no outage (begin, end) touches."""
-    return [
-        (begin, end)
-        for begin, end in visits
-        if not any(begin < outage_end and end > outage_begin for outage_begin, outage_end in outages)
-    ]
+class Visit(NamedTuple):
+    """A reconnect: when the client began to connect, when it had caught up, and at which server's port."""
+
+    begin: float
+    end: float
+    port: int
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
+
+
+class Outage(NamedTuple):
+    """A time without the server of the layer, or without the server at a port."""
+
+    begin: float
+    end: float
+    port: int | None = None
+
+    def touches(self, visit: Visit) -> bool:
+        is_same = self.port is None or self.port == visit.port
+        return is_same and visit.begin < self.end and visit.end > self.begin
+
+
+def apart_from(visits: Iterable[Visit], outages: Sequence[Outage]) -> list[Visit]:
+    """The visits that no outage touches."""
+    return [visit for visit in visits if not any(outage.touches(visit) for outage in outages)]

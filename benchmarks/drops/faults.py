@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from channels_asyncq.testing import EmbeddedServer
 
+from .counting import Outage
 from .servers import Server
 
 DOWN = 2.0
@@ -16,8 +17,8 @@ class Faults:
     """
     The faults of one run. Times are of `time.monotonic()`, which all processes share.
 
-    They come `every` so many seconds (a range). `log` has each fault with its begin and end. `outages` are the
-    times (begin, end) without the server of the layer; at `losses` it lost its data.
+    They come `every` so many seconds (a range). `log` has each fault with its begin and end; at `losses` the
+    server of the layer lost its data.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Faults:
         servers: Sequence[Server],
         seed: int,
     ) -> None:
-        self.outages: list[tuple[float, float]] = []
+        self.outages: list[Outage] = []
         self.losses: list[float] = []
         self.log: list[tuple[str, float, float]] = []
         self._kinds = kinds
@@ -56,9 +57,12 @@ class Faults:
     async def kill_server(self) -> None:
         """kill -9 of one of the servers with all its clients; two seconds later it is back."""
         server = self._random.choice(self._servers)
+        begin = time.monotonic()
         await server.kill()
         await asyncio.sleep(DOWN)
         await server.start()
+        # Some listen before they serve.
+        self.outages.append(Outage(begin, time.monotonic(), server.port))
 
     async def kill_connections(self) -> None:
         """CLIENT KILL of every connection to Valkey."""
@@ -71,7 +75,7 @@ class Faults:
         await asyncio.to_thread(self._redis.pause)
         await asyncio.sleep(DOWN)
         self._redis.resume()
-        self.outages.append((begin, time.monotonic()))
+        self.outages.append(Outage(begin, time.monotonic()))
 
     async def empty_valkey(self) -> None:
         """kill -9 of Valkey, and a restart without its data, two seconds later."""
@@ -80,7 +84,7 @@ class Faults:
         await asyncio.to_thread(self._redis.kill)
         await asyncio.sleep(DOWN)
         await asyncio.to_thread(self._redis.restart)
-        self.outages.append((begin, time.monotonic()))
+        self.outages.append(Outage(begin, time.monotonic()))
 
 
 FAULTS: Mapping[str, Callable[[Faults], Awaitable[None]]] = {

@@ -17,7 +17,7 @@ from channels_asyncq.testing import EmbeddedServer
 
 from ..runner import ROOT, Actor
 from .clients import Habits
-from .counting import Sent, Tally, apart_from
+from .counting import Sent, Tally, Visit, apart_from
 from .faults import Faults
 from .servers import Resources, Server, resources_of_group
 from .sides import Side, Stage
@@ -64,10 +64,10 @@ class Outcome:
     """
     What a run gave.
 
-    `visits` are the reconnects as (connect, caught up); `clear` are those that no outage of Valkey touched, in
-    seconds. `faults` are (kind, begin, end); `origin` is when the first message was sent. `ends` counts the ends
-    of connections by their reason. `back` and `reads` are those of a herd: the seconds until all were back, and
-    the scripts that read a log. `held` is what open streams hold beyond what the server held before them.
+    `visits` are the reconnects; `clear` are the seconds of those that no outage touched. `faults` are (kind,
+    begin, end); `origin` is when the first message was sent. `ends` counts the ends of connections by their
+    reason. `back` and `reads` are those of a herd: the seconds until all were back, and the scripts that read a
+    log. `held` is what open streams hold beyond what the server held before them.
     """
 
     run: str
@@ -75,7 +75,7 @@ class Outcome:
     plan: Plan
     tally: Tally = field(default_factory=Tally)
     live: int = 0
-    visits: list[tuple[float, float]] = field(default_factory=list)
+    visits: list[Visit] = field(default_factory=list)
     clear: list[float] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     faults: list[tuple[str, float, float]] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Outcome:
     @property
     def times(self) -> list[float]:
         """Seconds from connect to caught up."""
-        return [end - begin for begin, end in self.visits]
+        return [visit.seconds for visit in self.visits]
 
     @property
     def closed_for_good(self) -> int:
@@ -215,11 +215,11 @@ class Scene:
         for report in await self.tell("report"):
             for client in report["clients"]:
                 outcome.tally.add(client, sent, faults.losses if faults is not None else ())
-            outcome.visits += [(came, there) for came, there, is_first in report["visits"] if not is_first]
+            outcome.visits += [Visit(*visit) for visit in report["visits"]]
             outcome.ends.update(report["counts"])
             outcome.client_cpu += report["cpu"]
         outages = faults.outages if faults is not None else ()
-        outcome.clear = [end - begin for begin, end in apart_from(outcome.visits, outages)]
+        outcome.clear = [visit.seconds for visit in apart_from(outcome.visits, outages)]
 
     def note(self, outcome: Outcome, samples: Samples) -> None:
         """Take over what was sampled."""
@@ -275,7 +275,8 @@ async def herd(plan: Plan, side: Side, folder: Path) -> Outcome:
         await scene.count(outcome, sent)
         outcome.reads, outcome.scripts = watch.count.reads, watch.count.scripts
         if outcome.visits:
-            outcome.back = max(end for _, end in outcome.visits) - min(begin for begin, _ in outcome.visits)
+            begin = min(visit.begin for visit in outcome.visits)
+            outcome.back = max(visit.end for visit in outcome.visits) - begin
         scene.note(outcome, samples)
     return outcome
 
