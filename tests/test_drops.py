@@ -34,6 +34,7 @@ from benchmarks.drops.streams import (
     client_frame,
 )
 from benchmarks.drops.watching import ScriptCount, ScriptWatch
+from benchmarks.runner import BenchmarkError
 from channels_asyncq.testing import EmbeddedServer
 
 
@@ -399,6 +400,18 @@ def test_check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     found.tally.missing = 3
     assert main(["--kind", "sse", "--check"]) == 1 and "MISSED: 3 missing" in capsys.readouterr().out
     assert main(["--kind", "sse"]) == 0
+
+
+def test_a_server_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that cannot be made says why, and is not taken for a missed goal."""
+
+    async def play(plan: Plan, side: Side, folder: Path) -> Outcome:
+        raise BenchmarkError("no port")
+
+    monkeypatch.setattr("benchmarks.drops.__main__.drops", play)
+    assert main(["--kind", "sse", "--check"]) == 2 and capsys.readouterr().err == "no port\n"
 
 
 def test_json_has_all_figures() -> None:

@@ -158,17 +158,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         # A table of five sides.
         console = Console(width=150)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(arguments.keep or temporary).resolve()
             folder.mkdir(parents=True, exist_ok=True)
             return asyncio.run(run(arguments, console, folder))
-    except BenchmarkError as error:
-        print(error, file=sys.stderr)
-        return 2
+    except* BenchmarkError as errors:
+        # Faults are played in a task group.
+        for error in errors.exceptions:
+            print(error, file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
+    # The processes of the clients inherit it.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     sys.exit(main())
