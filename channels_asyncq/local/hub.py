@@ -20,6 +20,8 @@ from .overflow import Overflow, would_exceed_bytes
 from .owner import HubOwner
 from .watchers import Watchers
 
+_NOBODY: frozenset[str] = frozenset()
+
 
 class Hub:
     """
@@ -64,7 +66,7 @@ class Hub:
         group = self.groups.by_topic.get(topic)
         if group is None:
             return True
-        excluded = frozenset(envelope.excluded)
+        excluded = frozenset(envelope.excluded) if envelope.excluded else _NOBODY
         is_large = len(group.members) > MANY
         if not is_large and monotonic() >= group.lapses_at:
             _do_at_once(self.groups.drop_lapsed(group, monotonic()))

@@ -78,14 +78,15 @@ class Opener:
             return []
         expires_at = monotonic() + self._options.expiry
         readable = []
-        if position and len(envelopes) > 1:
-            position -= sum(not envelope.nth for envelope in envelopes) - 1
+        if position:
+            # From the last message on; each that is the last of its batch is in the entry before.
+            position += 1
+            for envelope in reversed(envelopes):
+                if not envelope.nth:
+                    position -= 1
+                envelope.position = position
         for envelope in envelopes:
             envelope.expires_at = expires_at
-            if position:
-                envelope.position = position
-                if not envelope.nth:
-                    position += 1
             try:
                 self._open(envelope)
             except (BadEnvelope, BadPayload) as exc:
