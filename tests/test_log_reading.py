@@ -515,6 +515,92 @@ async def test_a_place_after_each_message_of_a_push_in_three_sessions(make_redis
             assert len((await resume(layer, "room", place)).messages) == 47 - index
 
 
+async def test_coming_back_to_a_large_group(make_redis: MakeLayer) -> None:
+    """A message to it is delivered over several turns, and a channel may join in each of them."""
+    layer, sender = await make_redis(capacity=1000), await make_redis()
+    members = [await layer.new_channel() for _ in range(3000)]
+    await every(layer.group_add("room", member) for member in members)
+    position = await layer.position("room")
+    assert (await resume(layer, "room", position)).recovered
+    came: list[tuple[str, Replay]] = []
+
+    async def come_all_the_time() -> None:
+        while True:
+            channel = await layer.new_channel()
+            came.append((channel, await layer.group_resume("room", channel, since=position)))
+            await asyncio.sleep(0)
+
+    coming = asyncio.create_task(come_all_the_time())
+    for count in range(10):
+        await sender.group_send("room", note(count))
+    await contract.eventually(lambda: contract.queued(layer, members[-1]) == 10)
+    coming.cancel()
+    await asyncio.wait([coming])
+    assert len({len(replay.messages) for _, replay in came}) > 5
+    for channel, replay in came:
+        rest = contract.queued(layer, channel)
+        assert replay.recovered
+        assert numbers(replay) + [(await receive(layer, channel))["n"] for _ in range(rest)] == list(
+            range(10)
+        )
+
+
+async def test_the_place_of_a_session_is_not_behind_what_it_has_delivered(
+    make_scripted: MakeLayer, beside: MakeLayer, server: RespServer
+) -> None:
+    """A stream without a position begins there: what is under way to this process is behind it."""
+    behind, sender = await make_scripted(send_timeout=5), await beside()
+    await behind.group_add("room", await behind.new_channel())
+    await behind.position("room")
+    log, number = bus_of(behind).log, session_of(behind).resumer.topic("room").partition
+    await sender.group_send("room", note(1))
+    await contract.eventually(lambda: log.here(number) is not None)
+    lag = Lag(server, behind)
+    await lag.begin()
+    before = log.here(number)
+    await sender.group_send("room", note(2))
+    end = (await log.ends([number]))[number]
+    assert before is not None
+    assert log.here(number) == before
+    assert before.epoch == end.epoch
+    assert before.position < end.position
+    assert log.epoch_at(number, end.position) == end.epoch
+    await lag.end()
+    await contract.eventually(lambda: log.here(number) == end)
+
+
+async def test_another_epoch_that_is_noticed_while_pushes_are_under_way(prefix: str) -> None:
+    """The place of a session does not name it before a message behind its beginning was delivered."""
+    with EmbeddedServer(external=False, **PROTECTED) as real:
+        async with (
+            RespServer(real) as server,
+            contract.layers(hosts=[server.url], prefix=prefix, send_timeout=5) as make_behind,
+            contract.layers(hosts=[real.url], prefix=prefix) as make_beside,
+        ):
+            behind, sender = await make_behind(), await make_beside()
+            member = await behind.new_channel()
+            await behind.group_add("room", member)
+            await sender.group_send("room", note(0))
+            assert await receive(behind, member) == note(0)
+            log, number = bus_of(behind).log, session_of(behind).resumer.topic("room").partition
+            first = (await log.ends([number]))[number]
+            lag = Lag(server, behind)
+            await lag.begin()
+            with refusing(real, "OOM"):
+                await sender.group_send("room", note(1))
+            second = (await log.ends([number]))[number]
+            assert second.epoch != first.epoch
+            # The message without a log is still under way.
+            assert log.here(number) is None
+            assert log.epoch_at(number, second.position) == ""
+            await lag.end()
+            await sender.group_send("room", note(2))
+            assert [await receive(behind, member) for _ in range(2)] == [note(1), note(2)]
+            here = log.here(number)
+            assert here is not None
+            assert here.epoch == second.epoch
+
+
 async def test_a_read_of_a_partition_that_moves(
     make_redis: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

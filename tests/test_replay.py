@@ -54,7 +54,8 @@ class World:
 
     async def _make(self, **config: Any) -> None:
         """The parts that want a running loop when they are made, and never again."""
-        _, self.shared = shared_for(Recorder(), **config)
+        self.receiver = Recorder()
+        _, self.shared = shared_for(self.receiver, **config)
         home = Home()
         self.partition: Partition = home.partition(0, self.shared)
         self.reader = LogsReader(self.shared, as_node(home))
@@ -399,6 +400,29 @@ def test_a_repeat_behind_the_end_of_the_last_read(world: World) -> None:
     world.arrive_all()
     world.read_now(place.position)
     assert world.since(room, place) == []
+
+
+def test_a_push_of_which_a_part_was_delivered(world: World) -> None:
+    """A channel that comes back then gets that part, and the rest as it is delivered."""
+    room, _, _ = world.topics
+    world.subscribe(room)
+    world.arrive_all()
+    world.read_now()
+    world.publish(room, SENDERS[0], 3)
+    [(_, (position, _, _, _, data))] = world.wire
+    entry = world.partition.subscriptions.get(room.name)
+    assert entry is not None
+    envelopes = unpack(data)[::-1]
+    for envelope in envelopes:
+        envelope.position = position
+    world.receiver.places = 2
+    assert not world.partition.deliver(entry, envelopes, is_logged=True)
+    place = Place(EPOCH, position - 1)
+    assert world.since(room, place) == [(position, 1), (position, 2)]
+    assert world.since(room, Place(EPOCH, position, 1)) == [(position, 2)]
+    world.receiver.is_full, world.receiver.places = False, None
+    assert world.partition.deliver(entry, envelopes, is_logged=True)
+    assert world.since(room, place) == [(position, 1), (position, 2), (position, 0)]
 
 
 def test_a_topic_that_is_given_up_is_read_again(world: World) -> None:
