@@ -569,6 +569,53 @@ async def test_the_place_of_a_session_is_not_behind_what_it_has_delivered(
     await contract.eventually(lambda: log.here(number) == end)
 
 
+async def test_the_place_of_a_session_goes_on_after_a_reconnect(
+    make_redis: MakeLayer, redis_server: EmbeddedServer
+) -> None:
+    """Streams of quiet groups keep fresh positions: the epoch is asked for with the first fence."""
+    layer = await make_redis()
+    channel = await layer.new_channel()
+    await layer.group_add("room", channel)
+    await layer.position("room")
+    log, number = bus_of(layer).log, session_of(layer).resumer.topic("room").partition
+    await layer.group_send("room", note(1))
+    await contract.eventually(lambda: log.here(number) is not None)
+    before = log.here(number)
+    assert before is not None
+    redis_server.command("CLIENT", "KILL", "TYPE", "pubsub")
+    await contract.eventually(lambda: log.here(number) is None)
+    await contract.eventually(lambda: layer.statistics().links[0].state == "connected")
+    await layer.group_send("room", note(2))
+    await contract.eventually(
+        lambda: (here := log.here(number)) is not None and here.position > before.position
+    )
+    here = log.here(number)
+    assert here is not None
+    assert here.epoch == before.epoch
+
+
+async def test_the_place_of_a_session_goes_on_in_another_epoch(prefix: str) -> None:
+    """After a message that no log has, those who got it come back without a reset once the epoch is known."""
+    with EmbeddedServer(external=False, **PROTECTED) as real:
+        async with contract.layers(hosts=[real.url], prefix=prefix) as make_layer:
+            layer = await make_layer()
+            start = await layer.position("room")
+            async with layer.subscribe("room", since=start) as subscription:
+                number = session_of(layer).resumer.topic("room").partition
+                epoch = bus_of(layer).partitions[number].replay.epoch
+                known = epoch.known
+                with refusing(real, "OOM"):
+                    await layer.group_send("room", note(1))
+                    assert await anext(subscription) == note(1)
+                    assert epoch.known == ""
+                await contract.eventually(lambda: epoch.known not in ("", known))
+                await layer.group_send("room", note(2))
+                assert await anext(subscription) == note(2)
+                position = subscription.position
+            await layer.group_send("room", note(3))
+            assert numbers(await resume(layer, "room", position)) == [3]
+
+
 async def test_another_epoch_that_is_noticed_while_pushes_are_under_way(prefix: str) -> None:
     """The place of a session does not name it before a message behind its beginning was delivered."""
     with EmbeddedServer(external=False, **PROTECTED) as real:
@@ -596,6 +643,12 @@ async def test_another_epoch_that_is_noticed_while_pushes_are_under_way(prefix: 
             await lag.end()
             await sender.group_send("room", note(2))
             assert [await receive(behind, member) for _ in range(2)] == [note(1), note(2)]
+            # It was forgotten with the message that no log has, and is asked for with the next fence.
+            epoch = bus_of(behind).partitions[number].replay.epoch
+            await contract.eventually(lambda: epoch.known)
+            await sender.group_send("room", note(3))
+            assert await receive(behind, member) == note(3)
+            await contract.eventually(lambda: log.here(number) is not None)
             here = log.here(number)
             assert here is not None
             assert here.epoch == second.epoch

@@ -160,12 +160,7 @@ class LogsReader:
         ends_at = monotonic() + 2 * self._shared.options.send_timeout
         while True:
             await self._node.commands.up()
-            question = self._question
-            if question is None:
-                question = self._question = EndsQuestion(self._shared.loop)
-                task = self._shared.loop.create_task(self._ask(question), context=contextvars.Context())
-                self._asking.add(task)
-                task.add_done_callback(self._asking.discard)
+            question = self._question or self._new_question()
             question.partitions.update((partition.number, partition) for partition in partitions)
             await asyncio.wait([question.answer])
             if question.answer.cancelled():
@@ -179,6 +174,24 @@ class LogsReader:
                 raise copy_error(error) from error
             if monotonic() > ends_at:
                 raise LayerUnavailable(self._node.address, "connections are lost all the time") from error
+
+    def ask_for_epochs(self) -> None:
+        """Ask for the epochs that were forgotten, so that the places of this session go on."""
+        partitions = [
+            partition
+            for partition in self._node.partitions.values()
+            if partition.replay.epoch.is_used and not partition.replay.epoch.known and partition.is_live
+        ]
+        if partitions:
+            question = self._question or self._new_question()
+            question.partitions.update((partition.number, partition) for partition in partitions)
+
+    def _new_question(self) -> EndsQuestion:
+        question = self._question = EndsQuestion(self._shared.loop)
+        task = self._shared.loop.create_task(self._ask(question), context=contextvars.Context())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return question
 
     async def _ask(self, question: EndsQuestion) -> None:
         """Ask for the ends of all partitions that were added until the task had its first turn."""

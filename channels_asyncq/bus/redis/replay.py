@@ -32,18 +32,21 @@ class LogEpoch:
     them and the beginning of this one.
     """
 
-    __slots__ = ("known", "since")
+    __slots__ = ("is_used", "known", "since")
 
     def __init__(self) -> None:
         self.known = ""
         self.since = 0
+        #: Whether it was ever asked for: then it is asked for again when it is forgotten.
+        self.is_used = False
 
     def note(self, epoch: str, end: int) -> None:
+        self.is_used = True
         if epoch != self.known:
             self.known, self.since = epoch, end
 
     def forget(self) -> None:
-        """Note that the server may be another one."""
+        """Note that the server may be another one, or has begun another epoch."""
         self.known = ""
 
     def at(self, position: int) -> str:
@@ -325,6 +328,7 @@ class PartitionReplay:
         live = self._live
         arrived, self._arrived = self._arrived or [], None
         coming = live.coming
+        self.epoch.note(epoch, part.tip)
         assert self._recovery is not None
         if is_new or self.index is None:
             if self.index is not None:

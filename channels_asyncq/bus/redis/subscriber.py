@@ -285,7 +285,9 @@ class Subscriber:
                 end = data.index(b" ")
                 position = parse_position(data[2:end]) if end > 2 else 0
                 if not position:
-                    replay.forget()  # no log has it
+                    # No log has it. The next question about the log begins another epoch.
+                    replay.forget()
+                    replay.epoch.forget()
                 if data.startswith(b"{", end + 1):
                     raise ValueError("JSON from outside is in no log")
             except ValueError as exc:
