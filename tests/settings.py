@@ -16,6 +16,8 @@ INSTALLED_APPS = [
     "channels",
     "channels_asyncq",
     "chat",
+    "orders",
+    "tokens",
 ]
 MIDDLEWARE = ["django.middleware.csrf.CsrfViewMiddleware"]
 ROOT_URLCONF = "chat_site.urls"

@@ -2,6 +2,7 @@ from channels.routing import ChannelNameRouter, URLRouter
 from chat.consumers import ChatConsumer, no_such_socket
 from chat.worker import WordCounter
 from django.urls import re_path
+from tokens.worker import TokenWriter
 
 websockets = URLRouter(
     [
@@ -11,5 +12,5 @@ websockets = URLRouter(
     ]
 )
 
-# `manage.py runworker wordcount` runs this.
-workers = ChannelNameRouter({"wordcount": WordCounter.as_asgi()})
+# `manage.py runworker wordcount tokens` runs these.
+workers = ChannelNameRouter({"wordcount": WordCounter.as_asgi(), "tokens": TokenWriter.as_asgi()})

@@ -1,5 +1,5 @@
 """
-Settings of the example: a chat without accounts.
+Settings of the example: a chat without accounts, live orders, and answers that come word by word.
 
 For your own site: take the secret key from the environment, set your host names, and turn on HTTPS.
 """
@@ -20,12 +20,15 @@ INSTALLED_APPS = [
     "channels",
     "channels_asyncq",
     "chat",
+    "orders",
+    "tokens",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "chat_site.policy.content_security_policy",
 ]
 ROOT_URLCONF = "chat_site.urls"
 ASGI_APPLICATION = "chat_site.asgi.application"

@@ -1,3 +1,7 @@
 from django.urls import include, path
 
-urlpatterns = [path("", include("chat.urls"))]
+urlpatterns = [
+    path("", include("chat.urls")),
+    path("orders/", include("orders.urls")),
+    path("tokens/", include("tokens.urls")),
+]
