@@ -56,6 +56,9 @@ def test_demo_serves_pages_and_static_files(demo: Demo) -> None:
         assert get(port, "/static/chat/room.js")[0] == 200
         assert get(port, "/static/chat/chat.css")[0] == 200
         assert get(port, "/chat/not%20a%20room/")[0] == 404
+        for name, path in (("Chat", "/chat/lobby/"), ("Orders", "/orders/"), ("Tokens", "/tokens/")):
+            demo.wait_for(rf"{name} +http://127\.0\.0\.1:{port}{path}\n")
+            assert get(port, path)[0] == 200
     assert demo.stop() == 0
 
 
@@ -136,7 +139,7 @@ def test_ports_and_progress_come_first(tmp_path: Path) -> None:
             rf"starting on ports {demo.first} and {demo.second}\n",
             r"message server: .* at 127\.0\.0\.1:\d+\n",
             rf"Daphne on port {demo.first} answers \(pid \d+\)\.\n",
-            r"The chat runs\.",
+            r"The example runs\.",
         )
         found = [demo.wait_for(step).start() for step in steps]
         assert found == sorted(found)

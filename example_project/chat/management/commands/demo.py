@@ -29,6 +29,8 @@ STOP_TIMEOUT = 5.0
 RESTART_DELAY = 0.2  # Short: the process is back before its page has failed to reconnect twice.
 OUTAGE = 10.0  # Long enough to see what the pages do without the message server.
 
+PAGES = {"Chat": "/chat/lobby/", "Orders": "/orders/", "Tokens": "/tokens/"}
+
 Say = Callable[[str, str], None]
 
 
@@ -163,8 +165,8 @@ class SayingHandler(logging.Handler):
 
 class Command(BaseCommand):
     help = (
-        "Run the chat on this machine as in production: a Redis or Valkey server (the one of REDIS_URL, or one "
-        "of its own), two Daphne processes and a worker. Ctrl-C stops everything."
+        "Run the example on this machine as in production: a Redis or Valkey server (the one of REDIS_URL, or "
+        "one of its own), two Daphne processes and a worker. Ctrl-C stops everything."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -212,7 +214,7 @@ class Command(BaseCommand):
             **settings.CHANNEL_LAYERS["default"]["CONFIG"] | {"hosts": [server.url]}
         )
         daphnes = [self.daphne(first), self.daphne(second)]
-        arguments = ["manage.py", "runworker", "wordcount"]
+        arguments = ["manage.py", "runworker", "wordcount", "tokens"]
         worker = Child("The worker", "worker", arguments, lambda: worker_answers(layer))
         children = [*daphnes, worker]
         self.say("demo", "starting two Daphne processes and a worker")
@@ -258,25 +260,25 @@ class Command(BaseCommand):
 
     def announce(self, server: EmbeddedServer, children: list[Child]) -> None:
         first, _, worker = [child.process.pid for child in children if child.process]
-        here, there = (f"http://{HOST}:{child.arguments[-2]}/chat/lobby/" for child in children[:2])
+        here, there = (f"http://{HOST}:{child.arguments[-2]}" for child in children[:2])
         bold = self.style.MIGRATE_HEADING
-        lines = [
-            "",
-            bold("The chat runs. Open both pages side by side:"),
-            "",
-            f"    {self.style.SUCCESS(here)}",
-            f"    {self.style.SUCCESS(there)}",
+        lines = ["", bold("The example runs. Open a page on both servers, side by side:"), ""]
+        for name, path in PAGES.items():
+            lines += [f"    {name:<8}{self.style.SUCCESS(site + path)}" for site in (here, there)]
+        lines += [
             "",
             bold("What to try"),
-            "    Write in one window and read in the other: two processes, one room.",
+            "    Chat: write in one window and read in the other. Two processes, one room.",
             "    Press 'Send from a sync view': a synchronous Django view sends to the same room.",
             "    Look at the word count: the worker counts, in a third process.",
-            f"    kill -9 {first:<8} the first Daphne. Its page keeps what you write, and soon reconnects.",
+            "    Orders: press the buttons. Rows of HTML come to all windows (server-sent events, htmx).",
+            "    Tokens: ask, and load the page again in the middle of the answer. No word is missing.",
+            f"    kill -9 {first:<8} the first Daphne. Its pages come back, and get what they missed.",
             f"    kill -9 {worker:<8} the worker. Messages wait, and are counted when it is back.",
         ]
         if not server.external:
             lines.append(
-                f"    kill -9 {server.pid:<8} the message server. The pages say so, and catch up afterwards."
+                f"    kill -9 {server.pid:<8} the message server. The pages say so, and load what they lack."
             )
         lines += ["", "A killed process starts again, with a new pid. Ctrl-C stops everything.", "", ""]
         self.write("\n".join(lines))
