@@ -17,7 +17,7 @@ pytest.importorskip("rich")
 from benchmarks.drops.__main__ import chosen_sides, main, parser, plan_of
 from benchmarks.drops.counting import Ledger, Outage, Sent, Tally, Visit, apart_from, percentile
 from benchmarks.drops.links import EventLink, Link, SocketIOLink, SocketLink
-from benchmarks.drops.report import as_json, missed
+from benchmarks.drops.report import as_json, figures, missed
 from benchmarks.drops.runs import Outcome, Plan
 from benchmarks.drops.servers import busy_share
 from benchmarks.drops.sides import SIDES, Side
@@ -381,7 +381,8 @@ def test_goals() -> None:
         assert missed(replace(outcome(side="sse-control"), tally=tally)) == []
     assert missed(replace(outcome(), live=1)) == ["1 of 2 back"]
     assert missed(replace(outcome(), clear=[1.5])) == ["p99 to caught up 1.500 s"]
-    assert missed(replace(outcome(), clear=[1.5], busy=0.99)) == []
+    full = replace(outcome(), clear=[1.5], busy=0.99)
+    assert missed(full) == [] and figures(full)["goals"] == "met, CPU full"
     assert missed(replace(outcome("herd"), back=3.5, reads=3)) == ["all back in 3.50 s", "3 reads of logs"]
     closed = outcome()
     closed.ends["status 503"] += 1
@@ -438,11 +439,11 @@ SMALL = ["--clients", "20", "--rooms", "2", "--seconds", "5", "--stay", "1,2", "
 def play(tmp_path: Path, *options: str) -> list[dict[str, Any]]:
     """Run the command to its end; return the figures of each side."""
     pytest.importorskip("uvicorn")
-    figures = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks.drops", *SMALL, *options, "--json", str(figures)]
+    path = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.drops", *SMALL, *options, "--json", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs: list[dict[str, Any]] = json.loads(figures.read_text())
+    runs: list[dict[str, Any]] = json.loads(path.read_text())
     return runs
 
 

@@ -109,6 +109,8 @@ def figures(outcome: Outcome) -> dict[str, str]:
         cells["cuts"] = f"{outcome.ends['cut']:,}"
     if outcome.side.resume:
         cells["goals"] = "MISSED" if missed(outcome) else "met"
+        if outcome.busy >= FULL:
+            cells["goals"] += ", CPU full"
     return cells
 
 
