@@ -108,13 +108,20 @@ def test_refused_message_is_told_and_kept_out(open_page: OpenPage) -> None:
 
 
 def test_new_name_is_seen_and_kept(open_page: OpenPage) -> None:
-    """A new name reaches the others, and is still there when the page is loaded again."""
-    ada, grace = open_page(0, "Ada"), open_page(1, "Grace")
+    """A new name reaches the others, and is still there after a reconnect, and when the page is loaded again."""
+    wire = Wire()
+    ada, grace = open_page(0, "Ada", wire=wire), open_page(1, "Grace")
     is_live(ada)
     is_live(grace)
     ada.fill("#name", "Countess")
     ada.press("#name", "Enter")
     expect(grace, "#here .who").to_have_text(["Grace", "Countess"])
+    wire.cut()
+    expect(ada, "#state").to_have_text("Connection lost")
+    wire.mend()
+    is_live(ada)
+    say(ada, "still me")
+    expect(grace, ".message .author").to_have_text(["Countess"])
     ada.reload()
     is_live(ada)
     expect(ada, "#name").to_have_value("Countess")
