@@ -324,6 +324,25 @@ async def test_a_restarted_server(prefix: str) -> None:
             assert numbers(await resume(layer, "room", after)) == [2]
 
 
+async def test_a_server_that_has_lost_the_end_of_its_log(prefix: str) -> None:
+    """No process has seen the server before: its run_id is another one than that beside the epoch."""
+    with EmbeddedServer(external=False, persist=True, appendonly="no") as real:
+        async with contract.layers(hosts=[real.url], prefix=prefix) as make_layer:
+            layer = await make_layer()
+            position = await layer.position("room")
+            await layer.group_send("room", note(1))
+            real.command("SAVE")
+            await layer.group_send("room", note(2))
+            await layer.close()
+        await asyncio.to_thread(real.kill)
+        await asyncio.to_thread(real.restart)
+        async with contract.layers(hosts=[real.url], prefix=prefix) as make_layer:
+            fresh = await make_layer()
+            assert real.command("EXISTS", *real.command("KEYS", f"{prefix}:*:epoch:*")) == 1
+            replay = await resume(fresh, "room", position)
+            assert (replay.recovered, replay.reason) == (False, "server_changed")
+
+
 async def test_a_process_without_recovery(make_redis: MakeLayer) -> None:
     """Its messages are in no log: while it runs, nothing is recovered."""
     layer, without = await make_redis(), await make_redis(recovery=None)
