@@ -19,8 +19,9 @@ class Replay:
     The result of `group_resume()`.
 
     With `recovered`, `messages` has what was sent to the group since the position, in order, and the channel gets
-    what follows: together they are complete. Without, it is empty: load the data anew. `reason` tells why, "" for none: the
-    page on resuming has the reasons. `position` is behind all of that, and has the channel's name for `exclude`.
+    what follows: together they are complete. Without, it is empty: load the data anew. `reason` tells why, "" for
+    none: the page on resuming has the reasons. `position` is behind all of that, and has the channel's name for
+    `exclude`.
     """
 
     recovered: bool
