@@ -165,6 +165,8 @@ class Turnstile:
             return
         seconds = monotonic() - self._began
         self._at_once = self._at_once * 2 if seconds < SHORT else max(1, self._at_once // 2)
+        # The clock starts when the first of them runs: what else the loop does does not count.
+        self._loop.call_soon(self._start_clock, context=self._context)
         count = 0
         while self._waiters and count < self._at_once:
             waiter = self._waiters.popleft()
@@ -172,4 +174,7 @@ class Turnstile:
                 waiter.set_result(None)
                 count += 1
         # The tasks that were woken run before this is called again.
-        self._begin()
+        self._loop.call_soon(self._turn, context=self._context)
+
+    def _start_clock(self) -> None:
+        self._began = monotonic()
