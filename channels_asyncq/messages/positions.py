@@ -68,11 +68,14 @@ class Position(NamedTuple):
     channels: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        places = list(self.places.items())
+        if len(places) == 1 and not self.channels:
+            # As a rule; each message of a stream needs one.
+            [(partition, place)] = places
+            return f"{_VERSION}~{place.epoch}~{_place_text(partition, place.position, place.nth)}"
         parts = [_VERSION]
         epoch = ""
-        places = list(self.places.items())
-        if len(places) > 1:
-            places.sort(key=_epoch_and_partition)
+        places.sort(key=_epoch_and_partition)
         for partition, place in places:
             if place.epoch != epoch:
                 epoch = place.epoch

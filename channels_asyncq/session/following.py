@@ -123,14 +123,20 @@ class Follower:
     def _pass(self, envelope: Envelope) -> None:
         """Move the position behind a message."""
         partition = self._partitions.get(envelope.target)
-        if not envelope.position or partition is None:
+        position = envelope.position
+        if not position or partition is None:
             return
         place = self._places.get(partition)
-        if place is not None and order_of(envelope) <= place.order:
+        if place is None:
+            epoch = self._resumer.log.epoch_at(partition, position)
+        elif position <= place.position and order_of(envelope) <= place.order:
             return
-        epoch = self._resumer.log.epoch_at(partition, envelope.position) or (place.epoch if place else "")
+        elif self._missed:
+            epoch = place.epoch  # the log was read in this epoch
+        else:
+            epoch = self._resumer.log.epoch_at(partition, position) or place.epoch
         if epoch:
-            self._places[partition] = Place(epoch, envelope.position, envelope.nth)
+            self._places[partition] = Place(epoch, position, envelope.nth)
 
     # Messages
 
