@@ -140,6 +140,13 @@ async def test_head_request_ends(make_redis: contract.MakeLayer) -> None:
     assert layer.statistics().channels == 0
 
 
+async def test_content_that_was_replaced(make_redis: contract.MakeLayer) -> None:
+    """As Django's test client does for a HEAD request."""
+    response = EventStream(AsyncRequestFactory().head("/"), ["room"], layer=await make_redis())
+    response.streaming_content = []
+    assert [chunk async for chunk in response] == []
+
+
 async def test_heartbeat(make_any: contract.MakeLayer) -> None:
     """In silence a comment comes, with an id that the busy neighbours of a quiet group have moved."""
     layer = await make_any(partitions=1)
