@@ -22,7 +22,7 @@ from ..messages.envelopes import Envelope
 from ..slices import Slice
 from .consumer import AsyncConsumer
 from .conversation import Conversation
-from .resuming import ARRIVED, BEAT, LOST, MISSED, RESUMED, FollowedGroups, Taken
+from .resuming import ARRIVED, BEAT, LOST, MISSED, OWN_TYPES, RESUMED, FollowedGroups, Taken
 from .sources import Message
 
 # A generator of our own: the state of the global one belongs to the application.
@@ -128,7 +128,10 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
     async def dispatch(self, message: Message) -> None:
         kind = message["type"]
         followed = self._followed
-        if kind == ARRIVED and followed is not None and followed.taken is not None:
+        if kind in OWN_TYPES and self._conversation().client.has_closed:
+            # Its disconnect is still to come. A server refuses every frame until then.
+            self._source().close()
+        elif kind == ARRIVED and followed is not None and followed.taken is not None:
             taken, followed.taken = followed.taken, None
             await self._on_group_message(followed, taken)
         elif kind == MISSED:

@@ -21,6 +21,7 @@ ARRIVED = "asyncq.arrived"
 RESUMED = "asyncq.resumed"
 LOST = "asyncq.lost"
 BEAT = "asyncq.beat"
+OWN_TYPES = frozenset({MISSED, ARRIVED, RESUMED, LOST, BEAT})
 
 
 class Taken(NamedTuple):
@@ -37,6 +38,7 @@ class FollowedGroups:
     state   | `_begun` | `_is_due` | what `take()` returns
     --------|----------|-----------|------------------------------------------------------------------------
     apart   | False    | False     | the messages of the channel; the groups were not joined
+    closed  | False    | any       | `ChannelClosed`, also where messages were missed or lost
     behind  | True     | True      | `MISSED`, for `next_missed()`; then `RESUMED`, once: live
     live    | True     | False     | `ARRIVED` for a message of a group, which is in `taken`; other messages;
             |          |           | `LOST` where messages are missing; `BEAT` after a silence
@@ -76,6 +78,7 @@ class FollowedGroups:
     # As a source
 
     def take(self) -> Message | None:
+        """Raises ChannelClosed: the channel or the layer is closed, and nothing is left in it."""
         follower = self.follower
         if not self._begun:
             return follower.channel.take()
@@ -112,6 +115,8 @@ class FollowedGroups:
 
     def empty(self) -> bool:
         follower = self.follower
+        if not self._begun:
+            return follower.channel.empty()
         is_pending = self._is_due or self._beats or follower.is_behind or follower.has_lost
         return not is_pending and follower.channel.empty()
 
@@ -139,7 +144,8 @@ class FollowedGroups:
         self._start_timer()
 
     def close(self) -> None:
-        """Close the channel. Closing twice is fine."""
+        """Close the channel, with what was missed and not taken. Closing twice is fine."""
+        self._begun = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,0 +1,144 @@
+"""The last hop at its edges: clients that are slow to leave, handlers that close, layers that end."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Collection
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.consumers.resumable import ResumableWebsocketConsumer
+from channels_asyncq.exceptions import LayerUnavailable
+from channels_asyncq.session.resuming import Resumer
+from tests.consumers import Message, Talk, installed, talks
+from tests.contract import eventually
+
+
+class Orders(ResumableWebsocketConsumer):
+    """Follows one group."""
+
+    def resumable_groups(self) -> Collection[str]:
+        return ["orders"]
+
+
+def scope(since: str | None = None) -> Message:
+    query = urlencode({"since": since}) if since is not None else ""
+    return {"type": "websocket", "query_string": query.encode()}
+
+
+async def frame(talk: Talk) -> Any:
+    return json.loads((await talk.hears())["text"])
+
+
+@contextlib.asynccontextmanager
+async def memory(prefix: str, **config: Any) -> AsyncGenerator[AsyncQueueChannelLayer]:
+    async with installed(AsyncQueueChannelLayer(hosts=["memory://"], prefix=prefix, **config)) as layer:
+        yield layer
+
+
+async def send(layer: AsyncQueueChannelLayer, count: int, group: str = "orders") -> None:
+    for number in range(count):
+        await layer.group_send(group, {"type": "order.changed", "number": number})
+
+
+async def test_handler_that_closes_while_missed_messages_are_sent(prefix: str) -> None:
+    """A client that does not answer the close costs nothing until it is gone."""
+
+    class Closing(Orders):
+        dispatched = 0
+
+        async def dispatch(self, message: Message) -> None:
+            Closing.dispatched += 1
+            await super().dispatch(message)
+
+        async def order_changed(self, message: Message) -> None:
+            await self.close(4000)
+
+    async with memory(prefix) as layer, talks() as talk_with:
+        since = await layer.position("orders")
+        await send(layer, 3)
+        talk = talk_with(Closing, scope(since))
+        await talk.accepted()
+        assert (await talk.hears())["type"] == "websocket.close"
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert Closing.dispatched < 10
+        assert talk.sent.empty()
+        await talk.leaves()
+
+
+@pytest.mark.parametrize("since", [False, True])
+async def test_nothing_is_sent_after_a_close(prefix: str, since: bool) -> None:
+    """Servers raise RuntimeError for a frame after the close, which would be in the log as an error."""
+
+    class Closing(Orders):
+        heartbeat = 0.005
+
+        async def order_changed(self, message: Message) -> None:
+            await self.close(4000)
+
+    async with memory(prefix) as layer, talks() as talk_with:
+        position = await layer.position("orders")
+        if since:
+            await send(layer, 1)
+        talk = talk_with(Closing, scope(position))
+        await talk.accepted()
+        if not since:
+            await send(layer, 1)
+        while (await talk.hears())["type"] != "websocket.close":
+            pass
+        talk.refuse = RuntimeError("after close")
+        await asyncio.sleep(0.05)  # several heartbeats
+        assert talk.refused == 0
+        await talk.leaves()
+
+
+async def test_server_lost_while_mending(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is sent away once, however late its disconnect comes."""
+
+    async with memory(prefix, capacity=1) as layer, talks() as talk_with:
+        talk = talk_with(Orders, scope())
+        await talk.accepted()
+        assert (await frame(talk))["type"] == "resumed"
+
+        async def fail(*args: object) -> None:
+            raise LayerUnavailable("the server", "test")
+
+        monkeypatch.setattr(Resumer, "resume", fail)
+        talk.hold = asyncio.Event()
+        await send(layer, 5)
+        await eventually(lambda: bool(layer.statistics().dropped["overflow"]))
+        talk.hold.set()
+        while (await talk.hears())["type"] != "websocket.close":
+            pass
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert talk.sent.empty()
+        await talk.leaves()
+
+
+async def test_a_channel_that_is_closed_twice_can_leave_its_groups(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`groups` and a group_discard() in disconnect() work after the client was sent away."""
+
+    class Both(Orders):
+        groups = ["orders", "more"]  # noqa: RUF012
+
+        async def disconnect(self, code: int) -> None:
+            await self.channel_layer.group_discard("more", self.channel_name)
+
+    async with memory(prefix, capacity=1), talks() as talk_with:
+
+        async def fail(*args: object) -> None:
+            raise LayerUnavailable("the server", "test")
+
+        monkeypatch.setattr(Resumer, "resume", fail)
+        talk = talk_with(Both, scope("none"))
+        await talk.accepted()
+        while (await talk.hears())["type"] != "websocket.close":
+            pass
+        await talk.leaves()
