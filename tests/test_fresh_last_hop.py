@@ -120,6 +120,29 @@ async def test_server_lost_while_mending(prefix: str, monkeypatch: pytest.Monkey
         await talk.leaves()
 
 
+async def test_resumed_comes_before_live_messages(prefix: str) -> None:
+    """A reader that is never done with its messages is told all the same that it has not recovered."""
+
+    async with memory(prefix) as layer, talks() as talk_with:
+
+        class Busy(Orders):
+            async def order_changed(self, message: Message) -> None:
+                await layer.group_send("orders", message)
+                await self.send_json(message)
+
+        class Refused(Busy):
+            async def connect(self) -> None:
+                await self.accept()
+                await layer.group_add("orders", self.channel_name)
+                await send(layer, 1)
+
+        talk = talk_with(Refused, scope("none"))
+        await talk.accepted()
+        kinds = [(await frame(talk)).get("type", "m") for _ in range(5)]
+        assert "resumed" in kinds
+        await talk.stop()
+
+
 async def test_a_channel_that_is_closed_twice_can_leave_its_groups(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

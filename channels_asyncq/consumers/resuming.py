@@ -84,6 +84,10 @@ class FollowedGroups:
             return follower.channel.take()
         if follower.is_behind:
             return {"type": MISSED}
+        if self._is_due:
+            # Before what comes live: in a busy group the channel may never be empty.
+            self._is_due = False
+            return {"type": RESUMED}
         while (envelope := follower.take()) is not None:
             if envelope.target not in follower.groups:
                 return follower.message_of(envelope)
@@ -92,9 +96,6 @@ class FollowedGroups:
                 return {"type": ARRIVED}
         if follower.has_lost:
             return {"type": LOST}
-        if self._is_due:
-            self._is_due = False
-            return {"type": RESUMED}
         if self._beats:
             self._beats = False
             follower.catch_up()
