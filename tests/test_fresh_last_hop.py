@@ -143,6 +143,64 @@ async def test_resumed_comes_before_live_messages(prefix: str) -> None:
         await talk.stop()
 
 
+async def test_frames_of_other_tasks_have_no_id(prefix: str) -> None:
+    """A task that sends while a handler waits does not tell the client that the handler's message has come."""
+    waits, go_on = asyncio.Event(), asyncio.Event()
+    ticks: list[asyncio.Task[None]] = []
+
+    class Ticking(Orders):
+        async def receive_json(self, content: Any, **_: Any) -> None:
+            ticks.append(asyncio.create_task(self.tick()))
+
+        async def tick(self) -> None:
+            await waits.wait()
+            await self.send_json({"tick": 1})
+            go_on.set()
+
+        async def order_changed(self, message: Message) -> None:
+            waits.set()
+            await go_on.wait()
+            await self.send_json(message["number"])
+
+    async with memory(prefix) as layer, talks() as talk_with:
+        talk = talk_with(Ticking, scope())
+        await talk.accepted()
+        await frame(talk)
+        talk.say("websocket.receive", text="{}")
+        await eventually(lambda: bool(ticks))
+        await send(layer, 1)
+        assert await frame(talk) == {"tick": 1}
+        assert (await frame(talk))["m"] == 0
+        await talk.leaves()
+
+
+async def test_frames_of_a_task_that_outlives_its_handler_have_no_id(prefix: str) -> None:
+    """An old id would take the client back, and it would get messages twice."""
+    over = asyncio.Event()
+    late: list[asyncio.Task[None]] = []
+
+    class Late(Orders):
+        async def order_changed(self, message: Message) -> None:
+            await asyncio.gather(self.send_json(message["number"]))  # a task of the handler
+            if message["number"] == 0:
+                late.append(asyncio.create_task(self.later()))
+
+        async def later(self) -> None:
+            await over.wait()
+            await self.send_json({"late": 1})
+
+    async with memory(prefix) as layer, talks() as talk_with:
+        talk = talk_with(Late, scope())
+        await talk.accepted()
+        await frame(talk)
+        await send(layer, 2)
+        frames = [await frame(talk) for _ in range(2)]
+        assert [(found["m"], "id" in found) for found in frames] == [(0, True), (1, True)]
+        over.set()
+        assert await frame(talk) == {"late": 1}
+        await talk.leaves()
+
+
 async def test_a_channel_that_is_closed_twice_can_leave_its_groups(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

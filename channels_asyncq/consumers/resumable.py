@@ -7,6 +7,7 @@ import json
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Collection
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs
@@ -32,6 +33,9 @@ _CLOSE_RESTART = 1012
 _CLOSE_RESTART_PRIVATE = 4012
 # When a client comes back that was sent away, in ms.
 _RETRY = (500, 3000)
+# The message that a task works for. A task that a handler has left behind finds it different from that of the
+# consumer, and so does a task of anything else: their frames have no id.
+_handled: ContextVar[Taken | None] = ContextVar("channels_asyncq.handled", default=None)
 _MOST_BODIES = 1024
 _MOST_CHARACTERS = 16 * 1024
 
@@ -113,7 +117,7 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
                 a client that is cut off between them gets all of them again.
         """
         taken = self._taken
-        if taken is None:
+        if taken is None or _handled.get() is not taken:
             await super().send_json(content, close)
             return
         frame = {"m": content} if more else {"id": taken.position, "m": content}
@@ -196,9 +200,11 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
     async def _handle(self, message: Message, taken: Taken) -> None:
         """Call the handler of a message. What it sends has the id of the message."""
         self._taken = taken
+        token = _handled.set(taken)
         try:
             await super().dispatch(message)
         finally:
+            _handled.reset(token)
             self._taken = None
 
     async def _on_resumed(self, source: FollowedGroups) -> None:
