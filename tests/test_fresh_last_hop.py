@@ -201,6 +201,24 @@ async def test_frames_of_a_task_that_outlives_its_handler_have_no_id(prefix: str
         await talk.leaves()
 
 
+async def test_layers_share_no_json(prefix: str) -> None:
+    """Two layers may give one position to messages of one group name."""
+    texts = []
+    for number in range(2):
+        async with memory(prefix) as layer, talks() as talk_with:
+            talk = talk_with(Orders, scope())
+            await talk.accepted()
+            await frame(talk)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(
+                    "channels_asyncq.bus.memory.logs.Logs._position", lambda self, published: 7 << 64
+                )
+                await layer.group_send("orders", {"type": "x", "number": number})
+            texts.append((await frame(talk))["m"]["number"])
+            await talk.stop()
+    assert texts == [0, 1]
+
+
 async def test_a_channel_that_is_closed_twice_can_leave_its_groups(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

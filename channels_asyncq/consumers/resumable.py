@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs
+from weakref import WeakKeyDictionary
 
 from channels.consumer import get_handler_name
 from channels.generic import websocket
@@ -41,7 +42,11 @@ _MOST_CHARACTERS = 16 * 1024
 
 
 class Bodies:
-    """The JSON of the last messages of groups: made once in a process, for all clients that get the same."""
+    """
+    The JSON of the last messages of a layer's groups: made once in a process, for all clients that get the same.
+
+    Each layer has its own: two layers may give one position to messages of groups of one name.
+    """
 
     def __init__(self) -> None:
         self._bodies: OrderedDict[tuple[object, str, int, int], str] = OrderedDict()
@@ -58,7 +63,7 @@ class Bodies:
                 self._bodies.popitem(last=False)
 
 
-_bodies = Bodies()
+_bodies: WeakKeyDictionary[AsyncQueueChannelLayer, Bodies] = WeakKeyDictionary()
 
 
 class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncConsumer):
@@ -186,14 +191,15 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
             await turn.rest()
 
     async def _on_group_message(self, source: FollowedGroups, taken: Taken) -> None:
-        body = _bodies.get(type(self), taken.envelope)
+        bodies = _bodies.setdefault(self.channel_layer, Bodies())
+        body = bodies.get(type(self), taken.envelope)
         if body is None:
             message = source.follower.message_of(taken.envelope)
             if hasattr(self, get_handler_name(message)):
                 await self._handle(message, taken)
                 return
             body = await self.encode_json(message)
-            _bodies.keep(type(self), taken.envelope, body)
+            bodies.keep(type(self), taken.envelope, body)
         if self._conversation().client.is_open:
             await self.send(f'{{"id": "{taken.position}", "m": {body}}}')
 
