@@ -14,7 +14,7 @@ from channels_asyncq.consumers.resumable import ResumableWebsocketConsumer
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.session.resuming import Resumer
 from tests.consumers import Message, Talk, installed, talks
-from tests.contract import eventually
+from tests.contract import DEADLINE, eventually
 
 
 class Orders(ResumableWebsocketConsumer):
@@ -217,6 +217,18 @@ async def test_layers_share_no_json(prefix: str) -> None:
             texts.append((await frame(talk))["m"]["number"])
             await talk.stop()
     assert texts == [0, 1]
+
+
+async def test_overflow_close_does_not_end_a_subscription(prefix: str) -> None:
+    """The log has what its channel has lost; an end without an error would hide that messages are missing."""
+    async with (
+        memory(prefix, capacity=1, overflow="close") as layer,
+        layer.subscribe("orders") as subscription,
+    ):
+        await send(layer, 5)
+        await eventually(lambda: bool(layer.statistics().dropped["overflow"]))
+        async with asyncio.timeout(DEADLINE):
+            assert [(await anext(subscription))["number"] for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
 async def test_a_channel_that_is_closed_twice_can_leave_its_groups(

@@ -90,6 +90,7 @@ class ChannelBuffer(QueueInterface):
     is_reported_full = False
     #: Channels of earlier connections of the reader: a message that excludes one of them is not for this one.
     former: tuple[str, ...] = ()
+    is_mended = False  # its reader gets from the log what an overflow drops
     is_kept = False  # an open channel reads from it: never swept
     _senders: WaitingSenders | None = None
 
@@ -149,7 +150,12 @@ class ChannelBuffer(QueueInterface):
             self._insert_notice(notice, at_head=at_head)
 
     def tell_losses(self, message_type: str) -> None:
-        """Put loss notices of this type into the channel, if `on_loss` names none."""
+        """
+        Put loss notices of this type into the channel, if `on_loss` names none: its reader mends losses.
+
+        So an overflow does not close it, whatever `overflow` says.
+        """
+        self.is_mended = True
         if self._on_loss is None:
             self._on_loss = message_type
 

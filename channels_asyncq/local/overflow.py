@@ -50,6 +50,8 @@ class Overflow:
         """Put an envelope into a full buffer, or drop it; return whether it is in the buffer now."""
         self._counters.dropped["overflow"] += 1
         policy = self._options.overflow
+        if policy == "close" and buffer.is_mended:
+            policy = "drop_newest"
         if policy == "close":
             self._log(buffer.channel)
             self._counters.told["overflow"] += 1
