@@ -219,6 +219,20 @@ async def test_layers_share_no_json(prefix: str) -> None:
     assert texts == [0, 1]
 
 
+async def test_layer_closed_while_joining(prefix: str) -> None:
+    async with memory(prefix) as layer, talks() as talk_with:
+
+        class Ending(Orders):
+            async def resumable_groups(self) -> Collection[str]:  # type: ignore[override]
+                await layer.close()
+                return ["orders"]
+
+        talk = talk_with(Ending, scope("none"))
+        await talk.accepted()
+        assert (await talk.hears())["type"] in ("websocket.close", "websocket.send")
+        await talk.leaves()
+
+
 async def test_overflow_close_does_not_end_a_subscription(prefix: str) -> None:
     """The log has what its channel has lost; an end without an error would hide that messages are missing."""
     async with (

@@ -18,7 +18,7 @@ from channels.generic import websocket
 from django.core.exceptions import ImproperlyConfigured
 from django.core.serializers.json import DjangoJSONEncoder
 
-from ..exceptions import LayerUnavailable
+from ..exceptions import ChannelClosed, LayerUnavailable
 from ..layer import AsyncQueueChannelLayer
 from ..messages.envelopes import Envelope
 from ..slices import Slice
@@ -181,6 +181,8 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
             await source.begin(tuple(groups), since, self.not_before)
         except LayerUnavailable:
             await self._send_away(source)
+        except ChannelClosed:
+            source.close()  # the conversation finds it closed, and ends
 
     async def _replay(self, source: FollowedGroups) -> None:
         """Send what was missed. Other tasks get their turns."""
@@ -228,6 +230,9 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
             reset = await source.follower.mend()
         except LayerUnavailable:
             await self._send_away(source)
+            return
+        except ChannelClosed:
+            source.close()
             return
         if reset is not None:
             await self._send_resumed(source, False, reset.reason)
