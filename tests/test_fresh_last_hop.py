@@ -201,6 +201,18 @@ async def test_frames_of_a_task_that_outlives_its_handler_have_no_id(prefix: str
         await talk.leaves()
 
 
+@pytest.mark.parametrize("kind", ["heartbeat", "groups", "scope", "not_before", "channel_layer"])
+async def test_types_that_name_attributes(prefix: str, kind: str) -> None:
+    """A message whose type is the name of an attribute has no handler."""
+    async with memory(prefix) as layer, talks() as talk_with:
+        talk = talk_with(Orders, scope())
+        await talk.accepted()
+        await frame(talk)
+        await layer.group_send("orders", {"type": kind})
+        assert (await frame(talk))["m"] == {"type": kind}
+        await talk.leaves()
+
+
 async def test_layers_share_no_json(prefix: str) -> None:
     """Two layers may give one position to messages of one group name."""
     texts = []

@@ -197,7 +197,7 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         body = bodies.get(type(self), taken.envelope)
         if body is None:
             message = source.follower.message_of(taken.envelope)
-            if hasattr(self, get_handler_name(message)):
+            if callable(getattr(self, get_handler_name(message), None)):
                 await self._handle(message, taken)
                 return
             body = await self.encode_json(message)
