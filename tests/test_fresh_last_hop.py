@@ -213,6 +213,30 @@ async def test_types_that_name_attributes(prefix: str, kind: str) -> None:
         await talk.leaves()
 
 
+async def test_groups_as_a_text_are_refused(prefix: str) -> None:
+    class Wrong(Orders):
+        def resumable_groups(self) -> Collection[str]:
+            return "orders"
+
+    async with memory(prefix), talks() as talk_with:
+        talk = talk_with(Wrong, scope())
+        await talk.accepted()
+        with pytest.raises(TypeError, match="orders"):
+            await talk.ends()
+
+
+async def test_invalid_group_name_is_refused(prefix: str) -> None:
+    class Wrong(Orders):
+        def resumable_groups(self) -> Collection[str]:
+            return ["a b"]
+
+    async with memory(prefix), talks() as talk_with:
+        talk = talk_with(Wrong, scope())
+        await talk.accepted()
+        with pytest.raises(TypeError, match="a b"):
+            await talk.ends()
+
+
 async def test_layers_share_no_json(prefix: str) -> None:
     """Two layers may give one position to messages of one group name."""
     texts = []

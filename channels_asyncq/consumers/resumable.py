@@ -176,6 +176,10 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         groups = self.resumable_groups()
         if inspect.isawaitable(groups):
             groups = await groups
+        if isinstance(groups, str):
+            raise TypeError(
+                f"resumable_groups() of {type(self).__name__} returned the str {groups!r}: return [{groups!r}]"
+            )
         [since] = parse_qs(self.scope["query_string"].decode("latin-1")).get("since", [None])[-1:]
         try:
             await source.begin(tuple(groups), since, self.not_before)
