@@ -237,6 +237,23 @@ async def test_invalid_group_name_is_refused(prefix: str) -> None:
             await talk.ends()
 
 
+async def test_no_groups_miss_nothing(prefix: str) -> None:
+    class Lonely(Orders):
+        def resumable_groups(self) -> Collection[str]:
+            return []
+
+    async with memory(prefix), talks() as talk_with:
+        talk = talk_with(Lonely, scope())
+        await talk.accepted()
+        first = await frame(talk)
+        assert first["recovered"]
+        await talk.leaves()
+        talk = talk_with(Lonely, scope(first["id"]))
+        await talk.accepted()
+        assert (await frame(talk))["recovered"]
+        await talk.leaves()
+
+
 async def test_layers_share_no_json(prefix: str) -> None:
     """Two layers may give one position to messages of one group name."""
     texts = []

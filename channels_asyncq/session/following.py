@@ -73,7 +73,7 @@ class Follower:
     async def begin(self, since: str | None) -> None:
         """Join the groups: with what was missed since a position, if there is one. Raises as `resume()`."""
         resumer, name = self._resumer, self.channel.name
-        if since is None:
+        if since is None or not self.groups:  # no groups miss nothing
             self._go_on(await resumer.join(self.groups, name))
         else:
             self._go_on(await resumer.resume(self.groups, name, since))
