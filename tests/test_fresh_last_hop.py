@@ -254,6 +254,18 @@ async def test_no_groups_miss_nothing(prefix: str) -> None:
         await talk.leaves()
 
 
+@pytest.mark.parametrize("value", [0, -1, None, "15", float("nan")])
+async def test_wrong_heartbeat_is_refused(prefix: str, value: Any) -> None:
+    class Wrong(Orders):
+        heartbeat = value
+
+    async with memory(prefix), talks() as talk_with:
+        talk = talk_with(Wrong, scope())
+        talk.say("websocket.connect")
+        with pytest.raises((TypeError, ValueError), match="heartbeat"):
+            await asyncio.wait_for(talk.task, DEADLINE)
+
+
 async def test_layers_share_no_json(prefix: str) -> None:
     """Two layers may give one position to messages of one group name."""
     texts = []

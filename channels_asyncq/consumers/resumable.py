@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Collection
@@ -131,6 +132,7 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
     # Wiring
 
     async def _open_source(self, layer: AsyncQueueChannelLayer) -> FollowedGroups:
+        _require_seconds(type(self).__name__, self.heartbeat)
         self._followed = FollowedGroups(await layer.open_follower(()), self.heartbeat)
         return self._followed
 
@@ -251,3 +253,10 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
             raise
         except Exception:
             await self.close(_CLOSE_RESTART_PRIVATE)
+
+
+def _require_seconds(consumer: str, heartbeat: object) -> None:
+    if isinstance(heartbeat, bool) or not isinstance(heartbeat, (int, float)):
+        raise TypeError(f"heartbeat of {consumer} must be a number of seconds, not {heartbeat!r}")
+    if not 0 < heartbeat < math.inf:
+        raise ValueError(f"heartbeat of {consumer} must be a positive number of seconds, not {heartbeat!r}")
