@@ -104,10 +104,13 @@ class Subscription:
 
     async def __anext__(self) -> dict[str, Any]:
         follower = self._entered()
-        try:
-            item = await follower.next()
-        except ChannelClosed:
-            raise StopAsyncIteration from None
-        if isinstance(item, Reset):
-            raise MessagesLost(item.reason, item.groups)
-        return follower.message_of(item)
+        while True:
+            try:
+                item = await follower.next()
+            except ChannelClosed:
+                raise StopAsyncIteration from None
+            if isinstance(item, Reset):
+                raise MessagesLost(item.reason, item.groups)
+            # The layer's own notices (`on_disconnect`) come to the channel, and not to a group.
+            if item.target in follower.groups:
+                return follower.message_of(item)

@@ -9,10 +9,11 @@ from urllib.parse import urlencode
 
 import pytest
 
-from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq import AsyncQueueChannelLayer, MessagesLost
 from channels_asyncq.consumers.resumable import ResumableWebsocketConsumer
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.session.resuming import Resumer
+from channels_asyncq.testing import EmbeddedServer
 from tests.consumers import Message, Talk, installed, talks
 from tests.contract import DEADLINE, eventually
 
@@ -332,3 +333,21 @@ async def test_a_channel_that_is_closed_twice_can_leave_its_groups(
         while (await talk.hears())["type"] != "websocket.close":
             pass
         await talk.leaves()
+
+
+@pytest.mark.server
+async def test_notices_of_the_layer_are_no_messages_of_groups(
+    own_redis_server: EmbeddedServer, prefix: str
+) -> None:
+    notices = {"on_disconnect": "the.end", "on_reconnect": "the.return"}
+    layer = AsyncQueueChannelLayer(hosts=[own_redis_server.url], prefix=prefix, **notices)
+    async with installed(layer), layer.subscribe("orders") as subscription:
+        other = await layer.new_channel()
+        own_redis_server.restart()
+        async with asyncio.timeout(DEADLINE):
+            while (await layer.receive(other))["type"] != "the.return":
+                pass
+            await send(layer, 1)
+            with pytest.raises(MessagesLost):
+                await anext(subscription)
+            assert (await anext(subscription))["type"] == "order.changed"
