@@ -339,8 +339,9 @@ async def test_a_channel_that_is_closed_twice_can_leave_its_groups(
 async def test_notices_of_the_layer_are_no_messages_of_groups(
     own_redis_server: EmbeddedServer, prefix: str
 ) -> None:
-    notices = {"on_disconnect": "the.end", "on_reconnect": "the.return"}
-    layer = AsyncQueueChannelLayer(hosts=[own_redis_server.url], prefix=prefix, **notices)
+    layer = AsyncQueueChannelLayer(
+        hosts=[own_redis_server.url], prefix=prefix, on_disconnect="the.end", on_reconnect="the.return"
+    )
     async with installed(layer), layer.subscribe("orders") as subscription:
         other = await layer.new_channel()
         own_redis_server.restart()
