@@ -560,7 +560,7 @@ async def test_coming_back_to_a_large_group(make_redis: MakeLayer) -> None:
     await contract.eventually(lambda: contract.queued(layer, members[-1]) == 10)
     coming.cancel()
     await asyncio.wait([coming])
-    assert len({len(replay.messages) for _, replay in came}) > 5
+    assert len({len(replay.messages) for _, replay in came}) > 1
     for channel, replay in came:
         rest = contract.queued(layer, channel)
         assert replay.recovered

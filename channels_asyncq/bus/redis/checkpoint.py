@@ -275,7 +275,7 @@ class Checkpoint:
         self._settle(number)
         if findings is not None:
             self._act_on(findings)
-        self._node.logs.ask_for_epochs()
+        self._node.logs.ends.ask_for_epochs()
 
     def _note(self, plan: Plan, published_at: int, lines: bytes) -> Findings | None:
         """Move the positions, and return the findings; None if nothing was published or changed meanwhile."""

@@ -34,7 +34,7 @@ class RedisLog:
         by_node: defaultdict[Node, list[Partition]] = defaultdict(list)
         for number in partitions:
             by_node[self._partitions[number].home].append(self._partitions[number])
-        answers = await asyncio.gather(*(node.logs.ends(wanted) for node, wanted in by_node.items()))
+        answers = await asyncio.gather(*(node.logs.ends.of(wanted) for node, wanted in by_node.items()))
         return {number: place for answer in answers for number, place in answer.items()}
 
     # Channels that come back

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import secrets
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
-
-from hiredis import ReplyError
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ...clock import monotonic
-from ...exceptions import ChannelLayerError, LayerUnavailable
 from ...messages.envelopes import Envelope
 from ...messages.framing import BadEnvelope
 from ...messages.positions import Place
 from ...slices import Slice
 from ..base import ReplayCounts
 from ..resp.replies import copy_error
+from .log_ends import LogEnds, LogScripts
 from .partition import Partition
-from .refusals import is_script_missing
 from .replay import LogPart
-from .scripts import LOG_ENDS, READ_LOGS
+from .scripts import READ_LOGS
 from .sequences import format_position, milliseconds_of, parse_position
 from .shared import Shared
 
@@ -34,8 +30,6 @@ _PAGE = 1000
 _BETWEEN_READS = 0.1
 # Seconds within which a marker must arrive. Otherwise the connection for pushes is deaf.
 _LONGEST_MARKER = 3.0
-# Seconds for which an epoch is kept after its last use; a log keeps less.
-_EPOCH_LIVES = 86_400
 _MARKER = b"R"
 
 
@@ -110,17 +104,9 @@ class LogRead:
         return is_new
 
 
-class EndsQuestion:
-    """The partitions whose ends are asked for in one turn of the event loop, and the answer for all callers."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.partitions: dict[int, Partition] = {}
-        self.answer: asyncio.Future[dict[int, Place]] = loop.create_future()
-
-
 class LogsReader:
     """
-    The reads of logs at one node, one at a time, and the questions for their ends.
+    The reads of logs at one node, one at a time.
 
     state     | `_next` | `_running` | event: next state
     ----------|---------|------------|------------------------------------------------------------------
@@ -145,102 +131,8 @@ class LogsReader:
         self._number = 0
         # The marker that is awaited, its read, and the future of its arrival.
         self._awaited: tuple[bytes, list[LogRead], asyncio.Future[None]] | None = None
-        self._question: EndsQuestion | None = None
-        self._asking: set[asyncio.Task[None]] = set()
-
-    # The ends of logs
-
-    async def ends(self, partitions: Collection[Partition]) -> dict[int, Place]:
-        """
-        Return the ends of the logs of these partitions, which are at this node. Cancelling is safe.
-
-        Raises:
-            LayerUnavailable: the server cannot be reached, or connections are lost all the time.
-        """
-        ends_at = monotonic() + 2 * self._shared.options.send_timeout
-        while True:
-            await self._node.commands.up()
-            question = self._question or self._new_question()
-            question.partitions.update((partition.number, partition) for partition in partitions)
-            await asyncio.wait([question.answer])
-            if question.answer.cancelled():
-                raise LayerUnavailable(self._node.address, "the session was closed")
-            error = question.answer.exception()
-            if error is None:
-                ends = question.answer.result()
-                return {partition.number: ends[partition.number] for partition in partitions}
-            if isinstance(error, ChannelLayerError) or not isinstance(error, ConnectionError):
-                assert isinstance(error, Exception)
-                raise copy_error(error) from error
-            if monotonic() > ends_at:
-                raise LayerUnavailable(self._node.address, "connections are lost all the time") from error
-
-    def ask_for_epochs(self) -> None:
-        """Ask for the epochs that were forgotten, so that the places of this session go on."""
-        partitions = [
-            partition
-            for partition in self._node.partitions.values()
-            if partition.replay.epoch.is_used and not partition.replay.epoch.known and partition.is_live
-        ]
-        if partitions:
-            question = self._question or self._new_question()
-            question.partitions.update((partition.number, partition) for partition in partitions)
-
-    def _new_question(self) -> EndsQuestion:
-        question = self._question = EndsQuestion(self._shared.loop)
-        task = self._shared.loop.create_task(self._ask(question), context=contextvars.Context())
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
-        return question
-
-    async def _ask(self, question: EndsQuestion) -> None:
-        """Ask for the ends of all partitions that were added until the task had its first turn."""
-        self._question = None
-        try:
-            question.answer.set_result(await self._ends(list(question.partitions.values())))
-        except Exception as exc:
-            question.answer.set_exception(exc)
-            question.answer.exception()  # mark it as retrieved: all callers may have been cancelled
-        finally:
-            question.answer.cancel()  # if this task was cancelled
-
-    async def _ends(self, partitions: list[Partition]) -> dict[int, Place]:
-        keys = self._keys(partitions)
-        rows = await self._call(b"EVALSHA", LOG_ENDS.sha, len(keys), *keys)
-        ends = {}
-        for partition, (epoch, last) in zip(partitions, rows, strict=True):
-            place = Place(epoch.decode(), parse_position(last))
-            if partition.is_live and partition.server == self._node.run_id:
-                # Otherwise the pushes that arrive may be of another server, or an earlier one.
-                partition.replay.epoch.note(place.epoch, place.position)
-            ends[partition.number] = place
-        return ends
-
-    def _keys(self, partitions: Collection[Partition]) -> list[bytes]:
-        topics = self._shared.topics
-        numbers = [partition.number for partition in partitions]
-        return [key for number in numbers for key in (topics.log(number), topics.epoch(number))]
-
-    async def _call(self, *command: bytes | str | int) -> Any:
-        """
-        Return the reply to a script about epochs. It is not sent again to another server, whose run_id differs.
-
-        Raises:
-            ConnectionError: the connection was lost before the answer.
-        """
-        node = self._node
-        loads = 0
-        wire = await node.commands.up()
-        while True:
-            head, tail = command[:3], command[3:]
-            keys = int(head[2])
-            epoch_arguments = (node.run_id, secrets.token_hex(4), _EPOCH_LIVES)
-            try:
-                return await wire.call(*head, *tail[:keys], *epoch_arguments, *tail[keys:])
-            except ReplyError as exc:
-                if not node.refusals.may_go_on(wire, exc, loads):
-                    raise node.refusals.error_for(exc) from exc
-                loads += is_script_missing(exc)
+        self._scripts = LogScripts(shared, node)
+        self.ends = LogEnds(shared, node, self._scripts)
 
     # Reads
 
@@ -339,12 +231,12 @@ class LogsReader:
         return True
 
     async def _read_pages(self, reads: list[LogRead], marker: bytes) -> None:
-        keys = self._keys([read.partition for read in reads])
+        keys = self._scripts.keys([read.partition for read in reads])
         fence_topic = self._node.subscriber.topics.fence_topic
         turn = Slice()
         while True:
             starts = [format_position(read.after) for read in reads]
-            is_end, *rows = await self._call(
+            is_end, *rows = await self._scripts.call(
                 b"EVALSHA", READ_LOGS.sha, len(keys), *keys, _PAGE, fence_topic, marker, *starts
             )
             for read, (epoch, last, entries) in zip(reads, rows, strict=True):
@@ -420,12 +312,11 @@ class LogsReader:
                 arrived.exception()
 
     def close(self) -> None:
-        """Cancel the reads and questions."""
-        for task in (self._next, self._running, *self._asking):
+        """Cancel the reads, and the questions for ends."""
+        for task in (self._next, self._running):
             if task is not None:
                 task.cancel()
-        if self._question is not None:
-            self._question.answer.cancel()  # its task may never have run
+        self.ends.close()
 
 
 def _position_of(place: Place) -> int:
