@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from channels_asyncq.messages.positions import Position
 from channels_asyncq.testing import EmbeddedServer
-from tests.contract import MakeLayer, Publish, eventually, every, members_of, note, receive, receive_many
+from tests.contract import (
+    MakeLayer,
+    Publish,
+    eventually,
+    every,
+    layers,
+    members_of,
+    note,
+    receive,
+    receive_many,
+)
 from tests.contract.resume import resumed
 
 KEYS = ["key"]
@@ -94,3 +106,40 @@ async def test_joined_messages_have_places_of_their_own(make_layer: MakeLayer) -
     for n, place in enumerate([first, *places]):
         _, replay = await resumed(layer, "room", place)
         assert replay.recovered and [message["n"] for message in replay.messages] == list(range(n, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.server
+async def test_sentinels_and_a_failover(prefix: str) -> None:
+    """The master that Sentinels name has logs like any server; its successor may lack the end of them."""
+    with (
+        EmbeddedServer(external=False) as master,
+        EmbeddedServer(external=False, replicaof=f"127.0.0.1 {master.port}") as replica,
+        EmbeddedServer(
+            external=False,
+            sentinel=[
+                f"monitor mymaster 127.0.0.1 {master.port} 1",
+                "down-after-milliseconds mymaster 500",
+                "failover-timeout mymaster 2000",
+            ],
+        ) as sentinel,
+    ):
+        hosts: Any = [{"sentinels": [("127.0.0.1", sentinel.port)], "master_name": "mymaster"}]
+        async with layers(hosts=hosts, prefix=prefix, send_timeout=20) as make_layer:
+            layer, sender = await make_layer(), await make_layer()
+            position = await layer.position("room")
+            await sender.group_send("room", {"type": "note", "n": 1})
+            channel = await layer.new_channel()
+            replay = await layer.group_resume("room", channel, since=position)
+            assert (replay.recovered, [message["n"] for message in replay.messages]) == (True, [1])
+            await asyncio.to_thread(master.kill)
+            await eventually(lambda: replica.command("ROLE")[0] == b"master", within=60)
+            await sender.group_send("room", {"type": "note", "n": 2})
+            other = await layer.new_channel()
+            late = await layer.group_resume("room", other, since=replay.position)
+            assert (late.recovered, late.reason) == (False, "server_changed")
+            await sender.group_send("room", {"type": "note", "n": 3})
+            third = await layer.new_channel()
+            again = await layer.group_resume("room", third, since=late.position)
+            assert again.recovered
+            assert [message["n"] for message in again.messages][-1:] in ([3], [])
