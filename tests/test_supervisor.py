@@ -247,7 +247,7 @@ class TestBackOff:
         hosts.error = LayerUnavailable(hosts.address, "refused")
         make().line.start()
         await eventually(lambda: hosts.attempts >= 10)
-        assert delays[:10] == [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+        assert delays[:10] == [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0]
 
     async def test_jitter(
         self,
@@ -296,7 +296,7 @@ class TestBackOff:
             recorded.line.give_up(wire, "READONLY no")
             await turns()
             wire = await recorded.up()
-        assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+        assert delays == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
         recorded.line.mark_healthy()
         delays.clear()
         await recorded.down()
@@ -921,7 +921,7 @@ class TestTrial:
         for _ in range(8):
             await recorded.down()
             wire = await recorded.up()
-        assert delays == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+        assert delays == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
         future = wire.call("PING")
         await turns()
         wire.data_received(b"+PONG\r\n")

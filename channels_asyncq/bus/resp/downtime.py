@@ -15,7 +15,7 @@ from .replies import copy_error
 __all__ = ["LONGEST_DELAY", "Downtime", "DowntimeOwner", "Phase"]
 
 #: Seconds, at most, between two attempts to connect.
-LONGEST_DELAY = 2.0
+LONGEST_DELAY = 1.0
 # This share of the timeout is granted once after the loop was blocked.
 _GRACE = 0.1
 
