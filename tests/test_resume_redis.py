@@ -132,8 +132,14 @@ async def test_sentinels_and_a_failover(prefix: str) -> None:
             channel = await layer.new_channel()
             replay = await layer.group_resume("room", channel, since=position)
             assert (replay.recovered, [message["n"] for message in replay.messages]) == (True, [1])
+            # Sentinels ask a master for its replicas every ten seconds.
+            await eventually(lambda: sentinel.command("SENTINEL", "replicas", "mymaster"), within=30)
             await asyncio.to_thread(master.kill)
-            await eventually(lambda: replica.command("ROLE")[0] == b"master", within=60)
+            successor = str(replica.port).encode()
+            await eventually(
+                lambda: sentinel.command("SENTINEL", "get-master-addr-by-name", "mymaster")[1] == successor,
+                within=60,
+            )
             await sender.group_send("room", {"type": "note", "n": 2})
             other = await layer.new_channel()
             late = await layer.group_resume("room", other, since=replay.position)
