@@ -199,7 +199,7 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
             await turn.rest()
 
     async def _on_group_message(self, source: FollowedGroups, taken: Taken) -> None:
-        bodies = _bodies.setdefault(self.channel_layer, Bodies())
+        bodies = _bodies.get(self.channel_layer) or _bodies.setdefault(self.channel_layer, Bodies())
         body = bodies.get(type(self), taken.envelope)
         if body is None:
             message = source.follower.message_of(taken.envelope)

@@ -266,10 +266,9 @@ class Resumer:
             found = self.log.since(topic, place)
             envelopes += found
             here = self.log.here(topic.partition)
-            ends = [
-                places.get(topic.partition, place),
-                *(_place_of(found[-1], place.epoch) for _ in found[-1:]),
-            ]
+            ends = [places.get(topic.partition, place)]
+            if found:
+                ends.append(Place(place.epoch, found[-1].position, found[-1].nth))
             if here is not None and here.epoch == place.epoch:
                 ends.append(here)
             places[topic.partition] = max(ends, key=_order)
@@ -299,10 +298,6 @@ class Resumer:
 def with_channel(former: tuple[str, ...], channel: str) -> tuple[str, ...]:
     """Return the channels of a reader for a position, the present one last."""
     return (*(name for name in former if name != channel), channel)[-MOST_CHANNELS:]
-
-
-def _place_of(envelope: Envelope, epoch: str) -> Place:
-    return Place(epoch, envelope.position, envelope.nth)
 
 
 def _order(place: Place) -> tuple[int, int]:

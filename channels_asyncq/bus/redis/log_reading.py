@@ -119,10 +119,8 @@ class LogsReader:
     def __init__(self, shared: Shared, node: Node) -> None:
         self._shared = shared
         self._node = node
-        options = shared.options
         # A message may be sent again this many ms later.
-        self._margin = round(2000 * options.send_timeout)
-        self._context = contextvars.Context()
+        self._margin = round(2000 * shared.options.send_timeout)
         # By partition, the lowest place that the next read has to reach.
         self._wanted: dict[int, tuple[Partition, Place]] = {}
         self._next: asyncio.Task[set[Partition]] | None = None
@@ -133,8 +131,6 @@ class LogsReader:
         self._awaited: tuple[bytes, list[LogRead], asyncio.Future[None]] | None = None
         self._scripts = LogScripts(shared, node)
         self.ends = LogEnds(shared, node, self._scripts)
-
-    # Reads
 
     async def read(self, partition: Partition, place: Place) -> None:
         """
