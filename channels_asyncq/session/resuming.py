@@ -15,6 +15,7 @@ from ..messages.positions import MOST_CHANNELS, MOST_CHARACTERS, BadPosition, Pl
 from ..names import Topic
 from ..settings.options import Options
 from ..slices import Slices, Turnstile
+from ..tasks import all_of
 from .groups import SessionGroups
 from .lifetime import Lifetime
 from .lingering import LingeringTopics
@@ -123,7 +124,7 @@ class Resumer:
         new = [group for group in groups if not self._is_member(group, channel)]
         try:
             answers = [self._groups.add(group, channel) for group in groups]
-            await asyncio.gather(*(answer for answer in answers if answer is not None))
+            await all_of(answer for answer in answers if answer is not None)
         except BaseException:
             self._leave(new, channel)
             raise
@@ -204,7 +205,7 @@ class Resumer:
     async def _confirmed(self, topics: Iterable[Topic]) -> None:
         """Return when the server has confirmed the topics."""
         missing = [topic for topic in topics if not self._pubsub.is_confirmed(topic)]
-        await asyncio.gather(*(self._pubsub.confirmed(topic) for topic in missing))
+        await all_of(self._pubsub.confirmed(topic) for topic in missing)
 
     async def _reach(self, wanted: Mapping[Topic, Place]) -> None:
         """

@@ -10,6 +10,7 @@ from ...messages.framing import FORMATS, Formats
 from ...messages.sealing import Seal
 from ...names import Topics
 from ...settings.options import Options
+from ...tasks import all_of
 from ..base import Receiver
 from ..resp.outages import Outages
 from .connections import RedisConnections
@@ -88,7 +89,7 @@ class RedisBus:
             node.start()
 
     async def answered(self) -> None:
-        await asyncio.gather(*(node.answered() for node in self.nodes))
+        await all_of(node.answered() for node in self.nodes)
 
     def rest(self) -> Awaitable[None] | None:
         if self._is_closed or any(node.is_busy for node in self.nodes):
@@ -100,7 +101,7 @@ class RedisBus:
     async def close(self) -> None:
         self._is_closed = True
         try:
-            await asyncio.gather(*(node.close() for node in self.nodes))
+            await all_of(node.close() for node in self.nodes)
         except asyncio.CancelledError:
             for node in self.nodes:
                 node.abort()
@@ -152,4 +153,4 @@ class RedisBus:
 
 
 async def _all_done(awaitables: Iterable[Awaitable[object]]) -> None:
-    await asyncio.gather(*awaitables)
+    await all_of(awaitables)

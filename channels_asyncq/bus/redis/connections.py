@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from ...names import Topic
+from ...tasks import all_of
 from ..base import Health, Link
 from .partition import Partition
 from .router import Router
@@ -26,7 +27,7 @@ class RedisConnections:
 
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
         """Check each node, within a timeout in seconds. Cancelling is safe."""
-        return Health(tuple(await asyncio.gather(*(node.health(timeout) for node in self._router.nodes))))
+        return Health(tuple(await all_of(node.health(timeout) for node in self._router.nodes)))
 
     async def checked(self, topic: Topic) -> None:
         """Return when the topic's node has accepted the layout of this process, as `Connections` describes."""

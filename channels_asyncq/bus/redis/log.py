@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from ...messages.envelopes import Envelope
 from ...messages.positions import Place
 from ...names import Topic
+from ...tasks import all_of
 from ..base import ReplayCounts
 from .node import Node
 from .partition import Partition
@@ -34,7 +34,7 @@ class RedisLog:
         by_node: defaultdict[Node, list[Partition]] = defaultdict(list)
         for number in partitions:
             by_node[self._partitions[number].home].append(self._partitions[number])
-        answers = await asyncio.gather(*(node.logs.ends.of(wanted) for node, wanted in by_node.items()))
+        answers = await all_of(node.logs.ends.of(wanted) for node, wanted in by_node.items())
         return {number: place for answer in answers for number, place in answer.items()}
 
     # Channels that come back
@@ -61,8 +61,7 @@ class RedisLog:
         return self._partitions[topic.partition].replay.since(topic, place)
 
     async def read(self, places: Mapping[int, Place]) -> None:
-        reads = (self._read(self._partitions[number], place) for number, place in places.items())
-        await asyncio.gather(*reads)
+        await all_of(self._read(self._partitions[number], place) for number, place in places.items())
 
     @staticmethod
     async def _read(partition: Partition, place: Place) -> None:

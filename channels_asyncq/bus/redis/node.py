@@ -11,6 +11,7 @@ from hiredis import ReplyError
 
 from ...clock import monotonic
 from ...exceptions import ChannelLayerError, LayerUnavailable
+from ...tasks import all_of
 from ..base import HostHealth, Link
 from ..resp.connector import Connector
 from ..resp.handover import let_go
@@ -318,7 +319,7 @@ class Node:
         """Give the lease back, wait for replies for a bounded time, and end both connections."""
         self._end()
         await self.lease_keeper.leave()
-        await asyncio.gather(self.commands.close(), self.pushes.close())
+        await all_of([self.commands.close(), self.pushes.close()])
 
     def abort(self) -> None:
         """End both connections now, after a close() that was cancelled."""
