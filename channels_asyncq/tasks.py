@@ -21,16 +21,18 @@ async def all_of(awaitables: Iterable[Awaitable[T]]) -> list[T]:
     if len(wanted) < 2:
         return [await awaitable for awaitable in wanted]
     futures = [asyncio.ensure_future(awaitable) for awaitable in wanted]
+    failed: list[asyncio.Future[T]] = []
     try:
-        ended, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
-        errors = [future for future in futures if future in ended and _has_failed(future)]
+        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+        failed = [future for future in futures if future.done() and _has_failed(future)]
     finally:
-        for future in futures:
-            future.cancel()  # does nothing to those that have ended
-        await asyncio.wait(futures)
+        if unfinished := [future for future in futures if not future.done()]:
+            for future in unfinished:
+                future.cancel()
+            await asyncio.wait(unfinished)
         for future in futures:
             _has_failed(future)
-    return [future.result() for future in errors or futures]
+    return [future.result() for future in failed or futures]
 
 
 def _has_failed(future: asyncio.Future[T]) -> bool:
