@@ -279,7 +279,7 @@ class Resumer:
         recovery = self._options.recovery
         if recovery is not None and len(envelopes) > recovery.resume_messages:
             raise NotReplayed("too_many")
-        if len(places) > 1:
+        if len(wanted) > 1:
             envelopes.sort(key=order_of)
         for topic in wanted:
             # Another membership, where the channel has one: a delivery that is under way is in `envelopes`.

@@ -609,6 +609,20 @@ class Subscriptions:
                 await other.group_send(group, {"type": "test.note", "group": group, "n": 20})
             assert {(await anext(subscription))["group"] for _ in groups} == set(groups)
 
+    async def test_groups_of_one_partition(self, make_layer: MakeLayer) -> None:
+        """Messages of several groups come in the order of their log, so a reader may stop behind any of them."""
+        layer = await make_layer(partitions=1)
+        position = await layer.position("room", "lobby")
+        for n in range(6):
+            await layer.group_send("lobby" if n % 2 else "room", note(n))
+        got: list[Message] = []
+        while len(got) < 6:
+            async with layer.subscribe("room", "lobby", since=position) as subscription:
+                assert subscription.recovered
+                got += await take(subscription, 2)
+                position = subscription.position
+        assert got == notes(6)
+
     async def test_all_or_nothing(self, make_layer: MakeLayer) -> None:
         """If one group cannot be resumed nothing is replayed, of no group; all are joined."""
         layer = await make_layer(recovery={"message_bytes": 1024})
