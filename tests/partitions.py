@@ -10,6 +10,7 @@ from channels_asyncq.bus.base import Receiver
 from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.opening import Opener
 from channels_asyncq.bus.redis.partition import Partition
+from channels_asyncq.bus.redis.scripts import Scripts
 from channels_asyncq.bus.redis.shared import Shared
 from channels_asyncq.bus.resp.outages import Outages
 from channels_asyncq.messages.codecs import BadPayload, Codec
@@ -160,7 +161,7 @@ def shared_for(
         FORMATS,
         opener,
         Outages(),
-        (),
+        Scripts.of(options.recovery),
         loop or asyncio.get_running_loop(),
         Observer(),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.bus.redis.scripts import POP
+from channels_asyncq.bus.redis.scripts import Scripts
 from channels_asyncq.exceptions import (
     ChannelClosed,
     LayerClosed,
@@ -305,7 +305,10 @@ class TestClosing:
         answering = asyncio.Event()
         server.script("POP", after(answering))
         receiving = await started(layer.receive("jobs"))
-        await eventually(lambda: [c for c in server.received("EVALSHA") if c[0] == POP.sha], "the question")
+        await eventually(
+            lambda: [c for c in server.received("EVALSHA") if c[0] == Scripts.of(None).pop.sha],
+            "the question",
+        )
         closing = [asyncio.ensure_future(layer.close_channel("jobs")) for _ in range(3)]
         await asyncio.wait([receiving])
         receiving.exception()

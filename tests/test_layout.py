@@ -16,7 +16,7 @@ from channels_asyncq.bus.base import Receiver
 from channels_asyncq.bus.redis import layout as bus_layout
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.layout import Layout
-from channels_asyncq.bus.redis.scripts import LEASE_SCRIPT
+from channels_asyncq.bus.redis.scripts import Scripts
 from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import Envelope
 from channels_asyncq.messages.framing import Format, Formats, pack, unpack
@@ -258,7 +258,7 @@ def stranger(server: EmbeddedServer, prefix: str, milliseconds: int) -> None:
     key = f"{prefix}:0:layouts"
     server.command(
         "EVAL",
-        LEASE_SCRIPT.text,
+        Scripts.of(None).lease.text,
         3,
         key,
         f"{key}:stranger",

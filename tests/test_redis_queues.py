@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from channels.exceptions import ChannelFull
 
-from channels_asyncq.bus.redis.scripts import POP
+from channels_asyncq.bus.redis.scripts import Scripts
 from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import CONTROL
 from tests import resp_server
@@ -84,7 +84,9 @@ async def test_pop_given_up(owner: Owner, server: RespServer) -> None:
     await every([answer])
     event = asyncio.Event()
     server.script("pop", resp_server.after(event))
-    asked = owner.bus.nodes[0].sender.commands.ask(b"EVALSHA", POP.sha, 2, b"list", b"taken", 1, 1000, 1, 1)
+    asked = owner.bus.nodes[0].sender.commands.ask(
+        b"EVALSHA", Scripts.of(None).pop.sha, 2, b"list", b"taken", 1, 1000, 1, 1
+    )
     assert asked is not None
     asked.cancel()
     event.set()

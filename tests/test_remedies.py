@@ -19,7 +19,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, LayerUnavailable
-from channels_asyncq.bus.redis.scripts import LEASE_SCRIPT, SCRIPTS
+from channels_asyncq.bus.redis.scripts import Scripts
 from channels_asyncq.bus.resp.remedies import PROXY, Remedies, unsupported
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
@@ -547,7 +547,7 @@ async def test_server_that_closes_idle_connections(
 
 def remedies(url: str = "redis://bob:b0bsword@127.0.0.1:6379") -> Remedies:
     [host] = Options.from_config({"hosts": [url]}).hosts
-    scripts = {script.sha.decode(): script.text.decode() for script in SCRIPTS}
+    scripts = {script.sha.decode(): script.text.decode() for script in Scripts.of(None)}
     return Remedies(host, "asgi", scripts)
 
 
@@ -578,16 +578,17 @@ def test_twice_is_once(words: str) -> None:
 
 def test_right_by_its_place_in_a_script() -> None:
     """The refused command is found by its line in the script, where Redis 7.0 does not name it."""
-    text = LEASE_SCRIPT.text.decode()
+    lease = Scripts.of(None).lease
+    text = lease.text.decode()
     number = next(n for n, line in enumerate(text.splitlines(), 1) if "redis.call('PUBLISH'" in line)
     words = (
         "ERR The user executing the script can't run this command or subcommand "
-        f"script: {LEASE_SCRIPT.sha.decode()}, on @user_script:{number}."
+        f"script: {lease.sha.decode()}, on @user_script:{number}."
     )
     assert "Grant the user 'bob' +publish (" in remedies().diagnose(words).reason
     for unknown in (
         words.replace(f":{number}.", ":9999."),
-        words.replace(LEASE_SCRIPT.sha.decode(), "0" * 40),
+        words.replace(lease.sha.decode(), "0" * 40),
     ):
         assert "~asgi:* &asgi:* and the commands" in remedies().diagnose(unknown).reason
 

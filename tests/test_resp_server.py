@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hiredis import ReplyError
 
-from channels_asyncq.bus.redis.scripts import PUSH
+from channels_asyncq.bus.redis.scripts import Scripts
 from channels_asyncq.bus.resp.connector import Connector
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.bus.resp.replies import NoAnswer
@@ -136,9 +136,20 @@ async def test_scripted_delay(server: RespServer, prefix: str) -> None:
 async def test_scripted_by_the_name_of_a_script(server: RespServer, prefix: str) -> None:
     """EVALSHA can be scripted for one Lua script alone."""
     wire = await connect(server.url)
-    await wire.call("SCRIPT", "LOAD", PUSH.text)
+    await wire.call("SCRIPT", "LOAD", Scripts.of(None).push.text)
     server.script("push", resp_server.error("OOM no"))
-    push = ("EVALSHA", PUSH.sha, 3, prefix, f"{prefix}seen", f"{prefix}waiting", "item", 1, 1000, 1)
+    push = (
+        "EVALSHA",
+        Scripts.of(None).push.sha,
+        3,
+        prefix,
+        f"{prefix}seen",
+        f"{prefix}waiting",
+        "item",
+        1,
+        1000,
+        1,
+    )
     assert await result(wire.call("EVALSHA", "0" * 40, 0)) == "NOSCRIPT"
     assert await result(wire.call(*push)) == "OOM"
     assert await wire.call(*push) == 1

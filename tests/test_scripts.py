@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from channels_asyncq.bus.redis.scripts import GIVE_BACK, LEASE_SCRIPT, POP, PUSH, Script
+from channels_asyncq.bus.redis.scripts import Script, Scripts
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 
 EXPIRY = 60_000
+SCRIPTS = Scripts.of(None)
 
 
 class Channel:
@@ -31,7 +32,9 @@ class Channel:
 
     def push_as(self, number: int, text: str, capacity: int = 100) -> object:
         """Push under this number, as a command that is sent again is."""
-        return self._run(PUSH, [self._list, self._seen, self._waiting], text, capacity, EXPIRY, number)
+        return self._run(
+            SCRIPTS.push, [self._list, self._seen, self._waiting], text, capacity, EXPIRY, number
+        )
 
     def push_waiting(
         self, session_id: str, text: str, waited: int, capacity: int, waits: int = EXPIRY
@@ -39,7 +42,7 @@ class Channel:
         """Push for a sender of a session that has waited for so many ms, and is waited for as long."""
         self._pushed += 1
         keys = [self._list, self._seen, self._waiting]
-        return self._run(PUSH, keys, text, capacity, EXPIRY, self._pushed, session_id, waited, waits)
+        return self._run(SCRIPTS.push, keys, text, capacity, EXPIRY, self._pushed, session_id, waited, waits)
 
     def time(self) -> int:
         """The server's, in ms."""
@@ -61,11 +64,11 @@ class Channel:
         return found
 
     def pop(self, number: int) -> object:
-        item = self._run(POP, [self._list, self._taken], number, EXPIRY, *self.reads)
+        item = self._run(SCRIPTS.pop, [self._list, self._taken], number, EXPIRY, *self.reads)
         return item[13:].decode() if isinstance(item, bytes) else item
 
     def give_back(self, number: int) -> object:
-        return self._run(GIVE_BACK, [self._list, self._taken], number, EXPIRY)
+        return self._run(SCRIPTS.give_back, [self._list, self._taken], number, EXPIRY)
 
 
 @pytest.fixture
@@ -243,7 +246,7 @@ end
 def test_lease_has_the_words_of_redis_6(redis_server: EmbeddedServer, prefix: str) -> None:
     """Where Redis 6 refuses to write, the line of the script and the end of a line are left out."""
     keys = [f"{prefix}:0:layouts", f"{prefix}:0:layouts:x", f"{prefix}:0:layouts:past"]
-    text = _REDIS_6 + LEASE_SCRIPT.text
+    text = _REDIS_6 + SCRIPTS.lease.text
     answer = redis_server.command("EVAL", text, 3, *keys, "layout", "session", 1000, "", "place", 1, 1000)
     assert answer[0] == b"OOM command not allowed when used memory > 'maxmemory'."
 

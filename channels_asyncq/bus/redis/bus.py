@@ -22,7 +22,7 @@ from .partition import Partition
 from .pubsub import RedisPubSub
 from .queues import RedisQueues
 from .router import router_for
-from .scripts import SCRIPTS, Script, send_script
+from .scripts import Scripts
 from .shared import Shared
 
 _SCAN_PAGE = 1000
@@ -51,8 +51,6 @@ class RedisBus:
         own_id = bytes.fromhex(session_id)
         keys = options.symmetric_encryption_keys
         self._seal = Seal(keys, self._max_age, own_id) if keys else None
-        send = None if options.recovery is None else send_script(options.recovery)
-        scripts: tuple[Script, ...] = SCRIPTS if send is None else (*SCRIPTS, send)
         self.shared = shared = Shared(
             options,
             topics,
@@ -61,7 +59,7 @@ class RedisBus:
             formats,
             Opener(options, topics, receiver, codec, formats, self._seal),
             outages or Outages(),
-            scripts,
+            Scripts.of(options.recovery),
             asyncio.get_running_loop(),
             self,
         )
@@ -70,7 +68,7 @@ class RedisBus:
             Partition(number, self.router.home_of(number), shared) for number in range(topics.partitions)
         ]
         self.log = RedisLog(shared, self.partitions)
-        self.pubsub = RedisPubSub(shared, self.partitions, self._seal, send, self.router, self.log)
+        self.pubsub = RedisPubSub(shared, self.partitions, self._seal, self.router, self.log)
         self.queues = RedisQueues(shared, self.partitions, self._seal)
         self.members = RedisMembers(shared, self.partitions)
         self.connections = RedisConnections(self.router, self.partitions)

@@ -16,7 +16,6 @@ from ..resp.protocol import WireProtocol
 from .layout import Layout, Lease
 from .leasing import RENEW_EVERY, Command
 from .partition import Partition, Reading
-from .scripts import FENCE
 from .sequences import parse_position
 from .shared import Shared
 from .watch import Findings, Watch
@@ -162,7 +161,7 @@ class Checkpoint:
         logs = [topics.log(each.number) for each in partitions] if recovery else []
         keep = math.ceil(recovery.seconds) if recovery else 0
         command = (
-            *node.lease_keeper.command(lease.layout, FENCE, *marks, *logs),
+            *node.lease_keeper.command(lease.layout, self._shared.scripts.fence, *marks, *logs),
             *(node.subscriber.topics.fence_topic, keep, node.lease_keeper.keeps_past, len(marks)),
             *(_MARK_LIVES, _MARK_DIFFERS),
         )

@@ -14,7 +14,7 @@ from hiredis import ReplyError
 
 from ...exceptions import ChannelLayerError, LayerUnavailable
 from .layout import Layout, Lease, Standing
-from .scripts import LEASE_SCRIPT, LEAVE, Script
+from .scripts import Script
 from .shared import Shared
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ class LeaseKeeper:
         recovery = self._shared.options.recovery
         return _UNUSED_LOG_EXPIRES + (math.ceil(recovery.seconds) if recovery else 0)
 
-    def command(self, layout: Layout, script: Script = LEASE_SCRIPT, *more: bytes) -> Command:
+    def command(self, layout: Layout, script: Script | None = None, *more: bytes) -> Command:
         """Return the command that publishes a layout, or renews it. `more` are further keys of the script."""
         keys = (*self._shared.topics.lease_keys(self._node.host, layout.text()), *more)
         arguments = self.lease.arguments(layout, self._session, 1000 * self.keeps_past)
-        return (b"EVALSHA", script.sha, len(keys), *keys, *arguments)
+        return (b"EVALSHA", (script or self._shared.scripts.lease).sha, len(keys), *keys, *arguments)
 
     def is_let_in(self, answer: Any, layout: Layout) -> bool:
         """
@@ -182,7 +182,7 @@ class LeaseKeeper:
     def _leave_command(self, layout: Layout) -> Command:
         text = layout.text()
         keys = self._shared.topics.lease_keys(self._node.host, text)[:2]
-        return (b"EVALSHA", LEAVE.sha, len(keys), *keys, text, self._session)
+        return (b"EVALSHA", self._shared.scripts.leave.sha, len(keys), *keys, text, self._session)
 
     async def leave(self) -> None:
         """Give the lease back, so that a process with another layout need not wait for its end."""

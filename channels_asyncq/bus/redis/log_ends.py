@@ -16,7 +16,6 @@ from ...messages.positions import Place
 from ..resp.replies import copy_error
 from .partition import Partition
 from .refusals import is_script_missing
-from .scripts import LOG_ENDS
 from .sequences import parse_position
 from .shared import Shared
 
@@ -137,7 +136,7 @@ class LogEnds:
 
     async def _ends(self, partitions: list[Partition]) -> dict[int, Place]:
         keys = self._scripts.keys(partitions)
-        rows = await self._scripts.call(b"EVALSHA", LOG_ENDS.sha, len(keys), *keys)
+        rows = await self._scripts.call(b"EVALSHA", self._shared.scripts.log_ends.sha, len(keys), *keys)
         ends = {}
         for partition, (epoch, last) in zip(partitions, rows, strict=True):
             place = Place(epoch.decode(), parse_position(last))

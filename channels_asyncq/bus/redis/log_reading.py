@@ -17,7 +17,6 @@ from ..resp.replies import copy_error
 from .log_ends import LogEnds, LogScripts
 from .partition import Partition
 from .replay import LogPart
-from .scripts import READ_LOGS
 from .sequences import format_position, milliseconds_of, parse_position
 from .shared import Shared
 
@@ -233,7 +232,14 @@ class LogsReader:
         while True:
             starts = [format_position(read.after) for read in reads]
             is_end, *rows = await self._scripts.call(
-                b"EVALSHA", READ_LOGS.sha, len(keys), *keys, _PAGE, fence_topic, marker, *starts
+                b"EVALSHA",
+                self._shared.scripts.read_logs.sha,
+                len(keys),
+                *keys,
+                _PAGE,
+                fence_topic,
+                marker,
+                *starts,
             )
             for read, (epoch, last, entries) in zip(reads, rows, strict=True):
                 first = parse_position(entries[0][0]) if entries else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .partition import Partition
-from .scripts import ADD_MEMBER, milliseconds
+from .scripts import milliseconds
 from .shared import Shared
 
 
@@ -20,7 +20,7 @@ class RedisMembers:
         """Make a normal channel a member of a group, for `seconds`, or for `group_expiry` if that is None."""
         topic, members_key, _ = self._shared.topics.group(group)
         lasts = milliseconds(self._shared.options.group_expiry if seconds is None else seconds)
-        command = (b"EVALSHA", ADD_MEMBER.sha, 1, members_key, channel, lasts)
+        command = (b"EVALSHA", self._shared.scripts.add_member.sha, 1, members_key, channel, lasts)
         await self._partitions[topic.partition].sender.commands.call(*command, is_repeatable=True)
 
     async def discard(self, group: str, channel: str) -> None:

@@ -28,7 +28,6 @@ from .leasing import LeaseKeeper
 from .log_reading import LogsReader
 from .recovery import LogReader
 from .refusals import Refusals
-from .scripts import READ_LOG
 from .sender import Sender
 from .shared import Shared
 from .subscriber import Subscriber, logged_topics
@@ -212,7 +211,7 @@ class Node:
         """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
         key = self._shared.topics.log(partition)
         return await self.sender.commands.call(
-            b"EVALSHA", READ_LOG.sha, 1, key, start, count, is_repeatable=True
+            b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count, is_repeatable=True
         )
 
     async def has_refused(self) -> bool:

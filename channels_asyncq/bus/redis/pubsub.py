@@ -13,7 +13,6 @@ from .batches import TopicRoute
 from .log import RedisLog
 from .partition import Partition
 from .router import Router
-from .scripts import GROUP_SEND, Script
 from .shared import Shared
 
 
@@ -53,19 +52,15 @@ class RedisPubSub:
         shared: Shared,
         partitions: Sequence[Partition],
         seal: Seal | None,
-        send: Script | None,
         router: Router,
         log: RedisLog,
     ) -> None:
-        """
-        Args:
-            send: the script that logs and publishes; None without `recovery`.
-        """
         self._shared = shared
         self._topics = shared.topics
         self._partitions = partitions
         self._seal = seal
-        self._send_sha = b"" if send is None else send.sha
+        self._scripts = shared.scripts
+        self._send_sha = b"" if shared.scripts.send is None else shared.scripts.send.sha
         self._router = router
         self._log = log
         # By session: the routes to its channels share the route to its inbox, and so share commands.
@@ -129,7 +124,9 @@ class RedisPubSub:
         topic, members, log = self._topics.group(group)
         if self._log.covers(group):
             return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
-        return self._route(topic, False, 0, b"EVALSHA", GROUP_SEND.sha, b"1", members, topic.name)
+        return self._route(
+            topic, False, 0, b"EVALSHA", self._scripts.group_send.sha, b"1", members, topic.name
+        )
 
     def _topic_route(self, topic: Topic, flags: int) -> TopicRoute:
         if self._shared.options.recovery is None:

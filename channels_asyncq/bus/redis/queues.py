@@ -17,7 +17,7 @@ from ...names import Topic
 from ..base import WAITS_SECONDS, channel_full
 from .batches import Batch, Message
 from .partition import Partition
-from .scripts import GIVE_BACK, POP, PUSH, milliseconds
+from .scripts import milliseconds
 from .shared import Shared
 
 _ITEM_EXPIRY_DIGITS = 13
@@ -58,7 +58,7 @@ class QueueRoute:
         data = self._sender.lease.format.pack(messages, shared.session_id, number, 0, self._seal, self._place)
         topic, _, seen, waiting = self._queue
         arguments = (data, self._capacity, milliseconds(shared.options.expiry), number, *self._waits())
-        return _packed(b"EVALSHA", PUSH.sha, 3, topic.name, seen, waiting, *arguments)
+        return _packed(b"EVALSHA", shared.scripts.push.sha, 3, topic.name, seen, waiting, *arguments)
 
     def _waits(self) -> tuple[bytes | int, ...]:
         """Return the arguments of the script about a sender that waits. This one does not wait."""
@@ -113,7 +113,7 @@ class RedisQueues:
         topic, taken, *_ = self._shared.topics.queue(channel)
         formats, expiry = self._shared.formats, milliseconds(self._shared.options.expiry)
         arguments = (topic.name, taken, number, expiry, formats.oldest, formats.newest)
-        item = self._ask(topic, b"EVALSHA", POP.sha, 2, *arguments)
+        item = self._ask(topic, b"EVALSHA", self._shared.scripts.pop.sha, 2, *arguments)
         if item is None:
             return None
         envelope: asyncio.Future[Envelope | None] = self._shared.loop.create_future()
@@ -137,7 +137,9 @@ class RedisQueues:
         """Put a message back at the head of its channel, as in `WorkQueues`."""
         topic, taken, *_ = self._shared.topics.queue(channel)
         expiry = milliseconds(self._shared.options.expiry)
-        return self._ask(topic, b"EVALSHA", GIVE_BACK.sha, 2, topic.name, taken, number, expiry)
+        return self._ask(
+            topic, b"EVALSHA", self._shared.scripts.give_back.sha, 2, topic.name, taken, number, expiry
+        )
 
     def waiting(self) -> dict[str, int]:
         """Return nothing: the server holds the messages."""

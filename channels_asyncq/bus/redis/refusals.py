@@ -13,7 +13,7 @@ from ...exceptions import ChannelLayerError, LayerUnavailable
 from ..resp.protocol import WireProtocol
 from ..resp.remedies import Remedies
 from ..resp.supervisor import SupervisedConnection
-from .scripts import Script
+from .scripts import Scripts
 from .watch import UNWRITABLE
 
 # Errors of a server that answers and cannot serve now: the connection is given up, and made again.
@@ -30,7 +30,7 @@ class Refusals:
     """Interprets the errors of commands, and loads the scripts again when the server has lost them."""
 
     def __init__(
-        self, connection: SupervisedConnection, address: str, remedies: Remedies, scripts: tuple[Script, ...]
+        self, connection: SupervisedConnection, address: str, remedies: Remedies, scripts: Scripts
     ) -> None:
         self._connection = connection
         self._address = address

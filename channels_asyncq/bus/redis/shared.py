@@ -12,7 +12,7 @@ from ...settings.options import Options
 from ..base import Receiver, ReplayCounts
 from ..resp.outages import Outages
 from .opening import Opener
-from .scripts import Script
+from .scripts import Scripts
 from .subscriptions import Subscription
 
 
@@ -38,7 +38,7 @@ class Shared:
     opener: Opener
     outages: Outages
     #: All scripts that are loaded into a server.
-    scripts: tuple[Script, ...]
+    scripts: Scripts
     loop: asyncio.AbstractEventLoop
     observer: LinkObserver
     #: The wanted topics of all partitions, to look up pushes that arrive.

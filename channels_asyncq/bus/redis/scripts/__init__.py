@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 
@@ -28,50 +29,74 @@ class Script:
     sha: bytes
 
     @classmethod
-    def load(cls, name: str, **constants: int) -> Script:
+    def load(cls, name: str, *, is_sharded: bool = False, **constants: int) -> Script:
         """
         Return the script in the file `<name>.lua`. A line `{<other>.lua}` stands for the text of that file.
 
         Args:
+            is_sharded: publish to the subscribers of sharded channels.
             constants: values that replace their names in the text, and need not be sent with each command.
         """
         text = _INCLUDE.sub(lambda line: _text_of(line[1].decode()), _text_of(name))
+        if is_sharded:
+            text = text.replace(b"'PUBLISH'", b"'SPUBLISH'")
         for word, value in constants.items():
             text = text.replace(word.encode(), b"%d" % value)
         return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
-PUSH = Script.load("push")
-POP = Script.load("pop")
-GIVE_BACK = Script.load("give_back")
-GROUP_SEND = Script.load("group_send")
-ADD_MEMBER = Script.load("add_member")
-LEASE_SCRIPT = Script.load("take_lease")
-LEAVE = Script.load("leave")
-FENCE = Script.load("fence")
-READ_LOG = Script.load("read_log")
-READ_LOGS = Script.load("read_logs")
-LOG_ENDS = Script.load("log_ends")
-SCRIPTS = (
-    PUSH,
-    POP,
-    GIVE_BACK,
-    GROUP_SEND,
-    ADD_MEMBER,
-    LEASE_SCRIPT,
-    LEAVE,
-    FENCE,
-    READ_LOG,
-    READ_LOGS,
-    LOG_ENDS,
-)
+@dataclass(frozen=True, slots=True)
+class Scripts:
+    """
+    The scripts of one session. In a cluster they publish to sharded channels.
 
+    `send` logs and publishes, as `recovery` says; None without it.
+    """
 
-def send_script(recovery: Recovery) -> Script:
-    """Return the script that logs and publishes, for these settings."""
-    return Script.load(
-        "send", MOST_ENTRIES=recovery.messages, MOST_BYTES=LOG_BYTES, IS_REQUIRED=int(recovery.required)
-    )
+    push: Script
+    pop: Script
+    give_back: Script
+    group_send: Script
+    add_member: Script
+    lease: Script
+    leave: Script
+    fence: Script
+    read_log: Script
+    read_logs: Script
+    log_ends: Script
+    send: Script | None
+
+    @classmethod
+    def of(cls, recovery: Recovery | None, *, is_cluster: bool = False) -> Scripts:
+        """Return the scripts for these settings."""
+
+        def load(name: str, **constants: int) -> Script:
+            return Script.load(name, is_sharded=is_cluster, **constants)
+
+        send = None
+        if recovery is not None:
+            most = {"MOST_ENTRIES": recovery.messages, "MOST_BYTES": LOG_BYTES}
+            send = load("send", **most, IS_REQUIRED=int(recovery.required))
+        return cls(
+            load("push"),
+            load("pop"),
+            load("give_back"),
+            load("group_send"),
+            load("add_member"),
+            load("take_lease"),
+            load("leave"),
+            load("fence"),
+            load("read_log"),
+            load("read_logs"),
+            load("log_ends"),
+            send,
+        )
+
+    def __iter__(self) -> Iterator[Script]:
+        """Yield all that are loaded into a server."""
+        for name in self.__slots__:
+            if (script := getattr(self, name)) is not None:
+                yield script
 
 
 def milliseconds(seconds: float) -> int:
