@@ -12,4 +12,4 @@ def fence_every(monkeypatch: pytest.MonkeyPatch, seconds: float, longest: float 
     monkeypatch.setattr(leasing, "RENEW_EVERY", seconds)
     monkeypatch.setattr(checkpoint, "RENEW_EVERY", seconds)
     if longest is not None:
-        monkeypatch.setattr(checkpoint, "_LONGEST_FENCE", longest)
+        monkeypatch.setattr(checkpoint, "LONGEST_FENCE", longest)

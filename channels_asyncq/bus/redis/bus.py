@@ -21,7 +21,7 @@ from .opening import Opener
 from .partition import Partition
 from .pubsub import RedisPubSub
 from .queues import RedisQueues
-from .router import router_for
+from .routers import router_for
 from .scripts import Scripts
 from .shared import Shared
 
@@ -59,14 +59,16 @@ class RedisBus:
             formats,
             Opener(options, topics, receiver, codec, formats, self._seal),
             outages or Outages(),
-            Scripts.of(options.recovery),
+            Scripts.of(options.recovery, is_cluster=topics.is_cluster),
             asyncio.get_running_loop(),
             self,
         )
         self.router = router_for(shared)
         self.partitions = [
-            Partition(number, self.router.home_of(number), shared) for number in range(topics.partitions)
+            Partition(number, self.router.home_of(number), shared, self.router.redirects_for(number))
+            for number in range(topics.partitions)
         ]
+        self.router.adopt(self.partitions)
         self.log = RedisLog(shared, self.partitions)
         self.pubsub = RedisPubSub(shared, self.partitions, self._seal, self.router, self.log)
         self.queues = RedisQueues(shared, self.partitions, self._seal)
@@ -83,8 +85,7 @@ class RedisBus:
     # Life
 
     def start(self) -> None:
-        for node in self.nodes:
-            node.start()
+        self.router.start()
 
     async def answered(self) -> None:
         await all_of(node.answered() for node in self.nodes)
@@ -94,13 +95,16 @@ class RedisBus:
             return None
         # This is not an outage: do not report it as one.
         self._is_up = False
+        self.router.stop()
         return _all_done([node.rest() for node in self.nodes])
 
     async def close(self) -> None:
         self._is_closed = True
         try:
+            await self.router.leave()
             await all_of(node.close() for node in self.nodes)
         except asyncio.CancelledError:
+            self.router.stop()
             for node in self.nodes:
                 node.abort()
             raise
@@ -112,7 +116,7 @@ class RedisBus:
 
     def on_links_changed(self) -> None:
         """Notify the receiver when all nodes are up, and when that ends."""
-        is_up = all(node.is_up for node in self.nodes)
+        is_up = self.router.is_up
         if is_up == self._is_up or self._is_closed:
             return
         self._is_up = is_up

@@ -6,8 +6,9 @@ import asyncio
 import contextvars
 import math
 import random
+from collections.abc import Collection
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from hiredis import pack_command
 
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 # A generator of our own: the state of the global one belongs to the application.
 _jitter = random.Random()
 # Seconds within which a fence must arrive. Otherwise the connection is deaf.
-_LONGEST_FENCE = 3.0
+LONGEST_FENCE = 3.0
 # A fence may take this many times as long while large messages arrive before it over a slow link. (A server drops
 # a subscriber that is 8 MB behind for 60 s.)
 _MOST_FENCE_LOOKS = 20
 # Seconds between two sweeps of streams that are not used any more.
 _SWEEP_EVERY = 60.0
 # The life of a mark in ms, and a random addition at most: so two marks of a partition have different expiries.
-_MARK_LIVES = 7 * 86_400_000
-_MARK_DIFFERS = 86_400_000
+MARK_LIVES = 7 * 86_400_000
+MARK_DIFFERS = 86_400_000
 
 
 class Covered(NamedTuple):
@@ -48,6 +49,21 @@ class Covered(NamedTuple):
     def is_current(self) -> bool:
         """Whether its reading is still the one of that time."""
         return self.partition.epoch == self.epoch
+
+
+class Coverage(Protocol):
+    """
+    The partitions of a fence.
+
+    Implemented by `bus.redis.checkpoint.Plan` and `bus.redis.cluster.checkpoint.ClusterPlan`.
+    """
+
+    @property
+    def covered(self) -> list[Covered]: ...
+
+    @property
+    def changes(self) -> int:
+        """`Node.changes` when it was made."""
 
 
 class Plan(NamedTuple):
@@ -69,18 +85,27 @@ class Plan(NamedTuple):
 
 
 class Fence:
+    """A fence of the present connection for pushes, from its sending to its arrival."""
+
+    __slots__ = ("arrived",)
+
+    def __init__(self, arrived: asyncio.Future[None]) -> None:
+        self.arrived = arrived
+
+
+class NodeFence(Fence):
     """
-    A fence of the present connection for pushes, from its sending to its arrival.
+    A fence for all partitions of a node, by one command.
 
     As a `ReplySink` it gets the reply to its command, before or after it arrives.
     """
 
-    __slots__ = ("_checkpoint", "arrived", "plan")
+    __slots__ = ("_checkpoint", "plan")
 
     def __init__(self, checkpoint: Checkpoint, plan: Plan, arrived: asyncio.Future[None]) -> None:
+        super().__init__(arrived)
         self._checkpoint = checkpoint
         self.plan = plan
-        self.arrived = arrived
 
     def done(self) -> bool:
         return False
@@ -131,12 +156,11 @@ class Checkpoint:
 
     # Sending
 
-    def _new(self) -> Fence:
+    def _new(self) -> NodeFence:
         """Return the next fence, whose command is to be sent now."""
         self._number += 1
-        fence = self._fences[self._number] = Fence(
-            self, self._present_plan(), self._shared.loop.create_future()
-        )
+        fence = NodeFence(self, self._present_plan(), self._shared.loop.create_future())
+        self._fences[self._number] = fence
         return fence
 
     def _present_plan(self) -> Plan:
@@ -163,15 +187,18 @@ class Checkpoint:
         command = (
             *node.lease_keeper.command(lease.layout, self._shared.scripts.fence, *marks, *logs),
             *(node.subscriber.topics.fence_topic, keep, node.lease_keeper.keeps_past, len(marks)),
-            *(_MARK_LIVES, _MARK_DIFFERS),
+            *(MARK_LIVES, MARK_DIFFERS),
         )
         packed: bytes = pack_command((*command, b""))  # type: ignore[arg-type]  # its stub says: a tuple of one
         packed = packed.removesuffix(b"$0\r\n\r\n")
         return Plan(command, packed, covered, lease.layout, lease.compatible, node.changes)
 
-    async def first(self) -> None:
+    async def first(self, partitions: Collection[Partition] | None = None) -> None:
         """
         Send a fence and wait for it: then each partition has a position.
+
+        Args:
+            partitions: those that need one. All others here may get theirs as well.
 
         Raises:
             TimeoutError: the fence did not arrive.
@@ -182,7 +209,7 @@ class Checkpoint:
         answer = await self._node.sender.commands.call(*command, is_repeatable=True)
         if not self._node.lease_keeper.note(answer, fence.plan.layout):
             raise ConnectionResetError("the lease had run out, and the fence does not count")
-        async with asyncio.timeout(_LONGEST_FENCE):
+        async with asyncio.timeout(LONGEST_FENCE):
             await fence.arrived
 
     def send_in(self, seconds: float | None = None) -> None:
@@ -198,7 +225,7 @@ class Checkpoint:
         if not self._node.sender.commands.ask_packed(fence.plan.pack(self._number), fence):
             self.send_in()
 
-    def on_answer(self, fence: Fence, answer: Any) -> None:
+    def on_answer(self, fence: NodeFence, answer: Any) -> None:
         """Act on the answer to the command of a fence."""
         if (wire := self._node.commands.wire) is not None:
             wire.rest()
@@ -218,7 +245,7 @@ class Checkpoint:
             self.send_in()
             return
         self._awaited = fence
-        self._look(wire, _MOST_FENCE_LOOKS, _LONGEST_FENCE)
+        self._look(wire, _MOST_FENCE_LOOKS, LONGEST_FENCE)
 
     # Waiting for a fence
 
@@ -232,10 +259,10 @@ class Checkpoint:
         self._node.lease_keeper.renew_later()
         if looks > 0 and wire.arrived != before and (wire.arrived[1] or before[1]):
             # A large message is arriving. No log keeps it, so wait: the fence comes after it.
-            self._look(wire, looks - 1, _LONGEST_FENCE)
+            self._look(wire, looks - 1, LONGEST_FENCE)
         elif not is_last or wire.is_stalled:
             # The fence may be there, unread: this loop was blocked, or is still busy with earlier messages.
-            self._look(wire, looks, _LONGEST_FENCE / 10, is_last=True)
+            self._look(wire, looks, LONGEST_FENCE / 10, is_last=True)
         else:
             wire.abort(TimeoutError("what is published does not arrive"))
 
@@ -266,9 +293,13 @@ class Checkpoint:
         head, lines = data.split(b"\n", 1)
         number, published_at = map(int, head.split(b" "))
         fence = self._fences.get(number)
-        if fence is None:
+        if not isinstance(fence, NodeFence):
             return  # it is of an earlier connection
-        findings = self._note(fence.plan, published_at, lines)
+        self._complete(number, fence.plan, published_at, lines)
+
+    def _complete(self, number: int, plan: Coverage, published_at: int, lines: bytes) -> None:
+        """Act on a fence: everything that was published before it has arrived."""
+        findings = self._note(plan, published_at, lines)
         self._sweep()
         self._node.log.losses.report()
         self._settle(number)
@@ -276,7 +307,7 @@ class Checkpoint:
             self._act_on(findings)
         self._node.logs.ends.ask_for_epochs()
 
-    def _note(self, plan: Plan, published_at: int, lines: bytes) -> Findings | None:
+    def _note(self, plan: Coverage, published_at: int, lines: bytes) -> Findings | None:
         """Move the positions, and return the findings; None if nothing was published or changed meanwhile."""
         state = lines, plan.changes
         if state == self._settled and plan.changes == self._node.changes:
@@ -311,6 +342,7 @@ class Checkpoint:
             for partition in self._node.partitions.values():
                 partition.delivered.sweep(now)
                 partition.replay.forget_unused(now)
+            self._node.leave_unwanted()
 
     def _act_on(self, findings: Findings) -> None:
         """Report the losses of the server to the session."""

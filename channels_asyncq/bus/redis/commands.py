@@ -54,6 +54,8 @@ class Commands:
                     raise sender.unknown(exc) from exc
                 _raise_if_given_up(exc)
             except ReplyError as exc:
+                if sender.is_redirected(exc):
+                    continue
                 if not node.refusals.may_go_on(wire, exc, loads):
                     raise node.refusals.error_for(exc) from exc
                 loads += is_script_missing(exc)
@@ -107,6 +109,13 @@ class Question:
         self._answer.set_result(reply)
 
     def set_exception(self, error: Exception, /) -> None:
+        if isinstance(error, NoAnswer) and error.resend is not None:
+            if self.sender.is_redirected(error.__cause__):
+                self.sender.take_back(error.resend)
+                return
+        elif self.sender.is_redirected(error):
+            self.sender.take_back(InFlight(self._packed, self, is_written=False))
+            return
         if not isinstance(error, ReplyError):
             fail(self._answer, error)
             return

@@ -7,7 +7,7 @@ import contextvars
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError
@@ -18,7 +18,9 @@ from .scripts import Script
 from .shared import Shared
 
 if TYPE_CHECKING:
-    from .node import Node
+    from ..resp.supervisor import SupervisedConnection
+    from .refusals import Refusals
+    from .sender import Sender
 
 #: Seconds between two renewals, and between two fences, which renew it as well.
 RENEW_EVERY = 5.0
@@ -31,6 +33,40 @@ _LET_IN = (Standing.HELD, Standing.UNPUBLISHED)
 Command = tuple[bytes | str | int, ...]
 
 
+class LeaseHome(Protocol):
+    """
+    Where a lease is kept: a node, or the home of partition 0 in a cluster.
+
+    Implemented by `bus.redis.node.Node` and `bus.redis.cluster.lease.ClusterLeaseHome`.
+    """
+
+    @property
+    def host(self) -> int:
+        """The index of its host in `hosts`."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def is_closed(self) -> bool: ...
+
+    @property
+    def renews_by_timer(self) -> bool:
+        """Whether no fence renews the lease now."""
+
+    @property
+    def sender(self) -> Sender: ...
+
+    @property
+    def commands(self) -> SupervisedConnection: ...
+
+    @property
+    def refusals(self) -> Refusals: ...
+
+    def start_over(self, reason: str) -> None:
+        """Connect anew: the set-up waits until this session has a lease again."""
+
+
 class LeaseKeeper:
     """
     Keeps the lease of a session at a node. `Lease` explains it and has the table of its states.
@@ -38,7 +74,7 @@ class LeaseKeeper:
     Each fence renews it. While the connection for pushes is down, a timer does.
     """
 
-    def __init__(self, shared: Shared, node: Node, lease: Lease) -> None:
+    def __init__(self, shared: Shared, node: LeaseHome, lease: Lease) -> None:
         self._shared = shared
         self._node = node
         self.lease = lease
@@ -91,6 +127,10 @@ class LeaseKeeper:
             await asyncio.sleep(pause)
             pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
 
+    async def refresh(self) -> None:
+        """Return when the session is known to have its lease still, or has it again. Raises as `hold()`."""
+        await self.hold(partial(self._node.sender.commands.call, is_repeatable=True))
+
     # Renewing
 
     def renew_later(self) -> None:
@@ -101,7 +141,7 @@ class LeaseKeeper:
     def _renew(self) -> None:
         self._renewal = None
         self.look()
-        if self._node.pushes.wire is None:
+        if self._node.renews_by_timer:
             self.renew_later()
 
     def stop_renewal(self) -> None:

@@ -11,6 +11,7 @@ from hiredis import ReplyError
 
 from ...clock import monotonic
 from ...exceptions import ChannelLayerError, LayerUnavailable
+from ...settings.hosts import Host
 from ...tasks import all_of
 from ..base import HostHealth, Link
 from ..resp.connector import Connector
@@ -44,13 +45,19 @@ class Node:
     `partitions` are those whose home it is. They move; their state is in them, and not here.
     """
 
-    def __init__(self, shared: Shared, host: int, number: int = 0) -> None:
+    def __init__(
+        self, shared: Shared, host: int, number: int = 0, *, at: Host | None = None, lease: LeaseKeeper | None = None
+    ) -> None:
         """
         Args:
             host: the index of its host in `hosts`.
             number: distinguishes several nodes of one session at one host.
+            at: the host itself, if it is not in `hosts`, as the nodes of a cluster.
+            lease: the lease, if it is not one for this node alone.
         """
         options = shared.options
+        settings = options.hosts[host] if at is None else at
+        key = host if at is None else at.address
         self._shared = shared
         self.host = host
         self.number = number
@@ -61,23 +68,26 @@ class Node:
         self.leaving: list[Sender] = []
         self.send_timeout = options.send_timeout
         remedies = Remedies(
-            options.hosts[host],
+            settings,
             options.prefix,
             {script.sha.decode(): script.text.decode() for script in shared.scripts},
         )
         self.connector = Connector(
-            options.hosts[host], connect_timeout=max(1.0, options.send_timeout), remedies=remedies
+            settings, connect_timeout=max(1.0, options.send_timeout), remedies=remedies
         )
         self.address = address = self.connector.address
-        self.faults = shared.outages.faults_of(host)
+        self.faults = shared.outages.faults_of(key)
         #: The run_id of the server of the connection for commands; empty if it is not known.
         self.run_id = b""
         self.is_closed = False
 
-        self.lease = Lease(Layout.of(options, host, shared.formats), shared.formats, address, options.prefix)
-        self.lease_keeper = LeaseKeeper(shared, self, self.lease)
+        if lease is None:
+            layout = Layout.of(options, host, shared.formats)
+            lease = LeaseKeeper(shared, self, Lease(layout, shared.formats, address, options.prefix))
+        self.lease_keeper = lease
+        self.lease = lease.lease
         self._watch = Watch(address, options.recovery)
-        self.checkpoint = Checkpoint(shared, self, self._watch)
+        self.checkpoint = self._make_checkpoint()
         self.subscriber = Subscriber(shared, self)
         self.log = LogReader(shared, self)
         #: Reads logs for channels that come back.
@@ -87,7 +97,7 @@ class Node:
             "commands",
             options,
             self,
-            outage=shared.outages.of(host, "commands"),
+            outage=shared.outages.of(key, "commands"),
             resends=True,
         )
         self.pushes = SupervisedConnection(
@@ -96,11 +106,14 @@ class Node:
             options,
             self.subscriber,
             messages=self.subscriber,
-            outage=shared.outages.of(host, "pushes"),
+            outage=shared.outages.of(key, "pushes"),
         )
         self.refusals = Refusals(self.commands, address, remedies, shared.scripts)
         #: The sender of commands that belong to no partition.
         self.sender = Sender(self)
+
+    def _make_checkpoint(self) -> Checkpoint:
+        return Checkpoint(self._shared, self, self._watch)
 
     # As the owner of the connection for commands
 
@@ -116,18 +129,23 @@ class Node:
         role = wire.call("ROLE")
         scripts = self.refusals.load_scripts(wire)
         layout = self.lease.layout
-        leased = wire.call(*self.lease_keeper.command(layout))
+        leased = self._ask_for_lease(wire)
         info, memory = wire.call("INFO", "server"), wire.call("INFO", "memory")
-        replies = [role, *scripts, leased, info, memory]
+        replies = [role, *scripts, *leased, info, memory]
         await asyncio.wait(replies)
         raise_last_words(replies)
         self._check_server(role, info)
-        raise_refusals([*scripts, leased])
+        raise_refusals([*scripts, *leased])
         self.run_id = run_id_in(info)
         if memory.exception() is None:
             self._watch.warn_of_evictions(memory.result())
-        if not self.lease_keeper.is_let_in(leased.result(), layout):
-            await self.lease_keeper.hold(wire.call)
+        for answer in leased:
+            if not self.lease_keeper.is_let_in(answer.result(), layout):
+                await self.lease_keeper.hold(wire.call)
+
+    def _ask_for_lease(self, wire: WireProtocol) -> list[asyncio.Future[Any]]:
+        """Send the request for the lease, if that is kept here."""
+        return [wire.call(*self.lease_keeper.command(self.lease.layout))]
 
     def _check_server(self, role: asyncio.Future[Any], info: asyncio.Future[bytes]) -> None:
         """
@@ -190,6 +208,11 @@ class Node:
         self._shared.observer.on_links_changed()
 
     @property
+    def renews_by_timer(self) -> bool:
+        """Whether no fence renews the lease now."""
+        return self.pushes.wire is None
+
+    @property
     def is_awaited(self) -> bool:
         """Whether something waits for the connection for commands."""
         return any(sender.is_awaited for sender in self._senders())
@@ -205,11 +228,51 @@ class Node:
             if wire is not None:
                 wire.abort(ConnectionAbortedError(reason))
 
+    # Topics
+
+    def own_topics(self) -> tuple[bytes, bytes]:
+        """Return the topic of the fences, and that on which layouts are announced; empty for none."""
+        topics = self._shared.topics
+        return topics.fence(self.host, self.number), topics.layouts(self.host)
+
+    def partition_of_own(self, topic: bytes) -> Partition | None:
+        """Return the partition with which a topic of the node itself moves, None if it never does."""
+        return None
+
+    def reads(self, partition: Partition) -> bool:
+        """Tell whether a partition here is read."""
+        return True
+
+    def on_wanted(self, partition: Partition) -> None:
+        """Note that a topic of a partition is wanted that is not read here."""
+
+    def leave_unwanted(self) -> None:
+        """Stop reading partitions without wanted topics, where that saves something."""
+
+    def on_taken_back(self, partition: Partition) -> None:
+        """Note that the server has ended a subscription."""
+
+    def read_again(self, partition: Partition) -> None:
+        """Read a partition anew that was not found here, or whose fence was lost."""
+
     # For catching up: `LogReader` reads pages, `Subscriber` asks the rest
 
-    async def read_log(self, partition: int, start: bytes, count: int) -> Any:
+    async def changed_among(self, partitions: Collection[Partition]) -> list[Partition]:
+        """Return those whose positions are of another server, or of this one before it was started again."""
+        server = self.subscriber.run_id
+        # A server whose run_id is not known may be another one.
+        return [each for each in partitions if not server or server != each.server]
+
+    #: The section of INFO with the identity of the server.
+    identity_section = "server"
+
+    def identity_in(self, info: asyncio.Future[bytes]) -> bytes:
+        """Return the identity of the server; empty if it does not tell."""
+        return run_id_in(info)
+
+    async def read_log(self, partition: Partition, start: bytes, count: int) -> Any:
         """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
-        key = self._shared.topics.log(partition)
+        key = self._shared.topics.log(partition.number)
         return await self.sender.commands.call(
             b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count, is_repeatable=True
         )
@@ -317,8 +380,11 @@ class Node:
     async def close(self) -> None:
         """Give the lease back, wait for replies for a bounded time, and end both connections."""
         self._end()
-        await self.lease_keeper.leave()
+        await self._give_lease_back()
         await all_of([self.commands.close(), self.pushes.close()])
+
+    async def _give_lease_back(self) -> None:
+        await self.lease_keeper.leave()
 
     def abort(self) -> None:
         """End both connections now, after a close() that was cancelled."""

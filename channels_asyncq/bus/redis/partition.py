@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...clock import monotonic
 from ...messages.envelopes import Envelope
+from .redirects import Redirects
 from .replay import LogPart, PartitionReplay
 from .sender import Sender
 from .sequences import DuplicateFilter, SequenceNumbers
 from .subscriptions import Subscription, SubscriptionLedger
 
 if TYPE_CHECKING:
+    from .cluster.departures import Departure
     from .node import Node
     from .shared import Shared
 
@@ -55,7 +57,9 @@ class Partition:
                 | `read_until`                            |
     """
 
-    def __init__(self, number: int, home: Node, shared: Shared) -> None:
+    def __init__(
+        self, number: int, home: Node, shared: Shared, redirects: Redirects | None = None
+    ) -> None:
         self.number = number
         self._receiver = shared.receiver
         #: The node that it belongs to now. Only `move()` changes it.
@@ -63,7 +67,7 @@ class Partition:
         home.partitions[number] = self
         home.changes += 1
 
-        self.sender = Sender(home)
+        self.sender = Sender(home, redirects)
         #: The numbers of messages that are logged, not logged, and pushed to normal channels.
         self.numbers = SequenceNumbers()
         self.unlogged_numbers = SequenceNumbers()
@@ -87,8 +91,12 @@ class Partition:
         self.read_until = 0
         #: The time of the server, in ms, at which the last fence was published that set the position.
         self.fenced_at = 0
-        #: The run_id of the server that the position is from; empty if it is not known.
+        #: The identity of the server that the position is from; empty if it is not known.
         self.server = b""
+        #: The server before that, which had the same messages: the partition has moved, and lost nothing.
+        self.former_server = b""
+        #: In a cluster, how it has left the homes since it was read last; empty if they did not say it.
+        self.departures: tuple[Departure, ...] = ()
         #: When the server's mark of this partition expires, in ms of its clock; None before the first fence.
         self.mark: int | None = None
 
@@ -112,10 +120,21 @@ class Partition:
     def leave_connection(self) -> None:
         """Note that its connection for pushes was lost, or is another one: its subscriptions have ended."""
         self.epoch += 1
+        self.departures = ()
         self.replay.forget()
         self.replay.epoch.forget()
         self.subscriptions.disconnect()
         self.enter(Reading.AWAY)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it is not read, and nobody has begun to."""
+        return self.reading is Reading.AWAY
+
+    def note_successor(self, server: bytes) -> None:
+        """Note that this server has everything that the server of the position had."""
+        self.former_server, self.server = self.server, server
+        self.departures = ()
 
     def move(self, home: Node) -> None:
         """

@@ -12,6 +12,7 @@ from ...messages.framing import BadEnvelope
 from ...messages.sealing import ANY_AGE
 from ...slices import Slice
 from .partition import Partition, PartitionReading
+from .redirects import Redirected
 from .sequences import format_position, milliseconds_of, parse_position
 from .shared import Shared
 
@@ -42,7 +43,7 @@ class LossNotes:
 class Pages(Protocol):
     """The source of the entries of logs. Implemented by `bus.redis.node.Node`."""
 
-    async def read_log(self, partition: int, start: bytes, count: int) -> Any:
+    async def read_log(self, partition: Partition, start: bytes, count: int) -> Any:
         """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
 
 
@@ -109,7 +110,10 @@ class LogReader:
         # Partition 0 first: its log contains flush().
         for partition in sorted(topics, key=lambda partition: partition.number):
             if partition.position is not None:
-                await self._read(partition, set() if partition in changed else topics[partition])
+                try:
+                    await self._read(partition, set() if partition in changed else topics[partition])
+                except Redirected:
+                    del topics[partition]  # it is read where it is found
         for partition, names in topics.items():
             if partition in changed:
                 self.losses.add("server_changed", *names)
@@ -139,9 +143,7 @@ class LogReader:
         reading = PartitionReading(partition, partition.epoch)
         turn = Slice()
         while True:
-            last, now, entries = await self._pages.read_log(
-                partition.number, format_position(position), _PAGE
-            )
+            last, now, entries = await self._pages.read_log(partition, format_position(position), _PAGE)
             if not reading.is_current:
                 return  # the reading on its next connection continues
             # Check each page: the log may be trimmed faster than it is read. Note the loss at once: the next page

@@ -3,24 +3,55 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .node import Node
+from .redirects import Redirects
 from .shared import Shared
+
+if TYPE_CHECKING:
+    from .partition import Partition
 
 
 class Router(ABC):
     """
     The nodes that a session uses, and the home of each partition among them.
 
-    A router that learns of a new home calls `Partition.move()`. Implemented by `bus.redis.router.StaticRouter`.
+    A router that learns of a new home calls `Partition.move()`. Implemented by
+    `bus.redis.router.StaticRouter` and `bus.redis.cluster.router.ClusterRouter`.
     """
 
     def __init__(self, nodes: list[Node]) -> None:
+        #: The nodes in use.
         self.nodes = nodes
 
     @abstractmethod
     def home_of(self, partition: int) -> Node:
-        """Return the node that a partition belongs to now."""
+        """Return the node that a partition belongs to at the beginning."""
+
+    def redirects_for(self, partition: int) -> Redirects | None:
+        """Return what acts on the redirects of commands of a partition; None where there are none."""
+        return None
+
+    def adopt(self, partitions: Sequence[Partition]) -> None:
+        """Note the partitions of the session, all of them."""
+
+    def start(self) -> None:
+        """Begin connecting, unless that is done or under way."""
+        for node in self.nodes:
+            node.start()
+
+    def stop(self) -> None:
+        """Do nothing by itself until the next `start()`."""
+
+    async def leave(self) -> None:
+        """End what is shared by the nodes, before they are closed."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether all nodes in use are connected."""
+        return all(node.is_up for node in self.nodes)
 
 
 class StaticRouter(Router):
@@ -31,8 +62,3 @@ class StaticRouter(Router):
 
     def home_of(self, partition: int) -> Node:
         return self.nodes[partition % len(self.nodes)]
-
-
-def router_for(shared: Shared) -> Router:
-    """Return the router for the hosts of a session."""
-    return StaticRouter(shared)

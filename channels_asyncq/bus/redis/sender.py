@@ -18,6 +18,7 @@ from .batches import MESSAGES_PER_BATCH, Batch, Message, Route
 from .commands import Commands
 from .gate import Gate, Ticket
 from .layout import Lease
+from .redirects import Redirects
 from .refusals import is_script_missing
 
 if TYPE_CHECKING:
@@ -30,19 +31,26 @@ class Sender:
 
     state    | gate | home     | node     | event: next state
     ---------|------|----------|----------|---------------------------------------------------------------
-    open     | open | a node   | the same | the connection is lost: waiting; a move: draining, or arriving if
-             |      |          |          | there is no connection
+    open     | open | a node   | the same | the connection is lost: waiting; a move, or `pause()`: draining, or
+             |      |          |          | arriving if there is no connection
     draining | shut | the next | the last | the last node has answered all, or its lost connection has handed
              |      |          |          | over the rest: arriving
-    arriving | shut | the next | the last | no sender waits for capacity at the last node any more: waiting
+    arriving | shut | the next | the last | no sender waits for capacity at the last node any more, and after
+             |      |          |          | `pause()` also `proceed()`: waiting
     waiting  | shut | a node   | any      | the connection of its home is up: commands in flight are resent, then
              |      |          |          | open
+
+    A pause leads through the same states as a move, with the same node as the next.
 
     Its errors are LayerUnavailable, DeliveryUnknown, and ChannelLayerError for a command that the server refused.
     They are raised, or set in the reply sink.
     """
 
-    def __init__(self, home: Node) -> None:
+    def __init__(self, home: Node, redirects: Redirects | None = None) -> None:
+        """
+        Args:
+            redirects: acts on the redirects of a cluster.
+        """
         self._loop = asyncio.get_running_loop()
         self._context = Context()
         #: The node that the partition is at now. The only reference that a move changes, with `node`.
@@ -52,6 +60,7 @@ class Sender:
         self.node = home
         self.lease: Lease = home.lease
         self.gate = Gate()
+        self._redirects = redirects
         #: Writes single commands. Messages go by `send()` and `post()`.
         self.commands = Commands(self)
         #: Commands that lost connections left without a reply, in order. They are resent before all others.
@@ -60,6 +69,7 @@ class Sender:
         self._drained: Node | None = None
         self._ping: asyncio.Future[Any] | None = None
         self._is_arriving = False
+        self._is_paused = False
         self._at_capacity = 0
         # While the partition moves: from shut to open, `send_timeout` in all.
         self._timer: asyncio.TimerHandle | None = None
@@ -98,7 +108,7 @@ class Sender:
 
     def on_up(self, wire: WireProtocol) -> None:
         """Send again: the connection of the home is up."""
-        if self._drained is None and not self._is_arriving:
+        if self._drained is None and not self._is_arriving and not self._is_paused:
             self.open(wire)
 
     def on_lost(self) -> None:
@@ -134,10 +144,34 @@ class Sender:
         if home is self.home:
             return
         self.home = home
+        self._drain()
+
+    def pause(self) -> None:
+        """Send nothing until `proceed()`: the home has refused a command, and not for good."""
+        self._is_paused = True
+        self._drain()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it sends nothing until `proceed()`."""
+        return self._is_paused
+
+    def proceed(self) -> None:
+        """Send again, after `pause()`, once everything that was sent before is answered."""
+        self._is_paused = False
+        if self._drained is None:
+            self._arrive()
+
+    def is_redirected(self, error: BaseException | None) -> bool:
+        """Act on the error of a command if it is a redirect of a cluster: the command is sent again then."""
+        return self._redirects is not None and self._redirects.take(error)
+
+    def _drain(self) -> None:
+        """Shut the gate, and go on when the last node has answered everything."""
         wire = self.gate.at
         self.gate.shut()
         if self._timer is None:
-            timeout = home.send_timeout
+            timeout = self.home.send_timeout
             self._timer = self._loop.call_later(timeout, self._is_overdue, timeout, context=self._context)
         if self._drained is not None:
             return
@@ -164,7 +198,7 @@ class Sender:
     def _arrive(self) -> None:
         """Use the home, unless senders wait for capacity at the last node: they are first."""
         self._is_arriving = self._at_capacity > 0
-        if self._is_arriving or self._drained is not None or self.gate.at is not None:
+        if self._is_arriving or self._is_paused or self._drained is not None or self.gate.at is not None:
             return
         wire = self.home.commands.wire
         if wire is not None and not wire.is_lost:
@@ -178,9 +212,9 @@ class Sender:
             self.fail(exc)
 
     def _is_overdue(self, seconds: float) -> None:
-        self._overdue = LayerUnavailable(
-            self.home.address, f"the partition was moved here, and could not be used within {seconds:g} s"
-        )
+        reason = self._redirects.reason if self._redirects is not None else ""
+        reason = reason or "the partition was moved here, and could not be used"
+        self._overdue = LayerUnavailable(self.home.address, f"{reason} within {seconds:g} s")
         self.fail(self._overdue)
 
     def _stop_timer(self) -> None:
@@ -282,9 +316,15 @@ class Sender:
         """Act on the error of a batch that was written: send it again, or fail its messages."""
         refusals = self.node.refusals
         is_executed = not isinstance(error, NotSent)
-        if is_executed and isinstance(error, ReplyError):
-            is_executed = not refusals.may_go_on(batch.wire, error, batch.loads)
+        if isinstance(error, ReplyError):
+            is_executed = not (
+                self.is_redirected(error) or refusals.may_go_on(batch.wire, error, batch.loads)
+            )
             batch.loads += is_script_missing(error)
+        elif isinstance(error, NoAnswer) and error.resend is not None and self.is_redirected(error.__cause__):
+            # It may have been executed on a lost connection: receivers know a repeat by its number.
+            self.take_back(error.resend)
+            return
         if not is_executed:
             self._begin_again(batch)
             return

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Collection, Coroutine
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
+from hiredis import ReplyError
 
 from ...exceptions import ChannelLayerError, LayerUnavailable
 from ...messages.envelopes import Envelope
 from ...slices import Slice
 from ..resp.protocol import WireProtocol
 from ..resp.replies import InFlight
-from .handshake import raise_last_words, run_id_in
+from .handshake import raise_last_words
 from .partition import Partition, PartitionReading, Reading
+from .redirects import Redirected
 from .sequences import parse_position
 from .shared import Shared
 from .subscribing import TopicSubscriber
@@ -68,7 +69,11 @@ class Subscriber:
         """
         node, checkpoint = self._node, self._node.checkpoint
         self._disconnect()
-        readings = [partition.begin_reading() for _, partition in sorted(node.partitions.items())]
+        readings = [
+            partition.begin_reading()
+            for _, partition in sorted(node.partitions.items())
+            if node.reads(partition)
+        ]
         # A fence sent before may still execute. It would move positions past pushes that are being discarded.
         checkpoint.drop()
         # A session whose layout is refused must not receive the messages of others.
@@ -76,44 +81,45 @@ class Subscriber:
         self.topics.connect(wire)
         self._held = None
         self._pauses = 0
-        info = wire.call("INFO", "server")
-        fence_reply = await self.topics.subscribe_to_all(wire, readings)
+        info = wire.call("INFO", node.identity_section)
+        own = await self.topics.subscribe_to_all(wire, readings)
         # With the last one, all are there.
-        last = self.topics.last_asked or fence_reply
-        await asyncio.wait([info, fence_reply, last])
+        last = self.topics.last_asked or info
+        await asyncio.wait([info, *own, last])
         raise_last_words([info, last])
         # The waiters for a refused topic have its error. The other topics work, but not without fences.
-        fence_reply.result()
+        for reply in own:
+            reply.result()
         self.topics.report_refusals()
-        run_id = run_id_in(info)
+        run_id = node.identity_in(info)
         await node.commands.up()
         if run_id and node.run_id and run_id != node.run_id:
             raise LayerUnavailable(node.address, "commands and pushes reached two servers")
         self.run_id = run_id
         if any(each.is_current and each.partition.position is not None for each in readings):
             # After the confirmations: unlogged messages that are sent from now on arrive.
-            await node.lease_keeper.hold(partial(node.sender.commands.call, is_repeatable=True))
-            await self._catch_up(wire, readings, run_id)
+            await node.lease_keeper.refresh()
+            await self._catch_up(wire, readings)
             # Partitions that were moved here before they had a position.
             has_fresh = any(each.is_current and each.partition.position is None for each in readings)
             if has_fresh:
-                await checkpoint.first()
+                await checkpoint.first([each.partition for each in readings if each.is_current])
             checkpoint.send_in(None if has_fresh else 0.0)
         else:
             # Without logs; or the first time, when there is no position to read from.
             servers = {each.partition.server for each in readings if each.is_current} - {b"", run_id}
             checkpoint.has_changed = checkpoint.has_changed or bool(run_id and servers)
-            await checkpoint.first()
+            await checkpoint.first([each.partition for each in readings if each.is_current])
             checkpoint.send_in()
         for each in readings:
             if each.is_current:
-                each.partition.server = run_id
+                each.partition.server = self.run_id
 
     def on_up(self, wire: WireProtocol) -> None:
         """Note that the connection is set up: the partitions that were here at its beginning are live."""
         for each in self._node.partitions.values():
             if each.reading is Reading.AWAY:
-                self.take_in(each)  # it was moved here meanwhile
+                self.take_in(each)  # it was moved here meanwhile, or is not read
             else:
                 each.enter(Reading.LIVE)
 
@@ -162,13 +168,14 @@ class Subscriber:
 
     # Catching up
 
-    async def _catch_up(self, wire: WireProtocol, readings: list[PartitionReading], run_id: bytes) -> None:
+    async def _catch_up(self, wire: WireProtocol, readings: list[PartitionReading]) -> None:
         """Read the logs of these partitions while the connection is paused. Then they are live."""
         node = self._node
         readings = [each for each in readings if each.is_current and each.partition.position is not None]
+        changed = await node.changed_among([each.partition for each in readings])
+        readings = [each for each in readings if each.is_current]
         partitions = [each.partition for each in readings]
-        # A server whose run_id is not known may be another one.
-        changed = [each for each in partitions if not run_id or run_id != each.server]
+        changed = [each for each in changed if each in partitions]
         node.checkpoint.has_changed = node.checkpoint.has_changed or bool(changed)
         self._pauses += 1
         for partition in partitions:
@@ -190,6 +197,8 @@ class Subscriber:
 
     def take_in(self, partition: Partition) -> None:
         """Begin to read a partition that was moved here."""
+        if not self._node.reads(partition):
+            return
         pushes = self._node.pushes
         wire = pushes.wire
         if wire is None or wire.is_lost:
@@ -211,9 +220,14 @@ class Subscriber:
             if not reading.is_current or wire.is_lost:
                 return
             if partition.position is None:
-                await self._node.checkpoint.first()
+                await self._subscribe_to_own(wire)
+                await self._node.checkpoint.first([partition])
             else:
-                await self._catch_up(wire, [reading], self.run_id)
+                await self._catch_up(wire, [reading])
+        except Redirected:
+            if reading.is_current:
+                self._node.read_again(partition)
+            return
         except Exception as exc:
             # Whatever it is, a server that answers nonsense included: a new connection takes in all partitions.
             wire.abort(exc)
@@ -226,9 +240,18 @@ class Subscriber:
                 if entry.is_confirmed:
                     self._receiver.on_subscribed(entry.topic)
 
+    async def _subscribe_to_own(self, wire: WireProtocol) -> None:
+        """Return when the topics of the node itself are confirmed; raises ReplyError for a refusal."""
+        if replies := self.topics.subscribe_to_own(wire):
+            await asyncio.wait(replies)
+            for reply in replies:
+                reply.result()
+
     def release(self, partition: Partition) -> None:
         """Unsubscribe from the topics of a partition that was moved away."""
         wire = self.topics.wire
+        if wire is not None and not wire.is_lost and self._node.own_topics()[0] != self.topics.fence_topic:
+            self._renew_own(wire)
         topics = [entry.topic for entry in partition.subscriptions if entry.asked is not None]
         if topics and wire is not None and not wire.is_lost:
             self._spawn(self._unsubscribe_from(wire, topics), f"releasing partition {partition.number}")
@@ -241,6 +264,34 @@ class Subscriber:
             if not is_back and not wire.is_lost:
                 self.topics.send_unsubscribe(wire, topic)
             await turn.rest()
+
+    def _renew_own(self, wire: WireProtocol) -> None:
+        """Use other topics of the node itself: those of before have moved away. Fences under way are void."""
+        checkpoint = self._node.checkpoint
+        checkpoint.stop()
+        checkpoint.drop()
+        self._spawn(self._use_own(wire), "renewing topics")
+
+    async def _use_own(self, wire: WireProtocol) -> None:
+        try:
+            await self._subscribe_to_own(wire)
+        except (ReplyError, ConnectionError):
+            return  # the partition has moved again, or the connection has ended
+        if not wire.is_lost:
+            self._node.checkpoint.stop()
+            self._node.checkpoint.send_in(0.0)
+
+    def on_unsubscribed(self, topic: bytes) -> None:
+        """Act on the end of a subscription to a sharded channel: one that the server has taken back."""
+        if self.topics.is_leaving(topic):
+            return
+        entry = self._index.get(topic)
+        wire = self.topics.wire
+        if entry is None:
+            if self.topics.lose_own(topic) and wire is not None and not wire.is_lost:
+                self._renew_own(wire)
+        elif entry.is_confirmed and entry.partition is not None and self._is_here(entry):
+            self._node.on_taken_back(entry.partition)
 
     def _is_here(self, entry: Subscription) -> bool:
         return entry.partition is None or entry.partition.home is self._node

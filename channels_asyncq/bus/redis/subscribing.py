@@ -35,10 +35,13 @@ class TopicSubscriber:
         self._shared = shared
         self._node = node
         self._receiver = shared.receiver
-        self.fence_topic = shared.topics.fence(node.host, node.number)
-        self.layouts_topic = shared.topics.layouts(node.host)
+        #: The topic of the fences of the node; empty if it has none now.
+        self.fence_topic = b""
+        self.layouts_topic = b""
         # The topics of the node itself.
         self._own = SubscriptionLedger({})
+        self._is_cluster = shared.topics.is_cluster
+        self._subscribe = b"SSUBSCRIBE" if self._is_cluster else b"SUBSCRIBE"
         #: The connection for SUBSCRIBE, from the beginning of its set-up.
         self.wire: WireProtocol | None = None
         #: The reply to the last SUBSCRIBE. Replies come in the order of the commands.
@@ -51,9 +54,7 @@ class TopicSubscriber:
     # The connection
 
     def connect(self, wire: WireProtocol) -> None:
-        """Use a new connection. The topics of the node itself are wanted from now on."""
-        self._own.want(self.fence_topic, is_logged=False)
-        self._own.want(self.layouts_topic, is_logged=False)
+        """Use a new connection."""
         self.wire = wire
 
     def disconnect(self) -> None:
@@ -68,14 +69,32 @@ class TopicSubscriber:
 
     async def subscribe_to_all(
         self, wire: WireProtocol, readings: list[PartitionReading]
-    ) -> asyncio.Future[Any]:
+    ) -> list[asyncio.Future[Any]]:
         """
-        Send SUBSCRIBE for the topics of the node and of these partitions, in slices; return the fence's reply.
+        Send SUBSCRIBE for the topics of the node and of these partitions, in slices; return the replies to the
+        first.
         """
-        fence_reply, *_ = [self._send_subscribe(wire, self._own, entry) for entry in self._own]
+        replies = self.subscribe_to_own(wire)
         for reading in readings:
             await self.subscribe_to(wire, reading)
-        return fence_reply
+        return replies
+
+    def subscribe_to_own(self, wire: WireProtocol) -> list[asyncio.Future[Any]]:
+        """Send SUBSCRIBE for the topics that the node itself has now, and give up others; return the replies."""
+        self.fence_topic, self.layouts_topic = wanted = self._node.own_topics()
+        for entry in self._own:
+            if entry.topic not in wanted and self._own.give_up(entry.topic):
+                self.send_unsubscribe(wire, entry.topic)
+        entries = [self._own.want(topic, is_logged=False) for topic in wanted if topic]
+        return [self._send_subscribe(wire, self._own, entry) for entry in entries if entry.asked is None]
+
+    def lose_own(self, topic: bytes) -> bool:
+        """Note that the server has ended the subscription to a topic; return whether it is the node's own."""
+        return self._own.give_up(topic)
+
+    def is_leaving(self, topic: bytes) -> bool:
+        """Whether UNSUBSCRIBE was sent for a topic, and is not answered yet."""
+        return topic in self._leaving
 
     async def subscribe_to(self, wire: WireProtocol, reading: PartitionReading) -> None:
         """
@@ -96,7 +115,7 @@ class TopicSubscriber:
     def _send_subscribe(
         self, wire: WireProtocol, ledger: SubscriptionLedger, entry: Subscription
     ) -> asyncio.Future[Any]:
-        entry.asked = self.last_asked = reply = wire.call(b"SUBSCRIBE", entry.topic)
+        entry.asked = self.last_asked = reply = wire.call(self._subscribe, entry.topic)
         reply.add_done_callback(partial(self._subscribed, ledger, entry))
         return reply
 
@@ -113,6 +132,9 @@ class TopicSubscriber:
                     entry.partition.replay.note_confirmed(entry.topic)
                 self._receiver.on_subscribed(entry.topic)
         elif isinstance(error, ReplyError) and entry.asked is reply:
+            partition = entry.partition or self._node.partition_of_own(entry.topic)
+            if partition is not None and partition.sender.is_redirected(error):
+                return
             if self._node.pushes.wire is None:
                 self._refused[entry.topic] = error
             else:
@@ -139,6 +161,8 @@ class TopicSubscriber:
         entry = partition.subscriptions.want(topic, is_logged)
         wire = self.wire
         # A partition that is away will be subscribed to as a whole.
+        if partition.is_away:
+            self._node.on_wanted(partition)
         is_due = entry.asked is None and partition.reading is not Reading.AWAY
         if is_due and wire is not None and not wire.is_lost:
             entry.follows = self._leaving.get(topic)
@@ -153,7 +177,8 @@ class TopicSubscriber:
             self.send_unsubscribe(wire, topic)
 
     def send_unsubscribe(self, wire: WireProtocol, topic: bytes) -> None:
-        self._leaving[topic] = reply = wire.call(b"UNSUBSCRIBE", topic)
+        reply = wire.sunsubscribe(topic) if self._is_cluster else wire.call(b"UNSUBSCRIBE", topic)
+        self._leaving[topic] = reply
         reply.add_done_callback(partial(self._left, topic))
 
     def _left(self, topic: bytes, reply: asyncio.Future[Any]) -> None:

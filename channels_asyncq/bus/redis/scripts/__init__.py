@@ -61,6 +61,7 @@ class Scripts:
     lease: Script
     leave: Script
     fence: Script
+    fence_part: Script | None
     read_log: Script
     read_logs: Script
     log_ends: Script
@@ -86,6 +87,7 @@ class Scripts:
             load("take_lease"),
             load("leave"),
             load("fence"),
+            load("fence_part") if is_cluster else None,
             load("read_log"),
             load("read_logs"),
             load("log_ends"),

@@ -1,0 +1,1 @@
+"""Redis Cluster: partitions that move between primaries."""

@@ -1,0 +1,92 @@
+"""Asks the nodes of a cluster for the slot map: over a connection that is up, or one made for the question."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hiredis import ReplyError
+
+from ....events import CONNECTION
+from ....exceptions import ChannelLayerError
+from ...resp.connector import Connector
+from ...resp.protocol import WireProtocol
+from .slot_map import Address, SlotMap
+
+if TYPE_CHECKING:
+    from ..shared import Shared
+    from .router import ClusterRouter
+
+# Seconds for an answer.
+_TIMEOUT = 1.0
+
+
+class _Nobody:
+    """The owner of a connection that is made for one question."""
+
+    def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
+        pass
+
+
+class SlotMapReader:
+    """Reads the slot map from one node at a time."""
+
+    def __init__(self, shared: Shared, router: ClusterRouter) -> None:
+        self._shared = shared
+        self._router = router
+        self._host = shared.options.hosts[0]
+        self._first: Address | None = None
+        self._known: dict[Address, None] = {}
+        self._faults = shared.outages.faults_of(self._host.address)
+
+    def ask_first(self, address: Address) -> None:
+        """Note the node that is asked next."""
+        self._first = address
+
+    def addresses(self) -> Iterator[Address]:
+        """
+        Yield the nodes to ask in one round: those that are up, then all that were ever known, then the first ones.
+        """
+        nodes = self._router.nodes
+        asked: dict[Address, None] = {}
+        up = [node.place for node in nodes if node.commands.wire is not None]
+        for address in [*up, *(node.place for node in nodes), *self._known, *self._host.startup_nodes]:
+            if self._first is not None:
+                address, self._first = self._first, None
+            if address not in asked:
+                asked[address] = None
+                yield address
+
+    async def read(self, address: Address) -> SlotMap | None:
+        """Return the map of a node; None if it does not answer, or is not part of a cluster that works."""
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                reply = await self._ask(address)
+            found = SlotMap.from_reply(reply, address, self._host.address_remap)
+        except (ChannelLayerError, OSError, TimeoutError, ValueError, ReplyError) as exc:
+            reason = str(exc) or f"no answer within {_TIMEOUT:g} s"
+            self._faults.warn(
+                CONNECTION,
+                "cluster.unanswered",
+                f"{address[0]}:{address[1]}",
+                "%s:%d did not tell the nodes of the cluster: %s",
+                *address,
+                reason,
+            )
+            return None
+        for _, _, place in found.ranges:
+            self._known[place] = None
+        return found
+
+    async def _ask(self, address: Address) -> object:
+        node = next((each for each in self._router.nodes if each.place == address), None)
+        wire = node.commands.wire if node is not None else None
+        if wire is not None and not wire.is_lost:
+            return await wire.call(b"CLUSTER", b"SLOTS")
+        connector = Connector(self._host.at(*address), connect_timeout=_TIMEOUT)
+        wire = await connector.connect(lambda: WireProtocol(owner=_Nobody(), timeout=_TIMEOUT))
+        try:
+            return await wire.call(b"CLUSTER", b"SLOTS")
+        finally:
+            wire.abort(ConnectionAbortedError("the question was answered"))

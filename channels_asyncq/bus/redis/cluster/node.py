@@ -1,0 +1,217 @@
+"""One primary of a cluster, as a session uses it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+from hiredis import ReplyError
+
+from ....exceptions import LayerUnavailable
+from ....settings.hosts import Host
+from ...resp.protocol import WireProtocol
+from ...resp.replies import InFlight, NoAnswer, NotSent
+from ..node import Node
+from ..redirects import Redirected
+from ..refusals import is_script_missing
+from .checkpoint import ClusterCheckpoint
+from .replication import Replication
+from .slot_map import Address, SlotMap
+
+if TYPE_CHECKING:
+    from ..partition import Partition
+    from ..shared import Shared
+    from .router import ClusterRouter
+
+
+class ClusterNode(Node):
+    """
+    A `Node` whose partitions come and go with their slots.
+
+    The identity of its server is that of the history it has (`master_replid` of INFO replication): a primary keeps
+    it until it is a replica, or is started again.
+    """
+
+    identity_section = "replication"
+
+    def __init__(self, shared: Shared, router: ClusterRouter, at: Host, number: int) -> None:
+        self.router = router
+        #: Its host and port.
+        self.place: Address = (at.arguments["host"], at.arguments["port"])
+        super().__init__(shared, 0, number, at=at, lease=router.lease)
+
+    def _make_checkpoint(self) -> ClusterCheckpoint:
+        return ClusterCheckpoint(self._shared, self, self._watch)
+
+    # As the owner of the connection for commands
+
+    async def set_up(self, wire: WireProtocol) -> None:
+        try:
+            reply = await wire.call(b"CLUSTER", b"SLOTS")
+        except ReplyError as exc:
+            if "cluster support disabled" in str(exc):
+                raise LayerUnavailable(
+                    self.address, f"it is no node of a Redis Cluster: use {self.address.removesuffix('/0')} in `hosts`"
+                ) from exc
+            raise
+        self.router.learn(SlotMap.from_reply(reply, self.place, self.router.remap), self.place)
+        try:
+            await super().set_up(wire)
+        except ReplyError as exc:
+            self.router.redirects_for(0).take(exc)  # the lease is kept with partition 0
+            raise
+        self.run_id = self.identity_in(await _done(wire.call(b"INFO", b"replication")))
+        if self.keeps_lease:
+            self.router.lease.note_held()
+        else:
+            await self.router.lease.held()
+
+    @property
+    def keeps_lease(self) -> bool:
+        """Whether the lease of the session is kept here."""
+        return 0 in self.partitions
+
+    def _ask_for_lease(self, wire: WireProtocol) -> list[asyncio.Future[Any]]:
+        return super()._ask_for_lease(wire) if self.keeps_lease else []
+
+    async def _give_lease_back(self) -> None:
+        """The router does it, for all nodes."""
+
+    def identity_in(self, info: asyncio.Future[bytes]) -> bytes:
+        if info.exception() is not None:
+            return b""
+        replication = Replication.of(info.result())
+        if not replication.is_primary:
+            raise LayerUnavailable(self.address, "it is a replica; only primaries are used")
+        return replication.history
+
+    def on_lost(self, in_flight: list[InFlight]) -> None:
+        super().on_lost(in_flight)
+        self.router.on_node_lost(self)
+
+    def on_links_changed(self) -> None:
+        if self.is_up:
+            self.router.on_node_up(self)
+        elif self.pushes.wire is None or self.commands.wire is None:
+            self.router.on_node_lost(self)
+        super().on_links_changed()
+
+    # Topics
+
+    def own_topics(self) -> tuple[bytes, bytes]:
+        """The fences are in the slot of the lowest partition that is read here, the layouts in that of 0."""
+        topics = self._shared.topics
+        lowest = min((number for number, each in self.partitions.items() if self.reads(each)), default=None)
+        if lowest is None:
+            return b"", b""
+        return topics.fence_of(lowest, self.number), topics.layouts(0) if lowest == 0 else b""
+
+    def partition_of_own(self, topic: bytes) -> Partition | None:
+        topics = self._shared.topics
+        for number, partition in self.partitions.items():
+            if topic.startswith(topics.root(number)):
+                return partition
+        return None
+
+    def reads(self, partition: Partition) -> bool:
+        """Tell whether a topic of the partition is wanted: another one has no position."""
+        return len(partition.subscriptions) > 0
+
+    def on_wanted(self, partition: Partition) -> None:
+        wire = self.pushes.wire
+        if wire is not None and not wire.is_lost and not self.router.is_in_doubt(partition.number):
+            self.subscriber.take_in(partition)
+
+    def leave_unwanted(self) -> None:
+        """Stop reading partitions without topics: their ends need not be asked for."""
+        for partition in self.partitions.values():
+            if not partition.is_away and not self.reads(partition):
+                partition.leave_connection()
+                partition.position = None
+                partition.read_until = 0
+
+    def on_taken_back(self, partition: Partition) -> None:
+        self.router.left(partition)
+
+    def read_again(self, partition: Partition) -> None:
+        partition.leave_connection()
+        self.router.doubt([partition.number])
+
+    # Catching up
+
+    async def replication(self, timeout: float = 1.0) -> Replication | None:  # noqa: ASYNC109
+        """Return what the node says of its history now; None if it does not say anything."""
+        wire = self.commands.wire
+        if wire is None or wire.is_lost:
+            return None
+        try:
+            async with asyncio.timeout(timeout):
+                return Replication.of(await wire.call(b"INFO", b"replication"))
+        except (OSError, TimeoutError, ReplyError):
+            return None
+
+    async def changed_among(self, partitions: Collection[Partition]) -> list[Partition]:
+        """
+        Return those whose messages may be missing from the logs here: after a failover that was not planned.
+
+        Raises:
+            LayerUnavailable: the node is a replica now.
+        """
+        present = await self.replication()
+        if present is not None and not present.is_primary:
+            self.router.doubt([partition.number for partition in partitions])
+            raise LayerUnavailable(self.address, "it is a replica; only primaries are used")
+        history = self.subscriber.run_id = present.history if present is not None else b""
+        changed = []
+        for partition in partitions:
+            if history and partition.server == history:
+                continue
+            departures = partition.departures
+            is_complete = bool(history and departures) and all([await each.is_complete() for each in departures])
+            if is_complete and partition.departures is departures:
+                partition.note_successor(history)
+            else:
+                changed.append(partition)
+        return changed
+
+    async def read_log(self, partition: Partition, start: bytes, count: int) -> Any:
+        """
+        Return a page of a log, as `Node` does. This node alone is asked: what it has pushed is in its log.
+
+        Raises:
+            Redirected: the partition is not here. It is looked for.
+        """
+        key = self._shared.topics.log(partition.number)
+        loads = 0
+        while True:
+            wire = await self.commands.up()
+            try:
+                return await wire.call(b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count)
+            except (NotSent, NoAnswer):
+                continue
+            except ReplyError as exc:
+                self.raise_redirect([partition], exc)
+                if not self.refusals.may_go_on(wire, exc, loads):
+                    raise self.refusals.error_for(exc) from exc
+                loads += is_script_missing(exc)
+
+    def raise_redirect(self, partitions: Iterable[Partition], error: ReplyError) -> None:
+        """
+        Act on an error of a command about these partitions that is a redirect.
+
+        Raises:
+            Redirected: it is one. The partitions are read where they are found, or here after a while.
+        """
+        for partition in partitions:
+            if not partition.sender.is_redirected(error):
+                return
+            if partition.home is self:
+                self.read_again(partition)
+        raise Redirected(str(error)) from error
+
+
+async def _done(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """Return a future when it is done, with a result or an error."""
+    await asyncio.wait([future])
+    return future

@@ -1,0 +1,50 @@
+"""The history that a node of a cluster has, as INFO replication tells it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_NO_HISTORY = b"0" * 40
+
+
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """
+    `history` is `master_replid`. `before` is `master_replid2`: the history that this one goes on from.
+
+    A replica that was a primary before has the history of its own time as `before` if it had nothing that the new
+    primary does not have: then the failover was planned.
+    """
+
+    is_primary: bool
+    is_linked: bool
+    history: bytes
+    before: bytes
+
+    @classmethod
+    def of(cls, info: bytes) -> Replication:
+        """Return what INFO replication says."""
+        before = _field(info, b"master_replid2")
+        return cls(
+            _field(info, b"role") == b"master",
+            _field(info, b"master_link_status") == b"up",
+            _field(info, b"master_replid"),
+            b"" if before == _NO_HISTORY else before,
+        )
+
+    def has_all_of(self, history: bytes) -> bool | None:
+        """
+        Tell whether everything in a history is at the next primary too; None if that is not decided yet.
+
+        To be asked of the last primary: if it is a primary still, with this history, a slot was moved. An empty
+        history stands for that which the node has now.
+        """
+        if self.is_primary:
+            return not history or self.history == history
+        return (self.before == history) if self.is_linked else None
+
+
+def _field(info: bytes, name: bytes) -> bytes:
+    found = re.search(rb"^%b:(\S*)" % name, info, re.MULTILINE)
+    return found[1] if found else b""

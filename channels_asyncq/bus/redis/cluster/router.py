@@ -1,0 +1,279 @@
+"""The homes of the partitions in a cluster: learned from its nodes, and from their refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import random
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ....clock import monotonic
+from ..node import Node
+from ..router import Router
+from .departures import departures_of
+from .lease import ClusterLease
+from .mapping import SlotMapReader
+from .node import ClusterNode
+from .redirects import ClusterRedirects
+from .slot_map import Address, SlotMap, address_in
+
+if TYPE_CHECKING:
+    from ..partition import Partition
+    from ..shared import Shared
+
+# A generator of our own: the state of the global one belongs to the application.
+_jitter = random.Random()
+# Seconds between two questions for the slot map while a home is in doubt.
+_PAUSE = 0.1
+# Seconds after which a node without partitions is left.
+_UNUSED = 30.0
+# A partition that was moved this often within a second waits: two nodes name each other.
+_MOST_MOVES = 4
+_SECOND = 1.0
+
+
+class ClusterRouter(Router):
+    """
+    Moves partitions to the primaries of their slots.
+
+    A home is in doubt if its node is lost, silent or refuses, or has taken a subscription back. While one is in
+    doubt, the nodes are asked for the slot map, one after the other. A map moves partitions in doubt only: that of
+    a node which has not heard of the last change is old. A node that refuses a command with MOVED knows the next
+    home, and is believed at once.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__([])
+        self._shared = shared
+        self._host = shared.options.hosts[0]
+        self.remap = self._host.address_remap
+        self._numbers = itertools.count()
+        self._by_address: dict[Address, ClusterNode] = {}
+        self.partitions: Sequence[Partition] = ()
+        count = shared.topics.partitions
+        self._slots = [shared.topics.slot(number) for number in range(count)]
+        self._redirects = [ClusterRedirects(self, number) for number in range(count)]
+        self.lease = ClusterLease(shared, self)
+        # The partitions whose home is in doubt.
+        self._doubts: set[int] = set()
+        self._map: SlotMap | None = None
+        self._reader = SlotMapReader(shared, self)
+        self._searching: asyncio.Task[None] | None = None
+        # The times of the last moves of each partition.
+        self._moves: dict[int, deque[float]] = {}
+        self._retiring: dict[ClusterNode, asyncio.TimerHandle] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._context = contextvars.Context()
+        self.is_closed = False
+        # Until a map is known, all partitions are at a node that the settings name.
+        self._first = self.node_at(self._host.startup_nodes[0])
+
+    # Nodes
+
+    def node_at(self, address: Address) -> ClusterNode:
+        """Return the node at an address; a new one if there is none."""
+        node = self._by_address.get(address)
+        if node is None:
+            node = ClusterNode(self._shared, self, self._host.at(*address), next(self._numbers))
+            self._by_address[address] = node
+            self.nodes.append(node)
+        if (timer := self._retiring.pop(node, None)) is not None:
+            timer.cancel()
+        return node
+
+    def home_of(self, partition: int) -> Node:
+        return self._first
+
+    def redirects_for(self, partition: int) -> ClusterRedirects:
+        return self._redirects[partition]
+
+    def adopt(self, partitions: Sequence[Partition]) -> None:
+        self.partitions = partitions
+
+    def start(self) -> None:
+        """Learn the homes, if none is known, and connect to the nodes in use."""
+        if self._map is None:
+            self.doubt(range(len(self._slots)))
+        else:
+            for node in self.nodes:
+                if node.partitions:
+                    node.start()
+            self._search()
+
+    @property
+    def is_up(self) -> bool:
+        return self._map is not None and all(node.is_up for node in self.nodes if node.partitions)
+
+    # Homes
+
+    def moved(self, number: int, host: str, port: int) -> None:
+        """Move a partition: its node has answered that another one has it."""
+        home = self._node_of(number)
+        address = address_in(host, port, home.place, self.remap)
+        now = monotonic()
+        moves = self._moves.setdefault(number, deque(maxlen=_MOST_MOVES))
+        is_disputed = len(moves) == _MOST_MOVES and now - moves[0] < _SECOND
+        moves.append(now)
+        if address != home.place:
+            self._move(number, address, is_known_here=True)
+        if address == home.place or is_disputed:
+            self._redirects[number].hold("MOVED")
+            self.doubt([number])
+
+    def _move(self, number: int, address: Address, *, is_known_here: bool) -> None:
+        partition = self.partitions[number]
+        last = self._node_of(number)
+        departures = departures_of(partition, last) if is_known_here else ()
+        self._doubts.discard(number)
+        node = self.node_at(address)
+        partition.move(node)
+        partition.departures = departures
+        self._redirects[number].release()
+        node.start()
+        if not last.partitions and last not in self._retiring and not self.is_closed:
+            self._retiring[last] = self._shared.loop.call_later(
+                _UNUSED, self._retire, last, context=self._context
+            )
+        self._shared.observer.on_links_changed()
+
+    def _node_of(self, number: int) -> ClusterNode:
+        node = self.partitions[number].home
+        assert isinstance(node, ClusterNode)
+        return node
+
+    def left(self, partition: Partition) -> None:
+        """Note that the home has taken a subscription back: the slot is moving, or the node is a replica now."""
+        node = self._node_of(partition.number)
+        departures = departures_of(partition, node)
+        partition.leave_connection()
+        partition.departures = departures
+        self.doubt([partition.number], first=node)
+
+    def is_in_doubt(self, number: int) -> bool:
+        """Whether it is being found out where a partition is."""
+        return number in self._doubts
+
+    def doubt(self, numbers: Iterable[int], first: ClusterNode | None = None) -> None:
+        """
+        Find out where partitions are.
+
+        Args:
+            first: the node that knows most likely.
+        """
+        self._doubts.update(numbers)
+        if first is not None:
+            self._reader.ask_first(first.place)
+        self._search()
+
+    def _search(self) -> None:
+        is_under_way = self._searching is not None and not self._searching.done()
+        if is_under_way or not self._doubts or self.is_closed:
+            return
+        self._searching = self._shared.loop.create_task(
+            self._search_homes(), name="channels_asyncq searching the nodes of the cluster", context=self._context
+        )
+
+    async def _search_homes(self) -> None:
+        """Ask one node after the other until no home is in doubt."""
+        while self._doubts:
+            for address in self._reader.addresses():
+                found = await self._reader.read(address)
+                if found is not None:
+                    self.learn(found, address)
+                if not self._doubts:
+                    return
+                await asyncio.sleep(_PAUSE * _jitter.uniform(0.5, 1.0))
+
+    def learn(self, found: SlotMap, source: Address) -> None:
+        """Use a slot map that a node has sent."""
+        self._map = found
+        for number in sorted(self._doubts):
+            address = found.address_of(self._slots[number])
+            home = self._node_of(number)
+            if address is None:
+                self._redirects[number].reason = self.explain(number, "")
+            elif address != home.place:
+                self._move(number, address, is_known_here=source == home.place)
+            elif home.is_up:
+                self._settle(number, home)
+            else:
+                home.start()
+
+    def _settle(self, number: int, home: ClusterNode) -> None:
+        """Stay at the present home, which is up."""
+        self._doubts.discard(number)
+        partition = self.partitions[number]
+        if partition.is_away:
+            home.subscriber.take_in(partition)
+        self._shared.observer.on_links_changed()
+
+    def on_node_lost(self, node: ClusterNode) -> None:
+        """Note that a node has lost a connection."""
+        if node.partitions and not self.is_closed:
+            self.doubt(list(node.partitions))
+
+    def on_node_up(self, node: ClusterNode) -> None:
+        """Note that both connections of a node are up: its partitions are there."""
+        self._doubts.difference_update(node.partitions)
+
+    def explain(self, number: int, refusal: str) -> str:
+        """Return why a partition cannot be used, for an error."""
+        slot = self._slots[number]
+        if refusal.startswith(("ASK", "TRYAGAIN")):
+            return f"slot {slot} is migrating"
+        if self._map is not None and self._map.address_of(slot) is None:
+            return f"no primary for slots {self._map.gap_around(slot)}"
+        if refusal.startswith("CLUSTERDOWN"):
+            return refusal
+        return f"the nodes disagree about slot {slot}" if refusal.startswith("MOVED") else refusal
+
+    def probe_keys(self, number: int) -> list[bytes]:
+        """Return keys of a partition, of which one never exists: their command is refused as any send may be."""
+        topics = self._shared.topics
+        return [topics.log(number), topics.root(number) + b"members:"]
+
+    def counts(self) -> Counter[str]:
+        """Return how many partitions are at each node."""
+        return Counter({node.address: len(node.partitions) for node in self.nodes if node.partitions})
+
+    # The end
+
+    def _retire(self, node: ClusterNode) -> None:
+        self._retiring.pop(node, None)
+        if node.partitions:
+            return
+        self.nodes.remove(node)
+        self._by_address = {place: each for place, each in self._by_address.items() if each is not node}
+        task = self._shared.loop.create_task(
+            node.close(), name=f"channels_asyncq leaving {node.address}", context=self._context
+        )
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def stop(self) -> None:
+        """Search no more, and hold nothing: the session ends or rests."""
+        if self._searching is not None:
+            self._searching.cancel()
+        for timer in self._retiring.values():
+            timer.cancel()
+        self._retiring.clear()
+        for redirects in self._redirects:
+            redirects.stop()
+        self.lease.stop()
+
+    async def leave(self) -> None:
+        """End what is no node's: give the lease back, and wait for nodes that were left."""
+        self.is_closed = True
+        self.stop()
+        await self.lease.leave()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def abort(self) -> None:
+        self.is_closed = True
+        self.stop()
+
+

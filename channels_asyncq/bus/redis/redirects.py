@@ -1,0 +1,23 @@
+"""The seam between the commands of a partition and a cluster that moves it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Redirects(Protocol):
+    """
+    Acts on the answers with which a cluster refuses a command for a partition.
+
+    Implemented by `bus.redis.cluster.redirects.ClusterRedirects`.
+    """
+
+    #: Why the partition cannot be used now, for an error; "" if it can.
+    reason: str
+
+    def take(self, error: BaseException | None) -> bool:
+        """Act on the error of a command, which was not executed then; False if it is no redirect."""
+
+
+class Redirected(ConnectionError):
+    """A partition was not where it was asked for. It is looked for, and taken in where it is."""
