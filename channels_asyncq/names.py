@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from .slots import share_of, slot_of, tags
+
 SESSION_ID_BYTES = 8
 _HEX_DIGITS = "0123456789abcdef"
 
@@ -138,33 +140,55 @@ class Topics:
     Pub/sub ignores the database number, so every name carries it: sites on /0 and /1 never meet. `databases`
     holds the database number of each host, in the order of `hosts`. Partition p is in the database of host p
     modulo the number of hosts. Names of a host itself contain the index of the host.
+
+    In a Redis Cluster each partition has a hash tag instead, so that all its names are in one slot. The cluster
+    counts as one host, with index 0, and its names are in the slot of partition 0.
     """
 
-    def __init__(self, prefix: str, partitions: int, databases: Sequence[int], session_id: str) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        partitions: int,
+        databases: Sequence[int],
+        session_id: str,
+        *,
+        is_cluster: bool = False,
+    ) -> None:
         self.prefix = prefix
         self.partitions = partitions
-        self._roots = [f"{prefix}:{database}:".encode() for database in databases]
+        self.is_cluster = is_cluster
+        #: For each partition of a cluster; elsewhere for each host.
+        self._roots = (
+            _cluster_roots(prefix, partitions)
+            if is_cluster
+            else tuple(f"{prefix}:{database}:".encode() for database in databases)
+        )
         self._session_id = session_id.encode()
 
     def partition(self, name: str) -> int:
         """Return the slice of a group, a normal channel or a session id: CRC-32, the same everywhere."""
         return zlib.crc32(name.encode()) % self.partitions
 
-    def _root(self, partition: int) -> bytes:
+    def root(self, partition: int) -> bytes:
+        """The beginning of all names of a partition."""
         return self._roots[partition % len(self._roots)]
+
+    def slot(self, partition: int) -> int:
+        """Return the slot of a Redis Cluster in which all names of a partition are."""
+        return slot_of(self.root(partition))
 
     def _topic(self, name: str, kind: bytes) -> Topic:
         partition = self.partition(name)
-        return Topic(partition, self._root(partition) + kind + name.encode())
+        return Topic(partition, self.root(partition) + kind + name.encode())
 
     def group(self, group: str) -> Group:
         topic = self._topic(group, b"group:")
-        members = self._root(topic.partition) + b"members:" + group.encode()
+        members = self.root(topic.partition) + b"members:" + group.encode()
         return Group(topic, members, self.log(topic.partition))
 
     def queue(self, channel: str) -> Queue:
         topic = self._topic(channel, b"queue:")
-        root, name = self._root(topic.partition), channel.encode()
+        root, name = self.root(topic.partition), channel.encode()
         taken = root + b"taken:" + self._session_id + b":" + name
         seen = root + b"seen:%d:%s" % (topic.partition, self._session_id)
         waiting = root + b"waiting:" + name
@@ -177,23 +201,23 @@ class Topics:
     @property
     def everybody(self) -> Topic:
         """The topic that every session of the namespace subscribes to; `flush()` publishes there."""
-        return Topic(0, self._root(0) + b"all")
+        return Topic(0, self.root(0) + b"all")
 
     def log(self, partition: int) -> bytes:
         """The key of a partition's log."""
-        return self._root(partition) + b"log:%d" % partition
+        return self.root(partition) + b"log:%d" % partition
 
     def epoch(self, partition: int) -> bytes:
         """The key of the epoch of a partition's log."""
-        return self._root(partition) + b"epoch:%d" % partition
+        return self.root(partition) + b"epoch:%d" % partition
 
     def mark(self, partition: int) -> bytes:
         """The key that exists as long as the server has lost nothing of a partition."""
-        return self._root(partition) + b"mark:%d" % partition
+        return self.root(partition) + b"mark:%d" % partition
 
     def is_group(self, partition: int, name: bytes) -> bool:
         """Tell whether a topic of this partition is a group's."""
-        return name.startswith(self._root(partition) + b"group:")
+        return name.startswith(self.root(partition) + b"group:")
 
     @staticmethod
     def group_named(name: bytes) -> str:
@@ -205,6 +229,10 @@ class Topics:
     def fence(self, host: int, node: int) -> bytes:
         """The topic of the fences of one node that this session uses on a host."""
         return self._roots[host] + b"fence:%b:%d" % (self._session_id, node)
+
+    def fence_of(self, partition: int, node: int) -> bytes:
+        """The topic of the fences of one node of a cluster that this session uses, in the slot of a partition."""
+        return self.root(partition) + b"fence:%b:%d" % (self._session_id, node)
 
     def layouts(self, host: int) -> bytes:
         """The key of the layouts that sessions use on a host; also the topic on which a new one is announced."""
@@ -222,13 +250,21 @@ class Topics:
 
         Without its epoch a log is not replayed to channels that come back.
         """
-        return [self._roots[host] + kind + b":*" for kind in (b"queue", b"taken", b"members", b"epoch")]
+        root = b"%b:0:{*}:" % self.prefix.encode() if self.is_cluster else self._roots[host]
+        return [root + kind + b":*" for kind in (b"queue", b"taken", b"members", b"epoch")]
 
     def is_stored(self, host: int, key: bytes) -> bool:
         """
         Tell whether a key of this host is one of this namespace that `flush()` deletes.
 
-        A glob pattern alone also matches keys of a layer with the prefix `<prefix>:<database>:queue`.
+        A glob pattern alone also matches keys of a layer with the prefix `<prefix>:<database>:queue`, and in a
+        cluster all hash tags.
         """
-        root = self._roots[host]
+        root = self.root(share_of(slot_of(key), self.partitions)) if self.is_cluster else self._roots[host]
         return key.startswith(root) and _STORED.fullmatch(key, len(root)) is not None
+
+
+# Sessions share them: there are up to 4096.
+@lru_cache(16)
+def _cluster_roots(prefix: str, partitions: int) -> tuple[bytes, ...]:
+    return tuple(b"%b:0:{%b}:" % (prefix.encode(), tag) for tag in tags(partitions))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels_asyncq.names import Topic, Topics, new_session_id, owner_of
+from channels_asyncq.slots import slot_of
 
 NODE = "0123456789abcdef"
 
@@ -171,3 +172,81 @@ def test_the_group_of_a_topic(name: str, other: int) -> None:
     assert not space.is_group(other, space.everybody.name)
     if other % 3 != topic.partition % 3:
         assert not space.is_group(other, topic.name)  # it is in the database of another host
+
+
+# In a Redis Cluster
+
+
+def cluster(partitions: int = 64, prefix: str = "asgi") -> Topics:
+    return Topics(prefix, partitions, [0], NODE, is_cluster=True)
+
+
+def test_the_names_in_a_cluster() -> None:
+    """Each name has the tag of its partition; those of the whole cluster have the tag of partition 0."""
+    names = cluster(16)
+    assert names.is_cluster and not Topics("asgi", 16, [0], NODE).is_cluster
+    assert [names.root(p) for p in (0, 1, 15)] == [b"asgi:0:{10}:", b"asgi:0:{3}:", b"asgi:0:{40}:"]
+    partition = names.partition("chat")
+    root = names.root(partition)
+    assert names.group("chat").topic == Topic(partition, root + b"group:chat")
+    assert names.group("chat").members == root + b"members:chat"
+    assert names.log(partition) == root + b"log:%d" % partition
+    assert names.everybody == Topic(0, b"asgi:0:{10}:all")
+    assert names.layouts(0) == b"asgi:0:{10}:layouts"
+    assert names.fence(0, 2) == names.fence_of(0, 2) == b"asgi:0:{10}:fence:0123456789abcdef:2"
+    assert names.fence_of(15, 2) == b"asgi:0:{40}:fence:0123456789abcdef:2"
+    stored = [b"asgi:0:{*}:queue:*", b"asgi:0:{*}:taken:*", b"asgi:0:{*}:members:*", b"asgi:0:{*}:epoch:*"]
+    assert names.stored(0) == stored
+
+
+@given(name=names, partitions=st.integers(1, 200))
+def test_a_partition_is_one_slot(name: str, partitions: int) -> None:
+    """A script may use any names of a partition: they are all in its slot. No other partition has that slot."""
+    space = cluster(partitions)
+    queue, group, inbox = space.queue(name), space.group(name), space.inbox(name)
+    partition = space.partition(name)
+    every = [*queue[1:], queue.topic.name, group.topic.name, group.members, group.log, inbox.name]
+    every += [space.epoch(partition), space.mark(partition), space.fence_of(partition, 3)]
+    assert {slot_of(each) for each in every} == {space.slot(partition)}
+    first = [space.everybody.name, *space.lease_keys(0, b"{}"), space.fence(0, 3)]
+    assert {slot_of(each) for each in first} == {space.slot(0)}
+    assert len({space.slot(p) for p in range(partitions)}) == partitions
+
+
+@given(name=names, other=st.integers(0, 63))
+def test_the_group_of_a_topic_in_a_cluster(name: str, other: int) -> None:
+    """A group is found again from its topic, in its own partition only."""
+    space = cluster()
+    topic = space.group(name).topic
+    assert space.group_named(topic.name) == name
+    assert space.is_group(other, topic.name) == (other == topic.partition)
+    assert not space.is_group(topic.partition, space.queue(name).topic.name)
+
+
+@given(name=names)
+def test_what_a_flush_deletes_in_a_cluster(name: str) -> None:
+    """Queues, claims, memberships and epochs under the tags of the own partitions, and nothing else."""
+    space = cluster()
+    queue, group = space.queue(name), space.group(name)
+    partition = space.partition(name)
+    for key in (queue.topic.name, queue.taken, group.members, space.epoch(partition)):
+        assert space.is_stored(0, key)
+        # A wider tag of another layer, which the glob patterns match too.
+        assert not space.is_stored(0, key.replace(space.root(partition), b"asgi:0:{x}:{10}:"))
+        assert not space.is_stored(0, key.replace(space.root(partition), b"asgi:0:{99999}:"))
+        assert not space.is_stored(0, key.replace(space.root(partition), b"asgi:0:"))
+        assert not cluster(prefix="asgi:0").is_stored(0, key)
+    others = [queue.seen, queue.waiting, group.topic.name, group.log, space.mark(partition)]
+    assert not any(
+        space.is_stored(0, key) for key in (*others, *space.lease_keys(0, b"{}"), b"", b"{", b"}:")
+    )
+
+
+@given(name=names)
+def test_a_cluster_shares_no_name_with_plain_hosts(name: str) -> None:
+    """Whatever their prefixes are: no name or prefix has a brace in it."""
+    every: list[bytes] = []
+    for space in (cluster(), cluster(prefix="asgi:0"), Topics("asgi", 64, [0], NODE)):
+        every += [space.group(name).topic.name, space.group(name).members, space.queue(name).topic.name]
+        every += [space.inbox(name).name, space.everybody.name, *space.lease_keys(0, b"{}")]
+    assert len(set(every)) == len(every)
