@@ -16,7 +16,7 @@ from channels_asyncq.messages.codecs import Codec, codec_for
 from channels_asyncq.messages.envelopes import CONTROL, HEADER_ONLY, Envelope
 from channels_asyncq.messages.framing import unpack
 from channels_asyncq.messages.sealing import Seal
-from channels_asyncq.names import Topic, Topics, new_session_id, owner_of
+from channels_asyncq.names import Topic, new_session_id, owner_of
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
@@ -62,9 +62,7 @@ class Owner:
             {"hosts": hosts, "prefix": prefix, "send_timeout": SEND_TIMEOUT, "recovery": None} | config
         )
         self.session_id = new_session_id()
-        self.topics = Topics(
-            prefix, self.options.partitions, [host.db for host in self.options.hosts], self.session_id
-        )
+        self.topics = self.options.topics(self.session_id)
         codec = codec_for(self.options.serializer_format)
         self.bus = RedisBus(self.options, self.topics, codec, self.session_id, self)
         self.takes = True

@@ -12,7 +12,7 @@ from channels_asyncq.bus.memory.bus import MemoryBus
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import Envelope
-from channels_asyncq.names import Topics, new_session_id
+from channels_asyncq.names import new_session_id
 from channels_asyncq.settings.options import Options
 from tests.contract.buses import (
     ConnectionRules,
@@ -32,7 +32,7 @@ class Recorder:
     def __init__(self, url: str, prefix: str) -> None:
         self.options = Options.from_config({"hosts": [url], "prefix": prefix, "capacity": 3})
         self.session_id = new_session_id()
-        self.topics = Topics(prefix, self.options.partitions, [0], self.session_id)
+        self.topics = self.options.topics(self.session_id)
         self.takes = True
         self.arrived: list[tuple[bytes, Envelope]] = []
         self.woken: list[bytes] = []

@@ -7,6 +7,7 @@ import re
 import ssl
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 
 from channels_asyncq.settings import arguments, options
 from channels_asyncq.settings.hosts import Host
+from channels_asyncq.settings.keys import Recovery, log_bytes
 from channels_asyncq.settings.options import Options
 
 PROVIDER = SimpleNamespace(get_credentials=tuple)
@@ -109,6 +111,24 @@ def test_own_keys() -> None:
     found = Options.from_config(config)
     assert (found.overflow, found.send_timeout) == ("close", 0.5)
     assert (found.max_message_size, found.partitions) == (1, 4096)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "messages", "kept", "size"),
+    [
+        (1, 10_000, 10_000, 8 * 2**20),
+        (16, 10_000, 10_000, 8 * 2**20),
+        (17, 10_000, 9411, 7_895_160),
+        (64, 10_000, 2500, 2 * 2**20),
+        (4096, 10_000, 39, 32 * 2**10),
+        (4096, 100, 1, 32 * 2**10),
+    ],
+)
+def test_more_logs_keep_less_each(partitions: int, messages: int, kept: int, size: int) -> None:
+    """More than 16 logs together keep what 16 would, and each at least one message."""
+    found = Options.from_config({"partitions": partitions, "recovery": {"messages": messages, "seconds": 9}})
+    assert found.recovery == Recovery(seconds=9, messages=kept)
+    assert log_bytes(partitions) == size
 
 
 def test_every_option_can_be_configured() -> None:
@@ -294,6 +314,121 @@ def test_sentinels_without_more() -> None:
     assert (found.sentinel_kwargs, found.transport, found.arguments) == (None, "tcp", {"db": 0})
 
 
+def remap(address: tuple[str, int]) -> tuple[str, int]:
+    return "tunnel", address[1]
+
+
+@pytest.mark.parametrize(
+    ("entry", "nodes", "arguments", "address"),
+    [
+        ("redis+cluster://h", (("h", 6379),), {"db": 0}, "redis+cluster://h:6379"),
+        (
+            "redis+cluster://a:1,[::1]:2,[::2],c",
+            (("a", 1), ("::1", 2), ("::2", 6379), ("c", 6379)),
+            {"db": 0},
+            "redis+cluster://a:1,[::1]:2,[::2]:6379,c:6379",
+        ),
+        (
+            "redis+cluster://u%40:p%2Cw@a:1,b:2/0?socket_timeout=1.5",
+            (("a", 1), ("b", 2)),
+            {"username": "u@", "password": "p,w", "socket_timeout": 1.5, "db": 0},
+            "redis+cluster://a:1,b:2",
+        ),
+        ("redis+cluster://a,b@c@h:1/", (("h", 1),), {"username": "a,b@c", "db": 0}, "redis+cluster://h:1"),
+        ("redis+cluster://h:1,h:1", (("h", 1),), {"db": 0}, "redis+cluster://h:1"),
+        (
+            "rediss+cluster://:pw@a:1,b?ssl_cert_reqs=none",
+            (("a", 1), ("b", 6379)),
+            {"password": "pw", "ssl_cert_reqs": "none", "db": 0},
+            "rediss+cluster://a:1,b:6379",
+        ),
+        (
+            {"address": "redis+cluster://a:1,b:2", "password": "pw", "db": 0},
+            (("a", 1), ("b", 2)),
+            {"password": "pw", "db": 0},
+            "redis+cluster://a:1,b:2",
+        ),
+        (
+            {"startup_nodes": [("a", 1), ["::1", "2"], {"host": "c", "port": "3"}, {"host": "d"}]},
+            (("a", 1), ("::1", 2), ("c", 3), ("d", 6379)),
+            {"db": 0},
+            "redis+cluster://a:1,[::1]:2,c:3,d:6379",
+        ),
+        (
+            {
+                "startup_nodes": [("a", 1)],
+                "ssl": True,
+                "ssl_ca_certs": "/ca.pem",
+                "credential_provider": PROVIDER,
+            },
+            (("a", 1),),
+            {"ssl_ca_certs": "/ca.pem", "credential_provider": PROVIDER, "db": 0},
+            "rediss+cluster://a:1",
+        ),
+    ],
+    ids=repr,
+)
+def test_cluster(entry: Any, nodes: object, arguments: dict[str, Any], address: str) -> None:
+    """A URL or a dict gives the nodes to ask first, and the arguments that all nodes have in common."""
+    found = host(entry)
+    assert (found.kind, found.startup_nodes, found.arguments, found.address) == (
+        "redis",
+        nodes,
+        arguments,
+        address,
+    )
+    assert found.is_cluster and found.db == 0 and found.address_remap is None
+    assert found.transport == ("tls" if address.startswith("rediss") else "tcp")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"startup_nodes": [("a", 1)]}, {"address": "redis+cluster://a:1"}, {"address": "valkey+cluster://a:1"}],
+)
+def test_cluster_behind_other_addresses(entry: dict[str, Any]) -> None:
+    """The function that redis-py calls `address_remap` stands beside both forms, and is not an argument."""
+    found = host({**entry, "address_remap": remap})
+    assert found.address_remap is remap and found.arguments == {"db": 0}
+    assert host({**entry, "address_remap": None}).address_remap is None
+    assert found != host(entry) and "remap" not in repr(found)
+
+
+@pytest.mark.parametrize("rest", ["://h:1,g", "s://u:p@h?ssl_cert_reqs=none"])
+def test_valkey_cluster_is_another_name(rest: str) -> None:
+    """valkey+cluster:// and valkeys+cluster:// are redis+cluster:// and rediss+cluster://."""
+    name, colon, nodes = rest.partition("://")
+    same = f"redis{name}+cluster{colon}{nodes}"
+    for entry in (f"valkey{name}+cluster{colon}{nodes}", {"address": f"valkey{name}+cluster{colon}{nodes}"}):
+        assert host(entry) == host(same)
+
+
+def test_one_node_of_a_cluster() -> None:
+    """A node is a host with its own address, and with everything else that is configured for the cluster."""
+    cluster = host({"address": "rediss+cluster://u:pw@a:1,b:2?ssl_cert_reqs=none", "address_remap": remap})
+    arguments = {"username": "u", "password": "pw", "ssl_cert_reqs": "none", "db": 0}
+    node = cluster.at("::1", 7001)
+    assert node == Host(
+        "redis",
+        arguments={**arguments, "host": "::1", "port": 7001},
+        address="rediss://[::1]:7001/0",
+        transport="tls",
+    )
+    assert not node.is_cluster
+    assert cluster.arguments == arguments and cluster.is_cluster
+    assert host("redis+cluster://a").at("b", 2) == replace(host("redis://b:2"), url=None)
+
+
+def test_partitions_in_a_cluster() -> None:
+    """64 by default; together they keep as many messages as 16 partitions."""
+    found = Options.from_config({"hosts": ["redis+cluster://h"]})
+    assert found.partitions == 64
+    assert found.recovery == Recovery(messages=2500)
+    topics = found.topics("0" * 16)
+    assert topics.is_cluster and topics.partitions == 64
+    assert Options.from_config({"hosts": ["redis+cluster://h"], "partitions": 16}).partitions == 16
+    assert Options.from_config({"partitions": 4096, "hosts": ["redis+cluster://h"]}).partitions == 4096
+
+
 @pytest.mark.parametrize("entry", ["memory://", {"address": "memory://"}])
 def test_memory(entry: Any) -> None:
     """memory:// is a host without server, arguments and database."""
@@ -435,9 +570,79 @@ BAD: list[tuple[dict[Any, Any], str, str]] = [
     ({"hosts": ["http://h"]}, "hosts[0] = 'http://h'", "use redis://, rediss://"),
     ({"hosts": ["REDIS://h"]}, "hosts[0] = 'REDIS://h'", "use redis://, rediss://"),
     ({"hosts": ["keydb://h"]}, "hosts[0] = 'keydb://h'", "use redis://, rediss://"),
-    ({"hosts": ["redis+cluster://h"]}, "redis+cluster://h", "not available in this version"),
-    ({"hosts": ["rediss+cluster://h"]}, "rediss+cluster://h", "not available in this version"),
-    ({"hosts": [{"address": "redis+cluster://h"}]}, "redis+cluster://h", "not available in this version"),
+    (
+        {"hosts": ["redis+cluster://a", "redis+cluster://b"]},
+        "hosts = ['redis+cluster://a', 'redis+cluster://b']",
+        'one entry with all its nodes: ["redis+cluster://host:port,host:port"]',
+    ),
+    ({"hosts": ["redis+cluster://a", ("b", 1)]}, "hosts = ['redis+cluster://a', ('b', 1)]", "is one entry"),
+    ({"hosts": ["cluster://h"]}, "hosts[0] = 'cluster://h'", "use redis://, rediss://"),
+    ({"hosts": ["unix+cluster://h"]}, "hosts[0] = 'unix+cluster://h'", "redis+cluster://, rediss+cluster://"),
+    ({"hosts": ["redis+cluster://"]}, "'redis+cluster://'", "use redis+cluster://host:port,host:port"),
+    ({"hosts": ["redis+cluster://a,"]}, "'redis+cluster://a,'", "use redis+cluster://host:port,host:port"),
+    ({"hosts": ["redis+cluster://a, b"]}, "'redis+cluster://a, b'", "use redis+cluster://host:port"),
+    ({"hosts": ["redis+cluster://a:b"]}, "'redis+cluster://a:b'", "use redis+cluster://host:port"),
+    ({"hosts": ["redis+cluster://a:70000"]}, "'redis+cluster://a:70000'", "use redis+cluster://host:port"),
+    ({"hosts": ["redis+cluster://[::1"]}, "'redis+cluster://[::1'", "use redis+cluster://host:port"),
+    ({"hosts": ["redis+cluster://h#x"]}, "'redis+cluster://h#x'", "Percent-encode special characters"),
+    ({"hosts": ["redis+cluster://u:p#x@h"]}, "'redis+cluster://***@h'", "Percent-encode special characters"),
+    ({"hosts": ["redis+cluster://u:p/x@h"]}, "'redis+cluster://***@h'", "Percent-encode special characters"),
+    ({"hosts": ["redis+cluster://u:p[x@h"]}, "'redis+cluster://***@h'", "Percent-encode special characters"),
+    ({"hosts": ["redis+cluster://a:0"]}, "hosts[0]['port'] = 0", "1 to 65535"),
+    ({"hosts": ["redis+cluster://a,b/1"]}, "'redis+cluster://a,b/1'", "has database 0 only. Leave out"),
+    ({"hosts": ["redis+cluster://a/x"]}, "'redis+cluster://a/x'", "has database 0 only. Leave out"),
+    ({"hosts": ["redis+cluster://a?db=2"]}, "hosts[0]['db'] = 2", "has database 0 only. Leave it out"),
+    ({"hosts": ["redis+cluster://a?host=b"]}, "host in the URL", "given twice"),
+    ({"hosts": ["redis+cluster://a?ssl_ca_certs=x"]}, "hosts[0]['ssl_ca_certs'] = 'x'", "rediss://"),
+    ({"hosts": ["redis+cluster://a?address_remap=f"]}, "['address_remap'] = 'f'", "must be a function"),
+    ({"hosts": [{"address": "redis+cluster://a", "db": 1}]}, "hosts[0]['db'] = 1", "database 0 only"),
+    ({"hosts": [{"address": "redis+cluster://a", "ssl": True}]}, "['ssl'] = True", "use rediss+cluster://"),
+    ({"hosts": [{"address": "redis+cluster://a", "host": "a"}]}, "hosts[0]['host']", "Keep one of them"),
+    (
+        {"hosts": [{"address": "redis+cluster://a", "startup_nodes": [("a", 1)]}]},
+        "hosts[0]['startup_nodes']",
+        "given by the address too. Keep one of them",
+    ),
+    (
+        {"hosts": [{"address": "redis+cluster://a", "address_remap": {"a": "b"}}]},
+        "hosts[0]['address_remap'] = {'a': 'b'}",
+        "must be a function that takes a pair (host, port)",
+    ),
+    ({"hosts": [{"startup_nodes": []}]}, "hosts[0]['startup_nodes'] = []", 'such as [("10.0.0.1", 6379)'),
+    ({"hosts": [{"startup_nodes": "a:1"}]}, "hosts[0]['startup_nodes'] = 'a:1'", "must be a list such as"),
+    (
+        {"hosts": [{"startup_nodes": ["a:1"]}]},
+        "hosts[0]['startup_nodes'] = 'a:1'",
+        "each must be (host, port)",
+    ),
+    ({"hosts": [{"startup_nodes": [("a", 0)]}]}, "hosts[0]['startup_nodes']['port'] = 0", "1 to 65535"),
+    ({"hosts": [{"startup_nodes": [{"port": 1}]}]}, "hosts[0]['startup_nodes']['host'] = None", "a str"),
+    (
+        {"hosts": [{"startup_nodes": [{"host": "a", "ssl": True}]}]},
+        "hosts[0]['startup_nodes']['ssl'] = True",
+        "belongs beside startup_nodes",
+    ),
+    ({"hosts": [{"startup_nodes": [("a", 1)], "db": 3}]}, "hosts[0]['db'] = 3", "has database 0 only"),
+    (
+        {"hosts": [{"startup_nodes": [("a", 1)], "host": "a"}]},
+        "hosts[0]['host'] = 'a'",
+        "beside startup_nodes",
+    ),
+    ({"hosts": [{"startup_nodes": [("a", 1)], "path": "/x"}]}, "hosts[0]['path'] = '/x'", "Leave it out"),
+    ({"hosts": [{"startup_nodes": [("a", 1)], "address_remap": 1}]}, "['address_remap'] = 1", "a function"),
+    ({"hosts": [{"startup_node": [("a", 1)]}]}, "hosts[0]['startup_node']", "Did you mean 'startup_nodes'?"),
+    ({"hosts": [{"host": "a", "address_remap": 1}]}, "['address_remap'] = 1", "is for a Redis Cluster: use"),
+    ({"hosts": [{"path": "/x", "address_remap": 1}]}, "['address_remap'] = 1", "is for a Redis Cluster: use"),
+    (
+        {"hosts": [{"address": "redis://a", "startup_nodes": [("a", 1)]}]},
+        "hosts[0]['startup_nodes'] = [('a', 1)]",
+        "use redis+cluster://host:port,host:port, or startup_nodes without another address",
+    ),
+    (
+        {"hosts": [{"sentinels": [("s", 1)], "master_name": "m", "startup_nodes": [("a", 1)]}]},
+        "hosts[0]['startup_nodes'] = [('a', 1)]",
+        "has no place beside sentinels",
+    ),
     ({"hosts": ["memory://", "redis://h"]}, "hosts = ['memory://', 'redis://h']", "cannot be mixed"),
     ({"hosts": ["memory://", "memory://"]}, "hosts = ", "cannot be mixed"),
     ({"hosts": ["memory://x"]}, "hosts[0] = 'memory://x'", 'use "memory://"'),
@@ -546,7 +751,19 @@ SECRET = "s3cr3t"
         {"hosts": [f"redis://:a@b{SECRET}@h:port"]},
         {"hosts": [f"redis//:{SECRET}@h"]},
         {"hosts": [f"redis://h:{SECRET}@:x"]},
-        {"hosts": [f"redis+cluster://:{SECRET}@h"]},
+        {"hosts": [f"redis+cluster://:{SECRET}@h/1"]},
+        {"hosts": [f"redis+cluster://:{SECRET}@h,"]},
+        {"hosts": [f"redis+cluster://:{SECRET}@h?foo=1"]},
+        {"hosts": [f"redis+cluster://:{SECRET}#@h"]},
+        {"hosts": [f"redis+cluster://:{SECRET}/x@h:6379"]},
+        {"hosts": [f"redis+cluster://:a,{SECRET}[@h"]},
+        {"hosts": [f"redis+cluster://:a@b{SECRET}@h:port"]},
+        {"hosts": [f"redis+cluster://:{SECRET}@h", "redis://g"]},
+        {"hosts": [{"startup_nodes": [{"host": "h", "password": SECRET}]}]},
+        {"hosts": [{"startup_nodes": f"redis://:{SECRET}@h"}]},
+        {"hosts": [{"startup_nodes": [f"redis://:{SECRET}@h"]}]},
+        {"hosts": [{"startup_nodes": [("h", 1)], "password": SECRET, "db": 1}]},
+        {"hosts": [{"startup_nodes": [("h", 1)], "pasword": SECRET}]},  # codespell:ignore
         {"hosts": [f"redis://h/x?password={SECRET}"]},
         {"hosts": [f"redis://h?pasword={SECRET}"]},  # codespell:ignore
         {"hosts": [f"redis://:a@h?password={SECRET}"]},
@@ -599,6 +816,8 @@ def test_no_error_shows_a_secret(config: dict[str, Any]) -> None:
         f"redis://user:{SECRET}@h",
         f"redis://h?password={SECRET}",
         f"unix://:{SECRET}@/run/r.sock",
+        f"redis+cluster://:{SECRET}@a,b",
+        {"startup_nodes": [("h", 1)], "password": SECRET},
         {"host": "h", "password": SECRET},
         {
             "sentinels": [("s", 1)],
@@ -613,6 +832,7 @@ def test_no_address_and_no_repr_shows_a_secret(entry: Any) -> None:
     """Addresses go into messages and logs, options into tracebacks: neither holds credentials."""
     found = Options.from_config({"hosts": [entry], "symmetric_encryption_keys": [SECRET]})
     assert SECRET not in found.hosts[0].address
+    assert SECRET not in found.hosts[0].at("node", 1).address
     assert SECRET not in repr(found)
     assert SECRET in repr(found.hosts[0].arguments)
 

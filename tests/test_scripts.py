@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from channels_asyncq.bus.redis.scripts import Script, Scripts
+from channels_asyncq.settings.keys import Recovery
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 
 EXPIRY = 60_000
@@ -230,6 +231,24 @@ def test_a_header_in_the_log_is_small(redis_server: EmbeddedServer, prefix: str)
     send("", "x" * 50_000)
     found = redis_server.command("XLEN", log)
     assert isinstance(found, int) and found < 300
+
+
+@pytest.mark.parametrize(("partitions", "kept"), [(4, 127), (16, 127), (64, 31), (1024, 1), (4096, 1)])
+def test_more_logs_keep_fewer_large_messages(
+    redis_server: EmbeddedServer, prefix: str, partitions: int, kept: int
+) -> None:
+    """Each log keeps its share of what 16 logs keep, and its last message in any case."""
+    script = Scripts.of(Recovery().spread_over(partitions), partitions).send
+    assert script is not None
+    log = f"{prefix}:0:log:0"
+    # The largest message that is logged, with its header.
+    entries = [b"%0200d" % number + bytes(65_400) for number in range(kept + 5)]
+    for entry in entries:
+        redis_server.command("EVAL", script.text, 1, log, f"{prefix}:0:group:room", "", entry)
+    found = [fields[3] for _, fields in redis_server.command("XRANGE", log, "-", "+")]
+    # Redis trims about to a length: it keeps whole blocks of entries.
+    assert kept <= len(found) <= kept + 1
+    assert found == entries[-len(found) :]
 
 
 _REDIS_6 = b"""

@@ -11,7 +11,7 @@ from ..exceptions import LayerClosed
 from ..local.hub import Hub
 from ..local.mailbox import Mailbox
 from ..messages.codecs import Codec
-from ..names import Topics, new_session_id
+from ..names import new_session_id
 from ..settings.options import Options
 from ..slices import SHORT, Slices
 from .arrivals import Arrivals
@@ -57,8 +57,7 @@ class Session:
         context = contextvars.Context()
         self.names = names = ChannelNames(new_session_id())
         session_id = names.session_id
-        databases = [host.db for host in options.hosts]
-        topics = Topics(options.prefix, options.partitions, databases, session_id)
+        topics = options.topics(session_id)
         inbox = topics.inbox(session_id)
         self.lifetime = lifetime = Lifetime()
         slices = Slices(loop, context, self)

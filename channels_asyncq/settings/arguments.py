@@ -109,6 +109,10 @@ REFUSED_ARGUMENTS: dict[str, str] = {
 }
 
 
+#: The other keys of a host's dict.
+NO_ARGUMENTS = ("address", "sentinels", "master_name", "sentinel_kwargs", "startup_nodes", "address_remap")
+
+
 def checked_arguments(where: str, given: Mapping[Any, Any], *, tls: bool) -> dict[str, Any]:
     """Check the arguments; return those that are passed on to redis-py."""
     kept: dict[str, Any] = {}
@@ -120,7 +124,7 @@ def checked_arguments(where: str, given: Mapping[Any, Any], *, tls: bool) -> dic
             refuse(at, value, 'needs TLS: use a rediss:// address, or add "ssl": True to host and port.')
         argument = ARGUMENTS.get(name) or TLS_ARGUMENTS.get(name)
         if argument is None:
-            known = [*ARGUMENTS, *TLS_ARGUMENTS, "address", "sentinels", "master_name", "sentinel_kwargs"]
+            known = [*ARGUMENTS, *TLS_ARGUMENTS, *NO_ARGUMENTS]
             refuse(
                 at, value, f"there is no such argument of a redis-py connection. {suggestion(name, known)}"
             )

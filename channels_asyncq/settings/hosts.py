@@ -1,10 +1,10 @@
-"""From an entry of `hosts` to a host: a URL, a pair, a dict of redis-py arguments, or Sentinels."""
+"""From an entry of `hosts` to a host: a URL, a pair, a dict of redis-py arguments, Sentinels, or a cluster."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -16,9 +16,16 @@ Transport = Literal["tcp", "tls", "unix"]
 DEFAULT_URL = "redis://localhost:6379"
 DEFAULT_PORT = 6379
 
-_URL_HELP = "use redis://, rediss:// (TLS), unix:// or memory://"
+_URL_HELP = "use redis://, rediss:// (TLS), unix://, redis+cluster://, rediss+cluster:// or memory://"
+_CLUSTER_HELP = "redis+cluster://host:port,host:port"
 _TRANSPORTS: dict[str, Transport] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
-_VALKEY = {"valkey": "redis", "valkeys": "rediss"}
+_CLUSTERS: dict[str, Transport] = {"redis+cluster": "tcp", "rediss+cluster": "tls"}
+_VALKEY = {
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "valkey+cluster": "redis+cluster",
+    "valkeys+cluster": "rediss+cluster",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,23 @@ class Host:
     #: For messages and logs; never holds credentials.
     address: str = "memory://"
     transport: Transport = "tcp"
+    #: Host and port of the nodes of a Redis Cluster that are asked first for the others.
+    startup_nodes: tuple[tuple[str, int], ...] = ()
+    #: Takes the host and the port of a node, as a pair, as the cluster names them; returns those to connect to.
+    address_remap: Callable[[tuple[str, int]], tuple[str, int]] | None = field(default=None, repr=False)
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether it is a Redis Cluster."""
+        return bool(self.startup_nodes)
+
+    def at(self, host: str, port: int) -> Host:
+        """Return the host of one node of this cluster. `address_remap` is not applied."""
+        arguments = {**self.arguments, "host": host, "port": port}
+        address = _address(self.transport, self.db, arguments)
+        return replace(
+            self, url=None, arguments=arguments, address=address, startup_nodes=(), address_remap=None
+        )
 
 
 def checked_hosts(key: str, value: Any) -> tuple[Host, ...]:
@@ -55,6 +79,8 @@ def checked_hosts(key: str, value: Any) -> tuple[Host, ...]:
     hosts = tuple(_host(f"{key}[{position}]", entry) for position, entry in enumerate(value or [DEFAULT_URL]))
     if len(hosts) > 1 and any(host.kind == "memory" for host in hosts):
         refuse(key, value, "memory:// is a layer of its own and cannot be mixed with other hosts.")
+    if len(hosts) > 1 and any(host.is_cluster for host in hosts):
+        refuse(key, value, f'a Redis Cluster is one entry with all its nodes: ["{_CLUSTER_HELP}"].')
     for position, host in enumerate(hosts):
         first = [other.address for other in hosts].index(host.address)
         if first < position:
@@ -83,6 +109,8 @@ def _host(where: str, entry: Any) -> Host:
         return _url_host(where, address, rest)
     if "sentinels" in rest or "master_name" in rest or "sentinel_kwargs" in rest:
         return _sentinel_host(where, rest)
+    if "startup_nodes" in rest:
+        return _cluster_host(where, rest)
     return _plain_host(where, rest)
 
 
@@ -92,36 +120,46 @@ def _url_host(where: str, url: str, given: Mapping[Any, Any]) -> Host:
         # Another name of the same protocol.
         url = _VALKEY[scheme] + url[len(scheme) :]
         scheme = _VALKEY[scheme]
-    if scheme in ("redis+cluster", "rediss+cluster"):
-        refuse(
-            where, url, "Redis Cluster is not available in this version of channels_asyncq; use one server."
-        )
     if scheme == "memory":
         if url != "memory://" or given:
             refuse(
                 where, {"address": url, **given} if given else url, 'nothing goes with it: use "memory://".'
             )
         return Host("memory", url=url)
-    if scheme not in _TRANSPORTS:
+    transport = (_TRANSPORTS | _CLUSTERS).get(scheme)
+    if transport is None:
         if not scheme and re.fullmatch(r"[\w.-]+(:\d+)?", url):
             refuse(where, url, f'must be a URL: use "redis://{url}".')
         refuse(where, url, f"there is no such kind of host: {_URL_HELP}.")
     if "sentinels" in given or "master_name" in given or "sentinel_kwargs" in given:
         refuse(where, {"address": url, **given}, "give either address or sentinels and master_name.")
 
-    transport = _TRANSPORTS[scheme]
-    from_url = _url_arguments(where, url, transport)
+    nodes: tuple[tuple[str, int], ...] = ()
+    if scheme in _CLUSTERS:
+        nodes, from_url = _cluster_arguments(where, url, transport)
+    else:
+        from_url = _url_arguments(where, url, transport, url)
     for name in given:
-        taken_by_url = name in ("host", "port", "path")
+        taken_by_url = name in ("host", "port", "path") or (nodes and name == "startup_nodes")
         if taken_by_url or (name in from_url and str(from_url[name]) != str(given[name])):
             refuse(f"{where}[{name!r}]", "***", "is given by the address too. Keep one of them.")
     if "ssl" in given and given["ssl"] is not (transport == "tls"):
-        refuse(f"{where}['ssl']", given["ssl"], "the address says otherwise: use rediss:// for TLS.")
-    return _redis_host(where, transport, {**from_url, **given}, url)
+        tls = "rediss+cluster://" if nodes else "rediss://"
+        refuse(f"{where}['ssl']", given["ssl"], f"the address says otherwise: use {tls} for TLS.")
+    arguments = {**from_url, **given}
+    return (
+        _nodes_host(where, transport, nodes, arguments, url)
+        if nodes
+        else _redis_host(where, transport, arguments, url)
+    )
 
 
-def _url_arguments(where: str, url: str, transport: Transport) -> dict[str, Any]:
-    """Return the arguments in `url`, as redis-py reads them; a part that redis-py would ignore is refused."""
+def _url_arguments(where: str, url: str, transport: Transport, configured: str) -> dict[str, Any]:
+    """
+    Return the arguments in `url`, as redis-py reads them; a part that redis-py would ignore is refused.
+
+    Refusals show `configured`.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -129,11 +167,19 @@ def _url_arguments(where: str, url: str, transport: Transport) -> dict[str, Any]
         # The error's own text can hold a piece of the password.
         parts, port = SplitResult("", "", "", "", ""), None
     if not parts.scheme or parts.fragment or "#" in url:
-        refuse(where, url, "not a URL that can be read. Percent-encode special characters in the password.")
+        refuse(
+            where,
+            configured,
+            "not a URL that can be read. Percent-encode special characters in the password.",
+        )
     found: dict[str, Any] = {}
     if transport == "unix":
         if not parts.path or parts.hostname:
-            refuse(where, url, "a unix:// address is followed by a full path: unix:///run/redis.sock?db=0.")
+            refuse(
+                where,
+                configured,
+                "a unix:// address is followed by a full path: unix:///run/redis.sock?db=0.",
+            )
         found["path"] = unquote(parts.path)
     else:
         if parts.hostname:
@@ -143,7 +189,9 @@ def _url_arguments(where: str, url: str, transport: Transport) -> dict[str, Any]
         database = re.fullmatch(r"/?(\d*)/?", parts.path, re.ASCII)
         if database is None:
             refuse(
-                where, url, "what follows the port is the database number, as in redis://localhost:6379/0."
+                where,
+                configured,
+                "what follows the port is the database number, as in redis://localhost:6379/0.",
             )
         if database[1]:
             found["db"] = int(database[1])
@@ -168,10 +216,46 @@ def _url_arguments(where: str, url: str, transport: Transport) -> dict[str, Any]
     return found | query
 
 
+def _cluster_arguments(
+    where: str, url: str, transport: Transport
+) -> tuple[tuple[tuple[str, int], ...], dict[str, Any]]:
+    """Return the nodes in the URL of a Redis Cluster, and the arguments that are for all of them."""
+    parts = re.fullmatch(r"[^:]+://([^/?]*)([^?]*)(.*)", url, re.DOTALL)
+    assert parts is not None  # it has a scheme
+    authority, path, query = parts.groups()
+    credentials, at, names = authority.rpartition("@")
+    nodes = tuple(_node_in_url(where, name, url) for name in names.split(","))
+    if "#" not in url and path.strip("/") not in ("", "0"):
+        refuse(where, url, "a Redis Cluster has database 0 only. Leave out what follows the nodes.")
+    scheme = "rediss" if transport == "tls" else "redis"
+    return nodes, _url_arguments(where, f"{scheme}://{credentials}{at}{path}{query}", transport, url)
+
+
+def _node_in_url(where: str, name: str, url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{name}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        # The error's own text can hold a piece of the password.
+        host = port = None
+    else:
+        # Anything else is a piece of a password, a path or a list with spaces.
+        host = host if parts.netloc == name and not re.search(r"\s", name) else None
+    if not host:
+        refuse(
+            where,
+            url,
+            f"its nodes cannot be read: use {_CLUSTER_HELP}. Percent-encode special characters in the password.",
+        )
+    return _node(where, unquote(host), DEFAULT_PORT if port is None else port)
+
+
 def _plain_host(where: str, given: Mapping[Any, Any]) -> Host:
     unix = "path" in given
     if not given:
-        refuse(where, given, "needs address, host and port, path, or sentinels and master_name.")
+        refuse(
+            where, given, "needs address, host and port, path, sentinels and master_name, or startup_nodes."
+        )
     if unix and ("host" in given or "port" in given or given.get("ssl")):
         refuse(where, given, "give either path (a Unix socket) or host and port.")
     transport: Transport = "unix" if unix else "tls" if given.get("ssl") is True else "tcp"
@@ -179,6 +263,12 @@ def _plain_host(where: str, given: Mapping[Any, Any]) -> Host:
 
 
 def _redis_host(where: str, transport: Transport, given: Mapping[Any, Any], url: str | None) -> Host:
+    for name in ("startup_nodes", "address_remap"):
+        if name in given:
+            problem = (
+                f"is for a Redis Cluster: use {_CLUSTER_HELP}, or startup_nodes without another address."
+            )
+            refuse(f"{where}[{name!r}]", given[name], problem)
     arguments = checked_arguments(where, given, tls=transport == "tls")
     if transport != "unix":
         arguments = {"host": "localhost", "port": DEFAULT_PORT} | arguments
@@ -196,8 +286,7 @@ def _sentinel_host(where: str, given: dict[Any, Any]) -> Host:
     for entry in sentinels:
         if not isinstance(entry, (list, tuple)) or len(entry) != 2:
             refuse(f"{where}['sentinels']", entry, 'each must be (host, port), such as ("localhost", 26379).')
-        checked = checked_arguments(f"{where}['sentinels']", {"host": entry[0], "port": entry[1]}, tls=False)
-        pairs.append((checked["host"], checked["port"]))
+        pairs.append(_node(f"{where}['sentinels']", *entry))
     if not isinstance(master_name, str) or not master_name:
         refuse(
             f"{where}['master_name']",
@@ -212,7 +301,7 @@ def _sentinel_host(where: str, given: dict[Any, Any]) -> Host:
         tls = sentinel_kwargs.get("ssl") is True
         # These go to redis.asyncio.Redis, which has an argument for TLS.
         sentinel_kwargs = checked_arguments(at, sentinel_kwargs, tls=tls) | ({"ssl": True} if tls else {})
-    _no_target(where, given)
+    _no_target(where, given, "startup_nodes", "address_remap")
     transport: Transport = "tls" if given.get("ssl") is True else "tcp"
     arguments = checked_arguments(where, given, tls=transport == "tls")
     db = arguments.setdefault("db", 0)
@@ -229,10 +318,67 @@ def _sentinel_host(where: str, given: dict[Any, Any]) -> Host:
     )
 
 
-def _no_target(where: str, given: Mapping[Any, Any], *more: str) -> None:
+def _cluster_host(where: str, given: dict[Any, Any]) -> Host:
+    at, listed = f"{where}['startup_nodes']", given.pop("startup_nodes")
+    _no_target(where, given, beside="startup_nodes")
+    if not isinstance(listed, (list, tuple)) or not listed:
+        refuse(at, listed, 'must be a list such as [("10.0.0.1", 6379), ("10.0.0.2", 6379)].')
+    nodes = []
+    for entry in listed:
+        if isinstance(entry, Mapping):
+            for name in entry.keys() - {"host", "port"}:
+                refuse(
+                    f"{at}[{name!r}]", entry[name], "belongs beside startup_nodes: it holds for all nodes."
+                )
+            host, port = entry.get("host"), entry.get("port", DEFAULT_PORT)
+        elif isinstance(entry, (list, tuple)) and len(entry) == 2:
+            host, port = entry
+        else:
+            refuse(
+                at, entry, 'each must be (host, port), or a dict such as {"host": "10.0.0.1", "port": 6379}.'
+            )
+        nodes.append(_node(at, host, port))
+    return _nodes_host(where, "tls" if given.get("ssl") is True else "tcp", nodes, given, None)
+
+
+def _node(where: str, host: Any, port: Any) -> tuple[str, int]:
+    checked = checked_arguments(where, {"host": host, "port": port}, tls=False)
+    return checked["host"], checked["port"]
+
+
+def _nodes_host(
+    where: str,
+    transport: Transport,
+    nodes: Iterable[tuple[str, int]],
+    given: Mapping[Any, Any],
+    url: str | None,
+) -> Host:
+    """Return the host of a Redis Cluster with these nodes and arguments."""
+    remap = given.get("address_remap")
+    if remap is not None and not callable(remap):
+        problem = "must be a function that takes a pair (host, port) and returns the pair to connect to."
+        refuse(f"{where}['address_remap']", remap, problem)
+    options = {name: value for name, value in given.items() if name != "address_remap"}
+    arguments = checked_arguments(where, options, tls=transport == "tls")
+    if arguments.setdefault("db", 0) != 0:
+        refuse(f"{where}['db']", arguments["db"], "a Redis Cluster has database 0 only. Leave it out.")
+    nodes = tuple(dict.fromkeys(nodes))
+    scheme = "rediss" if transport == "tls" else "redis"
+    return Host(
+        "redis",
+        url=url,
+        arguments=arguments,
+        address=f"{scheme}+cluster://{','.join(_netloc(*node) for node in nodes)}",
+        transport=transport,
+        startup_nodes=nodes,
+        address_remap=remap,
+    )
+
+
+def _no_target(where: str, given: Mapping[Any, Any], *more: str, beside: str = "sentinels") -> None:
     for name in ("host", "port", "path", *more):
         if name in given:
-            refuse(f"{where}[{name!r}]", given[name], "has no place beside sentinels. Leave it out.")
+            refuse(f"{where}[{name!r}]", given[name], f"has no place beside {beside}. Leave it out.")
 
 
 def _netloc(host: str, port: int) -> str:

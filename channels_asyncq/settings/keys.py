@@ -7,7 +7,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn, get_args
 
 from django.core.exceptions import ImproperlyConfigured
@@ -19,11 +19,16 @@ Overflow = Literal["drop_newest", "drop_oldest", "close"]
 SerializerFormat = Literal["msgpack", "json"]
 
 MAX_PARTITIONS = 4096
+PARTITIONS = 16
+#: The default in a Redis Cluster, whose nodes share the partitions.
+CLUSTER_PARTITIONS = 64
 # The maximum of seconds, of bytes of a message and of entries of a log. The scripts write a time as 13 digits of
 # ms, and no log begins before 1970. The header has 32 bits for the length of a message.
 MOST = 10**9
-#: The most bytes of a message that a log keeps: a log has room for seven such messages.
+#: The most bytes of a message that a log keeps: one of up to 16 logs has room for seven such messages.
 MOST_LOGGED = 2**20
+# An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries, if there are up to 16 logs.
+LOG_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,23 @@ class Recovery:
 
     def is_logged(self, group: str) -> bool:
         return not any(pattern.match(group) for pattern in self.exclude)
+
+    def spread_over(self, partitions: int) -> Recovery:
+        """
+        Return this for each of `partitions` logs, which together keep the messages that 16 logs would keep.
+
+        Each keeps at least one message. Up to 16 logs keep `messages` each.
+        """
+        return replace(self, messages=max(1, self.messages * PARTITIONS // max(PARTITIONS, partitions)))
+
+
+def log_bytes(partitions: int) -> int:
+    """
+    Return the bytes that each of `partitions` logs has for entries of more than 1 KiB.
+
+    More than 16 logs together have what 16 have. The last entry of a log stays even if it is larger.
+    """
+    return LOG_BYTES * PARTITIONS // max(PARTITIONS, partitions)
 
 
 def is_int(value: object) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..messages.external import External
+from ..names import Topics
 from . import keys
 from .hosts import DEFAULT_URL, Host, checked_hosts
 from .keys import Overflow, Recovery, SerializerFormat
@@ -23,7 +24,7 @@ from .refusals import refuse, suggestion
 @dataclass(slots=True)
 class Options:
     """
-    `CONFIG`, validated. Times are in seconds, sizes in bytes.
+    `CONFIG`, validated. Times are in seconds, sizes in bytes. `recovery` is for each of the `partitions`.
 
     Some keys can be changed later, with `change()`: they are read here each time they are needed.
     """
@@ -41,7 +42,7 @@ class Options:
     overflow: Overflow = "drop_newest"
     send_timeout: float = 5.0
     max_message_size: int = 4 * 1024 * 1024
-    partitions: int = 16
+    partitions: int = keys.PARTITIONS
     on_loss: str | None = None
     recovery: Recovery | None = field(default_factory=lambda: Recovery())
     max_buffered_bytes: int | None = None
@@ -74,8 +75,19 @@ class Options:
             else:
                 known = [*_CHECKS, "random_prefix_length"]
                 refuse(key, value, f"there is no such key. {suggestion(key, known)}")
-        values.setdefault("hosts", checked_hosts("hosts", None))
-        return cls(**values)
+        hosts = values.setdefault("hosts", checked_hosts("hosts", None))
+        if hosts[0].is_cluster:
+            values.setdefault("partitions", keys.CLUSTER_PARTITIONS)
+        options = cls(**values)
+        if options.recovery is not None:
+            options.recovery = options.recovery.spread_over(options.partitions)
+        return options
+
+    def topics(self, session_id: str) -> Topics:
+        """Return the names of the namespace on the server, as this session uses them."""
+        databases = [host.db for host in self.hosts]
+        is_cluster = self.hosts[0].is_cluster
+        return Topics(self.prefix, self.partitions, databases, session_id, is_cluster=is_cluster)
 
     def change(self, key: str, value: Any) -> bool:
         """

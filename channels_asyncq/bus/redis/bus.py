@@ -59,7 +59,7 @@ class RedisBus:
             formats,
             Opener(options, topics, receiver, codec, formats, self._seal),
             outages or Outages(),
-            Scripts.of(options.recovery, is_cluster=topics.is_cluster),
+            Scripts.of(options.recovery, options.partitions, is_cluster=topics.is_cluster),
             asyncio.get_running_loop(),
             self,
         )

@@ -46,7 +46,13 @@ class Node:
     """
 
     def __init__(
-        self, shared: Shared, host: int, number: int = 0, *, at: Host | None = None, lease: LeaseKeeper | None = None
+        self,
+        shared: Shared,
+        host: int,
+        number: int = 0,
+        *,
+        at: Host | None = None,
+        lease: LeaseKeeper | None = None,
     ) -> None:
         """
         Args:

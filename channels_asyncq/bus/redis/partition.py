@@ -57,9 +57,7 @@ class Partition:
                 | `read_until`                            |
     """
 
-    def __init__(
-        self, number: int, home: Node, shared: Shared, redirects: Redirects | None = None
-    ) -> None:
+    def __init__(self, number: int, home: Node, shared: Shared, redirects: Redirects | None = None) -> None:
         self.number = number
         self._receiver = shared.receiver
         #: The node that it belongs to now. Only `move()` changes it.

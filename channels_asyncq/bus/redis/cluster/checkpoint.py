@@ -117,7 +117,9 @@ class ClusterCheckpoint(Checkpoint):
             for each in partitions
             if not each.is_away
         ]
-        light = [self._pack(each.partition, is_full=False, is_first=not at) for at, each in enumerate(covered)]
+        light = [
+            self._pack(each.partition, is_full=False, is_first=not at) for at, each in enumerate(covered)
+        ]
         full = [self._pack(each.partition, is_full=True, is_first=not at) for at, each in enumerate(covered)]
         topic = self._node.subscriber.topics.fence_topic if covered else b""
         return ClusterPlan(covered, self._node.changes, light, full, topic)
@@ -276,5 +278,3 @@ class _Part:
 def _packed(*command: bytes | int) -> bytes:
     packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
     return packed
-
-

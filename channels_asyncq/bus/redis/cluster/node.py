@@ -52,7 +52,8 @@ class ClusterNode(Node):
         except ReplyError as exc:
             if "cluster support disabled" in str(exc):
                 raise LayerUnavailable(
-                    self.address, f"it is no node of a Redis Cluster: use {self.address.removesuffix('/0')} in `hosts`"
+                    self.address,
+                    f"it is no node of a Redis Cluster: use {self.address.removesuffix('/0')} in `hosts`",
                 ) from exc
             raise
         self.router.learn(SlotMap.from_reply(reply, self.place, self.router.remap), self.place)
@@ -168,7 +169,9 @@ class ClusterNode(Node):
             if history and partition.server == history:
                 continue
             departures = partition.departures
-            is_complete = bool(history and departures) and all([await each.is_complete() for each in departures])
+            is_complete = bool(history and departures) and all(
+                [await each.is_complete() for each in departures]
+            )
             if is_complete and partition.departures is departures:
                 partition.note_successor(history)
             else:

@@ -173,7 +173,9 @@ class ClusterRouter(Router):
         if is_under_way or not self._doubts or self.is_closed:
             return
         self._searching = self._shared.loop.create_task(
-            self._search_homes(), name="channels_asyncq searching the nodes of the cluster", context=self._context
+            self._search_homes(),
+            name="channels_asyncq searching the nodes of the cluster",
+            context=self._context,
         )
 
     async def _search_homes(self) -> None:
@@ -275,5 +277,3 @@ class ClusterRouter(Router):
     def abort(self) -> None:
         self.is_closed = True
         self.stop()
-
-

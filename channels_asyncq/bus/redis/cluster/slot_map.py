@@ -38,7 +38,9 @@ class SlotMap:
             ValueError: it is no reply to CLUSTER SLOTS.
         """
         try:
-            found = [(start, end, address_in(node[0], node[1], asked, remap)) for start, end, node, *_ in reply]
+            found = [
+                (start, end, address_in(node[0], node[1], asked, remap)) for start, end, node, *_ in reply
+            ]
         except (TypeError, ValueError, IndexError) as exc:
             raise ValueError(f"the answer to CLUSTER SLOTS is {reply!r}") from exc
         return cls(found)

@@ -8,11 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 
-from ....settings.keys import Recovery
-
-# An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries. A logged message has at most `message_bytes`.
-LOG_BYTES = 8 * 2**20
-
+from ....settings.keys import Recovery, log_bytes
 
 _INCLUDE = re.compile(rb"^{(\w+)\.lua}$", re.MULTILINE)
 
@@ -68,7 +64,7 @@ class Scripts:
     send: Script | None
 
     @classmethod
-    def of(cls, recovery: Recovery | None, *, is_cluster: bool = False) -> Scripts:
+    def of(cls, recovery: Recovery | None, partitions: int = 16, *, is_cluster: bool = False) -> Scripts:
         """Return the scripts for these settings."""
 
         def load(name: str, **constants: int) -> Script:
@@ -76,7 +72,7 @@ class Scripts:
 
         send = None
         if recovery is not None:
-            most = {"MOST_ENTRIES": recovery.messages, "MOST_BYTES": LOG_BYTES}
+            most = {"MOST_ENTRIES": recovery.messages, "MOST_BYTES": log_bytes(partitions)}
             send = load("send", **most, IS_REQUIRED=int(recovery.required))
         return cls(
             load("push"),

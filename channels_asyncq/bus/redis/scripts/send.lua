@@ -20,7 +20,7 @@ for number = 3, #ARGV do
     entry, kind = header, 'h'
   end
   if #entry > 1024 then
-    most = string.format('%d', math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #entry)))
+    most = string.format('%d', math.max(1, math.min(MOST_ENTRIES, math.floor(MOST_BYTES / #entry))))
   end
   id = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', most, at, 't', topic, kind, entry)
   if type(id) == 'table' then
