@@ -122,20 +122,30 @@ def check_config(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
         except ImproperlyConfigured as exc:
             messages.append(Error(f"CHANNEL_LAYERS[{alias!r}]: {exc}", id="channels_asyncq.E001"))
             continue
-        for host in options.hosts:
+        for host in _servers_of(options):
             place = (options.prefix, host.address, host.db)
             other = seen.setdefault(place, alias)
             if other != alias:
+                database = "" if options.hosts[0].is_cluster else ", or another database"
                 messages.append(
                     Warning(
                         f"CHANNEL_LAYERS {other!r} and {alias!r} share the prefix {options.prefix!r} on "
                         f"{host.address}: each gets what is sent to the groups and channels of the other.",
-                        hint="Give one of them another `prefix`, or another database.",
+                        hint=f"Give one of them another `prefix`{database}.",
                         id="channels_asyncq.W002",
                     )
                 )
                 break
     return messages
+
+
+def _servers_of(options: Options) -> Iterator[Host]:
+    """Yield the hosts in CONFIG; of a Redis Cluster the nodes that CONFIG names."""
+    for host in options.hosts:
+        if host.is_cluster:
+            yield from (host.at(*node) for node in host.startup_nodes)
+        else:
+            yield host
 
 
 # A database on a server: a host and a port, or the path of a socket and 0; and the number of the database.
@@ -195,7 +205,7 @@ def check_caches(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
         _place_of_host(host): (alias, host.address)
         for alias, config in _configured()
         if (options := _options(config)) is not None
-        for host in options.hosts
+        for host in _servers_of(options)
     }
     return [
         Warning(

@@ -31,6 +31,7 @@ def found(*, deploy: bool = False) -> list[tuple[str | None, str]]:
         layers(default={"hosts": ["memory://"]}),
         layers(default={}, other={"prefix": "other"}),
         layers(default={}, other={"hosts": ["redis://localhost:6379/1"]}),
+        layers(default={"hosts": ["redis+cluster://a,b"]}, other={"hosts": ["redis+cluster://c"]}),
         {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}},
         {"default": {"BACKEND": "there.is.no.such.Layer"}},
         {"default": {}},
@@ -48,6 +49,18 @@ def test_bad_config(settings: Any) -> None:
     ((code, text),) = found()
     assert code == "channels_asyncq.E001"
     assert "'chat'" in text and "capactiy" in text and "capacity" in text
+
+
+def test_bad_cluster(settings: Any) -> None:
+    """E001 for the address of a Redis Cluster, also for a file of TLS that its connections need."""
+    settings.CHANNEL_LAYERS = layers(
+        chat={"hosts": ["redis+cluster://:secret@a,b/1"]},
+        news={"hosts": ["rediss+cluster://a,b?ssl_ca_certs=/no/such/file"]},
+    )
+    (code, text), (other, words) = found()
+    assert code == other == "channels_asyncq.E001"
+    assert "'chat'" in text and "a Redis Cluster has database 0 only" in text and "secret" not in text
+    assert "'news'" in words and "/no/such/file" in words and "rediss+cluster://a:6379,b:6379" in words
 
 
 REDIS = "django.core.cache.backends.redis.RedisCache"
@@ -189,6 +202,18 @@ def test_two_aliases_in_one_place(settings: Any) -> None:
     assert "'a'" in text and "'b'" in text
 
 
+def test_two_aliases_in_one_cluster(settings: Any) -> None:
+    """W002 for a cluster in which both name the same node, in whatever order; it has no other database."""
+    settings.CHANNEL_LAYERS = layers(
+        a={"hosts": ["redis+cluster://h1,h2:7000"]},
+        b={"hosts": ["redis+cluster://h3,h2:7000"]},
+        c={"hosts": ["redis+cluster://h1,h2:7000"], "prefix": "c"},
+    )
+    (message,) = [each for each in run_checks(tags=[Tags.compatibility]) if each.id == "channels_asyncq.W002"]
+    assert "'a' and 'b'" in message.msg and "redis://h2:7000/0" in message.msg
+    assert message.hint == "Give one of them another `prefix`."
+
+
 @pytest.mark.parametrize(
     ("host", "caches"),
     [
@@ -203,6 +228,7 @@ def test_two_aliases_in_one_place(settings: Any) -> None:
         ("redis://localhost/1", cache("redis://localhost/1", "django_redis.cache.RedisCache")),
         ("redis://localhost/1", cache("valkey://localhost/1", "django_valkey.cache.ValkeyCache")),
         ("unix:///run/redis.sock?db=2", cache("unix:///run/redis.sock?db=2")),
+        ("redis+cluster://:secret@a,b:7000", cache("redis://b:7000")),
     ],
 )
 def test_cache_on_the_database_of_a_layer(settings: Any, host: str, caches: dict[str, Any]) -> None:
