@@ -14,7 +14,14 @@ from hiredis import ReplyError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels_asyncq.bus.resp.replies import InFlight, NoAnswer, NotSent
+from channels_asyncq.bus.resp.replies import (
+    InFlight,
+    NoAnswer,
+    NotSent,
+    copy_error,
+    is_redirect,
+    moved_to,
+)
 from tests.wires import Recording, Session, encode, python_calls, turns
 from tests.wires import no_haste as no_haste
 
@@ -436,6 +443,94 @@ async def test_refusal_of_a_command_written_before(subscriber: bool) -> None:
     with pytest.raises(NoAnswer, match="refused") as caught:
         await written
     assert isinstance(caught.value.__cause__, ReplyError)
+    assert caught.value.resend is None
+
+
+REDIRECTS = [
+    "MOVED 3999 127.0.0.1:6381",
+    "ASK 3999 127.0.0.1:6381",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "CLUSTERDOWN The cluster is down",
+]
+
+
+@pytest.mark.parametrize("subscriber", [False, True])
+@pytest.mark.parametrize("text", REDIRECTS)
+async def test_redirect_of_a_command_written_before(subscriber: bool, text: str) -> None:
+    """The command is in the error, and can be sent once more, as often as it is redirected."""
+    first = Session()
+    sink = Recording()
+    sink.count = 3
+    first.wire.pipeline.call_open(sink)
+    [in_flight] = await left(first)
+    for _ in range(2):
+        session = Session(subscriber=subscriber)
+        before = session.wire.call("SET", 1)
+        session.wire.pipeline.resend([in_flight])
+        await turns(1)
+        session.feed(encode(ReplyError(text)) * 2)
+        with pytest.raises(ReplyError, match=text.split()[0]):
+            await before
+        error = sink.results.pop()
+        assert isinstance(error, NoAnswer) and isinstance(error.__cause__, ReplyError)
+        again = error.resend
+        assert again == (sink.pack(), sink, True, 3)
+        assert sink.results == []
+        copied = copy_error(error)
+        assert isinstance(copied, NoAnswer) and copied.resend == again
+        assert again is not None
+        in_flight = again
+    session = Session()
+    session.wire.pipeline.resend([in_flight])
+    session.feed(b"+PONG\r\n")
+    assert sink.results == [b"PONG"]
+
+
+async def test_redirect_of_a_command_that_was_not_written_before() -> None:
+    """It is an answer like any other error: the server has not executed the command."""
+    session = Session()
+    sink = Recording()
+    session.wire.pipeline.call_open(sink)
+    session.feed(b"-MOVED 3999 127.0.0.1:6381\r\n")
+    [error] = sink.results
+    assert isinstance(error, ReplyError)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("MOVED 3999 127.0.0.1:6381", (3999, "127.0.0.1", 6381)),
+        ("MOVED 0 node-1.example:6379", (0, "node-1.example", 6379)),
+        ("MOVED 12067 :25719", (12067, "", 25719)),
+        ("MOVED 16383 ::1:6381", (16383, "::1", 6381)),
+        ("MOVED 16383 2001:db8::a:6381", (16383, "2001:db8::a", 6381)),
+        ("MOVED 12067 ?:25719", None),
+        ("MOVED 12067 25719", None),
+        ("MOVED 12067", None),
+        ("MOVED", None),
+        ("MOVED twelve 127.0.0.1:6381", None),
+        ("MOVED 12067 127.0.0.1:", None),
+        ("ASK 3999 127.0.0.1:6381", None),
+        ("MOVEDON 3999 127.0.0.1:6381", None),
+        ("", None),
+    ],
+)
+def test_address_in_moved(text: str, address: tuple[int, str, int] | None) -> None:
+    """Slot, host and port come from a MOVED, whatever kind of address the node announces."""
+    assert moved_to(ReplyError(text)) == address
+
+
+def test_redirects() -> None:
+    """The first word of an error decides whether it is a redirect."""
+    assert all(is_redirect(ReplyError(text)) for text in [*REDIRECTS, "CLUSTERDOWN"])
+    others = [
+        "",
+        "ERR MOVED",
+        "MOVEDON 1",
+        "CROSSSLOT Keys in request don't hash to the same slot",
+        "moved 1 :1",
+    ]
+    assert not any(is_redirect(ReplyError(text)) for text in others)
 
 
 async def test_written_marks_when_the_connection_ends_again() -> None:

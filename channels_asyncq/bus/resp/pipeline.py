@@ -14,7 +14,16 @@ from hiredis import Reader, ReplyError, pack_command
 from .capacity import CapacityQueue
 from .deadline import Deadline
 from .pacing import CALLS_PER_WRITE, Pace, pace_of
-from .replies import MORE, InFlight, OpenCommand, ReplySink, fail, not_sent, refusal, unexpected
+from .replies import (
+    MORE,
+    InFlight,
+    OpenCommand,
+    ReplySink,
+    fail,
+    not_sent,
+    refusal,
+    unexpected,
+)
 
 __all__ = ["Pipeline"]
 
@@ -249,7 +258,8 @@ class Pipeline:
                 future = unanswered.popleft()
                 if not future.done():
                     if isinstance(reply, ReplyError):
-                        fail(future, refusal(reply, is_resent=is_resent))
+                        resent = InFlight(packed, future, True, count) if is_resent else None
+                        fail(future, refusal(reply, resent=resent))
                     else:
                         future.set_result(reply)
         finally:
@@ -275,7 +285,8 @@ class Pipeline:
         future = self._unanswered.popleft()
         if not future.done():
             if isinstance(reply, ReplyError):
-                fail(future, refusal(reply, is_resent=is_resent))
+                resent = InFlight(packed, future, True, count) if is_resent else None
+                fail(future, refusal(reply, resent=resent))
             else:
                 future.set_result(reply)
         if self._idle is not None and not self._unanswered and not self._idle.done():

@@ -17,6 +17,8 @@ __all__ = [
     "ReplySink",
     "copy_error",
     "fail",
+    "is_redirect",
+    "moved_to",
     "not_sent",
     "refusal",
     "unexpected",
@@ -25,6 +27,9 @@ __all__ = [
 #: Returned by the parser when it needs more bytes: None and False are replies.
 MORE = object()
 
+# The first words of errors by which a node of a cluster says that it does not have the slot now.
+_REDIRECTS = frozenset({"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"})
+
 
 class NotSent(ConnectionError):
     """The connection ended before the command was handed to the transport: the server has not seen it."""
@@ -32,6 +37,10 @@ class NotSent(ConnectionError):
 
 class NoAnswer(ConnectionError):
     """The command was written, and the connection ended before its reply: it may have been executed."""
+
+    #: The command, if it was sent again and a node of a cluster redirected it (see `is_redirect()`). It was not
+    #: executed this time. A sink that is not done yet may send it once more, to the right node.
+    resend: InFlight | None = None
 
 
 class ReplySink(Protocol):
@@ -92,13 +101,36 @@ def _no_answer(cause: Exception) -> NoAnswer:
     return error
 
 
-def refusal(reply: ReplyError, *, is_resent: bool) -> ReplyError | NoAnswer:
+def refusal(reply: ReplyError, *, resent: InFlight | None) -> ReplyError | NoAnswer:
     """Return the error of a command that the server refused: a resent one may have been executed before."""
-    if not is_resent:
+    if resent is None:
         return reply
     error = NoAnswer(f"it was refused when it was sent again: {reply}")
     error.__cause__ = reply
+    if is_redirect(reply):
+        error.resend = resent
     return error
+
+
+def is_redirect(error: BaseException) -> bool:
+    """Tell whether a node of a cluster refused a command because it does not have the slot, or not entirely."""
+    return str(error).partition(" ")[0] in _REDIRECTS
+
+
+def moved_to(error: BaseException) -> tuple[int, str, int] | None:
+    """
+    Return the slot, the host and the port that a MOVED names; None for any other error.
+
+    The host is empty if the server does not know its own: that of the node that was asked is meant. None also if
+    the server was told to announce a hostname and has none ("?"): then the error names no address.
+    """
+    words = str(error).split()
+    if len(words) < 3 or words[0] != "MOVED":
+        return None
+    host, colon, port = words[2].rpartition(":")
+    if not colon or host == "?" or not (words[1].isdecimal() and port.isdecimal()):
+        return None
+    return int(words[1]), host, int(port)
 
 
 def unexpected(reply: object) -> ConnectionAbortedError:
