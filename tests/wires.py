@@ -96,12 +96,16 @@ class Handler:
     def __init__(self, take: Callable[[bytes, bytes], bool] = lambda topic, payload: True) -> None:
         self.take = take
         self.seen: list[tuple[bytes, bytes]] = []
+        self.unsubscribed: list[bytes] = []
 
     def on_message(self, topic: bytes, payload: bytes) -> bool:
         taken = self.take(topic, payload)
         if taken:
             self.seen.append((topic, payload))
         return taken
+
+    def on_unsubscribed(self, topic: bytes) -> None:
+        self.unsubscribed.append(topic)
 
 
 class Session:
@@ -111,6 +115,8 @@ class Session:
         self.lost: list[Exception | None] = []
         self.ended = asyncio.Event()
         self.seen: list[tuple[bytes, bytes]] = []
+        #: How many messages had been taken when a sharded subscription ended, and its topic.
+        self.unsubscribed: list[tuple[int, bytes]] = []
         #: Decides for each offer; by default everything is taken.
         self.take: Callable[[bytes, bytes], bool] = lambda topic, payload: True
         self.wire = WireProtocol(owner=self, messages=self if subscriber else None, **arguments)
@@ -126,6 +132,9 @@ class Session:
         if taken:
             self.seen.append((topic, payload))
         return taken
+
+    def on_unsubscribed(self, topic: bytes) -> None:
+        self.unsubscribed.append((len(self.seen), topic))
 
     def feed(self, data: bytes) -> None:
         self.wire.data_received(data)

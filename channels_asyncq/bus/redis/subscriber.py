@@ -370,6 +370,9 @@ class Subscriber:
             partition.passed(position)
         return True
 
+    def on_unsubscribed(self, topic: bytes) -> None:
+        """Note that the server has ended a sharded subscription. Only a cluster has any, so nothing is to do."""
+
     def _on_own(self, topic: bytes, data: bytes) -> None:
         """Act on a push for the node itself. A push on any other topic was under way when that was given up."""
         if topic == self.topics.fence_topic:

@@ -19,6 +19,7 @@ from .replies import (
     InFlight,
     OpenCommand,
     ReplySink,
+    Unsubscription,
     fail,
     not_sent,
     refusal,
@@ -271,13 +272,16 @@ class Pipeline:
 
     def answer(self, reply: Any) -> None:
         """
-        Give a reply to the oldest command. The caller calls `wake()` afterwards.
+        Give a reply to the oldest command of a subscriber's connection. The caller calls `wake()` afterwards.
 
         Raises:
-            ConnectionAbortedError: there is no command without a reply.
+            ConnectionAbortedError: there is no command without a reply, or the oldest one cannot have this reply.
         """
         if not self._written:
             raise unexpected(reply)
+        oldest = self._unanswered[0]
+        if type(oldest) is Unsubscription and not oldest.is_answered_by(reply):
+            return
         self.replies += 1
         packed, count, is_resent = self._written.popleft()
         self._pending -= count

@@ -17,7 +17,7 @@ from ...clock import monotonic
 from .deadline import Deadline
 from .pipeline import Pipeline
 from .reader import MessageHandler, PushReader, ReaderState
-from .replies import MORE, InFlight
+from .replies import MORE, InFlight, Unsubscription
 
 __all__ = ["ClosedIdle", "WireOwner", "WireProtocol"]
 
@@ -73,8 +73,9 @@ class WireProtocol(asyncio.Protocol):
     finished   | fails: NotSent |                         | none
 
     With `messages` this is a subscriber's connection: `message` and `smessage` arrays go to
-    `messages.on_message(topic, payload)`, and everything else, confirmations of subscriptions included, answers
-    the commands. `SUBSCRIBE` and its relatives are therefore called with one topic each.
+    `messages.on_message(topic, payload)`, and `sunsubscribe` arrays to `messages.on_unsubscribed(topic)`.
+    Everything else, confirmations of subscriptions included, answers the commands. `SUBSCRIBE` and its relatives
+    are therefore called with one topic each, and SUNSUBSCRIBE only by `sunsubscribe()`.
 
     `on_message()` returns `True` when it took the message. `False` holds it: reading stops, nothing further is
     parsed, and `resume()` offers the same message again. `on_message()` must not raise; if it does, the
@@ -173,6 +174,20 @@ class WireProtocol(asyncio.Protocol):
     def call(self, *args: bytes | str | int, reply: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send one command; the result of the returned future is the reply. See `Pipeline.call()`."""
         return self.pipeline.call(*args, reply=reply)
+
+    def sunsubscribe(self, topic: bytes) -> asyncio.Future[Any]:
+        """
+        Send SUNSUBSCRIBE on a subscriber's connection. See `Unsubscription`.
+
+        The future is done when the server has executed or refused it. If the topic was subscribed to, it has no
+        subscription then, and `messages.on_unsubscribed()` was called before: a server that refuses it because
+        the slot has moved has ended the subscription itself. If the connection ends first, the future raises
+        `NotSent` or `NoAnswer`. Cancelling it does not unsend the command.
+        """
+        assert self._reader is not None
+        command = Unsubscription(topic)
+        self.pipeline.call_open(command)
+        return command
 
     def rest(self) -> None:
         """Note that nothing will be called for seconds, if nothing is unanswered now. See `Deadline.rest()`."""

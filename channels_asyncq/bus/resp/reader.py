@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextvars import Context
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol
 
 from hiredis import Reader
 
@@ -13,7 +13,7 @@ from ...clock import monotonic
 from ...slices import SLICE
 from .deadline import Deadline
 from .pipeline import Pipeline
-from .replies import MORE
+from .replies import MORE, unexpected
 
 __all__ = ["MessageHandler", "PushReader", "ReaderState"]
 
@@ -33,12 +33,22 @@ class MessageHandler(Protocol):
     def on_message(self, topic: bytes, payload: bytes) -> bool:
         """Take a message and return True, or return False to hold it. It must not raise."""
 
+    def on_unsubscribed(self, topic: bytes) -> None:
+        """
+        Note that the server has ended a sharded subscription, because of a SUNSUBSCRIBE or unasked.
+
+        It is called in order with `on_message()`. It must not raise.
+        """
+
 
 class _Discarding:
     """The message handler of a connection that is being closed."""
 
     def on_message(self, topic: bytes, payload: bytes) -> bool:
         return True
+
+    def on_unsubscribed(self, topic: bytes) -> None:
+        pass
 
 
 class Connection(Protocol):
@@ -128,6 +138,8 @@ class PushReader:
                         self._hold((topic, payload))
                         break
                     count += 1
+                elif type(reply) is list and reply and reply[0] == b"sunsubscribe":
+                    self._end_subscription(reply)
                 else:
                     self._pipeline.answer(reply)
                     answered += 1
@@ -144,6 +156,12 @@ class PushReader:
         self.messages += count
         if not self._pipeline.has_capacity:
             self._pipeline.wake()
+
+    def _end_subscription(self, reply: list[Any]) -> None:
+        """Hand on a `sunsubscribe` array. It answers no command: the server sends it unasked, too."""
+        if len(reply) != 3 or not isinstance(reply[1], bytes):
+            raise unexpected(reply)
+        self._handler.on_unsubscribed(reply[1])
 
     def _hold(self, message: tuple[bytes, bytes]) -> None:
         if self.state is not ReaderState.STOPPED:

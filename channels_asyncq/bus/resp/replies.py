@@ -6,7 +6,7 @@ import asyncio
 import copy
 from typing import Any, NamedTuple, Protocol
 
-from hiredis import ReplyError
+from hiredis import ReplyError, pack_command
 
 __all__ = [
     "MORE",
@@ -15,6 +15,7 @@ __all__ = [
     "NotSent",
     "OpenCommand",
     "ReplySink",
+    "Unsubscription",
     "copy_error",
     "fail",
     "is_redirect",
@@ -157,3 +158,53 @@ class InFlight(NamedTuple):
         """Fail it because of `cause`: it will not be sent again."""
         if not self.future.done():
             fail(self.future, _no_answer(cause) if self.is_written else not_sent(cause))
+
+
+class Unsubscription(asyncio.Future[Any]):
+    """
+    SUNSUBSCRIBE for one topic with PING behind it, as one command that has one place in the FIFO.
+
+    The server confirms SUNSUBSCRIBE with an array that it also sends unasked, when the slot of the topic moves.
+    So the array cannot answer the command. The pong answers it: then SUNSUBSCRIBE was executed or refused. As an
+    `OpenCommand` it does not grow.
+
+    state   | the pong, or an error that | another error                   | any other reply
+            | only PING gets             |                                 |
+    --------|----------------------------|---------------------------------|---------------------
+    asked   | done                       | SUNSUBSCRIBE's: next is refused | ends the connection
+    refused | done                       | PING's: next is done            | ends the connection
+    """
+
+    def __init__(self, topic: bytes) -> None:
+        super().__init__()
+        self._topic = topic
+        commands: list[Any] = [(b"SUNSUBSCRIBE", topic), (b"PING", topic)]
+        self._packed = b"".join(map(pack_command, commands))
+        self._is_refused = False
+        self.size, self.count = len(self._packed), 1
+
+    def pack(self) -> bytes:
+        return self._packed
+
+    def is_answered_by(self, reply: Any) -> bool:
+        """
+        Tell whether a reply answers the PING; if not, it was the error of SUNSUBSCRIBE.
+
+        Raises:
+            ConnectionAbortedError: it can be neither.
+        """
+        if isinstance(reply, ReplyError):
+            if self._is_refused or _is_of_ping(reply):
+                return True
+            self._is_refused = True
+            return False
+        # Without a subscription, the last one being gone, the server answers with the text alone.
+        if reply != [b"pong", self._topic] and reply != self._topic:
+            raise unexpected(reply)
+        return True
+
+
+def _is_of_ping(error: ReplyError) -> bool:
+    """Tell whether an error is that of PING: a server that cannot save refuses PING, and not SUNSUBSCRIBE."""
+    text = str(error)
+    return text.startswith("MISCONF") or (text.startswith("NOPERM") and "'ping'" in text)
