@@ -106,6 +106,24 @@ def after(event: asyncio.Event) -> Answer:
     return Answer(waits_for=event)
 
 
+@dataclass(slots=True)
+class Ending:
+    """
+    A SUNSUBSCRIBE that is executed: an array confirms it, which also comes unasked, or an error.
+
+    Attributes:
+        is_confirmed: the array has come; if it came unasked, an error comes, too.
+    """
+
+    topic: bytes
+    answer: Answer
+    is_confirmed: bool = False
+
+    @property
+    def executes(self) -> bool:
+        return True
+
+
 class Connection(asyncio.Protocol):
     """A client's connection, with one to the real server behind it."""
 
@@ -116,7 +134,7 @@ class Connection(asyncio.Protocol):
         self._loop.add_reader(self._real, self._read)
         self._commands, self._replies = Reader(), Reader()
         #: The answers to the commands that have none yet, in order.
-        self._owed: deque[Answer] = deque()
+        self._owed: deque[Answer | Ending] = deque()
         #: A reply that is held back with what follows, and what that waits for.
         self._held: list[bytes] = []
         self._waiting: asyncio.Task[bool] | None = None
@@ -144,15 +162,20 @@ class Connection(asyncio.Protocol):
         """End it without a word."""
         self._transport.abort()
 
+    def say(self, value: object) -> None:
+        """Send this to a subscriber unasked: `[b"sunsubscribe", topic, 0]`, as when the slot of a topic moves."""
+        self._write(encode(value))
+
     def data_received(self, data: bytes) -> None:
         self._commands.feed(data)
         passed = []
         while isinstance(command := self._commands.gets(), list):
             name = self._server.note(command)
             if not self._is_deaf:
-                self.is_subscriber |= name == "SUBSCRIBE"
+                self.is_subscriber |= name in ("SUBSCRIBE", "SSUBSCRIBE")
                 answer = self._server.answer_for(name, command[1:]) or Answer()
-                self._owed.append(answer)
+                is_ending = name == "SUNSUBSCRIBE" and answer.executes
+                self._owed.append(Ending(command[1], answer) if is_ending else answer)
                 self._is_deaf = answer.closes or answer.falls_silent
                 if answer.executes:
                     passed.append(pack_command(tuple(command)))
@@ -168,15 +191,47 @@ class Connection(asyncio.Protocol):
             return
         self._replies.feed(data)
         while (value := self._replies.gets()) is not False:
-            if self.is_subscriber and isinstance(value, list) and value[0] == b"message":
+            kind = value[0] if self.is_subscriber and isinstance(value, list) and value else None
+            if kind in (b"message", b"smessage"):
                 self._write(encode(value))
+            elif kind == b"sunsubscribe":
+                self._end_subscription(value)
             else:
-                self._answer(self._owed.popleft(), encode(value))
-                self._answer_what_is_not_executed()
+                self._answer(self._owed_by(value), encode(value))
+            self._answer_what_is_not_executed()
+
+    def _end_subscription(self, value: list[Any]) -> None:
+        """Pass on a `sunsubscribe` array: it confirms a command, or comes unasked."""
+        ending = self._owed[0] if self._owed else None
+        if not isinstance(ending, Ending) or ending.topic != value[1] or ending.is_confirmed:
+            self._write(encode(value))
+            return
+        if self._is_deaf and len(self._owed) == 1:
+            self._owed.popleft()  # nothing comes after it
+        ending.is_confirmed = True
+        self._answer(ending.answer, encode(value))
+
+    def _owed_by(self, value: object) -> Answer:
+        """Return the answer that a reply is for. An error behind the end of a subscription is SUNSUBSCRIBE's."""
+        while isinstance(owed := self._owed.popleft(), Ending):
+            if isinstance(value, ReplyError):
+                return Answer() if owed.is_confirmed else owed.answer
+        return owed
 
     def _answer_what_is_not_executed(self) -> None:
-        while self._owed and not self._owed[0].executes:
-            self._answer(self._owed.popleft(), b"")
+        while self._owed:
+            owed = self._owed[0]
+            if isinstance(owed, Ending):
+                # Otherwise the next reply tells: an error is that of a SUNSUBSCRIBE whose array came unasked.
+                is_over = owed.is_confirmed and len(self._owed) > 1 and not self._owed[1].executes
+                if not is_over:
+                    break
+                self._owed.popleft()
+            elif owed.executes:
+                break
+            else:
+                self._owed.popleft()
+                self._answer(owed, b"")
 
     def _answer(self, answer: Answer, data: bytes) -> None:
         if answer.data is not None:

@@ -20,12 +20,8 @@ from tests.resp_server import RespServer
 from tests.wires import Handler, Owner
 
 
-async def connect(url: str, seen: list[tuple[bytes, bytes]] | None = None) -> WireProtocol:
+async def connect(url: str, messages: Handler | None = None) -> WireProtocol:
     [host] = Options.from_config({"hosts": [url]}).hosts
-    messages = None
-    if seen is not None:
-        messages = Handler()
-        messages.seen = seen
     return await Connector(host).connect(lambda: WireProtocol(owner=Owner(), messages=messages, timeout=0.2))
 
 
@@ -38,8 +34,8 @@ async def result(future: asyncio.Future[Any]) -> Any:
 
 async def conversation(url: str, prefix: str) -> list[Any]:
     """What a server answers to every kind of command, and what it publishes."""
-    seen: list[tuple[bytes, bytes]] = []
-    wire, subscriber = await connect(url), await connect(url, seen)
+    handler = Handler()
+    wire, subscriber, seen = await connect(url), await connect(url, handler), handler.seen
     said = [await result(subscriber.call("SUBSCRIBE", prefix)), await result(subscriber.call("PING"))]
     commands: list[tuple[str | bytes | int, ...]] = [
         ("PING",),
@@ -115,8 +111,8 @@ async def test_scripted_silence_and_ends(server: RespServer, prefix: str, answer
 
 async def test_scripted_delay(server: RespServer, prefix: str) -> None:
     """A delayed reply holds up what comes after it on its own connection, messages too, and nobody else."""
-    seen: list[tuple[bytes, bytes]] = []
-    wire, other = await connect(server.url, seen), await connect(server.url)
+    handler = Handler()
+    wire, other, seen = await connect(server.url, handler), await connect(server.url), handler.seen
     await wire.call("SUBSCRIBE", prefix)
     event = asyncio.Event()
     server.script("PING", resp_server.after(event))
@@ -188,3 +184,77 @@ async def test_login(server: RespServer, text: str, reason: str) -> None:
         await connect(server.url.replace("//", "//:s3cret@"))
     server.always("AUTH", resp_server.reply("OK"))
     await (await connect(server.url.replace("//", "//:s3cret@"))).close()
+
+
+# Sharded pub/sub.
+
+
+async def sharded_conversation(url: str, prefix: str) -> list[Any]:
+    """What a server answers to the commands of sharded pub/sub, and what it pushes."""
+    handler = Handler()
+    wire, subscriber = await connect(url), await connect(url, handler)
+    said = [await result(subscriber.call("SSUBSCRIBE", f"{prefix}{number}")) for number in range(2)]
+    said.append(await wire.call("SPUBLISH", f"{prefix}0", b"message"))
+    said += [await subscriber.sunsubscribe(f"{prefix}{number}".encode()) for number in range(2)]
+    said += [await result(subscriber.call("PING")), handler.seen, handler.unsubscribed]
+    await asyncio.gather(wire.close(), subscriber.close())
+    return said
+
+
+async def test_it_passes_on_sharded_messages(server: RespServer, prefix: str) -> None:
+    """Messages of sharded topics, and the ends of subscriptions, arrive as from the server itself."""
+    said = await sharded_conversation(server.url, prefix)
+    assert said == await sharded_conversation(server.real.url, prefix)
+    assert [topic for topic, _ in said[-2]] == [f"{prefix}0".encode()]
+    assert said[-1] == [f"{prefix}{number}".encode() for number in range(2)]
+    assert [name for name, *_ in server.commands].count("SUNSUBSCRIBE") == 2
+
+
+async def test_subscription_that_ends_unasked(server: RespServer, prefix: str) -> None:
+    """say() ends a subscription. With a scripted MOVED it is as if the slot had moved under SUNSUBSCRIBE."""
+    handler = Handler()
+    wire, topic = await connect(server.url, handler), prefix.encode()
+    assert await wire.call("SSUBSCRIBE", topic) == [b"ssubscribe", topic, 1]
+    [connection] = server.connections
+    assert connection.is_subscriber
+    server.script("SUNSUBSCRIBE", resp_server.error("MOVED 3999 127.0.0.1:6381"))
+    connection.say([b"sunsubscribe", topic, 0])
+    futures = [wire.sunsubscribe(topic), wire.call("PING", "last")]
+    # The real server still has the subscription.
+    assert await asyncio.gather(*futures) == [[b"pong", topic], [b"pong", b"last"]]
+    assert handler.unsubscribed == [topic]
+    assert await wire.sunsubscribe(topic) == topic
+    assert handler.unsubscribed == [topic, topic]
+    await wire.close()
+
+
+async def test_scripted_answers_behind_a_sunsubscribe(server: RespServer, prefix: str) -> None:
+    """Commands behind a SUNSUBSCRIBE that is executed get the answers that are scripted for them."""
+    wire, topic = await connect(server.url, Handler()), prefix.encode()
+    server.script("PING", None, resp_server.reply("scripted"))
+    server.script("SSUBSCRIBE", resp_server.error("MOVED 3999 127.0.0.1:6381"), None)
+    assert await result(wire.call("SSUBSCRIBE", topic)) == "MOVED"
+    assert await result(wire.call("SSUBSCRIBE", topic)) == [b"ssubscribe", topic, 1]
+    assert await wire.sunsubscribe(topic) == topic
+    assert await wire.call("PING") == b"scripted"
+    # The PING of the second one is scripted: no reply of the real server is behind the array.
+    server.script("PING", resp_server.reply(topic))
+    assert await wire.sunsubscribe(topic) == topic
+    assert await wire.call("PING", "real") == b"real"
+    await wire.close()
+
+
+@pytest.mark.parametrize("answer", [resp_server.silence(), resp_server.close()], ids=["silence", "closed"])
+async def test_sunsubscribe_without_an_answer(
+    server: RespServer, prefix: str, answer: resp_server.Answer
+) -> None:
+    """A SUNSUBSCRIBE that is executed and not answered: its PING gets no answer either."""
+    handler = Handler()
+    wire, topic = await connect(server.url, handler), prefix.encode()
+    await wire.call("SSUBSCRIBE", topic)
+    server.script("SUNSUBSCRIBE", answer)
+    with pytest.raises(NoAnswer):
+        await wire.sunsubscribe(topic)
+    assert handler.unsubscribed == []
+    assert server.real.command("PUBSUB", "SHARDCHANNELS", topic) == []
+    await wire.close()

@@ -179,10 +179,10 @@ class WireProtocol(asyncio.Protocol):
         """
         Send SUNSUBSCRIBE on a subscriber's connection. See `Unsubscription`.
 
-        The future is done when the server has executed or refused it. If the topic was subscribed to, it has no
-        subscription then, and `messages.on_unsubscribed()` was called before: a server that refuses it because
-        the slot has moved has ended the subscription itself. If the connection ends first, the future raises
-        `NotSent` or `NoAnswer`. Cancelling it does not unsend the command.
+        The future is done when the server has executed or refused it, and after `messages.on_unsubscribed()` was
+        called for it. A server that refuses it because the slot has moved has ended the subscription itself. The
+        future raises `ReplyError` if the server refuses PING, and `NotSent` or `NoAnswer` if the connection ends
+        first. Cancelling it does not unsend the command.
         """
         assert self._reader is not None
         command = Unsubscription(topic)
