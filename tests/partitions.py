@@ -118,6 +118,24 @@ class Home:
         self.subscriber = Subscriptions()
         self.commands = Line()
 
+    def reads(self, partition: Partition) -> bool:
+        return True
+
+    def leave_unwanted(self) -> None:
+        pass
+
+    def on_wanted(self, partition: Partition) -> None:
+        pass
+
+    def own_topics(self) -> tuple[bytes, bytes]:
+        return b"asgi:0:fence:home", b"asgi:0:layouts"
+
+    def partition_of_own(self, topic: bytes) -> Partition | None:
+        return None
+
+    async def changed_among(self, partitions: Collection[Partition]) -> list[Partition]:
+        return await Node.changed_among(as_node(self), partitions)
+
     def partition(self, number: int, shared: Shared) -> Partition:
         """A partition whose home this is."""
         return Partition(number, as_node(self), shared)

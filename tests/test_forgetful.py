@@ -208,7 +208,7 @@ async def test_a_mark_that_lapses_is_no_loss(
 ) -> None:
     """A mark lives for a week, whatever happens. The next one is set when it has gone, and nobody is told."""
     monkeypatch.setattr(checkpoint, "MARK_LIVES", 1500)
-    monkeypatch.setattr(checkpoint, "_MARK_DIFFERS", 1)
+    monkeypatch.setattr(checkpoint, "MARK_DIFFERS", 1)
     layer = await make_layer()
     await member_of(layer)
     await layer.send("jobs", note(1))

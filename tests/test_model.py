@@ -201,12 +201,12 @@ class Receiver:
         await step()
         return False
 
-    async def read_log(self, partition: int, start: bytes, count: int) -> list[Any]:
+    async def read_log(self, partition: Partition, start: bytes, count: int) -> list[Any]:
         await step()
         if self.fails_next:
             self.fails_next = False
             raise ConnectionError("the line for commands is down")
-        page = self.world.server.page(partition, start, count)
+        page = self.world.server.page(partition.number, start, count)
         await step()
         return page
 
@@ -231,6 +231,7 @@ class Receiver:
         self.wire = Wire()
         subscriber.topics.wire = wire = cast(WireProtocol, self.wire)
         subscriber._pauses = 0
+        subscriber.run_id = run_id
         topics = [subscriber.topics.fence_topic, *TOPICS, *([LATE] if self.world.joined else [])]
         for topic in topics:
             await step()
@@ -238,7 +239,7 @@ class Receiver:
                 self.subscribed.add(topic)
         await step()
         if any(each.position is not None for each in self.partitions):
-            await subscriber._catch_up(wire, readings, run_id)
+            await subscriber._catch_up(wire, readings)
             if self.is_connected:
                 self.send_fence()
         else:

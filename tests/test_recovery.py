@@ -74,10 +74,10 @@ class Server:
     def log(self, partition: int) -> Log:
         return self.logs.setdefault(partition, Log())
 
-    async def read_log(self, partition: int, start: bytes, count: int) -> list[object]:
-        self.before(partition)
-        self.pages.append((partition, start))
-        log = self.log(partition)
+    async def read_log(self, partition: Partition, start: bytes, count: int) -> list[object]:
+        self.before(partition.number)
+        self.pages.append((partition.number, start))
+        log = self.log(partition.number)
         found = [entry for entry in log.entries if parse_position(entry[0]) >= parse_position(start)]
         await asyncio.sleep(0)
         return [log.last, b"%d" % self.now, [list(entry) for entry in found[:count]]]

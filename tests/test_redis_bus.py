@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import pytest
 
@@ -343,7 +344,7 @@ async def test_closed_while_it_comes_up(redis_url: str, prefix: str, monkeypatch
     leave = LeaseKeeper.leave
 
     async def leave_when_it_is_up(keeper: LeaseKeeper) -> None:
-        await eventually(lambda: keeper._node.is_up, "both connections")
+        await eventually(lambda: cast(Node, keeper._node).is_up, "both connections")
         await leave(keeper)
 
     monkeypatch.setattr(LeaseKeeper, "leave", leave_when_it_is_up)

@@ -84,9 +84,10 @@ class Logs:
         self.entries[partition].append((name, fields))
         return LOGGED + name + b" " + data
 
-    async def read_log(self, partition: int, start: bytes, count: int) -> list[Any]:
+    async def read_log(self, part: Partition, start: bytes, count: int) -> list[Any]:
         if self.error is not None:
             raise self.error
+        partition = part.number
         found = [
             list(entry)
             for entry in self.entries[partition]
@@ -128,7 +129,8 @@ class World:
         self.subscriber = Subscriber(self.shared, as_node(home))
         self.wire = node.pushes.wire = Wire(self.subscriber)
         self.subscriber.topics.wire = cast(WireProtocol, self.wire)
-        self.subscriber.run_id = RUN_ID
+        self.subscriber.run_id = home.subscriber.run_id = RUN_ID
+        self.subscriber.topics.subscribe_to_own(self.subscriber.topics.wire)
         self.partitions = [self._partition(number) for number in (0, 1)]
 
     def _partition(self, number: int) -> Partition:

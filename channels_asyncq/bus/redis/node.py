@@ -90,8 +90,8 @@ class Node:
         if lease is None:
             layout = Layout.of(options, host, shared.formats)
             lease = LeaseKeeper(shared, self, Lease(layout, shared.formats, address, options.prefix))
-        self.lease_keeper = lease
-        self.lease = lease.lease
+        self.lease_keeper: LeaseKeeper = lease
+        self.lease: Lease = lease.lease
         self._watch = Watch(address, options.recovery)
         self.checkpoint = self._make_checkpoint()
         self.subscriber = Subscriber(shared, self)
@@ -268,6 +268,10 @@ class Node:
         server = self.subscriber.run_id
         # A server whose run_id is not known may be another one.
         return [each for each in partitions if not server or server != each.server]
+
+    def is_at(self, server: bytes) -> bool:
+        """Tell whether the connection for commands may be to this server."""
+        return not server or not self.run_id or server == self.run_id
 
     #: The section of INFO with the identity of the server.
     identity_section = "server"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from .partition import Partition
 
 
-class Router(ABC):
+class Router:
     """
     The nodes that a session uses, and the home of each partition among them.
 
@@ -26,9 +25,9 @@ class Router(ABC):
         #: The nodes in use.
         self.nodes = nodes
 
-    @abstractmethod
     def home_of(self, partition: int) -> Node:
         """Return the node that a partition belongs to at the beginning."""
+        return self.nodes[partition % len(self.nodes)]
 
     def redirects_for(self, partition: int) -> Redirects | None:
         """Return what acts on the redirects of commands of a partition; None where there are none."""
@@ -59,6 +58,3 @@ class StaticRouter(Router):
 
     def __init__(self, shared: Shared) -> None:
         super().__init__([Node(shared, host) for host in range(len(shared.options.hosts))])
-
-    def home_of(self, partition: int) -> Node:
-        return self.nodes[partition % len(self.nodes)]

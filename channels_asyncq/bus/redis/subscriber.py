@@ -93,7 +93,7 @@ class Subscriber:
         self.topics.report_refusals()
         run_id = node.identity_in(info)
         await node.commands.up()
-        if run_id and node.run_id and run_id != node.run_id:
+        if not node.is_at(run_id):
             raise LayerUnavailable(node.address, "commands and pushes reached two servers")
         self.run_id = run_id
         if any(each.is_current and each.partition.position is not None for each in readings):
@@ -219,8 +219,8 @@ class Subscriber:
                 await asyncio.wait([last])
             if not reading.is_current or wire.is_lost:
                 return
+            await self._subscribe_to_own(wire)
             if partition.position is None:
-                await self._subscribe_to_own(wire)
                 await self._node.checkpoint.first([partition])
             else:
                 await self._catch_up(wire, [reading])
@@ -250,10 +250,11 @@ class Subscriber:
     def release(self, partition: Partition) -> None:
         """Unsubscribe from the topics of a partition that was moved away."""
         wire = self.topics.wire
-        if wire is not None and not wire.is_lost and self._node.own_topics()[0] != self.topics.fence_topic:
+        if wire is None or wire.is_lost:
+            return
+        if self.topics.fence_topic not in (b"", self._node.own_topics()[0]):
             self._renew_own(wire)
-        topics = [entry.topic for entry in partition.subscriptions if entry.asked is not None]
-        if topics and wire is not None and not wire.is_lost:
+        if topics := [entry.topic for entry in partition.subscriptions if entry.asked is not None]:
             self._spawn(self._unsubscribe_from(wire, topics), f"releasing partition {partition.number}")
 
     async def _unsubscribe_from(self, wire: WireProtocol, topics: list[bytes]) -> None:
@@ -369,9 +370,6 @@ class Subscriber:
         if position:
             partition.passed(position)
         return True
-
-    def on_unsubscribed(self, topic: bytes) -> None:
-        """Note that the server has ended a sharded subscription. Only a cluster has any, so nothing is to do."""
 
     def _on_own(self, topic: bytes, data: bytes) -> None:
         """Act on a push for the node itself. A push on any other topic was under way when that was given up."""

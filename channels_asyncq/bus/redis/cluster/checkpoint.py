@@ -1,4 +1,4 @@
-"""The checkpoints of a node of a cluster: the ends of its partitions' logs, each in its slot, and a fence behind."""
+"""The checkpoints of a node of a cluster: the ends of its logs, each in its slot, and a fence behind them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ class ClusterCheckpoint(Checkpoint):
     """
     Asks about each partition that is read at a node, then publishes the fence, all in one write.
 
-    The answers are from before the fence was published, so everything up to these ends has arrived when it arrives.
+    The answers are from before the fence was published, so when it arrives, everything up to these ends has
+    arrived.
     """
 
     _node: ClusterNode
@@ -133,11 +134,9 @@ class ClusterCheckpoint(Checkpoint):
             keys.append(topics.log(partition.number))
         keep = math.ceil(recovery.seconds) if recovery is not None else 0
         is_full = is_full or partition.position is None or partition.mark is None
-        return _packed(
-            *(b"EVALSHA", script.sha, len(keys), *keys),
-            *(b"1" if is_full else b"0", keep, self._node.lease_keeper.keeps_past),
-            *(MARK_LIVES, MARK_DIFFERS, b"1" if is_first else b"0"),
-        )
+        rounds = b"1" if is_full else b"0", keep, self._node.lease_keeper.keeps_past
+        marks = MARK_LIVES, MARK_DIFFERS, b"1" if is_first else b"0"
+        return _packed(b"EVALSHA", script.sha, len(keys), *keys, *rounds, *marks)
 
     def _present(self) -> ClusterPlan:
         plan = self._cluster_plan
@@ -275,6 +274,6 @@ class _Part:
         return None
 
 
-def _packed(*command: bytes | int) -> bytes:
+def _packed(*command: bytes | str | int) -> bytes:
     packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
     return packed

@@ -28,14 +28,15 @@ class Departure:
         Args:
             history: that of the node while the partition was read there; empty if it was not read there.
         """
-        self._node = node
+        #: The node that it has left.
+        self.node = node
         self._history = history
         self._since = monotonic()
 
     async def is_complete(self) -> bool:
         """Tell whether the next home has everything that the node had: no failover was it, or a planned one."""
         while True:
-            replication = await self._node.replication()
+            replication = await self.node.replication()
             if replication is None:
                 return False
             is_complete = replication.has_all_of(self._history)
@@ -46,12 +47,19 @@ class Departure:
             await asyncio.sleep(_PAUSE)
 
 
-def departures_of(partition: Partition, node: ClusterNode) -> tuple[Departure, ...]:
+def departures_of(
+    partition: Partition, node: ClusterNode, *, is_known_there: bool
+) -> tuple[Departure, ...]:
     """
-    Return how a partition has left this node, which has said so, and the ones before, since it was read last.
+    Return how a partition has left this node, and the ones before, since it was read last.
+
+    Args:
+        is_known_there: the node has said so itself.
     """
+    if partition.departures and partition.departures[-1].node is node:
+        return partition.departures  # it has said so before
     wire = node.subscriber.topics.wire
-    if wire is None or wire.is_lost:
+    if not is_known_there or wire is None or wire.is_lost:
         return ()
     if partition.is_live:
         return (Departure(node, partition.server),)

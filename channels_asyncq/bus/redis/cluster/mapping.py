@@ -36,24 +36,30 @@ class SlotMapReader:
         self._shared = shared
         self._router = router
         self._host = shared.options.hosts[0]
-        self._first: Address | None = None
+        # The nodes that are asked next.
+        self._first: dict[Address, None] = {}
+        #: The nodes that did not answer the last time.
+        self.silent: set[Address] = set()
         self._known: dict[Address, None] = {}
         self._faults = shared.outages.faults_of(self._host.address)
 
     def ask_first(self, address: Address) -> None:
-        """Note the node that is asked next."""
-        self._first = address
+        """Note a node that is asked next."""
+        self._first[address] = None
 
     def addresses(self) -> Iterator[Address]:
         """
-        Yield the nodes to ask in one round: those that are up, then all that were ever known, then the first ones.
+        Yield the nodes to ask in one round: those that are up, then all that were ever known, then those in the
+        settings.
         """
-        nodes = self._router.nodes
+        nodes = self._router.nodes_by_place
         asked: dict[Address, None] = {}
-        up = [node.place for node in nodes if node.commands.wire is not None]
-        for address in [*up, *(node.place for node in nodes), *self._known, *self._host.startup_nodes]:
-            if self._first is not None:
-                address, self._first = self._first, None
+        up = [place for place, node in nodes.items() if node.commands.wire is not None]
+        for address in [*up, *nodes, *self._known, *self._host.startup_nodes]:
+            while self._first:
+                first = next(iter(self._first))
+                del self._first[first]
+                yield first
             if address not in asked:
                 asked[address] = None
                 yield address
@@ -74,13 +80,15 @@ class SlotMapReader:
                 *address,
                 reason,
             )
+            self.silent.add(address)
             return None
+        self.silent.discard(address)
         for _, _, place in found.ranges:
             self._known[place] = None
         return found
 
     async def _ask(self, address: Address) -> object:
-        node = next((each for each in self._router.nodes if each.place == address), None)
+        node = self._router.nodes_by_place.get(address)
         wire = node.commands.wire if node is not None else None
         if wire is not None and not wire.is_lost:
             return await wire.call(b"CLUSTER", b"SLOTS")

@@ -29,8 +29,8 @@ class ClusterNode(Node):
     """
     A `Node` whose partitions come and go with their slots.
 
-    The identity of its server is that of the history it has (`master_replid` of INFO replication): a primary keeps
-    it until it is a replica, or is started again.
+    The identity of its server is that of the history it has (`master_replid` of INFO replication): a primary
+    keeps it until it is a replica, or is started again.
     """
 
     identity_section = "replication"
@@ -39,6 +39,8 @@ class ClusterNode(Node):
         self.router = router
         #: Its host and port.
         self.place: Address = (at.arguments["host"], at.arguments["port"])
+        # In the slot of which the fences are.
+        self._fence_partition = -1
         super().__init__(shared, 0, number, at=at, lease=router.lease)
 
     def _make_checkpoint(self) -> ClusterCheckpoint:
@@ -79,6 +81,10 @@ class ClusterNode(Node):
     async def _give_lease_back(self) -> None:
         """The router does it, for all nodes."""
 
+    def is_at(self, server: bytes) -> bool:
+        # The connections may be of different times; both are to the primary at this address.
+        return True
+
     def identity_in(self, info: asyncio.Future[bytes]) -> bytes:
         if info.exception() is not None:
             return b""
@@ -101,12 +107,14 @@ class ClusterNode(Node):
     # Topics
 
     def own_topics(self) -> tuple[bytes, bytes]:
-        """The fences are in the slot of the lowest partition that is read here, the layouts in that of 0."""
+        """The fences are in the slot of a partition that is read here, the layouts in that of 0."""
         topics = self._shared.topics
-        lowest = min((number for number, each in self.partitions.items() if self.reads(each)), default=None)
-        if lowest is None:
+        read = {number for number, each in self.partitions.items() if self.reads(each)}
+        if not read:
             return b"", b""
-        return topics.fence_of(lowest, self.number), topics.layouts(0) if lowest == 0 else b""
+        if self._fence_partition not in read:
+            self._fence_partition = min(read)
+        return topics.fence_of(self._fence_partition, self.number), topics.layouts(0) if 0 in read else b""
 
     def partition_of_own(self, topic: bytes) -> Partition | None:
         topics = self._shared.topics

@@ -24,7 +24,8 @@ class ClusterRedirects:
     Holds the commands of a partition while the cluster refuses them.
 
     `ASK` is not followed: a message that is published at the target before the slot is there reaches no
-    subscriber. The commands are held, as for `TRYAGAIN`, until a question about keys of the partition is answered.
+    subscriber. The commands are held, as for `TRYAGAIN`, until a question about keys of the partition is
+    answered.
 
     state   | `_timer` | event: next state
     --------|----------|----------------------------------------------------------------------------
@@ -62,7 +63,7 @@ class ClusterRedirects:
         return True
 
     def hold(self, reason: str = "") -> None:
-        """Send nothing for a while: this node, or the next one, answers that it cannot serve the partition now."""
+        """Send nothing for a while: the node has answered that it cannot serve the partition now."""
         self.reason = self._router.explain(self._number, reason)
         if self.is_holding:
             return

@@ -40,9 +40,9 @@ class ClusterRouter(Router):
     Moves partitions to the primaries of their slots.
 
     A home is in doubt if its node is lost, silent or refuses, or has taken a subscription back. While one is in
-    doubt, the nodes are asked for the slot map, one after the other. A map moves partitions in doubt only: that of
-    a node which has not heard of the last change is old. A node that refuses a command with MOVED knows the next
-    home, and is believed at once.
+    doubt, the nodes are asked for the slot map, one after the other. A map moves partitions in doubt only: that
+    of a node which has not heard of the last change is old. A node that refuses a command with MOVED knows the
+    next home, and is believed at once.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -51,7 +51,7 @@ class ClusterRouter(Router):
         self._host = shared.options.hosts[0]
         self.remap = self._host.address_remap
         self._numbers = itertools.count()
-        self._by_address: dict[Address, ClusterNode] = {}
+        self.nodes_by_place: dict[Address, ClusterNode] = {}
         self.partitions: Sequence[Partition] = ()
         count = shared.topics.partitions
         self._slots = [shared.topics.slot(number) for number in range(count)]
@@ -75,10 +75,10 @@ class ClusterRouter(Router):
 
     def node_at(self, address: Address) -> ClusterNode:
         """Return the node at an address; a new one if there is none."""
-        node = self._by_address.get(address)
+        node = self.nodes_by_place.get(address)
         if node is None:
             node = ClusterNode(self._shared, self, self._host.at(*address), next(self._numbers))
-            self._by_address[address] = node
+            self.nodes_by_place[address] = node
             self.nodes.append(node)
         if (timer := self._retiring.pop(node, None)) is not None:
             timer.cancel()
@@ -126,7 +126,7 @@ class ClusterRouter(Router):
     def _move(self, number: int, address: Address, *, is_known_here: bool) -> None:
         partition = self.partitions[number]
         last = self._node_of(number)
-        departures = departures_of(partition, last) if is_known_here else ()
+        departures = departures_of(partition, last, is_known_there=is_known_here)
         self._doubts.discard(number)
         node = self.node_at(address)
         partition.move(node)
@@ -147,7 +147,7 @@ class ClusterRouter(Router):
     def left(self, partition: Partition) -> None:
         """Note that the home has taken a subscription back: the slot is moving, or the node is a replica now."""
         node = self._node_of(partition.number)
-        departures = departures_of(partition, node)
+        departures = departures_of(partition, node, is_known_there=True)
         partition.leave_connection()
         partition.departures = departures
         self.doubt([partition.number], first=node)
@@ -198,7 +198,11 @@ class ClusterRouter(Router):
             if address is None:
                 self._redirects[number].reason = self.explain(number, "")
             elif address != home.place:
-                self._move(number, address, is_known_here=source == home.place)
+                if source != home.place and home.is_up and home.place not in self._reader.silent:
+                    # It is asked next: if it knows, it can also tell that nothing was lost.
+                    self._reader.ask_first(home.place)
+                else:
+                    self._move(number, address, is_known_here=source == home.place)
             elif home.is_up:
                 self._settle(number, home)
             else:
@@ -248,7 +252,7 @@ class ClusterRouter(Router):
         if node.partitions:
             return
         self.nodes.remove(node)
-        self._by_address = {place: each for place, each in self._by_address.items() if each is not node}
+        del self.nodes_by_place[node.place]
         task = self._shared.loop.create_task(
             node.close(), name=f"channels_asyncq leaving {node.address}", context=self._context
         )
