@@ -118,7 +118,8 @@ class Partition:
     def leave_connection(self) -> None:
         """Note that its connection for pushes was lost, or is another one: its subscriptions have ended."""
         self.epoch += 1
-        self.departures = ()
+        if self.is_live:
+            self.departures = ()  # it was read here, and nobody has said how it leaves
         self.replay.forget()
         self.replay.epoch.forget()
         self.subscriptions.disconnect()

@@ -51,7 +51,7 @@ class ReplySink(Protocol):
     Its methods are those of a future that a connection calls. They must not raise.
 
     Implemented by `asyncio.Future` and `bus.redis.checkpoint.Fence`, and as an `OpenCommand` by
-    `bus.redis.batches.Batch` and `bus.redis.commands.Question`.
+    `bus.redis.batches.Batch`, `bus.redis.commands.Question` and `bus.resp.replies.Unsubscription`.
     """
 
     def done(self) -> bool: ...
@@ -66,7 +66,7 @@ class OpenCommand(ReplySink, Protocol):
 
     Until it is packed, `size` and `count` are the most that it may grow to. Afterwards they are exact.
 
-    Implemented by `bus.redis.batches.Batch` and `bus.redis.commands.Question`.
+    Implemented by `bus.redis.batches.Batch`, `bus.redis.commands.Question` and `bus.resp.replies.Unsubscription`.
     """
 
     #: The bytes that it carries.
