@@ -18,7 +18,7 @@ from django.dispatch import receiver
 
 from .bus.base import Health
 from .bus.resp.connector import check_hosts
-from .exceptions import ChannelClosed
+from .exceptions import ChannelClosed, ChannelLayerError
 from .local.buffers import ChannelView
 from .messages.codecs import codec_for
 from .messages.external import ExternalMessage
@@ -556,6 +556,24 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         session = self._registry.sessions.get(asyncio.get_running_loop())
         if session is not None:
             session.drops.unhandled(message, reader)
+
+    def topic_of_group(self, group: str) -> str:
+        """
+        Return the name on the server on which another program publishes messages to a group.
+
+        It publishes with PUBLISH, and in a Redis Cluster with SPUBLISH. See the page *Publishing from outside*.
+
+        Raises:
+            TypeError: the name is not valid.
+            ChannelLayerError: the layer is on `memory://`, where no other program can publish.
+        """
+        check_group_name(group)
+        if self.options.hosts[0].kind == "memory":
+            raise ChannelLayerError(
+                f"no other program can publish to group {group!r}: the layer is on memory://, which is this "
+                "process only. Set `hosts` to the URL of a Redis or Valkey server"
+            )
+        return self.options.topics("").group(group).topic.name.decode()
 
     @property
     def channels(self) -> Mapping[str, ChannelView]:

@@ -5,6 +5,7 @@ import asyncio
 import dataclasses
 import importlib
 import inspect
+import json
 import logging.config
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 from channels.layers import channel_layers
 from django.core.exceptions import ImproperlyConfigured
 
@@ -193,7 +195,7 @@ class TestPublishing:
     @pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli on PATH")
     async def test_redis_cli(self, own_redis_server: EmbeddedServer) -> None:
         """So does the line for a shell."""
-        line = only(s.text for s in snippets("sh") if s.text.startswith("redis-cli"))
+        line = only(s.text for s in snippets("sh") if s.text.startswith("redis-cli PUBLISH"))
         command, *arguments = shlex.split(line)
 
         async def publish() -> None:
@@ -210,8 +212,38 @@ class TestPublishing:
         programs = [
             s.text for s in snippets("python", "sh", "js", "go", "php") if s.page == "docs/publishing.md"
         ]
-        assert len(programs) == 5
-        assert all("asgi:0:group:chat" in text and "chat.message" in text for text in programs)
+        assert len(programs) == 6
+        name, in_cluster = (
+            AsyncQueueChannelLayer(hosts=[url]).topic_of_group("chat")
+            for url in ("redis://localhost", "redis+cluster://localhost")
+        )
+        of_cluster = [text for text in programs if in_cluster in text]
+        assert len(of_cluster) == 1 and "SPUBLISH" in of_cluster[0]
+        assert all(name in text for text in programs if text not in of_cluster)
+        assert all("chat.message" in text for text in programs)
+
+    @pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli on PATH")
+    def test_redis_cli_in_a_cluster(self) -> None:
+        """The line for a cluster reaches a subscriber of the name, from a user with the rights of the page."""
+        rights = re.search(r"has `(&\S+)` and `(\+spublish)`", (ROOT / "docs/publishing.md").read_text())
+        assert rights is not None
+        line = only(s.text for s in snippets("sh") if s.text.startswith("redis-cli -c"))
+        command, *arguments = shlex.split(line)
+        with EmbeddedServer(external=False, cluster_enabled="yes") as server:
+            server.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            while b"cluster_state:ok" not in server.command("CLUSTER", "INFO"):
+                pass
+            with redis.Redis.from_url(server.url) as client, client.pubsub() as subscriber:
+                subscriber.ssubscribe("asgi:0:{70}:group:chat")
+                assert subscriber.get_sharded_message(timeout=5)["type"] == "ssubscribe"
+                server.command(
+                    "ACL", "SETUSER", "reporter", "on", ">secret", "resetchannels", *rights.groups()
+                )
+                given = ["-p", str(server.port), "--user", "reporter", "--pass", "secret"]
+                found = subprocess.run([command, *given, *arguments], capture_output=True, check=True)
+                assert found.stdout.strip() == b"1"
+                message = subscriber.get_sharded_message(timeout=5)
+        assert json.loads(message["data"]) == {"type": "chat.message", "text": "hi"}
 
 
 @pytest.mark.server

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import channels_asyncq
-from channels_asyncq import AsyncQueueChannelLayer, LayerClosed, Statistics, get_layer
+from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, LayerClosed, Statistics, get_layer
 from channels_asyncq.session.statistics import Statistics as SessionStatistics
 from tests.contract import note, receive
 
@@ -47,6 +47,31 @@ def test_patched_settings() -> None:
     assert (one.get_capacity("x"), one.capacity, one.expiry) == (7, 7, 9)
     with pytest.raises(ImproperlyConfigured, match=r"channel_capacity = \['x'\]: must be a dict"):
         one.channel_capacity = ["x"]
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({}, "asgi:0:group:chat"),
+        ({"hosts": ["redis://h/3"], "prefix": "shop"}, "shop:3:group:chat"),
+        ({"hosts": [("h", 1), {"host": "h", "db": 7}]}, "asgi:0:group:chat"),
+        ({"hosts": [("h", 1), {"host": "h", "db": 7}], "partitions": 3}, "asgi:7:group:chat"),
+        ({"hosts": ["redis+cluster://h"]}, "asgi:0:{70}:group:chat"),
+        ({"hosts": ["redis+cluster://h"], "partitions": 16}, "asgi:0:{63}:group:chat"),
+    ],
+)
+def test_topic_of_a_group(config: dict[str, Any], name: str) -> None:
+    """The name on which another program publishes, for the settings of the layer; it needs no connection."""
+    one = AsyncQueueChannelLayer(**config)
+    assert one.topic_of_group("chat") == name
+    with pytest.raises(TypeError, match="Group name may contain only"):
+        one.topic_of_group("chat!")
+
+
+def test_topic_of_a_group_without_a_server() -> None:
+    """On memory:// no other program could publish: the error says so, with the remedy."""
+    with pytest.raises(ChannelLayerError, match=r"group 'chat': the layer is on memory://.*Set `hosts`"):
+        layer().topic_of_group("chat")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ async def the_layer() -> None:
     layer = get_layer()
     assert_type(layer, AsyncQueueChannelLayer)
     assert_type(await layer.open_channel(), OpenChannel)
+    assert_type(layer.topic_of_group("room"), str)
     health = await layer.health()
     assert_type(health, Health)
     assert_type(health.hosts, tuple[HostHealth, ...])
