@@ -239,6 +239,42 @@ async def test_keys_are_rotated(make_layer: MakeLayer) -> None:
         before, member = after, new
 
 
+async def test_a_cluster_and_plain_servers(
+    make_layer: MakeLayer, redis_server: EmbeddedServer, prefix: str
+) -> None:
+    """A process that takes for a Redis Cluster what others take for plain servers is told both."""
+    stranger(redis_server, prefix, 300, hosts=["redis+cluster://h"], partitions=16)
+    layer = await make_layer()
+    text = await fail(layer, "it for a Redis Cluster, and this process has it for plain servers")
+    assert "Use redis+cluster:// in every process or in none." in text
+    await up(layer)
+
+
+def test_layouts_of_clusters() -> None:
+    """Two processes that use one cluster agree, whichever nodes they name; the number of nodes does not count."""
+    one, other, plain = (
+        Layout.of(Options.from_config({"hosts": hosts, "partitions": 64}), 0)
+        for hosts in (["redis+cluster://a"], [{"startup_nodes": [("b", 1), ("c", 2)]}], ["redis://a"])
+    )
+    assert one == other == Layout.from_text(one.text()) and not one.objections(other)
+    assert (one.host, one.hosts, one.is_cluster) == (0, 1, True)
+    for here, there in ((one, plain), (plain, one)):
+        (objection,) = here.objections(there)
+        assert "Redis Cluster" in objection.there + objection.here
+        assert objection.there != objection.here
+
+
+def test_a_layout_of_an_older_release() -> None:
+    """It names no cluster, so it is for plain servers. Fields of later releases are ignored."""
+    layout = Layout.of(Options.from_config({}), 0)
+    fields = json.loads(layout.text())
+    older = json.dumps({name: value for name, value in fields.items() if name != "is_cluster"})
+    assert older != layout.text().decode()
+    assert (
+        Layout.from_text(older.encode()) == layout == Layout.from_text(json.dumps(fields | {"x": 1}).encode())
+    )
+
+
 # How long it holds
 
 
@@ -246,15 +282,15 @@ async def test_a_process_that_crashed(
     make_layer: MakeLayer, redis_server: EmbeddedServer, prefix: str
 ) -> None:
     """A lease ends by itself: a changed setting is not blocked for longer."""
-    stranger(redis_server, prefix, 300)
+    stranger(redis_server, prefix, 300, partitions=3)
     layer = await make_layer()
     await fail(layer, "partitions: 3.*partitions: 16")
     await up(layer)
 
 
-def stranger(server: EmbeddedServer, prefix: str, milliseconds: int) -> None:
-    """Say on the server that there is a process with other partitions."""
-    other = Layout.of(Options.from_config({"partitions": 3}), 0)
+def stranger(server: EmbeddedServer, prefix: str, milliseconds: int, **config: Any) -> None:
+    """Say on the server that there is a process with these settings."""
+    other = Layout.of(Options.from_config(config), 0)
     key = f"{prefix}:0:layouts"
     server.command(
         "EVAL",
@@ -321,7 +357,7 @@ async def test_superseded(
     layer = await make_layer(recovery=recovery, on_loss="layer.loss")
     (member,) = await members_of(layer, "room", 1)
     forget(redis_server, prefix, but=b":past")
-    stranger(redis_server, prefix, 1000)
+    stranger(redis_server, prefix, 1000, partitions=3)
     await fail(layer, "partitions: 3.*partitions: 16")
     await up(layer)
     await layer.group_send("room", note(1))

@@ -27,9 +27,9 @@ class Layout:
     """
     How a session uses the namespace on a host, as it publishes it there. Nothing in it is secret.
 
-    `host` is the index of the host in the session's list of `hosts` hosts. The session reads the wire versions
-    from `oldest` to `newest`, and writes `writes`. `keys` are the ids of its encryption keys; the first one
-    encrypts.
+    `host` is the index of the host in the session's list of `hosts` hosts. A Redis Cluster counts as one host.
+    The session reads the wire versions from `oldest` to `newest`, and writes `writes`. `keys` are the ids of its
+    encryption keys; the first one encrypts.
     """
 
     host: int
@@ -41,6 +41,7 @@ class Layout:
     newest: int
     writes: int
     keys: tuple[str, ...] = ()
+    is_cluster: bool = False
 
     @classmethod
     def of(cls, options: Options, host: int, formats: Formats = FORMATS) -> Layout:
@@ -55,6 +56,7 @@ class Layout:
             formats.newest,
             formats.newest,
             tuple(fingerprint_of(root_of(key))[:8].hex() for key in options.symmetric_encryption_keys),
+            options.hosts[0].is_cluster,
         )
 
     @classmethod
@@ -66,8 +68,10 @@ class Layout:
             ValueError, KeyError: the text is no layout.
         """
         fields = json.loads(text)
-        values = {name: fields[name] for name in cls.__slots__ if name != "keys"}
-        return cls(**values, keys=tuple(fields["keys"]))
+        values = {name: fields[name] for name in cls.__slots__ if name not in ("keys", "is_cluster")}
+        # Releases without Redis Cluster do not say it.
+        is_cluster = fields.get("is_cluster", False)
+        return cls(**values, keys=tuple(fields["keys"]), is_cluster=is_cluster)
 
     def text(self) -> bytes:
         """Return the layout as it is published: one line."""
@@ -81,7 +85,14 @@ class Layout:
     def objections(self, other: Layout) -> list[Objection]:
         """Return why sessions with these two layouts cannot work together; an empty list if they can."""
         objections = []
-        if (self.host, self.hosts) != (other.host, other.hosts):
+        if self.is_cluster != other.is_cluster:
+            there, here = (
+                "it for a Redis Cluster" if layout.is_cluster else "it for plain servers"
+                for layout in (other, self)
+            )
+            remedy = "Use redis+cluster:// in every process or in none."
+            objections.append(Objection(there, here, remedy))
+        elif (self.host, self.hosts) != (other.host, other.hosts):
             objections.append(
                 Objection(
                     f"it for hosts[{other.host}] of {other.hosts}",
