@@ -374,13 +374,13 @@ async def test_max_clients(
 @pytest.mark.server
 @pytest.mark.parametrize(("db", "holds_all"), [(0, False), (1, False), (0, True)])
 async def test_cluster_node(stack: ExitStack, make: MakeLayer, db: int, holds_all: bool) -> None:
-    """A node of a Redis Cluster is refused, also one that holds all slots."""
+    """A node of a Redis Cluster, also one that holds all slots, is refused with the URL that is right."""
     node = started(stack, cluster_enabled="yes")
     if holds_all:
         node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
         await eventually(lambda: b"cluster_state:ok" in node.command("CLUSTER", "INFO"))
     layer = await make(hosts=[node.url_for(db)])
-    await fails_at_once(layer, "a node of a Redis Cluster, which is not supported: use one server")
+    await fails_at_once(layer, "a node of a Redis Cluster: use redis+cluster://HOST:PORT in `hosts`")
 
 
 INFO_OF_OLD = b"# Server\r\nredis_version:6.0.16\r\nredis_mode:standalone\r\n"

@@ -122,7 +122,8 @@ _TABLE = (
     ),
     _row(
         r"CLUSTERDOWN|CROSSSLOT|^MOVED |^ASK \d|not allowed in cluster mode",
-        "That is a node of a Redis Cluster, which is not supported: use one server, or list several in `hosts`",
+        "That is a node of a Redis Cluster: use redis+cluster://HOST:PORT in `hosts`, with TLS "
+        "rediss+cluster://HOST:PORT",
     ),
     _row(
         r"^it is Redis \d",
