@@ -58,6 +58,8 @@ class FirstState:
             for node in self._cluster.primaries():
                 _remove_keys(node)
             if not self._is_now():
+                # A node that has yet to hear of a failover still calls itself what it was.
+                self._cluster.wait_until_ok(PATIENCE)
                 self._close_slots()
                 self._put_roles_back()
                 self._put_slots_back()

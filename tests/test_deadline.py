@@ -301,6 +301,9 @@ class Stalled:
     arrived = (0, 0)
     is_stalled = True
 
+    def on_silent(self) -> None:
+        pass
+
     def __init__(self) -> None:
         self.transport = Pipe(WireProtocol(owner=Owner()))
         self.aborted: list[Exception] = []

@@ -165,6 +165,9 @@ class Recorded:
         in_flight, self.in_flight = self.in_flight, []
         wire.pipeline.resend(in_flight)
 
+    def on_silent(self) -> None:
+        pass
+
     def on_lost(self, in_flight: list[InFlight]) -> None:
         self.losses += 1
         self.in_flight += in_flight

@@ -84,6 +84,9 @@ class Owner:
         self.lost: list[Exception | None] = []
         self.ended = asyncio.Event()
 
+    def on_silent(self, wire: WireProtocol) -> None:
+        pass
+
     def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
         assert not wire.pending, "on_lost comes after the futures"
         self.lost.append(error)
@@ -121,6 +124,9 @@ class Session:
         self.take: Callable[[bytes, bytes], bool] = lambda topic, payload: True
         self.wire = WireProtocol(owner=self, messages=self if subscriber else None, **arguments)
         self.pipe = Pipe(self.wire)
+
+    def on_silent(self, wire: WireProtocol) -> None:
+        pass
 
     def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
         assert wire is self.wire and not wire.pending, "on_lost comes after the futures"

@@ -195,6 +195,9 @@ class Node:
         for sender in self._senders():
             sender.fail(error)
 
+    def on_silent(self) -> None:
+        """Note that the server has not answered for a while. The connection decides when that is too long."""
+
     def on_change(self) -> None:
         """Note that the connection for commands came up or was lost."""
         if self.commands.wire is not None:

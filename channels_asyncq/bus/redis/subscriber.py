@@ -136,6 +136,10 @@ class Subscriber:
         for each in self._node.partitions.values():
             each.subscriptions.fail_waiters(error)
 
+    def on_silent(self) -> None:
+        """Note that the server has not answered for a while."""
+        self._node.on_silent()
+
     def on_change(self) -> None:
         """Note that the connection came up or was lost."""
         self._node.on_links_changed()

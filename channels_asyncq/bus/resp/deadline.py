@@ -44,6 +44,9 @@ class Watched(Protocol):
 
     def abort(self, exc: Exception) -> None: ...
 
+    def on_silent(self) -> None:
+        """Nothing has been answered for a quarter of the timeout or longer, although something was asked."""
+
 
 class Deadline:
     """
@@ -160,6 +163,8 @@ class Deadline:
         if due > now:
             self._is_granted = False
             self._set_timer(min(due - now, self._timeout * _CHECK))
+            if due - now <= self._timeout * (1 - _CHECK):
+                self._connection.on_silent()
         elif now - self._timer_due > grace and not self._is_granted:
             # The loop was blocked, or the machine asleep: the reply may be there, unread.
             self._is_granted = True

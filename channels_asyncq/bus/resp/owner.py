@@ -29,6 +29,9 @@ class ConnectionOwner(Protocol):
     def on_overdue(self, error: Exception) -> None:
         """Waiting is over: fail everything that waits for the connection, and commands in flight without one."""
 
+    def on_silent(self) -> None:
+        """Nothing has been answered for a while, although something was asked."""
+
     def on_change(self) -> None:
         """The connection came up or was lost; called after the others, when its state is that of the table."""
 

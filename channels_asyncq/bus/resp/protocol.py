@@ -43,6 +43,9 @@ class WireOwner(Protocol):
     def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
         """Note that the connection has ended. `error` is None only if it was closed on request."""
 
+    def on_silent(self, wire: WireProtocol) -> None:
+        """Note that nothing has been answered for a while, although something was asked."""
+
 
 class _Life(Enum):
     CONNECTING = auto()
@@ -162,6 +165,10 @@ class WireProtocol(asyncio.Protocol):
     def replies(self) -> int:
         """The number of commands that were answered."""
         return self.pipeline.replies
+
+    def on_silent(self) -> None:
+        """Tell the owner that nothing has been answered for a while."""
+        self._owner.on_silent(self)
 
     def remaining_wait(self) -> float:
         """

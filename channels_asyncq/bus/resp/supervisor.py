@@ -231,6 +231,11 @@ class SupervisedConnection:
         # Last: the application's handlers of logs may raise.
         _log_lost(self._outage, self._address, self.reason, is_idle=isinstance(error, ClosedIdle))
 
+    def on_silent(self, wire: WireProtocol) -> None:
+        """Note that nothing has been answered for a while, although something was asked."""
+        if wire is self.wire:
+            self._owner.on_silent()
+
     # The judgement of a connection during an outage
 
     def _has_answered(self, wire: WireProtocol) -> bool:

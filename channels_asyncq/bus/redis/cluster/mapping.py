@@ -28,6 +28,9 @@ class _Nobody:
     def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
         pass
 
+    def on_silent(self, wire: WireProtocol) -> None:
+        pass
+
 
 class SlotMapReader:
     """Reads the slot map from one node at a time."""

@@ -93,6 +93,10 @@ class ClusterNode(Node):
             raise LayerUnavailable(self.address, "it is a replica; only primaries are used")
         return replication.history
 
+    def on_silent(self) -> None:
+        """Ask other nodes: if it is frozen, a replica takes its place."""
+        self.router.on_node_silent(self)
+
     def on_lost(self, in_flight: list[InFlight]) -> None:
         super().on_lost(in_flight)
         self.router.on_node_lost(self)

@@ -126,17 +126,26 @@ class ClusterRouter(Router):
     def _move(self, number: int, address: Address, *, is_known_here: bool) -> None:
         partition = self.partitions[number]
         last = self._node_of(number)
+        if not is_known_here and last.place in self._reader.silent:
+            # What it has not answered is sent again to the next home; what it answers later does not count.
+            last.start_over("it does not answer, and the cluster has another primary")
         departures = departures_of(partition, last, is_known_there=is_known_here)
-        self._doubts.discard(number)
         node = self.node_at(address)
+        if node.is_up:
+            self._doubts.discard(number)
+        else:
+            self._doubts.add(number)  # it may not be a primary any more
         partition.move(node)
         partition.departures = departures
         self._redirects[number].release()
         node.start()
         if not last.partitions and last not in self._retiring and not self.is_closed:
+            # A node that is dead, or a replica now, is not connected to for nothing.
+            unused = _UNUSED if last.is_up else 0.0
             self._retiring[last] = self._shared.loop.call_later(
-                _UNUSED, self._retire, last, context=self._context
+                unused, self._retire, last, context=self._context
             )
+        self._search()
         self._shared.observer.on_links_changed()
 
     def _node_of(self, number: int) -> ClusterNode:
@@ -203,9 +212,9 @@ class ClusterRouter(Router):
                     self._reader.ask_first(home.place)
                 else:
                     self._move(number, address, is_known_here=source == home.place)
-            elif home.is_up:
+            elif home.is_up and home.place not in self._reader.silent:
                 self._settle(number, home)
-            else:
+            elif not home.is_up:
                 home.start()
 
     def _settle(self, number: int, home: ClusterNode) -> None:
@@ -220,6 +229,11 @@ class ClusterRouter(Router):
         """Note that a node has lost a connection."""
         if node.partitions and not self.is_closed:
             self.doubt(list(node.partitions))
+
+    def on_node_silent(self, node: ClusterNode) -> None:
+        """Note that a node does not answer, on connections that are up."""
+        self._reader.silent.add(node.place)
+        self.on_node_lost(node)
 
     def on_node_up(self, node: ClusterNode) -> None:
         """Note that both connections of a node are up: its partitions are there."""
