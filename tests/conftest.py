@@ -16,6 +16,7 @@ import pytest
 from channels_asyncq.local import flow
 from channels_asyncq.testing import EmbeddedServer
 from tests import buses, contract
+from tests.clusters import Cluster
 from tests.resp_server import RespServer
 
 # Not in pyproject.toml: pytest-django would import the settings before pytest knows the folder they are in.
@@ -35,9 +36,9 @@ hypothesis.settings.load_profile("tests")
 _numbers = itertools.count(1)
 
 #: Who uses or names one of these has a server; any other test that starts one says `@pytest.mark.server`.
-SERVER_FIXTURES = {"redis_server", "own_redis_server", "asyncq_redis_server", "server"}
-SERVER_CLASSES = {"EmbeddedServer", "RespServer"}
-SERVER_MODULES = {"tests.test_testing"}
+SERVER_FIXTURES = {"redis_server", "own_redis_server", "asyncq_redis_server", "server", "redis_cluster"}
+SERVER_CLASSES = {"EmbeddedServer", "RespServer", "Cluster"}
+SERVER_MODULES = {"tests.test_testing", "tests.test_clusters", "tests.test_cluster_facts"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -123,6 +124,24 @@ def own_redis_server() -> Iterator[EmbeddedServer]:
     """A server of this test alone, to pause, kill and restart."""
     with EmbeddedServer(external=False) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_redis_cluster() -> Iterator[Cluster]:
+    """Three primaries with a replica each; tests use it as `redis_cluster`, which puts it back after them."""
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(shared_redis_cluster: Cluster) -> Iterator[Cluster]:
+    """
+    A cluster that the tests of this run share, one after the other, and may harm: it is put back after each.
+
+    What kills or freezes a node is marked `slow`: the new start takes two seconds.
+    """
+    yield shared_redis_cluster
+    shared_redis_cluster.restore()
 
 
 @pytest.fixture
