@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from channels_asyncq.clock import monotonic
-from channels_asyncq.testing import HOST, EmbeddedServer, EmbeddedServerError, Option
+from channels_asyncq.testing import HOST, EmbeddedServer, EmbeddedServerError
 from tests.resp_client import RespClient
 
 SLOTS: Final = 16384
@@ -123,10 +123,11 @@ class Node(EmbeddedServer):
         port: the port of clients.
         bus_port: the port of the other nodes.
         nodes_file: the cluster as the node knows it when it starts in a new folder; "" if it knows only itself.
+        options: as those of `EmbeddedServer`.
     """
 
     def __init__(
-        self, *, binary: str, port: int, bus_port: int, nodes_file: str = "", **options: Option
+        self, *, binary: str, port: int, bus_port: int, nodes_file: str = "", **options: Any
     ) -> None:
         super().__init__(
             external=False,
