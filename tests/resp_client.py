@@ -59,7 +59,8 @@ class RespClient:
 
     def send(self, *words: str | bytes | int | float) -> None:
         """Write one command, and leave its reply to `read()`."""
-        self._socket.sendall(hiredis.pack_command(words))
+        # Its stub types a tuple of one word.
+        self._socket.sendall(hiredis.pack_command(words))  # type: ignore[arg-type]
 
     def read(self, timeout: float | None = None) -> Any:
         """

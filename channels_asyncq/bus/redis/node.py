@@ -16,6 +16,7 @@ from ...tasks import all_of
 from ..base import HostHealth, Link
 from ..resp.connector import Connector
 from ..resp.handover import let_go
+from ..resp.outages import Outage
 from ..resp.protocol import WireProtocol
 from ..resp.remedies import Remedies, unsupported
 from ..resp.replies import InFlight
@@ -63,7 +64,6 @@ class Node:
         """
         options = shared.options
         settings = options.hosts[host] if at is None else at
-        key = host if at is None else at.address
         self._shared = shared
         self.host = host
         self.number = number
@@ -82,7 +82,7 @@ class Node:
             settings, connect_timeout=max(1.0, options.send_timeout), remedies=remedies
         )
         self.address = address = self.connector.address
-        self.faults = shared.outages.faults_of(key)
+        self.faults = shared.outages.faults_of(host if at is None else at.address)
         #: The run_id of the server of the connection for commands; empty if it is not known.
         self.run_id = b""
         self.is_closed = False
@@ -103,7 +103,7 @@ class Node:
             "commands",
             options,
             self,
-            outage=shared.outages.of(key, "commands"),
+            outage=self._outage("commands"),
             resends=True,
         )
         self.pushes = SupervisedConnection(
@@ -112,11 +112,15 @@ class Node:
             options,
             self.subscriber,
             messages=self.subscriber,
-            outage=shared.outages.of(key, "pushes"),
+            outage=self._outage("pushes"),
         )
         self.refusals = Refusals(self.commands, address, remedies, shared.scripts)
         #: The sender of commands that belong to no partition.
         self.sender = Sender(self)
+
+    def _outage(self, name: str) -> Outage:
+        """Return the outage of the connections of this name, which all sessions of the process share."""
+        return self._shared.outages.of(self.host, name)
 
     def _make_checkpoint(self) -> Checkpoint:
         return Checkpoint(self._shared, self, self._watch)

@@ -59,16 +59,16 @@ class Outages:
     """The outages of the hosts of a layer, for all its sessions: a new session need not find them out itself."""
 
     def __init__(self) -> None:
-        self._outages: dict[tuple[int | str, str], Outage] = {}
+        self._outages: dict[tuple[int, str], Outage] = {}
         self._faults: defaultdict[int | str, Faults] = defaultdict(Faults)
         self._lock = threads.lock()
 
-    def of(self, host: int | str, name: str) -> Outage:
+    def of(self, host: int, name: str) -> Outage:
         """
         Return the outage of the connections of one name to one host.
 
         Args:
-            host: the index of the host in `hosts`; for a node of a cluster its address.
+            host: the index of the host in `hosts`.
             name: "commands" or "pushes".
         """
         with self._lock:
@@ -78,6 +78,6 @@ class Outages:
             return outage
 
     def faults_of(self, host: int | str) -> Faults:
-        """Return the log lines about a host, shared by all connections to it."""
+        """Return the log lines about a host of `hosts`, or an address, shared by all connections to it."""
         with self._lock:
             return self._faults[host]

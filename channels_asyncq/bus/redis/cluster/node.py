@@ -10,6 +10,7 @@ from hiredis import ReplyError
 
 from ....exceptions import LayerUnavailable
 from ....settings.hosts import Host
+from ...resp.outages import Outage
 from ...resp.protocol import WireProtocol
 from ...resp.replies import InFlight, NoAnswer, NotSent
 from ..node import Node
@@ -42,6 +43,10 @@ class ClusterNode(Node):
         # In the slot of which the fences are.
         self._fence_partition = -1
         super().__init__(shared, 0, number, at=at, lease=router.lease)
+
+    def _outage(self, name: str) -> Outage:
+        # Of this node alone: the one that was a replica a moment ago may be the next primary.
+        return Outage(self.faults)
 
     def _make_checkpoint(self) -> ClusterCheckpoint:
         return ClusterCheckpoint(self._shared, self, self._watch)

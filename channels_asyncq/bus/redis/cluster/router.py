@@ -139,12 +139,8 @@ class ClusterRouter(Router):
         partition.departures = departures
         self._redirects[number].release()
         node.start()
-        if not last.partitions and last not in self._retiring and not self.is_closed:
-            # A node that is dead, or a replica now, is not connected to for nothing.
-            unused = _UNUSED if last.is_up else 0.0
-            self._retiring[last] = self._shared.loop.call_later(
-                unused, self._retire, last, context=self._context
-            )
+        if not last.partitions:
+            self._retire_in(_UNUSED if last.is_up else 0.0, last)
         self._search()
         self._shared.observer.on_links_changed()
 
@@ -227,8 +223,13 @@ class ClusterRouter(Router):
 
     def on_node_lost(self, node: ClusterNode) -> None:
         """Note that a node has lost a connection."""
-        if node.partitions and not self.is_closed:
+        if self.is_closed:
+            return
+        if node.partitions:
             self.doubt(list(node.partitions))
+        else:
+            # One that is dead, or a replica now, is not connected to for nothing.
+            self._retire_in(0.0, node)
 
     def on_node_silent(self, node: ClusterNode) -> None:
         """Note that a node does not answer, on connections that are up."""
@@ -260,6 +261,16 @@ class ClusterRouter(Router):
         return Counter({node.address: len(node.partitions) for node in self.nodes if node.partitions})
 
     # The end
+
+    def _retire_in(self, seconds: float, node: ClusterNode) -> None:
+        """Leave a node without partitions after a while."""
+        if self.is_closed or self.nodes_by_place.get(node.place) is not node:
+            return
+        if (timer := self._retiring.get(node)) is not None:
+            timer.cancel()
+        self._retiring[node] = self._shared.loop.call_later(
+            seconds, self._retire, node, context=self._context
+        )
 
     def _retire(self, node: ClusterNode) -> None:
         self._retiring.pop(node, None)
