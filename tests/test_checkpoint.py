@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from channels_asyncq.bus.redis.checkpoint import Checkpoint
+from channels_asyncq.bus.redis.log_ends import LogScripts
 from channels_asyncq.bus.redis.log_reading import LogsReader
 from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.redis.recovery import LogReader
@@ -66,7 +67,7 @@ class World:
         node.host = node.number = 0
         node.lease = node.lease_keeper = Lease()
         node.log = LogReader(self.shared, cast(Any, None))
-        node.logs = LogsReader(self.shared, as_node(home))
+        node.logs = LogsReader(self.shared, as_node(home), LogScripts(self.shared, as_node(home)))
         node.logged_topics = lambda each: logged_topics([home.partitions[number] for number in each])
         node.checkpoint = Checkpoint(self.shared, as_node(home), Watch(home.address, None))
         node.subscriber.topics = SimpleNamespace(fence_topic=b"fence")

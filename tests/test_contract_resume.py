@@ -21,12 +21,14 @@ __all__ = ["TestPositions", "TestRefusals", "TestResumes", "TestSubscriptions", 
 @pytest.fixture(
     params=[
         "memory",
-        *(pytest.param(kind, marks=pytest.mark.server) for kind in ("redis", "sealed", "hosts")),
+        *(pytest.param(kind, marks=pytest.mark.server) for kind in ("redis", "sealed", "hosts", "cluster")),
     ]
 )
 async def make_layer(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[MakeLayer]:
     config: dict[str, Any] = {"hosts": ["memory://"]}
-    if request.param != "memory":
+    if request.param == "cluster":
+        config["hosts"] = [request.getfixturevalue("redis_cluster").url]
+    elif request.param != "memory":
         config["hosts"] = [request.getfixturevalue("redis_url")]
     if request.param == "sealed":
         config["symmetric_encryption_keys"] = ["key"]

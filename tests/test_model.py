@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 from channels_asyncq import slices
 from channels_asyncq.bus.redis import recovery
 from channels_asyncq.bus.redis.checkpoint import Checkpoint
+from channels_asyncq.bus.redis.log_ends import LogScripts
 from channels_asyncq.bus.redis.log_reading import LogsReader
 from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.redis.recovery import LogReader
@@ -178,7 +179,7 @@ class Receiver:
             each.home = as_node(home)
         self.checkpoint = node.checkpoint = Checkpoint(self.shared, node, Watch(home.address, None))
         self.subscriber = node.subscriber = Subscriber(self.shared, node)
-        node.logs = LogsReader(self.shared, node)
+        node.logs = LogsReader(self.shared, node, LogScripts(self.shared, node))
         for topic, partition in TOPICS.items():
             self.want(topic, partition)
         self.wire = Wire()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from channels_asyncq.bus.base import NotReplayed, ReplayCounts
 from channels_asyncq.bus.redis import replay as replay_module
+from channels_asyncq.bus.redis.log_ends import LogScripts
 from channels_asyncq.bus.redis.log_reading import LogRead, LogsReader
 from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.redis.replay import LogEpoch, PartitionReplay
@@ -58,7 +59,7 @@ class World:
         _, self.shared = shared_for(self.receiver, **config)
         home = Home()
         self.partition: Partition = home.partition(0, self.shared)
-        self.reader = LogsReader(self.shared, as_node(home))
+        self.reader = LogsReader(self.shared, as_node(home), LogScripts(self.shared, as_node(home)))
 
     @property
     def replay(self) -> PartitionReplay:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
+from ...clock import monotonic
+from ...exceptions import LayerUnavailable
 from ...messages.envelopes import Envelope
 from ...messages.positions import Place
 from ...names import Topic
@@ -14,11 +17,15 @@ from .node import Node
 from .partition import Partition
 from .shared import Shared
 
+# Seconds until partitions of a cluster are asked for again that were not where they were asked for.
+_PAUSE = 0.05
+
 
 class RedisLog:
     """The logs of all partitions, each at the home of its partition."""
 
     def __init__(self, shared: Shared, partitions: Sequence[Partition]) -> None:
+        self._options = shared.options
         self._recovery = shared.options.recovery
         self._partitions = partitions
         self._counts = shared.replay_counts
@@ -28,14 +35,28 @@ class RedisLog:
         return self._recovery is not None and self._recovery.is_logged(group)
 
     async def ends(self, partitions: Collection[int]) -> dict[int, Place]:
-        """Return the ends of the logs, as `Log` says: one command for each node. Raises as a send does."""
+        """
+        Return the ends of the logs, as `Log` says: one command for each node, or in a cluster for each partition.
+        Raises as a send does.
+        """
         if self._recovery is None:
             return {}
-        by_node: defaultdict[Node, list[Partition]] = defaultdict(list)
-        for number in partitions:
-            by_node[self._partitions[number].home].append(self._partitions[number])
-        answers = await all_of(node.logs.ends.of(wanted) for node, wanted in by_node.items())
-        return {number: place for answer in answers for number, place in answer.items()}
+        ends_at = monotonic() + 2 * self._options.send_timeout
+        wanted = [self._partitions[number] for number in partitions]
+        ends: dict[int, Place] = {}
+        while True:
+            by_node: defaultdict[Node, list[Partition]] = defaultdict(list)
+            for partition in wanted:
+                by_node[partition.home].append(partition)
+            for answer in await all_of(node.logs.ends.of(each) for node, each in by_node.items()):
+                ends.update(answer)
+            wanted = [partition for partition in wanted if partition.number not in ends]
+            if not wanted:
+                return ends
+            if monotonic() > ends_at:
+                reason = f"its log of partition {wanted[0].number} cannot be read"
+                raise LayerUnavailable(wanted[0].home.address, reason)
+            await asyncio.sleep(_PAUSE)
 
     # Channels that come back
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import secrets
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiredis import ReplyError
 
@@ -16,30 +16,109 @@ from ...messages.positions import Place
 from ..resp.replies import copy_error
 from .partition import Partition
 from .refusals import is_script_missing
-from .sequences import parse_position
+from .sequences import format_position, parse_position
 from .shared import Shared
 
 if TYPE_CHECKING:
     from .node import Node
 
 # Seconds for which an epoch is kept after its last use; a log keeps less.
-_EPOCH_LIVES = 86_400
+EPOCH_LIVES = 86_400
+
+
+class LogEnd(NamedTuple):
+    """The end of a log: its epoch, the id of its last entry, and the identity of the server that has it."""
+
+    epoch: str
+    position: int
+    server: bytes
+
+
+class LogPage(NamedTuple):
+    """
+    Entries of a log, as the server returns them.
+
+    With `is_last` there were no more when the page was read.
+    """
+
+    epoch: str
+    last: int
+    entries: list[Any]
+    is_last: bool
 
 
 class LogScripts:
-    """Calls the scripts that check, and begin, the epochs of logs."""
+    """
+    Asks a server for the ends and entries of logs, and checks their epochs: one command for all logs.
+
+    A subclass for the nodes of a cluster is `bus.redis.cluster.logs.ClusterLogScripts`. There a partition may be
+    at another node by the time that it is asked for, and is left out of the answer.
+    """
 
     def __init__(self, shared: Shared, node: Node) -> None:
+        self._shared = shared
         self._topics = shared.topics
         self._node = node
 
-    def keys(self, partitions: Collection[Partition]) -> list[bytes]:
+    async def answerable(self, partitions: Collection[Partition]) -> Collection[Partition]:
+        """
+        Return those of these partitions that can be asked for here, when there is a connection.
+
+        Raises:
+            LayerUnavailable: the server cannot be reached.
+        """
+        await self._node.commands.up()
+        return partitions
+
+    async def ends(self, partitions: Collection[Partition]) -> dict[int, LogEnd]:
+        """
+        Return the ends of the logs of these partitions.
+
+        Raises:
+            ConnectionError: the connection was lost before the answer.
+        """
+        keys = self._keys(partitions)
+        rows = await self._call(b"EVALSHA", self._shared.scripts.log_ends.sha, len(keys), *keys)
+        server = self._node.run_id
+        return {
+            partition.number: LogEnd(epoch.decode(), parse_position(last), server)
+            for partition, (epoch, last) in zip(partitions, rows, strict=True)
+        }
+
+    async def pages(
+        self, starts: Mapping[Partition, int], count: int, marker: bytes
+    ) -> dict[Partition, LogPage]:
+        """
+        Return a page of each log from an id on, inclusive. The pages are the last ones of all logs, or of none.
+
+        With the last ones, the marker is published on the topic of the fences.
+        """
+        keys = self._keys(starts)
+        is_end, *rows = await self._call(
+            b"EVALSHA",
+            self._shared.scripts.read_logs.sha,
+            len(keys),
+            *keys,
+            count,
+            self._node.subscriber.topics.fence_topic,
+            marker,
+            *map(format_position, starts.values()),
+        )
+        return {
+            partition: LogPage(epoch.decode(), parse_position(last), entries, bool(is_end))
+            for partition, (epoch, last, entries) in zip(starts, rows, strict=True)
+        }
+
+    async def publish(self, marker: bytes) -> None:
+        """Publish the marker of a read, if that was not done with the last pages."""
+
+    def _keys(self, partitions: Collection[Partition]) -> list[bytes]:
         """Return the keys of the logs of these partitions, each followed by that of its epoch."""
         topics = self._topics
         numbers = [partition.number for partition in partitions]
         return [key for number in numbers for key in (topics.log(number), topics.epoch(number))]
 
-    async def call(self, *command: bytes | str | int) -> Any:
+    async def _call(self, *command: bytes | str | int) -> Any:
         """
         Return the reply to a script about epochs. It is not sent again to another server, whose run_id differs.
 
@@ -52,7 +131,7 @@ class LogScripts:
         while True:
             head, tail = command[:3], command[3:]
             keys = int(head[2])
-            epoch_arguments = (node.run_id, secrets.token_hex(4), _EPOCH_LIVES)
+            epoch_arguments = (node.run_id, secrets.token_hex(4), EPOCH_LIVES)
             try:
                 return await wire.call(*head, *tail[:keys], *epoch_arguments, *tail[keys:])
             except ReplyError as exc:
@@ -82,14 +161,17 @@ class LogEnds:
 
     async def of(self, partitions: Collection[Partition]) -> dict[int, Place]:
         """
-        Return the ends of the logs of these partitions, which are at this node. Cancelling is safe.
+        Return the ends of the logs of these partitions, except those that are not at this node any more.
+        Cancelling is safe.
 
         Raises:
             LayerUnavailable: the server cannot be reached, or connections are lost all the time.
         """
         ends_at = monotonic() + 2 * self._shared.options.send_timeout
         while True:
-            await self._node.commands.up()
+            partitions = await self._scripts.answerable(partitions)
+            if not partitions:
+                return {}
             question = self._question or self._new_question()
             question.partitions.update((partition.number, partition) for partition in partitions)
             await asyncio.wait([question.answer])
@@ -98,7 +180,7 @@ class LogEnds:
             error = question.answer.exception()
             if error is None:
                 ends = question.answer.result()
-                return {partition.number: ends[partition.number] for partition in partitions}
+                return {each.number: ends[each.number] for each in partitions if each.number in ends}
             if isinstance(error, ChannelLayerError) or not isinstance(error, ConnectionError):
                 assert isinstance(error, Exception)
                 raise copy_error(error) from error
@@ -135,16 +217,16 @@ class LogEnds:
             question.answer.cancel()  # if this task was cancelled
 
     async def _ends(self, partitions: list[Partition]) -> dict[int, Place]:
-        keys = self._scripts.keys(partitions)
-        rows = await self._scripts.call(b"EVALSHA", self._shared.scripts.log_ends.sha, len(keys), *keys)
-        ends = {}
-        for partition, (epoch, last) in zip(partitions, rows, strict=True):
-            place = Place(epoch.decode(), parse_position(last))
-            if partition.is_live and partition.server == self._node.run_id:
+        ends = await self._scripts.ends(partitions)
+        places = {}
+        for partition in partitions:
+            if (end := ends.get(partition.number)) is None:
+                continue
+            if partition.is_live and partition.server == end.server:
                 # Otherwise the pushes that arrive may be of another server, or an earlier one.
-                partition.replay.epoch.note(place.epoch, place.position)
-            ends[partition.number] = place
-        return ends
+                partition.replay.epoch.note(end.epoch, end.position)
+            places[partition.number] = Place(end.epoch, end.position)
+        return places
 
     def close(self) -> None:
         """Cancel the questions."""

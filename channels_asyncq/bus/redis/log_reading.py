@@ -17,7 +17,7 @@ from ..resp.replies import copy_error
 from .log_ends import LogEnds, LogScripts
 from .partition import Partition
 from .replay import LogPart
-from .sequences import format_position, milliseconds_of, parse_position
+from .sequences import milliseconds_of, parse_position
 from .shared import Shared
 
 if TYPE_CHECKING:
@@ -72,8 +72,15 @@ class LogRead:
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing was forgotten since it began."""
+        """Whether nothing was forgotten since it began, and it was not given up."""
         return self.partition.replay.version == self.version
+
+    def give_up(self) -> None:
+        """Note that it cannot be finished."""
+        self.part.drop()
+        if self.is_current:
+            self.partition.replay.fail()
+            self.version = -1
 
     def begin_page(self, epoch: str, last: int, first: int | None) -> None:
         """
@@ -115,9 +122,10 @@ class LogsReader:
     both      | a task  | the task   | the read ends: waiting
     """
 
-    def __init__(self, shared: Shared, node: Node) -> None:
+    def __init__(self, shared: Shared, node: Node, scripts: LogScripts) -> None:
         self._shared = shared
         self._node = node
+        self._scripts = scripts
         # A message may be sent again this many ms later.
         self._margin = round(2000 * shared.options.send_timeout)
         # By partition, the lowest place that the next read has to reach.
@@ -128,8 +136,7 @@ class LogsReader:
         self._number = 0
         # The marker that is awaited, its read, and the future of its arrival.
         self._awaited: tuple[bytes, list[LogRead], asyncio.Future[None]] | None = None
-        self._scripts = LogScripts(shared, node)
-        self.ends = LogEnds(shared, node, self._scripts)
+        self.ends = LogEnds(shared, node, scripts)
 
     async def read(self, partition: Partition, place: Place) -> None:
         """
@@ -208,9 +215,7 @@ class LogsReader:
         except BaseException as exc:
             self._awaited = None
             for read in unfinished:
-                read.part.drop()
-                if read.is_current:
-                    read.partition.replay.fail()
+                read.give_up()
             if isinstance(exc, TimeoutError):
                 raise ConnectionResetError("what is published does not arrive") from None
             raise
@@ -226,31 +231,27 @@ class LogsReader:
         return True
 
     async def _read_pages(self, reads: list[LogRead], marker: bytes) -> None:
-        keys = self._scripts.keys([read.partition for read in reads])
-        fence_topic = self._node.subscriber.topics.fence_topic
+        """Read to the ends of the logs, and publish the marker. A read that is given up has failed then."""
         turn = Slice()
-        while True:
-            starts = [format_position(read.after) for read in reads]
-            is_end, *rows = await self._scripts.call(
-                b"EVALSHA",
-                self._shared.scripts.read_logs.sha,
-                len(keys),
-                *keys,
-                _PAGE,
-                fence_topic,
-                marker,
-                *starts,
-            )
-            for read, (epoch, last, entries) in zip(reads, rows, strict=True):
-                first = parse_position(entries[0][0]) if entries else None
-                read.begin_page(epoch.decode(), parse_position(last), first)
-                for name, fields in entries:
-                    position = parse_position(name)
-                    if read.pass_entry(position):
-                        self._add(read, position, fields)
-                    await turn.rest()
-            if is_end:
-                return
+        unread = {read.partition: read for read in reads}
+        while unread:
+            starts = {partition: read.after for partition, read in unread.items()}
+            pages = await self._scripts.pages(starts, _PAGE, marker)
+            for partition, read in list(unread.items()):
+                page = pages.get(partition)
+                if page is None:
+                    read.give_up()
+                else:
+                    first = parse_position(page.entries[0][0]) if page.entries else None
+                    read.begin_page(page.epoch, page.last, first)
+                    for name, fields in page.entries:
+                        position = parse_position(name)
+                        if read.pass_entry(position):
+                            self._add(read, position, fields)
+                        await turn.rest()
+                if page is None or page.is_last:
+                    del unread[partition]
+        await self._scripts.publish(marker)
 
     def _add(self, read: LogRead, position: int, fields: list[bytes]) -> None:
         """Add an entry to what a read has found, unless it was sent again, or is not of a group."""

@@ -27,6 +27,7 @@ from .commands import CommandReply, Question
 from .handshake import raise_last_words, raise_refusals, run_id_in
 from .layout import Layout, Lease
 from .leasing import LeaseKeeper
+from .log_ends import LogScripts
 from .log_reading import LogsReader
 from .recovery import LogReader
 from .refusals import Refusals
@@ -94,10 +95,10 @@ class Node:
         self.lease: Lease = lease.lease
         self._watch = Watch(address, options.recovery)
         self.checkpoint = self._make_checkpoint()
-        self.subscriber = Subscriber(shared, self)
+        self.subscriber: Subscriber = Subscriber(shared, self)
         self.log = LogReader(shared, self)
         #: Reads logs for channels that come back.
-        self.logs = LogsReader(shared, self)
+        self.logs = LogsReader(shared, self, self._make_log_scripts())
         self.commands = SupervisedConnection(
             self.connector,
             "commands",
@@ -124,6 +125,9 @@ class Node:
 
     def _make_checkpoint(self) -> Checkpoint:
         return Checkpoint(self._shared, self, self._watch)
+
+    def _make_log_scripts(self) -> LogScripts:
+        return LogScripts(self._shared, self)
 
     # As the owner of the connection for commands
 

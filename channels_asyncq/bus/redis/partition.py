@@ -14,7 +14,7 @@ from .sequences import DuplicateFilter, SequenceNumbers
 from .subscriptions import Subscription, SubscriptionLedger
 
 if TYPE_CHECKING:
-    from .cluster.departures import Departure
+    from .cluster.departures import Departure, Lineage
     from .node import Node
     from .shared import Shared
 
@@ -91,8 +91,8 @@ class Partition:
         self.fenced_at = 0
         #: The identity of the server that the position is from; empty if it is not known.
         self.server = b""
-        #: The server before that, which had the same messages: the partition has moved, and lost nothing.
-        self.former_server = b""
+        #: In a cluster, the servers before that which had the same messages; None if messages may have been lost.
+        self.lineage: Lineage | None = None
         #: In a cluster, how it has left the homes since it was read last; empty if they did not say it.
         self.departures: tuple[Departure, ...] = ()
         #: When the server's mark of this partition expires, in ms of its clock; None before the first fence.
@@ -130,9 +130,9 @@ class Partition:
         """Whether it is not read, and nobody has begun to."""
         return self.reading is Reading.AWAY
 
-    def note_successor(self, server: bytes) -> None:
-        """Note that this server has everything that the server of the position had."""
-        self.former_server, self.server = self.server, server
+    def note_successor(self, lineage: Lineage) -> None:
+        """Note a server that has everything that the server of the position had."""
+        self.server, self.lineage = lineage.server, lineage
         self.departures = ()
 
     def move(self, home: Node) -> None:

@@ -319,9 +319,14 @@ class PartitionReplay:
         self._arrived = None
         self.is_reading = False
 
+    def begin_page(self) -> None:
+        """Note that a page is asked for: what is not in it, if it is the last one, arrives from now on."""
+        self._arrived = []
+
     def on_marker(self) -> None:
         """Note that what arrives from now on is behind the end of the read."""
-        self._arrived = []
+        if self._arrived is None:
+            self._arrived = []
 
     def finish(self, part: LogPart, epoch: str, *, is_new: bool) -> None:
         """Use what a read has found. With `is_new` it replaces the index."""
@@ -341,7 +346,7 @@ class PartitionReplay:
             arrived = [each for each in arrived if each[0] in coming]
         live.coming = set()
         for topic, envelope in arrived:
-            if topic in live:
+            if topic in live and envelope.position > part.tip:
                 self.index.feed_arrived(topic, envelope)
         self.index.limit(part.tip)
         self.is_reading = False

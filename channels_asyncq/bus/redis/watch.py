@@ -94,13 +94,20 @@ class Watch:
 
     # Refusals
 
+    @property
+    def refusals(self) -> bytes | None:
+        """How often the server had refused to write by the last fence, in digits; None before the first fence."""
+        if not self._had_fence:
+            return None
+        return b"-" if self._refusals is None else b"%d" % self._refusals
+
     def has_refused(self, counts: bytes) -> bool:
         """
         Tell by INFO errorstats whether the server refused to write since the last fence, or may have.
 
         Before the first fence the answer is no: all partitions that are read there have come from another node.
         """
-        return self._had_fence and _refusals(counts) != self._refusals
+        return self._had_fence and refusals_in(counts) != self._refusals
 
     def _note_refusals(self, refusal: str, refusals: int | None) -> None:
         """Log that the server refuses to write, refused between two fences, or writes again."""
@@ -211,7 +218,7 @@ def _number(digits: bytes) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _refusals(counts: bytes) -> int | None:
+def refusals_in(counts: bytes) -> int | None:
     """Return how often the server has refused to write, by INFO errorstats; None if it does not report it."""
     if not counts.startswith(b"# Errorstats"):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ....clock import monotonic
 
@@ -14,6 +14,20 @@ if TYPE_CHECKING:
 # Seconds within which the last home must explain the departure.
 _LONGEST = 1.5
 _PAUSE = 0.05
+
+
+class Lineage(NamedTuple):
+    """
+    A server that has all messages of a partition that other servers had before.
+
+    Refusals are how often a server has refused to write, in digits: its messages are in no log then.
+    """
+
+    #: The identity of the server, and its refusals before the partition came.
+    server: bytes
+    refusals: bytes
+    #: The identities of the others, the last one first, and the refusals of each when the partition left it.
+    formers: tuple[tuple[bytes, bytes], ...]
 
 
 class Departure:
@@ -32,6 +46,23 @@ class Departure:
         self.node = node
         self._history = history
         self._since = monotonic()
+        #: How often each node had refused to write then, by the history of the node, as far as it is known.
+        self._refusals_then = {
+            each.subscriber.run_id: refusals
+            for each in node.router.nodes_by_place.values()
+            if (refusals := each.refusals_by_fence) is not None
+        }
+        #: The history of the node at that time, and how often it has refused to write, when `is_complete()`.
+        self.history = b""
+        self.refusals = b"-"
+
+    def refusals_then(self, history: bytes) -> bytes:
+        """
+        Return how often the node with this history had refused to write at that time, in digits.
+
+        One that was not in use is taken for one that never has. If it has, the counts differ.
+        """
+        return self._refusals_then.get(history, b"0")
 
     async def is_complete(self) -> bool:
         """Tell whether the next home has everything that the node had: no failover was it, or a planned one."""
@@ -41,6 +72,7 @@ class Departure:
                 return False
             is_complete = replication.has_all_of(self._history)
             if is_complete is not None:
+                self.history, self.refusals = replication.history_as_primary, replication.refusals
                 return is_complete
             if monotonic() - self._since > _LONGEST:
                 return False
@@ -65,3 +97,14 @@ def departures_of(
         return (Departure(node, partition.server),)
     # It moves on before it was read here.
     return (*partition.departures, Departure(node, b"")) if partition.departures else ()
+
+
+def lineage_of(departures: tuple[Departure, ...], server: bytes) -> Lineage:
+    """Return what is known of a partition that has left these nodes, completely, and has come to this server."""
+    first = departures[0]
+    formers = []
+    for each in reversed(departures):
+        formers.append((each.history, each.refusals))
+        if each.refusals != first.refusals_then(each.history):
+            break  # messages of its time there may be in no log
+    return Lineage(server, first.refusals_then(server), tuple(formers))

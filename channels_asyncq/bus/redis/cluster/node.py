@@ -17,6 +17,8 @@ from ..node import Node
 from ..redirects import Redirected
 from ..refusals import is_script_missing
 from .checkpoint import ClusterCheckpoint
+from .departures import lineage_of
+from .logs import ClusterLogScripts
 from .replication import Replication
 from .slot_map import Address, SlotMap
 
@@ -50,6 +52,10 @@ class ClusterNode(Node):
 
     def _make_checkpoint(self) -> ClusterCheckpoint:
         return ClusterCheckpoint(self._shared, self, self._watch)
+
+    def _make_log_scripts(self) -> ClusterLogScripts:
+        self.log_scripts = ClusterLogScripts(self._shared, self)
+        return self.log_scripts
 
     # As the owner of the connection for commands
 
@@ -165,7 +171,7 @@ class ClusterNode(Node):
             return None
         try:
             async with asyncio.timeout(timeout):
-                return Replication.of(await wire.call(b"INFO", b"replication"))
+                return Replication.of(await wire.call(b"INFO", b"replication", b"errorstats"))
         except (OSError, TimeoutError, ReplyError):
             return None
 
@@ -190,9 +196,11 @@ class ClusterNode(Node):
                 [await each.is_complete() for each in departures]
             )
             if is_complete and partition.departures is departures:
-                partition.note_successor(history)
+                partition.note_successor(lineage_of(departures, history))
             else:
+                partition.lineage = None
                 changed.append(partition)
+        self.log_scripts.adopt([each for each in partitions if each.lineage is not None])
         return changed
 
     async def read_log(self, partition: Partition, start: bytes, count: int) -> Any:
@@ -215,6 +223,11 @@ class ClusterNode(Node):
                 if not self.refusals.may_go_on(wire, exc, loads):
                     raise self.refusals.error_for(exc) from exc
                 loads += is_script_missing(exc)
+
+    @property
+    def refusals_by_fence(self) -> bytes | None:
+        """How often the server had refused to write by the last fence, in digits; None before the first."""
+        return self._watch.refusals
 
     def raise_redirect(self, partitions: Iterable[Partition], error: ReplyError) -> None:
         """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..watch import refusals_in
+
 _NO_HISTORY = b"0" * 40
 
 
@@ -15,23 +17,32 @@ class Replication:
 
     A replica that was a primary before has the history of its own time as `before` if it had nothing that the new
     primary does not have: then the failover was planned.
+
+    `refusals` is how often the node has refused to write, in digits; `-` if it does not tell.
     """
 
     is_primary: bool
     is_linked: bool
     history: bytes
     before: bytes
+    refusals: bytes = b"-"
 
     @classmethod
     def of(cls, info: bytes) -> Replication:
-        """Return what INFO replication says."""
+        """Return what INFO replication says, and INFO errorstats if that was asked for too."""
         before = _field(info, b"master_replid2")
         return cls(
             _field(info, b"role") == b"master",
             _field(info, b"master_link_status") == b"up",
             _field(info, b"master_replid"),
             b"" if before == _NO_HISTORY else before,
+            b"-" if (refusals := refusals_in(info)) is None else b"%d" % refusals,
         )
+
+    @property
+    def history_as_primary(self) -> bytes:
+        """The history of its time as a primary; empty if it has none."""
+        return self.history if self.is_primary else self.before
 
     def has_all_of(self, history: bytes) -> bool | None:
         """

@@ -61,6 +61,7 @@ class Scripts:
     read_log: Script
     read_logs: Script
     log_ends: Script
+    log_part: Script | None
     send: Script | None
 
     @classmethod
@@ -87,6 +88,7 @@ class Scripts:
             load("read_log"),
             load("read_logs"),
             load("log_ends"),
+            load("log_part") if is_cluster else None,
             send,
         )
 
