@@ -1,0 +1,383 @@
+"""Positions and resumes on a Redis Cluster, while slots move and primaries change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from channels_asyncq import AsyncQueueChannelLayer, MessagesLost, Replay
+from channels_asyncq.bus.redis import log_reading
+from channels_asyncq.bus.redis.bus import RedisBus
+from channels_asyncq.bus.redis.cluster import logs
+from channels_asyncq.bus.redis.cluster.logs import ClusterLogScripts
+from channels_asyncq.bus.redis.partition import Partition
+from channels_asyncq.messages.positions import Position
+from tests import contract
+from tests.cluster_moves import Step
+from tests.cluster_nodes import Node
+from tests.clusters import Cluster
+from tests.contract import DEADLINE, MakeLayer, eventually, note, receive_many, started
+from tests.refusals import refusing
+from tests.resumes import Crowd
+from tests.sessions import session_of
+from tests.test_resume_crowd import run_with
+
+pytestmark = pytest.mark.server
+
+STEPS: list[Step] = ["importing", "migrating", "batch", "keys", "target", "source", "others"]
+
+
+@pytest.fixture
+async def make_layer(redis_cluster: Cluster, prefix: str) -> AsyncIterator[MakeLayer]:
+    async with contract.layers(hosts=[redis_cluster.url], prefix=prefix, send_timeout=15) as make_layer:
+        yield make_layer
+
+
+class Place:
+    """The slot of a group, and nodes to which it can move."""
+
+    def __init__(self, cluster: Cluster, layer: AsyncQueueChannelLayer, group: str = "room") -> None:
+        self.cluster = cluster
+        self.group = group
+        bus = session_of(layer)._bus
+        assert isinstance(bus, RedisBus)
+        self.number = session_of(layer).resumer.topic(group).partition
+        self.slot = bus.shared.topics.slot(self.number)
+        self.epoch_key = bus.shared.topics.epoch(self.number)
+
+    @property
+    def home(self) -> Node:
+        return self.cluster.node_of(self.slot)
+
+    @property
+    def other(self) -> Node:
+        home = self.home
+        return next(node for node in self.cluster.primaries() if node is not home)
+
+    def move(self, kind: str = "classic") -> None:
+        if kind == "classic":
+            self.cluster.migrate_classic(self.slot, self.other)
+        else:
+            self.cluster.migrate_atomic(self.slot, self.other)
+
+    def fail_over(self) -> None:
+        """A planned failover."""
+        replica = self.cluster.replicas_of(self.home)[0]
+        self.cluster.failover(replica)
+        self.cluster.wait_until_ok()
+
+    def steps(self) -> Iterator[Step]:
+        return self.cluster.classic_steps(self.slot, self.other, batch=1)
+
+
+async def place_of(cluster: Cluster, layer: AsyncQueueChannelLayer, group: str = "room") -> Place:
+    """The place of a group, for a layer that may not have been used before."""
+    await layer.new_channel()
+    return Place(cluster, layer, group)
+
+
+def partition_of(layer: AsyncQueueChannelLayer, number: int) -> Partition:
+    bus = session_of(layer)._bus
+    assert isinstance(bus, RedisBus)
+    return bus.partitions[number]
+
+
+async def resumed(layer: AsyncQueueChannelLayer, since: str, group: str = "room") -> tuple[str, Replay]:
+    channel = await layer.new_channel()
+    async with asyncio.timeout(30):
+        return channel, await layer.group_resume(group, channel, since=since)
+
+
+async def resumed_with(layer: AsyncQueueChannelLayer, since: str, count: int) -> None:
+    """A channel that comes back gets so many messages, in order: what it has missed, and what is under way."""
+    channel, replay = await resumed(layer, since)
+    assert (replay.recovered, replay.reason) == (True, "")
+    messages = replay.messages + await receive_many(layer, channel, count - len(replay.messages))
+    assert messages == [note(n) for n in range(count)]
+    await layer.close_channel(channel)
+
+
+async def member(layer: AsyncQueueChannelLayer) -> str:
+    channel = await layer.new_channel()
+    await layer.group_add("room", channel)
+    return channel
+
+
+# Planned changes: no reset
+
+
+@pytest.mark.parametrize("kind", ["classic", "atomic", "failover"])
+async def test_coming_back_after_a_planned_change(
+    make_layer: MakeLayer, redis_cluster: Cluster, kind: str
+) -> None:
+    """Nothing is missed: in a session that was there, in one that was not subscribed, and in a new one."""
+    if kind == "atomic" and not redis_cluster.has_atomic:
+        pytest.skip("the server does not move slots by itself")
+    layer, sender = await make_layer(), await make_layer()
+    await member(layer)
+    position = await layer.position("room")
+    await sender.group_send("room", note(0))
+    place = await place_of(redis_cluster, layer)
+    await asyncio.to_thread(place.fail_over if kind == "failover" else lambda: place.move(kind))
+    await sender.group_send("room", note(1))
+    await resumed_with(layer, position, 2)
+    await resumed_with(sender, position, 2)
+    later = await (await make_layer()).position("room")
+    assert {at.epoch for at in Position.parse(later).places.values()} == {
+        at.epoch for at in Position.parse(position).places.values()
+    }
+    await resumed_with(await make_layer(), position, 2)
+
+
+async def test_moving_there_and_back(make_layer: MakeLayer, redis_cluster: Cluster) -> None:
+    """A position holds over any number of moves."""
+    layer = await make_layer()
+    await member(layer)
+    position = await layer.position("room")
+    place = await place_of(redis_cluster, layer)
+    for n in range(4):
+        await layer.group_send("room", note(n))
+        await asyncio.to_thread(place.move if n % 2 else place.fail_over)
+    await resumed_with(layer, position, 4)
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_coming_back_at_each_step_of_a_move(
+    make_layer: MakeLayer, redis_cluster: Cluster, step: Step
+) -> None:
+    """While the slot is open the resume waits, or gets all; afterwards nothing is missing."""
+    layer, sender = await make_layer(), await make_layer()
+    channel = await member(layer)
+    position = await layer.position("room")
+    for n in range(3):
+        await sender.group_send("room", note(n))
+    await receive_many(layer, channel, 3)
+    steps = Place(redis_cluster, layer).steps()
+    while await asyncio.to_thread(next, steps) != step:
+        pass
+    tasks = [await started(resumed_with(each, position, 4)) for each in (layer, sender)]
+    asking = await started(sender.position("room"))
+    sending = await started(sender.group_send("room", note(3)))
+    await asyncio.sleep(0.3)  # the slot stays open for longer than a read takes
+    await asyncio.to_thread(list, steps)
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.gather(*tasks, asking, sending)
+    await resumed_with(await make_layer(), position, 4)
+
+
+@pytest.mark.parametrize("kind", ["classic", "atomic", "failover"])
+async def test_a_change_between_two_pages(
+    make_layer: MakeLayer, redis_cluster: Cluster, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The read is given up, and begun again where the partition is."""
+    if kind == "atomic" and not redis_cluster.has_atomic:
+        pytest.skip("the server does not move slots by itself")
+    layer, sender = await make_layer(), await make_layer()
+    await member(sender)
+    position = await layer.position("room")
+    for n in range(30):
+        await sender.group_send("room", note(n))
+    place = await place_of(redis_cluster, layer)
+    pages = 0
+    read = ClusterLogScripts.pages
+
+    async def pages_with_change(self: ClusterLogScripts, *arguments: Any) -> Any:
+        nonlocal pages
+        pages += 1
+        if pages == 2:
+            await asyncio.to_thread(place.fail_over if kind == "failover" else lambda: place.move(kind))
+        return await read(self, *arguments)
+
+    monkeypatch.setattr(log_reading, "_PAGE", 10)
+    monkeypatch.setattr(ClusterLogScripts, "pages", pages_with_change)
+    await resumed_with(layer, position, 30)
+    assert pages > 3
+
+
+async def test_a_slot_that_is_open_delays_no_other(make_layer: MakeLayer, redis_cluster: Cluster) -> None:
+    """Groups of other slots of the node come back, and have positions, while it is open."""
+    layer, sender = await make_layer(), await make_layer()
+    await member(sender)
+    place = await place_of(redis_cluster, layer)
+    home = place.home
+    places = [Place(redis_cluster, layer, f"room-{n}") for n in range(60)]
+    other = next(each.group for each in places if each.slot != place.slot and each.home is home)
+    position = await layer.position("room", other)
+    await sender.group_send(other, note(0))
+    await sender.group_send("room", note(0))
+    steps = place.steps()
+    while await asyncio.to_thread(next, steps) != "keys":
+        pass
+    waiting = await started(resumed_with(layer, position, 1))
+    _, replay = await resumed(layer, position, other)
+    assert replay.messages == [note(0)]
+    assert await layer.position(other)
+    assert not waiting.done()
+    await asyncio.to_thread(list, steps)
+    await waiting
+
+
+@pytest.mark.parametrize("kind", ["classic", "atomic", "failover"])
+async def test_subscribe_goes_on(make_layer: MakeLayer, redis_cluster: Cluster, kind: str) -> None:
+    """Each message comes once and in order, and its position can be come back to, while the home changes."""
+    if kind == "atomic" and not redis_cluster.has_atomic:
+        pytest.skip("the server does not move slots by itself")
+    layer, sender = await make_layer(), await make_layer()
+    place = await place_of(redis_cluster, layer)
+    position = await layer.position("room")
+    is_over = False
+    sent = 0
+
+    async def send() -> None:
+        nonlocal sent
+        while not is_over:
+            await sender.group_send("room", note(sent))
+            sent += 1
+            await asyncio.sleep(0.002)
+
+    async with layer.subscribe("room", since=position) as subscription:
+        sending = asyncio.create_task(send())
+        got = [await anext(subscription)]
+        for _ in range(2):
+            await asyncio.to_thread(place.fail_over if kind == "failover" else lambda: place.move(kind))
+        is_over = True
+        await sending
+        async with asyncio.timeout(DEADLINE):
+            half = subscription.position
+            while len(got) < sent:
+                got.append(await anext(subscription))
+                if len(got) == sent // 2:
+                    half = subscription.position
+    assert got == [note(n) for n in range(sent)]
+    _, replay = await resumed(sender, half)
+    assert replay.recovered and replay.messages == got[sent // 2 :]
+
+
+# What may have lost messages
+
+
+async def test_after_a_kill(make_layer: MakeLayer, redis_cluster: Cluster) -> None:
+    """The positions of before are refused by every session, and those of after are good."""
+    layer, sender = await make_layer(), await make_layer()
+    await member(layer)
+    position = await layer.position("room")
+    await sender.group_send("room", note(0))
+    place = await place_of(redis_cluster, layer)
+    home = place.home
+    replica = redis_cluster.replicas_of(home)[0]
+    await asyncio.to_thread(home.kill)
+    await eventually(lambda: replica.role == "master", "a new primary", within=15)
+    await sender.group_send("room", note(1))
+    for each in (layer, sender, await make_layer()):
+        _, replay = await resumed(each, position)
+        assert (replay.recovered, replay.reason, replay.messages) == (False, "server_changed", [])
+    await sender.group_send("room", note(2))
+    _, again = await resumed(layer, replay.position)
+    assert again.recovered and again.messages == [note(2)]
+
+
+async def test_a_tail_that_is_lost(make_layer: MakeLayer, redis_cluster: Cluster) -> None:
+    """A position behind the end of the new log is refused, and subscribe() says that messages are lost."""
+    layer, sender = await make_layer(), await make_layer()
+    place = await place_of(redis_cluster, layer)
+    home = place.home
+    replica = redis_cluster.replicas_of(home)[0]
+    async with layer.subscribe("room") as subscription:
+        await sender.group_send("room", note(0))
+        assert await anext(subscription) == note(0)
+        await asyncio.to_thread(replica.freeze)
+        home.command("CLIENT", "KILL", "TYPE", "replica")
+        await sender.group_send("room", note(1))
+        assert await anext(subscription) == note(1)
+        position = subscription.position
+        await asyncio.to_thread(home.kill)
+        await asyncio.to_thread(replica.thaw)
+        await eventually(lambda: replica.role == "master", "a new primary", within=15)
+        await sender.group_send("room", note(2))
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(MessagesLost):
+                while True:
+                    assert (await anext(subscription))["n"] == 2
+    _, replay = await resumed(sender, position)
+    assert (replay.recovered, replay.reason) == (False, "server_changed")
+
+
+async def test_a_move_that_nobody_has_seen(
+    make_layer: MakeLayer, redis_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that was not there cannot know whether something was lost: it begins another epoch."""
+    monkeypatch.setattr(logs, "_PATIENCE", 0.3)
+    layer = await make_layer()
+    position = await layer.position("room")
+    place = await place_of(redis_cluster, layer)
+    await layer.close()
+    await asyncio.to_thread(place.move)
+    _, replay = await resumed(await make_layer(), position)
+    assert (replay.recovered, replay.reason) == (False, "server_changed")
+
+
+@pytest.mark.parametrize("at", ["the last home", "the next home"])
+async def test_a_home_that_refused_to_write(make_layer: MakeLayer, redis_cluster: Cluster, at: str) -> None:
+    """Messages that no log has refuse a position, also if the slot moves before anybody asks."""
+    layer, sender = await make_layer(), await make_layer()
+    await member(layer)
+    position = await layer.position("room")
+    place = await place_of(redis_cluster, layer)
+    home, other = place.home, place.other
+    if at == "the last home":
+        with refusing(home, "OOM"):
+            await sender.group_send("room", note(0))
+        await asyncio.to_thread(redis_cluster.migrate_classic, place.slot, other)
+    else:
+        adopt = ClusterLogScripts.adopt
+        with pytest.MonkeyPatch.context() as patch:
+            # Before the record is brought up to date.
+            patch.setattr(ClusterLogScripts, "adopt", lambda self, partitions: None)
+            await asyncio.to_thread(redis_cluster.migrate_classic, place.slot, other)
+            await eventually(lambda: partition_of(layer, place.number).is_live)
+            with refusing(other, "OOM"):
+                await sender.group_send("room", note(0))
+        assert ClusterLogScripts.adopt is adopt
+    _, replay = await resumed(layer, position)
+    assert (replay.recovered, replay.reason) == (False, "server_changed")
+
+
+# A crowd
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classic", "all"])
+async def test_a_crowd_while_slots_move(
+    redis_cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Each message once, in order, and no reset."""
+    made = [
+        AsyncQueueChannelLayer(
+            hosts=[redis_cluster.url], prefix=prefix, capacity=200, send_timeout=15, partitions=16
+        )
+        for _ in range(3)
+    ]
+    kinds = ["classic", "atomic", "failover"] if kind == "all" and redis_cluster.has_atomic else ["classic"]
+    crowd = Crowd(made, seed=4)
+    try:
+        await crowd.gather(readers=30, senders=4, groups=12)
+        places = [Place(redis_cluster, made[0], group) for group in crowd.senders[0]._groups]
+        changes: Counter[str] = Counter()
+
+        async def move() -> None:
+            await asyncio.sleep(crowd.chance.random() * 0.3)
+            chosen = crowd.chance.choice(kinds)
+            place = crowd.chance.choice(places)
+            changes[chosen] += 1
+            await asyncio.to_thread(place.fail_over if chosen == "failover" else lambda: place.move(chosen))
+
+        await run_with(crowd, move, 20.0)
+        assert crowd.wrong() == []
+        assert (crowd.resets(), changes.total() > 10) == (Counter(), True)
+    finally:
+        for layer in made:
+            await layer.close()

@@ -12,6 +12,7 @@ from hiredis import ReplyError
 
 from ....clock import monotonic
 from ...resp.protocol import WireProtocol
+from ...resp.replies import is_redirect
 from ..log_ends import EPOCH_LIVES, LogEnd, LogPage, LogScripts
 from ..partition import Partition
 from ..redirects import Redirected
@@ -83,10 +84,11 @@ class ClusterLogScripts(LogScripts):
         try:
             receivers = await self._wire().call(b"SPUBLISH", topic, marker)
         except ReplyError as exc:
-            owner = self._node.partition_of_own(topic)
-            if owner is not None and owner.sender.is_redirected(exc):
-                raise Redirected(str(exc)) from exc
-            raise self._node.refusals.error_for(exc) from exc
+            if not is_redirect(exc):
+                raise self._node.refusals.error_for(exc) from exc
+            if (owner := self._node.partition_of_own(topic)) is not None:
+                owner.sender.is_redirected(exc)
+            raise Redirected(str(exc)) from exc
         if not receivers:
             raise ConnectionResetError("the topic of the fences is not subscribed to now")
 

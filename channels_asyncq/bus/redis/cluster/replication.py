@@ -31,12 +31,13 @@ class Replication:
     def of(cls, info: bytes) -> Replication:
         """Return what INFO replication says, and INFO errorstats if that was asked for too."""
         before = _field(info, b"master_replid2")
+        refusals = refusals_in(info[max(0, info.find(b"# Errorstats")) :])
         return cls(
             _field(info, b"role") == b"master",
             _field(info, b"master_link_status") == b"up",
             _field(info, b"master_replid"),
             b"" if before == _NO_HISTORY else before,
-            b"-" if (refusals := refusals_in(info)) is None else b"%d" % refusals,
+            b"-" if refusals is None else b"%d" % refusals,
         )
 
     @property
