@@ -351,9 +351,7 @@ async def test_a_home_that_refused_to_write(make_layer: MakeLayer, redis_cluster
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classic", "all"])
-async def test_a_crowd_while_slots_move(
-    redis_cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+async def test_a_crowd_while_slots_move(redis_cluster: Cluster, prefix: str, kind: str) -> None:
     """Each message once, in order, and no reset."""
     made = [
         AsyncQueueChannelLayer(
@@ -365,7 +363,7 @@ async def test_a_crowd_while_slots_move(
     crowd = Crowd(made, seed=4)
     try:
         await crowd.gather(readers=30, senders=4, groups=12)
-        places = [Place(redis_cluster, made[0], group) for group in crowd.senders[0]._groups]
+        places = [await place_of(redis_cluster, made[0], f"group-{n}") for n in range(12)]
         changes: Counter[str] = Counter()
 
         async def move() -> None:
