@@ -61,6 +61,7 @@ class RedisPubSub:
         self._seal = seal
         self._scripts = shared.scripts
         self._send_sha = b"" if shared.scripts.send is None else shared.scripts.send.sha
+        self._publish = b"SPUBLISH" if shared.topics.is_cluster else b"PUBLISH"
         self._router = router
         self._log = log
         # By session: the routes to its channels share the route to its inbox, and so share commands.
@@ -135,7 +136,7 @@ class RedisPubSub:
         return self._route(topic, True, flags, b"EVALSHA", self._send_sha, b"1", log, topic.name)
 
     def _unlogged_route(self, topic: Topic, flags: int) -> TopicRoute:
-        return self._route(topic, False, flags, b"PUBLISH", topic.name)
+        return self._route(topic, False, flags, self._publish, topic.name)
 
     def _route(self, topic: Topic, is_logged: bool, flags: int, *command: bytes) -> TopicRoute:
         recovery = self._shared.options.recovery
