@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ImproperlyConfigured
+
 from ....exceptions import ChannelLayerError
 from ...resp.supervisor import SupervisedConnection
+from ...resp.waiters import Waiters
 from ..layout import Layout, Lease
 from ..leasing import LeaseKeeper
 from ..refusals import Refusals
@@ -50,6 +53,7 @@ class ClusterLeaseHome:
 
     def start_over(self, reason: str) -> None:
         """Connect anew everywhere: the set-up waits until this session has a lease again."""
+        self._router.lease.note_lost()
         for node in list(self._router.nodes):
             node.start_over(reason)
 
@@ -59,23 +63,40 @@ class ClusterLease(LeaseKeeper):
     The lease of the session, for all its nodes.
 
     The node that has partition 0 takes it while its connection for commands is set up. The others wait for that,
-    the first time. Then a timer renews it.
+    the first time and after `note_lost()`. Then a timer renews it.
     """
 
     def __init__(self, shared: Shared, router: ClusterRouter) -> None:
         options, address = shared.options, shared.options.hosts[0].address
         lease = Lease(Layout.of(options, 0, shared.formats), shared.formats, address, options.prefix)
         super().__init__(shared, ClusterLeaseHome(router, address), lease)
-        self._is_held = asyncio.Event()
+        self._is_held = False
+        self._waiters = Waiters()
 
     def note_held(self) -> None:
         """Note that the session has its lease."""
-        self._is_held.set()
+        self._is_held = True
+        self._waiters.release()
         self.renew_later()
 
+    def note_lost(self) -> None:
+        """Note that others may use the namespace in another way: the nodes wait for the lease again."""
+        self._is_held = False
+
+    def note_refused(self, error: ImproperlyConfigured) -> None:
+        """Note that another session uses the namespace in an incompatible way."""
+        self._is_held = False
+        self._waiters.fail(error)
+
     async def held(self) -> None:
-        """Return when the session has had its lease once."""
-        await self._is_held.wait()
+        """
+        Return when the session has its lease.
+
+        Raises:
+            ImproperlyConfigured: another session uses the namespace in an incompatible way.
+        """
+        while not self._is_held:
+            await self._waiters.wait()
 
     async def hold(self, call: Callable[..., Awaitable[Any]]) -> None:
         await super().hold(call)

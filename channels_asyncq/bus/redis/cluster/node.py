@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError
 
 from ....exceptions import LayerUnavailable
@@ -74,6 +75,9 @@ class ClusterNode(Node):
             await super().set_up(wire)
         except ReplyError as exc:
             self.router.redirects_for(0).take(exc)  # the lease is kept with partition 0
+            raise
+        except ImproperlyConfigured as exc:
+            self.router.lease.note_refused(exc)
             raise
         self.run_id = self.identity_in(await _done(wire.call(b"INFO", b"replication")))
         if self.keeps_lease:
