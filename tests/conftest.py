@@ -16,6 +16,7 @@ import pytest
 from channels_asyncq.local import flow
 from channels_asyncq.testing import EmbeddedServer
 from tests import buses, contract
+from tests.cluster_sessions import Company
 from tests.clusters import Cluster
 from tests.resp_server import RespServer
 
@@ -142,6 +143,22 @@ def redis_cluster(shared_redis_cluster: Cluster) -> Iterator[Cluster]:
     """
     yield shared_redis_cluster
     shared_redis_cluster.restore()
+
+
+@pytest.fixture
+async def make_on_cluster(redis_cluster: Cluster, prefix: str) -> AsyncIterator[contract.MakeLayer]:
+    """Make layers on the cluster, with 16 partitions and notices of losses; they are closed when the test ends."""
+    defaults = {"prefix": prefix, "partitions": 16, "on_loss": "lost", "capacity": 100_000}
+    async with contract.layers(hosts=[redis_cluster.url], **defaults) as make_layer:
+        yield make_layer
+
+
+@pytest.fixture
+async def company(make_on_cluster: contract.MakeLayer) -> AsyncIterator[Company]:
+    """Two sessions on the cluster, which are in no group yet."""
+    company = Company([await make_on_cluster(), await make_on_cluster()])
+    yield company
+    await company.leave()
 
 
 @pytest.fixture
