@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .node import Node
 
 
 class Redirects(Protocol):
@@ -15,8 +18,8 @@ class Redirects(Protocol):
     #: Why the partition cannot be used now, for an error; "" if it can.
     reason: str
 
-    def take(self, error: BaseException | None) -> bool:
-        """Act on the error of a command, which was not executed then; False if it is no redirect."""
+    def take(self, error: BaseException | None, by: Node) -> bool:
+        """Act on a node's error for a command, which was not executed then; False if it is no redirect."""
 
 
 class Redirected(ConnectionError):

@@ -162,9 +162,14 @@ class Sender:
         if self._drained is None:
             self._arrive()
 
-    def is_redirected(self, error: BaseException | None) -> bool:
-        """Act on the error of a command if it is a redirect of a cluster: the command is sent again then."""
-        return self._redirects is not None and self._redirects.take(error)
+    def is_redirected(self, error: BaseException | None, by: Node | None = None) -> bool:
+        """
+        Act on the error of a command if it is a redirect of a cluster: the command is sent again then.
+
+        Args:
+            by: the node that refused the command, if that is not the one of the connection at the gate.
+        """
+        return self._redirects is not None and self._redirects.take(error, by or self.node)
 
     def _drain(self) -> None:
         """Shut the gate, and go on when the last node has answered everything."""

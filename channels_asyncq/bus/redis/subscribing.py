@@ -133,7 +133,9 @@ class TopicSubscriber:
                 self._receiver.on_subscribed(entry.topic)
         elif isinstance(error, ReplyError) and entry.asked is reply:
             partition = entry.partition or self._node.partition_of_own(entry.topic)
-            if partition is not None and partition.sender.is_redirected(error):
+            if partition is not None and partition.sender.is_redirected(error, self._node):
+                if entry.partition is None:
+                    entry.asked = None  # it is due again where the node has a partition for it
                 return
             if self._node.pushes.wire is None:
                 self._refused[entry.topic] = error

@@ -43,13 +43,19 @@ class ClusterFence(Fence):
     As a `ReplySink` it gets the answer to its SPUBLISH, which comes after all others.
     """
 
-    __slots__ = ("_checkpoint", "answers", "error", "has_arrived", "is_published", "number", "plan")
+    __slots__ = ("_checkpoint", "answers", "error", "has_arrived", "is_published", "node", "number", "plan")
 
     def __init__(
-        self, checkpoint: ClusterCheckpoint, number: int, plan: ClusterPlan, arrived: asyncio.Future[None]
+        self,
+        checkpoint: ClusterCheckpoint,
+        node: ClusterNode,
+        number: int,
+        plan: ClusterPlan,
+        arrived: asyncio.Future[None],
     ) -> None:
         super().__init__(arrived)
         self._checkpoint = checkpoint
+        self.node = node
         self.number = number
         self.plan = plan
         self.answers: list[list[Any] | None] = [None] * len(plan.covered)
@@ -88,7 +94,7 @@ class FencePart:
     def set_exception(self, error: Exception, /) -> None:
         self._fence.error = error
         covered = self._fence.plan.covered[self._index]
-        if covered.is_current and covered.partition.sender.is_redirected(error):
+        if covered.is_current and covered.partition.sender.is_redirected(error, self._fence.node):
             self._fence.error = Redirected(str(error))
 
     def exception(self) -> None:
@@ -149,7 +155,7 @@ class ClusterCheckpoint(Checkpoint):
         """Send a fence; None if there is no connection for commands."""
         self._number += 1
         arrived: asyncio.Future[None] = self._shared.loop.create_future()
-        fence = ClusterFence(self, self._number, plan, arrived)
+        fence = ClusterFence(self, self._node, self._number, plan, arrived)
         self._fences[self._number] = fence
         for index, packed in enumerate(plan.full if is_full else plan.light):
             if not self._ask(packed, FencePart(fence, index)):
@@ -215,7 +221,7 @@ class ClusterCheckpoint(Checkpoint):
         if isinstance(error, ReplyError):
             owner = self._node.partition_of_own(fence.plan.topic)
             if owner is not None:
-                owner.sender.is_redirected(error)
+                owner.sender.is_redirected(error, self._node)
         self._fences.pop(fence.number, None)
         self._sent_here(fence, has_failed=True)
 

@@ -74,7 +74,7 @@ class ClusterNode(Node):
         try:
             await super().set_up(wire)
         except ReplyError as exc:
-            self.router.redirects_for(0).take(exc)  # the lease is kept with partition 0
+            self.router.redirects_for(0).take(exc, self)  # the lease is kept with partition 0
             raise
         except ImproperlyConfigured as exc:
             self.router.lease.note_refused(exc)
@@ -136,11 +136,9 @@ class ClusterNode(Node):
         return topics.fence_of(self._fence_partition, self.number), topics.layouts(0) if 0 in read else b""
 
     def partition_of_own(self, topic: bytes) -> Partition | None:
-        topics = self._shared.topics
-        for number, partition in self.partitions.items():
-            if topic.startswith(topics.root(number)):
-                return partition
-        return None
+        """Return the partition of a topic, which may have left already."""
+        root = self._shared.topics.root
+        return next((each for each in self.router.partitions if topic.startswith(root(each.number))), None)
 
     def reads(self, partition: Partition) -> bool:
         """Tell whether a topic of the partition is wanted: another one has no position."""
@@ -241,7 +239,7 @@ class ClusterNode(Node):
             Redirected: it is one. The partitions are read where they are found, or here after a while.
         """
         for partition in partitions:
-            if not partition.sender.is_redirected(error):
+            if not partition.sender.is_redirected(error, self):
                 return
             if partition.home is self:
                 self.read_again(partition)

@@ -11,6 +11,7 @@ from hiredis import ReplyError
 from ...resp.replies import is_redirect, moved_to
 
 if TYPE_CHECKING:
+    from ..node import Node
     from .router import ClusterRouter
 
 _FIRST_PAUSE = 0.01
@@ -50,10 +51,16 @@ class ClusterRedirects:
         """Whether commands are held."""
         return self._timer is not None or self._probe is not None
 
-    def take(self, error: BaseException | None) -> bool:
-        """Act on the error of a command, which was not executed then; False if it is no redirect."""
+    def take(self, error: BaseException | None, by: Node) -> bool:
+        """
+        Act on a node's error for a command, which was not executed then; False if it is no redirect.
+
+        The errors of a node that the partition has left say nothing of its present home.
+        """
         if not isinstance(error, ReplyError) or not is_redirect(error):
             return False
+        if self._router.partitions[self._number].home is not by:
+            return True
         moved = moved_to(error)
         if moved is not None:
             _, host, port = moved
