@@ -215,6 +215,10 @@ class Topics:
         """The key that exists as long as the server has lost nothing of a partition."""
         return self.root(partition) + b"mark:%d" % partition
 
+    def probes(self, partition: int) -> tuple[bytes, bytes]:
+        """Two keys of a partition, of which one never exists: a cluster refuses their command like any send."""
+        return self.log(partition), self.root(partition) + b"members:"
+
     def is_group(self, partition: int, name: bytes) -> bool:
         """Tell whether a topic of this partition is a group's."""
         return name.startswith(self.root(partition) + b"group:")

@@ -24,8 +24,7 @@ from .queues import RedisQueues
 from .routers import router_for
 from .scripts import Scripts
 from .shared import Shared
-
-_SCAN_PAGE = 1000
+from .sweep import Sweep
 
 
 class RedisBus:
@@ -137,21 +136,7 @@ class RedisBus:
         return self._options.expiry + self._options.send_timeout
 
     async def flush(self) -> None:
-        for node in self.nodes:
-            await self._flush(node)
-
-    async def _flush(self, node: Node) -> None:
-        topics, call = self.shared.topics, node.sender.commands.call
-        for pattern in topics.stored(node.host):
-            cursor = b"0"
-            while True:
-                command = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _SCAN_PAGE)
-                cursor, keys = await call(*command, is_repeatable=True)
-                stored = [key for key in keys if topics.is_stored(node.host, key)]
-                if stored:
-                    await call(b"UNLINK", *stored, is_repeatable=True)
-                if cursor == b"0":
-                    break
+        await Sweep(self.shared, self.partitions).run()
 
 
 async def _all_done(awaitables: Iterable[Awaitable[object]]) -> None:

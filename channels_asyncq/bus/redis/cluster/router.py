@@ -251,10 +251,9 @@ class ClusterRouter(Router):
             return refusal
         return f"the nodes disagree about slot {slot}" if refusal.startswith("MOVED") else refusal
 
-    def probe_keys(self, number: int) -> list[bytes]:
+    def probe_keys(self, number: int) -> tuple[bytes, bytes]:
         """Return keys of a partition, of which one never exists: their command is refused as any send may be."""
-        topics = self._shared.topics
-        return [topics.log(number), topics.root(number) + b"members:"]
+        return self._shared.topics.probes(number)
 
     def counts(self) -> Counter[str]:
         """Return how many partitions are at each node."""
