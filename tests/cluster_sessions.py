@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeVar
 
 from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.cluster.node import ClusterNode
 from channels_asyncq.bus.redis.cluster.router import ClusterRouter
 from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.slots import slot_of
-from channels_asyncq.bus.redis.bus import RedisBus
 from tests.cluster_moves import Step
 from tests.cluster_nodes import Node
 from tests.clusters import Cluster
@@ -169,7 +169,9 @@ class Company:
         streams = [(number, name) for number in range(len(self.layers)) for name in names]
         tasks = [asyncio.create_task(self._keep_sending(*stream)) for stream in streams]
         if queue:
-            tasks += [asyncio.create_task(self._keep_pushing(number, queue)) for number in range(len(self.layers))]
+            tasks += [
+                asyncio.create_task(self._keep_pushing(number, queue)) for number in range(len(self.layers))
+            ]
         try:
             yield
         finally:

@@ -114,12 +114,13 @@ class RedisBus:
             node.let_go()
 
     def on_links_changed(self) -> None:
-        """Notify the receiver when all nodes are up, and when that ends."""
-        is_up = self.router.is_up
-        if is_up == self._is_up or self._is_closed:
+        """Notify the receiver when all nodes are up, and when an outage begins."""
+        router = self.router
+        has_changed = router.is_down if self._is_up else router.is_up
+        if not has_changed or self._is_closed:
             return
-        self._is_up = is_up
-        if is_up:
+        self._is_up = not self._is_up
+        if self._is_up:
             self._receiver.on_up()
         else:
             self._receiver.on_down()

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 
 from ...names import Topic
-from ...tasks import all_of
 from ..base import Health, Link
 from .partition import Partition
 from .router import Router
@@ -20,14 +19,14 @@ class RedisConnections:
         self._partitions = partitions
 
     def links(self) -> list[Link]:
-        return [node.link() for node in self._router.nodes]
+        return [node.link() for node in self._router.in_use]
 
     def transports(self) -> list[asyncio.BaseTransport]:
         return [transport for node in self._router.nodes for transport in node.transports()]
 
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
         """Check each node, within a timeout in seconds. Cancelling is safe."""
-        return Health(tuple(await all_of(node.health(timeout) for node in self._router.nodes)))
+        return Health(tuple(await self._router.health(timeout)))
 
     async def checked(self, topic: Topic) -> None:
         """Return when the topic's node has accepted the layout of this process, as `Connections` describes."""

@@ -343,6 +343,10 @@ class Node:
             except ConnectionResetError:
                 continue
 
+    async def _write(self) -> None:
+        """Return when the server has written something; raises ChannelLayerError if it refuses."""
+        await self.lease_keeper.write()
+
     async def health(self, timeout: float) -> HostHealth:  # noqa: ASYNC109
         """Check whether the server takes writes, and whether a message that is published there arrives here."""
         reason = ""
@@ -351,7 +355,7 @@ class Node:
                 await self.pushes.up()
                 began = monotonic()
                 await self._check()
-                await self.lease_keeper.write()
+                await self._write()
                 return HostHealth(self.address, True, "connected", seconds=monotonic() - began)
         except LayerUnavailable as exc:
             reason = exc.reason

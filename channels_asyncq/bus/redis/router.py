@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...tasks import all_of
+from ..base import HostHealth
 from .node import Node
 from .redirects import Redirects
 from .shared import Shared
@@ -47,10 +49,26 @@ class Router:
     async def leave(self) -> None:
         """End what is shared by the nodes, before they are closed."""
 
+    # The state of the connections
+
+    @property
+    def in_use(self) -> Sequence[Node]:
+        """The nodes that partitions belong to."""
+        return self.nodes
+
     @property
     def is_up(self) -> bool:
         """Whether all nodes in use are connected."""
-        return all(node.is_up for node in self.nodes)
+        return all(node.is_up for node in self.in_use)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether this is an outage: then it ends when `is_up`."""
+        return not self.is_up
+
+    async def health(self, timeout: float) -> list[HostHealth]:  # noqa: ASYNC109
+        """Check each node in use, within a timeout in seconds. Cancelling is safe."""
+        return await all_of(node.health(timeout) for node in self.in_use)
 
 
 class StaticRouter(Router):

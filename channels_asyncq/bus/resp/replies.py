@@ -50,7 +50,8 @@ class ReplySink(Protocol):
 
     Its methods are those of a future that a connection calls. They must not raise.
 
-    Implemented by `asyncio.Future` and `bus.redis.checkpoint.Fence`, and as an `OpenCommand` by
+    Implemented by `asyncio.Future`, `bus.redis.checkpoint.NodeFence` and
+    `bus.redis.cluster.checkpoint.ClusterFence`, and as an `OpenCommand` by
     `bus.redis.batches.Batch`, `bus.redis.commands.Question` and `bus.resp.replies.Unsubscription`.
     """
 

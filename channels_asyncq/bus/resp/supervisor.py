@@ -316,6 +316,11 @@ class SupervisedConnection:
                 await self._waiters.wait()
 
     @property
+    def is_overdue(self) -> bool:
+        """Whether `send_timeout` seconds have passed since it was lost: nothing waits for it any more."""
+        return self._downtime.is_overdue
+
+    @property
     def is_busy(self) -> bool:
         """Whether anything has no reply yet, or waits in `up()`."""
         wire = self.wire

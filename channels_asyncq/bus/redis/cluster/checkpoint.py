@@ -132,6 +132,11 @@ class ClusterCheckpoint(Checkpoint):
         return ClusterPlan(covered, self._node.changes, light, full, topic)
 
     def _pack(self, partition: Partition, *, is_full: bool, is_first: bool) -> bytes:
+        return _packed(*self._command(partition, is_full=is_full, is_first=is_first))
+
+    def _command(
+        self, partition: Partition, *, is_full: bool, is_first: bool
+    ) -> tuple[bytes | str | int, ...]:
         topics, recovery = self._shared.topics, self._shared.options.recovery
         script = self._shared.scripts.fence_part
         assert isinstance(script, Script)
@@ -142,7 +147,22 @@ class ClusterCheckpoint(Checkpoint):
         is_full = is_full or partition.position is None or partition.mark is None
         rounds = b"1" if is_full else b"0", keep, self._node.lease_keeper.keeps_past
         marks = MARK_LIVES, MARK_DIFFERS, b"1" if is_first else b"0"
-        return _packed(b"EVALSHA", script.sha, len(keys), *keys, *rounds, *marks)
+        return b"EVALSHA", script.sha, len(keys), *keys, *rounds, *marks
+
+    async def write(self) -> None:
+        """
+        Return when the server has written the mark of a partition that is at this node.
+
+        Raises:
+            ChannelLayerError: the server refuses to write.
+        """
+        if not self._node.partitions:
+            return
+        partition = self._node.partitions[min(self._node.partitions)]
+        command = self._command(partition, is_full=False, is_first=True)
+        _, _, _, words, _ = await partition.sender.commands.call(*command, is_repeatable=True)
+        if words:
+            raise self._node.refusals.error_for(ReplyError(words.decode(errors="replace")))
 
     def _present(self) -> ClusterPlan:
         plan = self._cluster_plan

@@ -41,8 +41,8 @@ class SlotMapReader:
         self._host = shared.options.hosts[0]
         # The nodes that are asked next.
         self._first: dict[Address, None] = {}
-        #: The nodes that did not answer the last time.
-        self.silent: set[Address] = set()
+        #: The nodes that did not answer the last time, and why.
+        self.silent: dict[Address, str] = {}
         self._known: dict[Address, None] = {}
         self._faults = shared.outages.faults_of(self._host.address)
 
@@ -83,9 +83,9 @@ class SlotMapReader:
                 *address,
                 reason,
             )
-            self.silent.add(address)
+            self.silent[address] = reason
             return None
-        self.silent.discard(address)
+        self.silent.pop(address, None)
         for _, _, place in found.ranges:
             self._known[place] = None
         return found

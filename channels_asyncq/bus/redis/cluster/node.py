@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from .router import ClusterRouter
 
 
+# Seconds between two checks of a node while one of its partitions moves.
+_PAUSE = 0.05
+
+
 class ClusterNode(Node):
     """
     A `Node` whose partitions come and go with their slots.
@@ -46,6 +50,8 @@ class ClusterNode(Node):
         # In the slot of which the fences are.
         self._fence_partition = -1
         super().__init__(shared, 0, number, at=at, lease=router.lease)
+
+    checkpoint: ClusterCheckpoint
 
     def _outage(self, name: str) -> Outage:
         # Of this node alone: the one that was a replica a moment ago may be the next primary.
@@ -163,6 +169,29 @@ class ClusterNode(Node):
     def read_again(self, partition: Partition) -> None:
         partition.leave_connection()
         self.router.doubt([partition.number])
+
+    # Health
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether a connection was lost, or cannot be made. A node that is new has `send_timeout` to come up."""
+        return any(
+            each.wire is None and (each.was_up or each.is_overdue) for each in (self.commands, self.pushes)
+        )
+
+    def on_overdue(self, error: Exception) -> None:
+        super().on_overdue(error)
+        self._shared.observer.on_links_changed()
+
+    async def _check(self) -> None:
+        while True:
+            try:
+                return await super()._check()
+            except Redirected:
+                await asyncio.sleep(_PAUSE)  # a partition moves: either away from here, or it is asked again
+
+    async def _write(self) -> None:
+        await self.checkpoint.write()
 
     # Catching up
 

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ....clock import monotonic
+from ...base import HostHealth
 from ..node import Node
 from ..router import Router
 from .departures import departures_of
+from .health import health_of
 from .lease import ClusterLease
 from .mapping import SlotMapReader
 from .node import ClusterNode
@@ -60,6 +62,8 @@ class ClusterRouter(Router):
         # The partitions whose home is in doubt.
         self._doubts: set[int] = set()
         self._map: SlotMap | None = None
+        #: Set when a node has told the homes.
+        self.has_map = asyncio.Event()
         self._reader = SlotMapReader(shared, self)
         self._searching: asyncio.Task[None] | None = None
         # The times of the last moves of each partition.
@@ -98,14 +102,46 @@ class ClusterRouter(Router):
         if self._map is None:
             self.doubt(range(len(self._slots)))
         else:
-            for node in self.nodes:
-                if node.partitions:
-                    node.start()
+            for node in self.in_use:
+                node.start()
             self._search()
+
+    # The state of the connections
+
+    @property
+    def in_use(self) -> list[ClusterNode]:
+        return [node for node in self.nodes_by_place.values() if node.partitions]
 
     @property
     def is_up(self) -> bool:
-        return self._map is not None and all(node.is_up for node in self.nodes if node.partitions)
+        return self._map is not None and super().is_up
+
+    @property
+    def is_down(self) -> bool:
+        # A partition that moves to a node which is not connected yet makes no outage.
+        return any(node.is_missing for node in self.in_use)
+
+    async def health(self, timeout: float) -> list[HostHealth]:  # noqa: ASYNC109
+        return await health_of(self, timeout)
+
+    @property
+    def address(self) -> str:
+        """The cluster, by the nodes in the settings."""
+        return self._host.address
+
+    @property
+    def why_unknown(self) -> str:
+        """Why the first node in the settings has not told the homes."""
+        return self._reader.silent.get(self._first.place, "no node has told the slots of the cluster")
+
+    def trouble(self, node: Node) -> str:
+        """Return why a partition of a node cannot be used now; empty if all can."""
+        for number in sorted(node.partitions):
+            redirects = self._redirects[number]
+            if redirects.is_holding or number in self._doubts:
+                unknown = f"it is not known which node has slot {self._slots[number]}"
+                return redirects.reason or self.explain(number, "") or unknown
+        return ""
 
     # Homes
 
@@ -197,6 +233,7 @@ class ClusterRouter(Router):
     def learn(self, found: SlotMap, source: Address) -> None:
         """Use a slot map that a node has sent."""
         self._map = found
+        self.has_map.set()
         for number in sorted(self._doubts):
             address = found.address_of(self._slots[number])
             home = self._node_of(number)
@@ -233,7 +270,7 @@ class ClusterRouter(Router):
 
     def on_node_silent(self, node: ClusterNode) -> None:
         """Note that a node does not answer, on connections that are up."""
-        self._reader.silent.add(node.place)
+        self._reader.silent[node.place] = "it has not answered for a while"
         self.on_node_lost(node)
 
     def on_node_up(self, node: ClusterNode) -> None:
@@ -257,7 +294,7 @@ class ClusterRouter(Router):
 
     def counts(self) -> Counter[str]:
         """Return how many partitions are at each node."""
-        return Counter({node.address: len(node.partitions) for node in self.nodes if node.partitions})
+        return Counter({node.address: len(node.partitions) for node in self.in_use})
 
     # The end
 
