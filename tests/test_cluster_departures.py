@@ -1,0 +1,106 @@
+"""What a session knows of a partition that has moved: whether it is whole, and which servers had it before."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from channels_asyncq.bus.redis.cluster.departures import Departure, Lineage, lineage_of
+from channels_asyncq.bus.redis.cluster.node import ClusterNode
+from channels_asyncq.bus.redis.cluster.replication import Replication
+
+A, B, C = (letter * 40 for letter in (b"a", b"b", b"c"))
+NONE = b"0" * 40
+
+
+def info(role: str, history: bytes, before: bytes = NONE, errors: dict[str, int] | None = None) -> bytes:
+    """INFO replication errorstats."""
+    lines = [
+        "# Replication",
+        f"role:{role}",
+        "master_link_status:up",
+        f"master_replid:{history.decode()}",
+        f"master_replid2:{before.decode()}",
+        "",
+    ]
+    if errors is not None:
+        lines += ["# Errorstats", *(f"errorstat_{name}:count={count}" for name, count in errors.items())]
+    return "\r\n".join(lines).encode()
+
+
+class Nodes:
+    """The nodes of a session, with the histories and refusals that they had by their last fences."""
+
+    def __init__(self, **refusals: bytes) -> None:
+        self.nodes_by_place = {
+            name: self.node(name.encode() * 40, refusals=count) for name, count in refusals.items()
+        }
+
+    def node(self, history: bytes, told: bytes = b"", refusals: bytes | None = None) -> ClusterNode:
+        return cast(ClusterNode, _Node(self, history, told, refusals))
+
+
+class _Node:
+    def __init__(self, router: Nodes, history: bytes, told: bytes, refusals: bytes | None) -> None:
+        self.router = router
+        self.subscriber = type("Subscriber", (), {"run_id": history})()
+        self.refusals_by_fence = refusals
+        self._told = told
+
+    async def replication(self) -> Replication | None:
+        return Replication.of(self._told) if self._told else None
+
+
+@pytest.mark.parametrize(
+    ("errors", "refusals"),
+    [
+        (None, b"-"),
+        ({}, b"0"),
+        ({"MOVED": 7, "ERR": 2}, b"0"),
+        ({"OOM": 3, "NOREPLICAS": 1, "MISCONF": 2, "MOVED": 7}, b"6"),
+    ],
+)
+def test_the_refusals_of_a_node(errors: dict[str, int] | None, refusals: bytes) -> None:
+    """As `epoch.lua` counts them; none where the user may not ask."""
+    assert Replication.of(info("master", A, errors=errors)).refusals == refusals
+
+
+async def departure(nodes: Nodes, told: bytes, history: bytes = b"") -> Departure:
+    found = Departure(nodes.node(history, told), history)
+    assert await found.is_complete()
+    return found
+
+
+async def test_a_slot_that_has_moved() -> None:
+    """The last home is a primary still, with the history of before."""
+    nodes = Nodes(a=b"0", b=b"4")
+    found = await departure(nodes, info("master", A, errors={"OOM": 2}), A)
+    assert lineage_of((found,), B) == Lineage(B, b"4", ((A, b"2"),))
+
+
+async def test_a_planned_failover() -> None:
+    """The history of the last home goes on at the next, which was not in use before."""
+    nodes = Nodes(a=b"0")
+    found = await departure(nodes, info("slave", B, A, errors={}), A)
+    assert lineage_of((found,), B) == Lineage(B, b"0", ((A, b"0"),))
+
+
+async def test_a_failover_that_was_not_planned() -> None:
+    """The last home does not answer, or its history does not go on."""
+    nodes = Nodes(a=b"0")
+    assert not await Departure(nodes.node(A), A).is_complete()
+    assert not await Departure(nodes.node(A, info("slave", B, errors={})), A).is_complete()
+
+
+@pytest.mark.parametrize(
+    ("refusals", "formers"),
+    [(b"1", ((B, b"1"), (A, b"0"))), (b"2", ((B, b"2"),))],
+    ids=["wrote", "refused meanwhile"],
+)
+async def test_two_moves(refusals: bytes, formers: tuple[Any, ...]) -> None:
+    """The record may name either home; the first one only if the second has written everything."""
+    nodes = Nodes(a=b"0", b=b"1", c=b"0")
+    first = await departure(nodes, info("master", A, errors={}), A)
+    second = await departure(nodes, info("master", B, errors={"OOM": int(refusals)}))
+    assert lineage_of((first, second), C) == Lineage(C, b"0", formers)
