@@ -136,7 +136,8 @@ class Crowd:
         await asyncio.gather(*map(self._read_rest, self.readers))
 
     async def _read_rest(self, reader: Reader) -> None:
-        deadline = asyncio.get_running_loop().time() + 30
+        # After a reset a reader never gets everything.
+        deadline = asyncio.get_running_loop().time() + (5 if reader.resets else 30)
         while not reader.is_complete(self.senders) and asyncio.get_running_loop().time() < deadline:
             await reader.visit(1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from tests import contract
 from tests.cluster_moves import Step
 from tests.cluster_nodes import Node, wait_for
 from tests.clusters import Cluster
-from tests.contract import DEADLINE, MakeLayer, eventually, note, receive_many, started
+from tests.contract import DEADLINE, MakeLayer, eventually, every, note, receive_many, started
 from tests.refusals import refusing
 from tests.resumes import Crowd
 from tests.sessions import session_of
@@ -43,11 +44,9 @@ class Place:
     def __init__(self, cluster: Cluster, layer: AsyncQueueChannelLayer, group: str = "room") -> None:
         self.cluster = cluster
         self.group = group
-        bus = session_of(layer)._bus
-        assert isinstance(bus, RedisBus)
+        topics = bus_of(layer).shared.topics
         self.number = session_of(layer).resumer.topic(group).partition
-        self.slot = bus.shared.topics.slot(self.number)
-        self.epoch_key = bus.shared.topics.epoch(self.number)
+        self.slot = topics.slot(self.number)
 
     @property
     def home(self) -> Node:
@@ -80,10 +79,10 @@ async def place_of(cluster: Cluster, layer: AsyncQueueChannelLayer, group: str =
     return Place(cluster, layer, group)
 
 
-def partition_of(layer: AsyncQueueChannelLayer, number: int) -> Partition:
+def bus_of(layer: AsyncQueueChannelLayer) -> RedisBus:
     bus = session_of(layer)._bus
     assert isinstance(bus, RedisBus)
-    return bus.partitions[number]
+    return bus
 
 
 async def resumed(layer: AsyncQueueChannelLayer, since: str, group: str = "room") -> tuple[str, Replay]:
@@ -105,6 +104,86 @@ async def member(layer: AsyncQueueChannelLayer) -> str:
     channel = await layer.new_channel()
     await layer.group_add("room", channel)
     return channel
+
+
+# Reads
+
+
+async def test_one_command_for_each_log(make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty calls of a moment share one write to each node, for positions and for resumes."""
+    asked: list[list[Partition]] = []
+    ask_all = ClusterLogScripts._ask_all
+
+    async def spy(self: ClusterLogScripts, questions: Any) -> Any:
+        asked.append(list(questions))
+        return await ask_all(self, questions)
+
+    monkeypatch.setattr(ClusterLogScripts, "_ask_all", spy)
+    layer = await make_layer()
+    await layer.new_channel()
+    groups = [f"group-{n}" for n in range(40)]
+    partitions = session_of(layer).resumer.partitions(groups)
+    await eventually(lambda: len({each.home for each in bus_of(layer).partitions}) == 3)
+    positions = await every(layer.position(group) for group in groups)
+    assert len(asked) == 3
+    assert sorted(each.number for question in asked for each in question) == sorted(partitions)
+    asked.clear()
+    await every(resumed(layer, position, group) for group, position in zip(groups, positions, strict=True))
+    # Not one by one: a partition that gets its first topic is read a moment later than others.
+    assert len(asked) <= 3 * 4
+
+
+async def test_a_message_between_the_last_page_and_the_marker(
+    make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in no page, and arrives before the marker: it is not missed, and does not come twice."""
+    layer, sender = await make_layer(), await make_layer()
+    witness = await member(layer)
+    position = await sender.position("room")
+    await sender.group_send("room", note(0))
+    sent = 1
+    publish = ClusterLogScripts.publish
+
+    async def publish_later(self: ClusterLogScripts, marker: bytes) -> None:
+        nonlocal sent
+        await sender.group_send("room", note(sent))
+        sent += 1
+        await publish(self, marker)
+
+    monkeypatch.setattr(ClusterLogScripts, "publish", publish_later)
+    channel, replay = await resumed(layer, position)
+    assert replay.messages == [note(0), note(1)]
+    _, again = await resumed(layer, position)
+    assert again.messages == [note(0), note(1)] and sent == 2
+    await sender.group_send("room", note(2))
+    assert await receive_many(layer, channel, 1) == [note(2)]
+    assert await receive_many(layer, witness, 3) == [note(0), note(1), note(2)]
+
+
+async def test_a_marker_without_subscribers(make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read is begun again at once: the topic of the fences is being renewed."""
+    layer = await make_layer()
+    await member(layer)
+    position = await layer.position("room")
+    await layer.group_send("room", note(0))
+    lost: list[bytes] = []
+    publish = ClusterLogScripts.publish
+
+    async def lose(self: ClusterLogScripts, marker: bytes) -> None:
+        topics = self._node.subscriber.topics
+        topic = topics.fence_topic
+        if not lost:
+            lost.append(marker)
+            topics.fence_topic = topic + b":nobody"
+        try:
+            await publish(self, marker)
+        finally:
+            topics.fence_topic = topic
+
+    monkeypatch.setattr(ClusterLogScripts, "publish", lose)
+    began = time.monotonic()
+    await resumed_with(layer, position, 1)
+    assert lost and time.monotonic() - began < 2
 
 
 # Planned changes: no reset
@@ -338,7 +417,7 @@ async def test_a_home_that_refused_to_write(make_layer: MakeLayer, redis_cluster
             # Before the record is brought up to date.
             patch.setattr(ClusterLogScripts, "adopt", lambda self, partitions: None)
             await asyncio.to_thread(redis_cluster.migrate_classic, place.slot, other)
-            await eventually(lambda: partition_of(layer, place.number).is_live)
+            await eventually(lambda: bus_of(layer).partitions[place.number].is_live)
             with refusing(other, "OOM"):
                 await sender.group_send("room", note(0))
         assert ClusterLogScripts.adopt is adopt
@@ -382,6 +461,7 @@ async def test_a_crowd_while_slots_move(redis_cluster: Cluster, prefix: str, kin
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 async def test_a_crowd_while_primaries_are_killed(redis_cluster: Cluster, prefix: str) -> None:
     """Readers miss messages with a reset only, and get none twice and none out of order."""
     made = [
@@ -409,13 +489,13 @@ async def test_a_crowd_while_primaries_are_killed(redis_cluster: Cluster, prefix
             await asyncio.sleep(1.0)
             await asyncio.to_thread(kill)
 
-        await run_with(crowd, trouble, 25.0)
+        await run_with(crowd, trouble, 20.0)
         for reader in crowd.readers:
             for stream, read in reader.read.items():
                 assert read == sorted(set(read)), stream
             if reader.wrong(crowd.senders):
                 assert reader.resets, reader.wrong(crowd.senders)
-        assert kills > 2
+        assert kills > 1
         assert set(crowd.resets()) <= {"server_changed", "trimmed"}
     finally:
         for layer in made:
