@@ -601,6 +601,7 @@ def test_right_by_its_place_in_a_script() -> None:
         (b"redis_version:10.0.1\r\n", None),
         (b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2\r\n", None),
         (b"redis_version:7.0.15\r\nredis_mode:sentinel\r\n", "it is a Sentinel"),
+        (b"redis_version:7.0.15\r\nredis_mode:cluster\r\n", "it runs in cluster mode"),
         (b"redis_version:unstable\r\n", None),
         (b"", None),
         (b"\xff\xfe", None),
@@ -609,3 +610,17 @@ def test_right_by_its_place_in_a_script() -> None:
 def test_unsupported(info: bytes, problem: str | None) -> None:
     """Version and mode of INFO decide. A server that does not say is accepted."""
     assert unsupported(info) == problem
+
+
+@pytest.mark.parametrize(
+    ("info", "problem"),
+    [
+        (b"redis_version:7.0.15\r\nredis_mode:cluster\r\n", None),
+        (b"redis_version:6.2.14\r\nredis_mode:cluster\r\n", "it is Redis 6.2.14, without sharded channels"),
+        (b"redis_version:7.0.0\r\n", None),
+        (b"", None),
+    ],
+)
+def test_unsupported_in_a_cluster(info: bytes, problem: str | None) -> None:
+    """A Redis Cluster needs a later version, and may say that it is one."""
+    assert unsupported(info, is_cluster=True) == problem

@@ -20,6 +20,8 @@ __all__ = ["PLAIN", "PROXY", "TLS", "WEB", "Diagnosis", "Heals", "Remedies", "un
 
 #: The oldest server that has the commands of the scripts (XTRIM MINID, INFO errorstats).
 OLDEST = (6, 2)
+#: The oldest in a Redis Cluster: it has sharded channels.
+OLDEST_OF_CLUSTERS = (7, 0)
 
 # The findings of an examination of the port.
 PLAIN = "the port answers in plain text, without TLS"
@@ -121,9 +123,14 @@ _TABLE = (
         Heals.YES,
     ),
     _row(
-        r"CLUSTERDOWN|CROSSSLOT|^MOVED |^ASK \d|not allowed in cluster mode",
+        r"^it runs in cluster mode|CLUSTERDOWN|CROSSSLOT|^MOVED |^ASK \d|not allowed in cluster mode",
         "That is a node of a Redis Cluster: use redis+cluster://HOST:PORT in `hosts`, with TLS "
         "rediss+cluster://HOST:PORT",
+    ),
+    _row(
+        r"^it is Redis .*, without sharded channels",
+        f"Redis {OLDEST_OF_CLUSTERS[0]}.{OLDEST_OF_CLUSTERS[1]} is the oldest that works in a Redis Cluster: update "
+        "the servers, or use Valkey",
     ),
     _row(
         r"^it is Redis \d",
@@ -253,13 +260,21 @@ def _shortened(words: str) -> str:
     return words if len(words) <= _MOST_WORDS else _SENTENCE.split(words, maxsplit=1)[0]
 
 
-def unsupported(info: bytes) -> str | None:
-    """Return why the server of this INFO cannot be used; None if it can be, or does not say."""
+def unsupported(info: bytes, *, is_cluster: bool = False) -> str | None:
+    """
+    Return why the server of this INFO cannot be used; None if it can be, or does not say.
+
+    Args:
+        is_cluster: a node of a Redis Cluster is expected.
+    """
     said = dict(line.partition(":")[::2] for line in info.decode(errors="replace").splitlines())
     if said.get("redis_mode") == "sentinel":
         return "it is a Sentinel"
+    if said.get("redis_mode") == "cluster" and not is_cluster:
+        return "it runs in cluster mode"
     version = said.get("redis_version", "")
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST:
-        return f"it is Redis {version}"
-    return None
+    words = re.match(r"(\d+)\.(\d+)", version)
+    numbers = OLDEST_OF_CLUSTERS if words is None else (int(words[1]), int(words[2]))
+    if is_cluster and numbers < OLDEST_OF_CLUSTERS:
+        return f"it is Redis {version}, without sharded channels"
+    return f"it is Redis {version}" if numbers < OLDEST else None

@@ -12,7 +12,7 @@ from ....events import CONNECTION
 from ....exceptions import ChannelLayerError
 from ...resp.connector import Connector
 from ...resp.protocol import WireProtocol
-from .slot_map import Address, SlotMap
+from .slot_map import Address, SlotMap, not_a_cluster
 
 if TYPE_CHECKING:
     from ..shared import Shared
@@ -74,7 +74,8 @@ class SlotMapReader:
                 reply = await self._ask(address)
             found = SlotMap.from_reply(reply, address, self._host.address_remap)
         except (ChannelLayerError, OSError, TimeoutError, ValueError, ReplyError) as exc:
-            reason = str(exc) or f"no answer within {_TIMEOUT:g} s"
+            reason = not_a_cluster(self._host.at(*address).address, exc)
+            reason = reason or str(exc) or f"no answer within {_TIMEOUT:g} s"
             self._faults.warn(
                 CONNECTION,
                 "cluster.unanswered",

@@ -21,7 +21,7 @@ from .checkpoint import ClusterCheckpoint
 from .departures import lineage_of
 from .logs import ClusterLogScripts
 from .replication import Replication
-from .slot_map import Address, SlotMap
+from .slot_map import Address, SlotMap, not_a_cluster
 
 if TYPE_CHECKING:
     from ..partition import Partition
@@ -70,11 +70,8 @@ class ClusterNode(Node):
         try:
             reply = await wire.call(b"CLUSTER", b"SLOTS")
         except ReplyError as exc:
-            if "cluster support disabled" in str(exc):
-                raise LayerUnavailable(
-                    self.address,
-                    f"it is no node of a Redis Cluster: use {self.address.removesuffix('/0')} in `hosts`",
-                ) from exc
+            if problem := not_a_cluster(self.address, exc):
+                raise LayerUnavailable(self.address, problem) from exc
             raise
         self.router.learn(SlotMap.from_reply(reply, self.place, self.router.remap), self.place)
         try:

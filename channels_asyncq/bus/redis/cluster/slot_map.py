@@ -60,6 +60,13 @@ class SlotMap:
         return f"{first}-{last}"
 
 
+def not_a_cluster(address: str, error: Exception) -> str:
+    """Return which URL to use if a server without a cluster has refused to tell its slots; else nothing."""
+    if "cluster support disabled" not in str(error):
+        return ""
+    return f"it is no node of a Redis Cluster: use {address.removesuffix('/0')} in `hosts`"
+
+
 def address_in(host: Any, port: Any, asked: Address, remap: Remap | None) -> Address:
     """Return an address of a reply, where no host or an unknown one (`?`) stands for the node that was asked."""
     name = host.decode() if isinstance(host, bytes) else host
