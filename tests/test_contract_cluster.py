@@ -15,6 +15,7 @@ from tests.clusters import Cluster
 from tests.contract import LetTimePass, MakeLayer
 from tests.contract.buses import (
     ConnectionRules,
+    LogRules,
     MakeSession,
     MemberRules,
     PubSubRules,
@@ -86,6 +87,9 @@ class TestBusWorkQueues(WorkQueueRules): ...
 
 
 class TestBusMembers(MemberRules): ...
+
+
+class TestBusLog(LogRules): ...
 
 
 class TestBusConnections(ConnectionRules): ...

@@ -170,15 +170,14 @@ class Node:
         refusal = role.exception()
         if refusal is not None and not str(refusal).startswith(("NOPERM", "ERR")):
             raise refusal
-        problem = self._problem_in(info.result()) if info.exception() is None else None
+        problem = None
+        if info.exception() is None:
+            problem = unsupported(info.result(), is_cluster=self._shared.topics.is_cluster)
         answer = [b"master"] if refusal is not None else role.result()
         if problem is None and (not isinstance(answer, list) or not answer or answer[0] != b"master"):
             problem = "it is a replica; only masters are used"
         if problem is not None:
             raise LayerUnavailable(self.address, problem)
-
-    def _problem_in(self, info: bytes) -> str | None:
-        return unsupported(info, is_cluster=self._shared.topics.is_cluster)
 
     def on_up(self, wire: WireProtocol) -> None:
         """Resend the commands in flight, and let sends go on."""

@@ -129,8 +129,8 @@ _TABLE = (
     ),
     _row(
         r"^it is Redis .*, without sharded channels",
-        f"Redis {OLDEST_OF_CLUSTERS[0]}.{OLDEST_OF_CLUSTERS[1]} is the oldest that works in a Redis Cluster: update "
-        "the servers, or use Valkey",
+        f"Redis {OLDEST_OF_CLUSTERS[0]}.{OLDEST_OF_CLUSTERS[1]} is the oldest that works in a Redis Cluster: "
+        "update the servers, or use Valkey",
     ),
     _row(
         r"^it is Redis \d",
