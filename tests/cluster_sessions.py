@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeVar
@@ -17,8 +18,8 @@ from channels_asyncq.slots import slot_of
 from tests.cluster_moves import Step
 from tests.cluster_nodes import Node
 from tests.clusters import Cluster
-from tests.contract import eventually
-from tests.sessions import bus_of
+from tests.contract import eventually, steps
+from tests.sessions import bus_of, session_of
 
 T = TypeVar("T")
 
@@ -26,12 +27,28 @@ T = TypeVar("T")
 PATIENCE = 20.0
 
 
-def router_of(layer: AsyncQueueChannelLayer) -> ClusterRouter:
-    """The router of the running loop's session."""
+def redis_bus_of(layer: AsyncQueueChannelLayer) -> RedisBus:
+    """The bus of the running loop's session."""
     bus = bus_of(layer)
     assert isinstance(bus, RedisBus)
-    assert isinstance(bus.router, ClusterRouter)
-    return bus.router
+    return bus
+
+
+def router_of(layer: AsyncQueueChannelLayer) -> ClusterRouter:
+    """The router of the running loop's session."""
+    router = redis_bus_of(layer).router
+    assert isinstance(router, ClusterRouter)
+    return router
+
+
+def slot_of_inbox(layer: AsyncQueueChannelLayer) -> int:
+    """The slot of the channels of the running loop's session."""
+    return slot_of(redis_bus_of(layer).shared.topics.inbox(session_of(layer).session_id).name)
+
+
+def slot_of_queue(layer: AsyncQueueChannelLayer, queue: str) -> int:
+    """The slot of a normal channel."""
+    return slot_of(redis_bus_of(layer).shared.topics.queue(queue).topic.name)
 
 
 def slot_of_group(layer: AsyncQueueChannelLayer, group: str) -> int:
@@ -113,9 +130,10 @@ class Company:
             await asyncio.gather(*(layer.group_add(group, channel) for group in groups))
             self._receivers.append(asyncio.create_task(self._receive(number, layer, channel)))
 
-    def work(self, queue: str) -> None:
-        """Let each session take jobs from a normal channel."""
-        self._receivers += [asyncio.create_task(self._work(layer, queue)) for layer in self.layers]
+    def work(self, queue: str, *, is_impatient: bool = False) -> None:
+        """Let each session take jobs from a normal channel; with `is_impatient` it gives up waiting all the time."""
+        work = self._work_impatiently if is_impatient else self._work
+        self._receivers += [asyncio.create_task(work(layer, queue)) for layer in self.layers]
 
     async def _receive(self, number: int, layer: AsyncQueueChannelLayer, channel: str) -> None:
         while True:
@@ -128,6 +146,15 @@ class Company:
     async def _work(self, layer: AsyncQueueChannelLayer, queue: str) -> None:
         while True:
             self.jobs[(await layer.receive(queue))["n"]] += 1
+
+    async def _work_impatiently(self, layer: AsyncQueueChannelLayer, queue: str) -> None:
+        for turns in itertools.cycle(range(8)):
+            receiving = asyncio.create_task(layer.receive(queue))
+            await steps(turns)
+            receiving.cancel()
+            await asyncio.wait([receiving])
+            if not receiving.cancelled():
+                self.jobs[receiving.result()["n"]] += 1
 
     def send(self, number: int, name: str, count: int = 1) -> list[asyncio.Task[None]]:
         """Let a session send the next messages of a stream, all at once: to a group, or to a channel."""

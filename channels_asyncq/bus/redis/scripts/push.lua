@@ -22,12 +22,19 @@ if number <= highest then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local length, expired = redis.call('LLEN', KEYS[1]), 0
 local head = redis.call('LINDEX', KEYS[1], 0)
 while head and (tonumber(string.sub(head, 1, 13)) or math.huge) <= now do
-  redis.call('LPOP', KEYS[1])
-  head = redis.call('LINDEX', KEYS[1], 0)
+  expired = expired + 1
+  head = redis.call('LINDEX', KEYS[1], expired)
 end
-local free = tonumber(ARGV[2]) - redis.call('LLEN', KEYS[1])
+if expired > 0 and expired < length then
+  redis.call('LTRIM', KEYS[1], expired, -1)
+  length, expired = length - expired, 0
+end
+-- Where all have expired, they stay until there is another item: without an item there is no list, and while a slot of
+-- a cluster migrates, a script cannot use a key that is gone.
+local free = tonumber(ARGV[2]) - (length - expired)
 local is_known = false
 -- A sender that waits comes after those that waited before it. Any other sender leaves the last place to them.
 if ARGV[5] or free == 1 then
@@ -71,6 +78,9 @@ else
   end
 end
 redis.call('RPUSH', KEYS[1], string.format('%013d', now + ARGV[3]) .. ARGV[1])
+if expired > 0 then
+  redis.call('LTRIM', KEYS[1], expired, -1)
+end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('SET', KEYS[2], missing == ',' and highest or highest .. missing, 'EX', 900)
 redis.call('PUBLISH', KEYS[1], '+')
