@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from channels_asyncq.bus.base import Receiver
@@ -71,6 +71,20 @@ class Recorder(Receiver):
 
     def on_jobs_unknown(self, partitions: Collection[int]) -> int:
         raise AssertionError(partitions)
+
+
+def page_of(
+    entries: Sequence[tuple[bytes, list[bytes]]],
+    last: bytes,
+    now: int,
+    count: int,
+    topics: Collection[bytes] = (),
+) -> list[Any]:
+    """What read_log.lua returns of a log that has these entries from its start on."""
+    page = [list(entry) for entry in entries[:count]]
+    wanted = [entry for entry in page if not topics or entry[1][1] in topics]
+    first, through = (page[0][0], page[-1][0]) if page else (b"", b"")
+    return [last, b"%d" % now, len(page), first, through, wanted]
 
 
 class Subscriptions:

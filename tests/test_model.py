@@ -2,7 +2,7 @@
 No silent loss, in any order of events: the outboxes, the logs, the positions and the numbers seen together.
 
 The state is real (`SequenceNumbers`, `Partition`, `LogReader`, the envelopes), and so is the code that changes it
-(`Subscriber.on_message()` and `_catch_up()`, `Checkpoint`). The server, the connections and the clock are played
+(`Subscriber.on_message()` and `CatchingUp`, `Checkpoint`). The server, the connections and the clock are played
 here, and hypothesis chooses what happens next. `Receiver.shell` below does what `Subscriber.set_up()` does, in
 the same order.
 """
@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from channels_asyncq import slices
-from channels_asyncq.bus.redis import recovery
+from channels_asyncq.bus.redis import catching_up, recovery
 from channels_asyncq.bus.redis.checkpoint import Checkpoint
 from channels_asyncq.bus.redis.log_ends import LogScripts
 from channels_asyncq.bus.redis.log_reading import LogsReader
@@ -43,7 +43,7 @@ from channels_asyncq.bus.redis.watch import Watch
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.messages.envelopes import HEADER_ONLY
 from channels_asyncq.messages.framing import FORMATS, pack, pack_names
-from tests.partitions import Home, Recorder, as_node, shared_for
+from tests.partitions import Home, Recorder, as_node, page_of, shared_for
 
 # Small, so that a few steps reach what takes a thousand in earnest.
 PAGE = 3
@@ -104,10 +104,10 @@ class Server:
         self.logs.setdefault(partition, []).append((name, list(fields)))
         return name
 
-    def page(self, partition: int, start: bytes, count: int) -> list[Any]:
+    def page(self, partition: int, start: bytes, count: int, topics: Collection[bytes]) -> list[Any]:
         first = parse_position(start)
         found = [entry for entry in self.logs.get(partition, []) if parse_position(entry[0]) >= first]
-        return [self.last.get(partition, b"0-0"), b"%d" % self.clock, [list(e) for e in found[:count]]]
+        return page_of(found, self.last.get(partition, b"0-0"), self.clock, count, topics)
 
 
 class Sender:
@@ -191,7 +191,8 @@ class Receiver:
         self.fails_next = False
 
     async def _make(self) -> tuple[Shared, list[Partition]]:
-        _, shared = shared_for(self.receiver, self.loop, expiry=EXPIRY, recovery={})
+        limit = {"catch_up_messages": self.world.most_entries}
+        _, shared = shared_for(self.receiver, self.loop, expiry=EXPIRY, recovery=limit)
         home = Home()
         return shared, [home.partition(number, shared) for number in PARTITIONS]
 
@@ -202,12 +203,14 @@ class Receiver:
         await step()
         return False
 
-    async def read_log(self, partition: Partition, start: bytes, count: int) -> list[Any]:
+    async def read_log(
+        self, partition: Partition, start: bytes, count: int, topics: Collection[bytes] = ()
+    ) -> list[Any]:
         await step()
         if self.fails_next:
             self.fails_next = False
             raise ConnectionError("the line for commands is down")
-        page = self.world.server.page(partition.number, start, count)
+        page = self.world.server.page(partition.number, start, count, topics)
         await step()
         return page
 
@@ -240,7 +243,7 @@ class Receiver:
                 self.subscribed.add(topic)
         await step()
         if any(each.position is not None for each in self.partitions):
-            await subscriber._catch_up(wire, readings)
+            await subscriber._catching_up.catch_up(wire, readings)
             if self.is_connected:
                 self.send_fence()
         else:
@@ -297,6 +300,9 @@ class Receiver:
 
 class Delivery(RuleBasedStateMachine):
     """Two senders, one receiver, one server after the other."""
+
+    #: How many entries of a log the receiver may read to catch up.
+    most_entries = 3 * PAGE
 
     def __init__(self) -> None:
         super().__init__()
@@ -581,6 +587,8 @@ class Delivery(RuleBasedStateMachine):
     def note_losses(self) -> None:
         """Whoever is told of a loss is told of everything that was sent until now."""
         losses = self.receiver.receiver.losses
+        if any(len(log) >= self.most_entries - PAGE for log in self.server.logs.values()):
+            self.reasons.add("too_far")
         for reason, topics in losses:
             assert reason in self.reasons, f"told {reason!r}, and nothing like that happened"
             self.told.append((len(self.messages), reason, topics))
@@ -647,6 +655,7 @@ class Delivery(RuleBasedStateMachine):
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "_PAGE", PAGE)
+    monkeypatch.setattr(catching_up, "LONGEST_WAIT", 0.0)
     monkeypatch.setattr(slices, "SHORT", 3600.0)
 
 
@@ -665,3 +674,4 @@ class SameServer(Delivery):
     """The machine with one server that trims nothing and no time: whatever happens, nothing is lost or told."""
 
     trim = time_passes = promote = None  # type: ignore[assignment]
+    most_entries = 10**6

@@ -16,7 +16,7 @@ from channels_asyncq.messages.envelopes import HEADER_ONLY, Envelope
 from channels_asyncq.messages.framing import pack, pack_names
 from channels_asyncq.settings.options import Options
 from tests.contract import eventually
-from tests.partitions import Home, Recorder, as_node, shared_for
+from tests.partitions import Home, Recorder, as_node, page_of, shared_for
 
 A, B = b"a" * 8, b"b" * 8
 NOW = 1_700_000_000_000
@@ -68,19 +68,24 @@ class Server:
         self.logs: dict[int, Log] = {}
         self.now = NOW
         self.pages: list[tuple[int, bytes]] = []
+        #: The topics that the pages were asked for.
+        self.filters: list[Collection[bytes]] = []
         #: Called before each page; may raise, or change the logs.
         self.before: Callable[[int], None] = lambda partition: None
 
     def log(self, partition: int) -> Log:
         return self.logs.setdefault(partition, Log())
 
-    async def read_log(self, partition: Partition, start: bytes, count: int) -> list[object]:
+    async def read_log(
+        self, partition: Partition, start: bytes, count: int, topics: Collection[bytes] = ()
+    ) -> list[object]:
         self.before(partition.number)
         self.pages.append((partition.number, start))
+        self.filters.append(topics)
         log = self.log(partition.number)
         found = [entry for entry in log.entries if parse_position(entry[0]) >= parse_position(start)]
         await asyncio.sleep(0)
-        return [log.last, b"%d" % self.now, [list(entry) for entry in found[:count]]]
+        return page_of(found, log.last, self.now, count, topics)
 
 
 @dataclass
@@ -90,11 +95,25 @@ class World:
     partitions: list[Partition]
     reader: LogReader
     options: Options
+    #: Seconds for each log, and entries.
+    limit: tuple[float, int] = (60.0, 10**6)
 
     async def catch_up(self, *, has_changed: bool = False, has_gap: bool = False) -> None:
         """Read all logs, of the server that the positions are from or of another one."""
         changed = self.partitions if has_changed else []
-        await self.reader.catch_up(self.partitions, changed, self.partitions if has_gap else ())
+        await self.read(self.partitions, changed, self.partitions if has_gap else ())
+
+    async def read(
+        self,
+        partitions: Collection[Partition],
+        changed: Collection[Partition] = (),
+        gaps: Collection[Partition] = (),
+    ) -> None:
+        """Read these logs to their ends, within `limit`."""
+        for backlog in await self.reader.catch_up(partitions, changed, gaps):
+            backlog.limit(*self.limit)
+            await self.reader.read_on(backlog)
+            await self.reader.finish(backlog)
 
     def positions(self) -> list[int | None]:
         return [partition.position for partition in self.partitions]
@@ -196,7 +215,10 @@ async def test_late_and_out_of_order(world: World) -> None:
 
 
 async def test_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long log is read in pages, each from the last entry of the one before, inclusively, to its end."""
+    """
+    A long log is read in pages, each from the last entry of the one before, inclusively, to its end. The end is read
+    once more, while the connection is paused.
+    """
     monkeypatch.setattr(recovery, "_PAGE", 3)
     for number in range(1, 8):
         world.server.log(0).add(number, b"x", number)
@@ -207,6 +229,7 @@ async def test_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         at(2),
         at(4),
         at(6),
+        at(7),
     ]
     assert world.receiver.losses == []
 
@@ -553,8 +576,12 @@ class TestPositions:
         assert {partition for partition, _ in world.server.pages} == {1}
         assert world.receiver.losses == [("server_changed", {b"z"})]
 
-    async def test_joined_while_reading(self, world: World) -> None:
-        """A topic that is wanted while its log is being read gets what is logged from then on."""
+    async def test_joined_while_reading(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        A topic that is wanted while its log is being read gets what the next pages have of it. (It is confirmed when
+        the partition is live, and not before.)
+        """
+        monkeypatch.setattr(recovery, "_PAGE", 2)
         world.server.log(0).add(1, b"x", 1)
 
         def join(partition: int) -> None:
@@ -572,7 +599,7 @@ class TestSomeOfThem:
 
     async def read(self, world: World, *numbers: int, changed: Collection[int] = ()) -> None:
         partitions = [world.partitions[number] for number in numbers]
-        await world.reader.catch_up(partitions, [world.partitions[number] for number in changed])
+        await world.read(partitions, [world.partitions[number] for number in changed])
 
     async def test_only_those_that_are_asked_for(self, world: World) -> None:
         """The log of one partition is read, and of the other neither position nor `read_until` changes."""
@@ -631,3 +658,172 @@ class TestSomeOfThem:
         await asyncio.gather(*readings)
         for topic in (b"x", b"z"):
             assert [seq for name, seq in world.receiver.delivered if name == topic] == [1, 2]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of three entries."""
+    monkeypatch.setattr(recovery, "_PAGE", 3)
+
+
+@pytest.mark.usefixtures("small")
+class TestTooFar:
+    """Logs with more than a process may read to catch up."""
+
+    async def test_entries(self, world: World) -> None:
+        """What is behind the limit is left out and told, for all topics of that partition, and only of that one."""
+        world.limit = (60.0, 6)
+        for number in range(1, 21):
+            world.server.log(0).add(number, b"x", number)
+            world.server.log(1).add(number, b"z", number)
+        world.server.log(1).trim(16)
+        world.partitions[1].position = position(15)
+        await world.catch_up()
+        assert world.receiver.losses == [("trimmed", {b"z"}), ("too_far", {b"x", b"y"})]
+        assert [seq for topic, seq in world.receiver.delivered if topic == b"x"] == [1, 2, 3, 4]
+        assert [seq for topic, seq in world.receiver.delivered if topic == b"z"] == [16, 17, 18, 19, 20]
+
+    @pytest.mark.parametrize("limit", [(60.0, 1), (0.0, 1000)], ids=["entries", "seconds"])
+    async def test_it_goes_on_at_the_end(self, world: World, limit: tuple[float, int]) -> None:
+        """
+        The position is the end of the log, and pushes up to there are dropped. What comes later arrives, and the
+        next recovery tells nothing of what is past.
+        """
+        world.limit = limit
+        log = world.server.log(0)
+        for number in range(1, 21):
+            log.add(number, b"x", number)
+        await world.catch_up()
+        partition = world.partitions[0]
+        assert partition.position == partition.read_until == position(20)
+        assert world.receiver.losses == [("too_far", {b"x", b"y"})]
+        assert world.live(b"x", 21, 21)
+        log.add(21, b"x", 21)
+        log.add(22, b"x", 22)
+        await world.catch_up()
+        assert [seq for _, seq in world.receiver.delivered] == [1, 2, 21, 22]
+        assert len(world.receiver.losses) == 1
+
+    async def test_the_first_page_is_always_read(self, world: World) -> None:
+        """A log of one page is read, whatever the limit."""
+        world.limit = (0.0, 1)
+        world.server.log(0).add(1, b"x", 1)
+        await world.catch_up()
+        assert (world.receiver.delivered, world.receiver.losses) == ([(b"x", 1)], [])
+
+    async def test_exactly_at_the_end(self, world: World) -> None:
+        """A reading that reaches its limit with the last entry has lost nothing."""
+        world.limit = (60.0, 3)
+        for number in (1, 2):
+            world.server.log(0).add(number, b"x", number)
+        await world.catch_up()
+        assert [seq for _, seq in world.receiver.delivered] == [1, 2]
+        assert world.receiver.losses == []
+
+    async def test_a_log_that_grows_as_fast_as_it_is_read(self, world: World) -> None:
+        """The reading ends: at its limit."""
+        world.limit = (60.0, 100)
+        log = world.server.log(0)
+        numbers = iter(range(1, 10_000))
+
+        def grow(partition: int) -> None:
+            for _ in range(3):
+                number = next(numbers)
+                log.add(number, b"x", number)
+
+        world.server.before = grow
+        await world.catch_up()
+        assert world.receiver.losses == [("too_far", {b"x", b"y"})]
+        assert world.partitions[0].position == parse_position(log.last)
+
+    async def test_a_log_that_grows_before_the_pause(self, world: World) -> None:
+        """What is logged between the last page and the pause is read in the pause, however much it is."""
+        for number in range(1, 4):
+            world.server.log(0).add(number, b"x", number)
+        [backlog] = await world.reader.catch_up(world.partitions, ())
+        backlog.limit(60.0, 1000)
+        await world.reader.read_on(backlog)
+        for number in range(4, 11):
+            world.server.log(0).add(number, b"x", number)
+        await world.reader.finish(backlog)
+        assert [seq for _, seq in world.receiver.delivered] == list(range(1, 11))
+        assert world.partitions[0].read_until == position(10)
+
+    async def test_trimmed_after_another_server_was_told(self, world: World) -> None:
+        """`server_changed` is told with the first page: what is found lost on a later page is another loss."""
+        log = world.server.log(0)
+        for number in range(1, 10):
+            log.add(number, b"x", number)
+        [backlog] = await world.reader.catch_up(world.partitions, world.partitions)
+        assert world.receiver.losses == [("server_changed", {b"x", b"y", b"z"})]
+        log.trim(8)
+        backlog.limit(60.0, 1000)
+        await world.reader.read_on(backlog)
+        await world.reader.finish(backlog)
+        assert world.receiver.losses[1:] == [("trimmed", {b"x", b"y"})]
+        assert [seq for _, seq in world.receiver.delivered] == [1, 2, 8, 9]
+
+    async def test_it_fails_at_the_end(self, world: World) -> None:
+        """A reading that cannot ask for the end of the log leaves the position: the next one tells it, once."""
+        world.limit = (0.0, 1)
+        for number in range(1, 21):
+            world.server.log(0).add(number, b"x", number)
+
+        def fail(partition: int) -> None:
+            if len(world.server.pages) == 2:
+                raise LayerUnavailable("redis://host", "gone")
+
+        world.server.before = fail
+        with pytest.raises(LayerUnavailable):
+            await world.catch_up()
+        assert (world.positions()[0], world.receiver.losses) == (position(2), [])
+        world.server.before = lambda partition: None
+        await world.catch_up()
+        assert world.receiver.losses == [("too_far", {b"x", b"y"})]
+
+    async def test_moved_while_it_is_finished(self, world: World) -> None:
+        """The next home reads it, and nothing is told here."""
+        world.limit = (0.0, 1)
+        for number in range(1, 21):
+            world.server.log(0).add(number, b"x", number)
+
+        def move(partition: int) -> None:
+            if len(world.server.pages) == 2:
+                world.partitions[0].move(as_node(Home()))
+
+        world.server.before = move
+        await world.catch_up()
+        assert (world.positions()[0], world.receiver.losses) == (position(2), [])
+
+
+@pytest.mark.usefixtures("small")
+class TestFilter:
+    """The server leaves out the entries of topics that nobody wants here."""
+
+    async def test_pages_without_wanted_entries(self, world: World) -> None:
+        """The position passes them, and nothing counts as lost."""
+        for number in range(1, 21):
+            world.server.log(0).add(number, b"x" if number == 13 else b"other", number)
+        await world.catch_up()
+        assert world.receiver.delivered == [(b"x", 13)]
+        assert (world.positions()[0], world.receiver.losses) == (position(20), [])
+
+    async def test_trimmed_and_none_is_wanted(self, world: World) -> None:
+        """A page without wanted entries shows all the same that the log was trimmed."""
+        for number in range(1, 21):
+            world.server.log(0).add(number, b"other", number)
+        world.server.log(0).trim(3)
+        await world.catch_up()
+        assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
+
+    @pytest.mark.parametrize("most, is_filtered", [(3, True), (2, False)])
+    async def test_many_topics(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, most: int, is_filtered: bool
+    ) -> None:
+        """With more topics than the limit, pages have everything, and other topics are left out here."""
+        monkeypatch.setattr(recovery, "_MOST_FILTERED", most)
+        for number in range(1, 9):
+            world.server.log(0).add(number, b"x" if number % 2 else b"other", number)
+        await world.catch_up()
+        assert [seq for _, seq in world.receiver.delivered] == [1, 3, 5, 7]
+        assert (b"x" in world.server.filters[0]) == is_filtered

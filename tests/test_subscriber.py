@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 from typing import Any, cast
 
 import pytest
@@ -20,7 +21,7 @@ from channels_asyncq.slices import Slice
 from tests import resp_server
 from tests.buses import PAYLOAD, Owner
 from tests.contract import eventually, every, started, steps
-from tests.partitions import Home, Recorder, as_node, shared_for
+from tests.partitions import Home, Recorder, as_node, page_of, shared_for
 from tests.resp_server import RespServer
 from tests.routers import MovingRouter
 
@@ -84,19 +85,19 @@ class Logs:
         self.entries[partition].append((name, fields))
         return LOGGED + name + b" " + data
 
-    async def read_log(self, part: Partition, start: bytes, count: int) -> list[Any]:
+    async def read_log(
+        self, part: Partition, start: bytes, count: int, topics: Collection[bytes] = ()
+    ) -> list[Any]:
         if self.error is not None:
             raise self.error
         partition = part.number
         found = [
-            list(entry)
-            for entry in self.entries[partition]
-            if parse_position(entry[0]) >= parse_position(start)
+            entry for entry in self.entries[partition] if parse_position(entry[0]) >= parse_position(start)
         ]
         last = self.entries[partition][-1][0]
         self.asked.append(partition)
         await self.released[partition].wait()
-        return [last, b"1700000000000", found[:count]]
+        return page_of(found, last, 1700000000000, count, topics)
 
 
 class Checkpoint:

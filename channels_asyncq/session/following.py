@@ -17,8 +17,8 @@ from .resuming import Resumer, Resumption, with_channel
 if TYPE_CHECKING:
     from .open_channel import OpenChannel
 
-# Losses of the channel alone: the log has what the channel has lost.
-_OF_THE_CHANNEL = frozenset({"overflow", "expired"})
+# Losses of the channel, or of the process: the log has what they have lost.
+_IN_THE_LOG = frozenset({"overflow", "expired", "too_far"})
 _LOSS_TYPE = "asyncq.loss"
 
 
@@ -180,7 +180,7 @@ class Follower:
         """
         assert self._loss is not None
         reason, groups = self._loss
-        if reason in _OF_THE_CHANNEL and self._places and all(map(self._partitions.__contains__, groups)):
+        if reason in _IN_THE_LOG and self._places and all(map(self._partitions.__contains__, groups)):
             resumption = await self._resumer.resume(self.groups, self.channel.name, self.position_with_former)
             self._loss = None
             self._go_on(resumption)

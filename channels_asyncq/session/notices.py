@@ -20,6 +20,10 @@ REASONS = {
         "loss.trimmed",
         "the log does not reach back to it; raise recovery's `seconds` or `messages`",
     ),
+    "too_far": (
+        "loss.too_far",
+        "there was more to read than recovery's `catch_up_messages` or `catch_up_seconds` allow",
+    ),
     "expired": ("loss.expired", "that, or a standstill of this process, lasted longer than `expiry`"),
     "too_large": ("loss.too_large", "what is larger than recovery's `message_bytes` is not kept"),
     "server_changed": (

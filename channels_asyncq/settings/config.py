@@ -22,6 +22,8 @@ class RecoveryConfig(TypedDict, total=False):
     exclude: Patterns
     required: bool
     resume_messages: int
+    catch_up_messages: int
+    catch_up_seconds: float
 
 
 class ExternalConfig(TypedDict, total=False):

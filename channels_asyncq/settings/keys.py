@@ -7,7 +7,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NoReturn, get_args
 
 from django.core.exceptions import ImproperlyConfigured
@@ -37,7 +37,8 @@ class Recovery:
     What each partition's log keeps: seconds, messages, bytes of a message; and which groups are not logged.
 
     With `required` a message that the server refuses to log is not sent. A channel that comes back gets at most
-    `resume_messages` at once.
+    `resume_messages` at once. After an outage a process reads at most `catch_up_messages` entries of each log, and
+    `catch_up_seconds` long the logs of a server.
     """
 
     seconds: float = 60.0
@@ -46,6 +47,8 @@ class Recovery:
     exclude: tuple[re.Pattern[str], ...] = ()
     required: bool = False
     resume_messages: int = 5000
+    catch_up_messages: int = 20000
+    catch_up_seconds: float = 10.0
 
     def is_logged(self, group: str) -> bool:
         return not any(pattern.match(group) for pattern in self.exclude)
@@ -139,11 +142,11 @@ def recovery(key: str, value: Any) -> Recovery | None:
     values: dict[str, Any] = {}
     for name, part in value.items():
         at = f"{key}[{name!r}]"
-        if name == "seconds":
+        if name in ("seconds", "catch_up_seconds"):
             values[name] = seconds(at, part)
         elif name == "messages":
             values[name] = integer(at, part, least=100, most=MOST)
-        elif name == "resume_messages":
+        elif name in ("resume_messages", "catch_up_messages"):
             values[name] = integer(at, part, least=1, most=MOST)
         elif name == "message_bytes":
             if not is_int(part) or not 1024 <= part <= MOST_LOGGED:
@@ -161,8 +164,11 @@ def recovery(key: str, value: Any) -> Recovery | None:
         elif name == "exclude":
             values[name] = patterns(at, part, 'patterns of groups such as ["typing.*"]')
         else:
-            known = ["seconds", "messages", "message_bytes", "exclude", "required", "resume_messages"]
-            refuse(at, part, f"there is no such key. {suggestion(name, known)}")
+            refuse(
+                at,
+                part,
+                f"there is no such key. {suggestion(name, [each.name for each in fields(Recovery)])}",
+            )
     return Recovery(**values)
 
 

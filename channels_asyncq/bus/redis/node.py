@@ -293,12 +293,13 @@ class Node:
         """Return the identity of the server; empty if it does not tell."""
         return run_id_in(info)
 
-    async def read_log(self, partition: Partition, start: bytes, count: int) -> Any:
-        """Return the id of the log's last entry, the server's time in ms, and entries from `start` on."""
+    async def read_log(
+        self, partition: Partition, start: bytes, count: int, topics: Collection[bytes] = ()
+    ) -> Any:
+        """Return a page of a log, as read_log.lua does."""
         key = self._shared.topics.log(partition.number)
-        return await self.sender.commands.call(
-            b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count, is_repeatable=True
-        )
+        command = (b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count, *topics)
+        return await self.sender.commands.call(*command, is_repeatable=True)
 
     async def has_refused(self) -> bool:
         """

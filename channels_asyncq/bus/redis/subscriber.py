@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -15,6 +16,7 @@ from ...messages.envelopes import Envelope
 from ...slices import Slice
 from ..resp.protocol import WireProtocol
 from ..resp.replies import InFlight
+from .catching_up import CatchingUp
 from .handshake import raise_last_words
 from .partition import Partition, PartitionReading, Reading
 from .redirects import Redirected
@@ -35,7 +37,7 @@ class Subscriber:
 
     When the connection is made, this subscribes to all topics that the partitions at the node want. Logged pushes
     that arrive before the server has confirmed all of them are discarded: they are in the logs. Then the
-    connection is paused while the logs are read, so nothing is buffered. A partition that is moved here later is
+    connection is paused while the ends of the logs are read, so nothing is buffered. A partition that is moved here later is
     subscribed to and read alone. The pauses are counted, so that the end of one reading does not let pushes pass
     during another.
     """
@@ -48,6 +50,7 @@ class Subscriber:
         # A logged push begins with the wire version, `#`, and the position of its last entry.
         self._logged = tuple(b"%c#" % version for version in shared.formats.versions)
         self.topics = TopicSubscriber(shared, node)
+        self._catching_up = CatchingUp(shared, node, self)
         #: The run_id of its server; empty if it is not known.
         self.run_id = b""
         # The number of readings under way: the connection is paused while there are any.
@@ -99,7 +102,7 @@ class Subscriber:
         if any(each.is_current and each.partition.position is not None for each in readings):
             # After the confirmations: unlogged messages that are sent from now on arrive.
             await node.lease_keeper.refresh()
-            await self._catch_up(wire, readings)
+            await self._catching_up.catch_up(wire, readings)
             # Partitions that were moved here before they had a position.
             has_fresh = any(each.is_current and each.partition.position is None for each in readings)
             if has_fresh:
@@ -165,39 +168,23 @@ class Subscriber:
 
     def resume(self) -> None:
         """Offer the receiver again the envelopes that it did not take, and go on."""
-        if self._pauses:
-            self._node.log.resume()
-        elif self.topics.wire is not None:
+        self._node.log.resume()
+        if not self._pauses and self.topics.wire is not None:
             self.topics.wire.resume_now()
 
-    # Catching up
-
-    async def _catch_up(self, wire: WireProtocol, readings: list[PartitionReading]) -> None:
-        """Read the logs of these partitions while the connection is paused. Then they are live."""
-        node = self._node
-        readings = [each for each in readings if each.is_current and each.partition.position is not None]
-        changed = await node.changed_among([each.partition for each in readings])
-        readings = [each for each in readings if each.is_current]
-        partitions = [each.partition for each in readings]
-        changed = [each for each in changed if each in partitions]
-        node.checkpoint.has_changed = node.checkpoint.has_changed or bool(changed)
+    @contextmanager
+    def paused(self, wire: WireProtocol) -> Iterator[None]:
+        """Take no pushes, and afterwards the one that has waited first."""
         self._pauses += 1
-        for partition in partitions:
-            partition.enter(Reading.CATCHING_UP)
         try:
-            gaps = [each for each in partitions if node.lease.gap >= each.fenced_at]
-            await node.log.catch_up(partitions, changed, gaps)
-            if len(changed) < len(partitions) and await node.has_refused():
-                unchanged = {each.number for each in partitions if each not in changed}
-                self._shared.report_loss("not_logged", node.logged_topics(unchanged))
-            for reading in readings:
-                if reading.is_current:
-                    reading.partition.enter(Reading.LIVE)
+            yield
         finally:
             if self.topics.wire is wire:
                 self._pauses -= 1
                 if not self._pauses:
                     wire.resume()
+
+    # Partitions that come and go
 
     def take_in(self, partition: Partition) -> None:
         """Begin to read a partition that was moved here."""
@@ -227,7 +214,7 @@ class Subscriber:
             if partition.position is None:
                 await self._node.checkpoint.first([partition])
             else:
-                await self._catch_up(wire, [reading])
+                await self._catching_up.catch_up(wire, [reading])
         except Redirected:
             if reading.is_current:
                 self._node.read_again(partition)
@@ -350,6 +337,9 @@ class Subscriber:
                 receiver.on_unreadable(topic, str(exc))
                 return True
             if partition.discards or (position and position <= partition.read_until):
+                if not position and self._node.pushes.wire is not None:
+                    # The next fence has the count of this refusal, so that has_refused() does not find it.
+                    self._node.log.note_missed(topic)
                 return True
         held, self._held = self._held, None
         if held is not None and held[0] is data:

@@ -68,6 +68,10 @@ class SubscriptionLedger:
     def __iter__(self) -> Iterator[Subscription]:
         return iter(list(self._entries.values()))
 
+    def topics(self) -> list[bytes]:
+        """Return the wanted topics."""
+        return list(self._entries)
+
     def get(self, topic: bytes) -> Subscription | None:
         """Return the entry of a topic, None if it is not wanted."""
         return self._entries.get(topic)

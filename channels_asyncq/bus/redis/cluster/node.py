@@ -231,7 +231,9 @@ class ClusterNode(Node):
         self.log_scripts.adopt([each for each in partitions if each.lineage is not None])
         return changed
 
-    async def read_log(self, partition: Partition, start: bytes, count: int) -> Any:
+    async def read_log(
+        self, partition: Partition, start: bytes, count: int, topics: Collection[bytes] = ()
+    ) -> Any:
         """
         Return a page of a log, as `Node` does. This node alone is asked: what it has pushed is in its log.
 
@@ -239,11 +241,12 @@ class ClusterNode(Node):
             Redirected: the partition is not here. It is looked for.
         """
         key = self._shared.topics.log(partition.number)
+        command = (b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count, *topics)
         loads = 0
         while True:
             wire = await self.commands.up()
             try:
-                return await wire.call(b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count)
+                return await wire.call(*command)
             except (NotSent, NoAnswer):
                 continue
             except ReplyError as exc:
