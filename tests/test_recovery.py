@@ -216,8 +216,8 @@ async def test_late_and_out_of_order(world: World) -> None:
 
 async def test_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A long log is read in pages, each from the last entry of the one before, inclusively, to its end. The end is read
-    once more, while the connection is paused.
+    A long log is read in pages, each from the last entry of the one before, inclusively, to its end. The end is
+    read once more, while the connection is paused.
     """
     monkeypatch.setattr(recovery, "_PAGE", 3)
     for number in range(1, 8):
@@ -578,8 +578,8 @@ class TestPositions:
 
     async def test_joined_while_reading(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """
-        A topic that is wanted while its log is being read gets what the next pages have of it. (It is confirmed when
-        the partition is live, and not before.)
+        A topic that is wanted while its log is being read gets what the next pages have of it. (It is confirmed
+        when the partition is live, and not before.)
         """
         monkeypatch.setattr(recovery, "_PAGE", 2)
         world.server.log(0).add(1, b"x", 1)
@@ -671,7 +671,7 @@ class TestTooFar:
     """Logs with more than a process may read to catch up."""
 
     async def test_entries(self, world: World) -> None:
-        """What is behind the limit is left out and told, for all topics of that partition, and only of that one."""
+        """What is behind the limit is left out and told, for all topics of that partition and no other."""
         world.limit = (60.0, 6)
         for number in range(1, 21):
             world.server.log(0).add(number, b"x", number)
@@ -686,8 +686,8 @@ class TestTooFar:
     @pytest.mark.parametrize("limit", [(60.0, 1), (0.0, 1000)], ids=["entries", "seconds"])
     async def test_it_goes_on_at_the_end(self, world: World, limit: tuple[float, int]) -> None:
         """
-        The position is the end of the log, and pushes up to there are dropped. What comes later arrives, and the
-        next recovery tells nothing of what is past.
+        The position is the end of the log, and pushes up to there are dropped. What comes later arrives, and
+        the next recovery tells nothing of what is past.
         """
         world.limit = limit
         log = world.server.log(0)
@@ -816,7 +816,7 @@ class TestFilter:
         await world.catch_up()
         assert world.receiver.losses == [("trimmed", {b"x", b"y"})]
 
-    @pytest.mark.parametrize("most, is_filtered", [(3, True), (2, False)])
+    @pytest.mark.parametrize(("most", "is_filtered"), [(3, True), (2, False)])
     async def test_many_topics(
         self, world: World, monkeypatch: pytest.MonkeyPatch, most: int, is_filtered: bool
     ) -> None:

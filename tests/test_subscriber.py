@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from channels_asyncq.bus.redis import bus as redis
+from channels_asyncq.bus.redis import catching_up, recovery
 from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.redis.recovery import LogReader
 from channels_asyncq.bus.redis.sequences import format_position, parse_position
@@ -72,10 +74,16 @@ class Logs:
     def __init__(self) -> None:
         self.entries: dict[int, list[tuple[bytes, list[bytes]]]] = {0: [], 1: []}
         self.released = {0: asyncio.Event(), 1: asyncio.Event()}
+        self.singly = {0: False, 1: False}
         self.asked: list[int] = []
         self.error: Exception | None = None
         for number in self.entries:
             self.add(number)
+
+    def let_one_go(self, partition: int) -> None:
+        """Let the page come that was asked for, and not the next one."""
+        self.singly[partition] = True
+        self.released[partition].set()
 
     def add(self, partition: int, seq: int = 0) -> bytes:
         """Log a message, or the beginning; return the push of it."""
@@ -97,6 +105,9 @@ class Logs:
         last = self.entries[partition][-1][0]
         self.asked.append(partition)
         await self.released[partition].wait()
+        if self.singly[partition]:
+            self.released[partition].clear()
+            self.singly[partition] = False
         return page_of(found, last, 1700000000000, count, topics)
 
 
@@ -119,7 +130,7 @@ class World:
 
     def __init__(self) -> None:
         self.receiver = Recorder()
-        _, self.shared = shared_for(self.receiver)
+        self.options, self.shared = shared_for(self.receiver)
         self.logs = Logs()
         self.home = home = Home()
         node = cast(Any, home)
@@ -145,6 +156,11 @@ class World:
 
     async def _has_refused(self) -> bool:
         return False
+
+    def recovery(self, **values: Any) -> None:
+        """Set these keys of `recovery`."""
+        assert self.options.recovery is not None
+        self.options.recovery = replace(self.options.recovery, **values)
 
     async def take_in(self, *numbers: int) -> None:
         """Take these in, and return when their logs are being read."""
@@ -277,6 +293,109 @@ class TestTwoAtOnce:
         world.receiver.is_full = False
         world.subscriber.resume()
         await eventually(lambda: world.arrived(0) == [1, 2], "both")
+
+
+class TestLongLogs:
+    """Partitions with more than a page to read: the connection is paused for their last page only."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Pages of three entries, read without a wait before."""
+        monkeypatch.setattr(recovery, "_PAGE", 3)
+        monkeypatch.setattr(catching_up, "LONGEST_WAIT", 0.0)
+
+    async def test_the_others_go_on(self, world: World) -> None:
+        """
+        While it is read, pushes of the other partition arrive, and its own are in its log: each comes once, in
+        order, also one that was pushed behind the page that ended the log.
+        """
+        for number in range(1, 4):
+            world.logs.add(0, number)
+        readings = [partition.begin_reading() for partition in world.partitions]
+        world.logs.released[1].set()
+        task = asyncio.create_task(
+            world.subscriber._catching_up.catch_up(cast(WireProtocol, world.wire), readings)
+        )
+        await eventually(lambda: world.logs.asked == [0], "the first page")
+        world.logs.let_one_go(0)
+        await eventually(lambda: world.partitions[1].is_live, "the short one")
+        await eventually(lambda: world.logs.asked == [0, 1, 0], "the second page")
+        world.wire.push(TOPICS[1], world.logs.add(1, 1))
+        world.wire.push(TOPICS[0], world.logs.add(0, 4))
+        assert (world.arrived(0), world.arrived(1), list(world.wire.waiting)) == ([1, 2], [1], [])
+        world.logs.let_one_go(0)
+        await eventually(lambda: world.logs.asked == [0, 1, 0, 0], "the end")
+        world.wire.push(TOPICS[0], world.logs.add(0, 5))
+        world.wire.push(TOPICS[1], world.logs.add(1, 2))
+        assert (world.arrived(0), world.arrived(1)) == ([1, 2, 3], [1]) and len(world.wire.waiting) == 2
+        await world.is_live(0)
+        await task
+        await eventually(lambda: not world.wire.waiting, "the pushes")
+        assert (world.arrived(0), world.arrived(1)) == ([1, 2, 3, 4, 5], [1, 2])
+        assert world.receiver.losses == []
+
+    async def test_full_channels(self, world: World) -> None:
+        """When there is room again, both go on: the reading, and a push of the other partition."""
+        for number in range(1, 9):
+            world.logs.add(0, number)
+        await world.take_in(1)
+        await world.is_live(1)
+        world.logs.released[0].set()
+        world.receiver.places = 4
+        world.subscriber.take_in(world.partitions[0])
+        await eventually(lambda: world.receiver.offers == 5, "the full channel")
+        world.wire.push(TOPICS[1], world.logs.add(1, 1))
+        assert world.arrived(0) == [1, 2, 3, 4] and len(world.wire.waiting) == 1
+        world.receiver.is_full, world.receiver.places = False, None
+        world.subscriber.resume()
+        await world.is_live(0)
+        assert (world.arrived(0), world.arrived(1)) == (list(range(1, 9)), [1])
+
+    async def test_too_far(self, world: World) -> None:
+        """
+        It is told before anything newer. What is pushed behind the new end of the log arrives.
+        """
+        world.recovery(catch_up_messages=1)
+        for number in range(1, 9):
+            world.logs.add(0, number)
+        world.subscriber.take_in(world.partitions[0])
+        await eventually(lambda: world.logs.asked == [0], "the first page")
+        world.logs.let_one_go(0)
+        await eventually(lambda: world.logs.asked == [0, 0], "the end")
+        world.wire.push(TOPICS[0], world.logs.add(0, 9))
+        world.wire.push(TOPICS[0], world.logs.add(0, 10))
+        world.receiver.delivered.clear()
+        await world.is_live(0)
+        assert world.receiver.losses == [("too_far", {TOPICS[0]})]
+        await eventually(lambda: not world.wire.waiting, "the pushes")
+        assert world.arrived(0) == [9, 10]
+
+    async def test_refused_and_discarded(self, world: World) -> None:
+        """A push that is in no log is told, if it was discarded while its partition is read."""
+        for number in range(1, 5):
+            world.logs.add(0, number)
+        world.subscriber.take_in(world.partitions[0])
+        await eventually(lambda: world.logs.asked == [0], "the first page")
+        world.logs.let_one_go(0)
+        await eventually(lambda: world.logs.asked == [0, 0], "the second page")
+        world.wire.push(TOPICS[0], LOGGED + b" " + pack([(pack_names("g"), b"x")], SENDER, 9, 0))
+        await world.is_live(0)
+        assert world.receiver.losses == [("not_logged", {TOPICS[0]})]
+
+    async def test_the_connection_is_lost(self, world: World) -> None:
+        """The reading ends, and the partition is not live."""
+        for number in range(1, 9):
+            world.logs.add(0, number)
+        readings = [world.partitions[0].begin_reading()]
+        task = asyncio.create_task(
+            world.subscriber._catching_up.catch_up(cast(WireProtocol, world.wire), readings)
+        )
+        await eventually(lambda: world.logs.asked == [0], "the first page")
+        world.wire.is_lost = True
+        world.logs.released[0].set()
+        with pytest.raises(ConnectionResetError):
+            await task
+        assert not world.partitions[0].is_live
 
 
 class TestTakingIn:

@@ -37,8 +37,8 @@ class Recovery:
     What each partition's log keeps: seconds, messages, bytes of a message; and which groups are not logged.
 
     With `required` a message that the server refuses to log is not sent. A channel that comes back gets at most
-    `resume_messages` at once. After an outage a process reads at most `catch_up_messages` entries of each log, and
-    `catch_up_seconds` long the logs of a server.
+    `resume_messages` at once. After an outage a process reads at most `catch_up_messages` entries of each log,
+    for `catch_up_seconds` at each server.
     """
 
     seconds: float = 60.0

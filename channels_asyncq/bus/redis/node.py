@@ -26,7 +26,7 @@ from .checkpoint import Checkpoint
 from .commands import CommandReply, Question
 from .handshake import raise_last_words, raise_refusals, run_id_in
 from .layout import Layout, Lease
-from .leasing import LeaseKeeper
+from .leasing import Command, LeaseKeeper
 from .log_ends import LogScripts
 from .log_reading import LogsReader
 from .recovery import LogReader
@@ -298,7 +298,7 @@ class Node:
     ) -> Any:
         """Return a page of a log, as read_log.lua does."""
         key = self._shared.topics.log(partition.number)
-        command = (b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count, *topics)
+        command: Command = (b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count, *topics)
         return await self.sender.commands.call(*command, is_repeatable=True)
 
     async def has_refused(self) -> bool:

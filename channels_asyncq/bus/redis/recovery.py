@@ -140,7 +140,7 @@ class LogReader:
         gaps: Collection[Partition] = (),
     ) -> list[Backlog]:
         """
-        Read a page of the log of each of these partitions that has wanted topics and a position, and report losses.
+        Read a page of the log of each of these partitions that has wanted topics and a position. Report losses.
 
         Args:
             changed: those whose server was restarted, or is not the one of their positions. The end of the log

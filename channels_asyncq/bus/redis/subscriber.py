@@ -37,9 +37,9 @@ class Subscriber:
 
     When the connection is made, this subscribes to all topics that the partitions at the node want. Logged pushes
     that arrive before the server has confirmed all of them are discarded: they are in the logs. Then the
-    connection is paused while the ends of the logs are read, so nothing is buffered. A partition that is moved here later is
-    subscribed to and read alone. The pauses are counted, so that the end of one reading does not let pushes pass
-    during another.
+    connection is paused while the ends of the logs are read, so nothing is buffered. A partition that is moved
+    here later is subscribed to and read alone. The pauses are counted, so that the end of one reading does not
+    let pushes pass during another.
     """
 
     def __init__(self, shared: Shared, node: Node) -> None:

@@ -14,6 +14,7 @@ from ....settings.hosts import Host
 from ...resp.outages import Outage
 from ...resp.protocol import WireProtocol
 from ...resp.replies import InFlight, NoAnswer, NotSent
+from ..leasing import Command
 from ..node import Node
 from ..redirects import Redirected
 from ..refusals import is_script_missing
@@ -241,7 +242,7 @@ class ClusterNode(Node):
             Redirected: the partition is not here. It is looked for.
         """
         key = self._shared.topics.log(partition.number)
-        command = (b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count, *topics)
+        command: Command = (b"EVALSHA", self._shared.scripts.read_log.sha, 1, key, start, count, *topics)
         loads = 0
         while True:
             wire = await self.commands.up()
