@@ -228,6 +228,41 @@ class TestLostTail:
                 assert heard == note(3)
 
 
+class TestTwoServers:
+    """The connections of a session lead to two servers."""
+
+    async def test_commands_at_the_new_master(self, prefix: str) -> None:
+        """
+        The old master follows the new one too late, and its subscribers miss what was published meanwhile. Its
+        fences arrive through the replication. The connection for pushes follows that for commands all the same.
+        """
+        with (
+            EmbeddedServer(external=False, binary=valkey(), repl_diskless_sync_delay=0) as old,
+            EmbeddedServer(external=False, binary=valkey()) as new,
+        ):
+            async with (
+                proxied(old.port) as proxy,
+                contract.layers(hosts=[proxy.url], prefix=prefix, on_loss="loss") as make_layer,
+            ):
+                reader = await make_layer()
+                [member] = await contract.members_of(reader, "room", 1)
+                new.command("REPLICAOF", "127.0.0.1", old.port)
+                await eventually(
+                    lambda: b"master_link_status:up" in new.command("INFO", "replication"), "the replica"
+                )
+                await reader.health()  # a fence: the position is the log's last entry
+                new.command("REPLICAOF", "NO", "ONE")
+                writer = await make_layer(hosts=[new.url])
+                proxy.target = new.port
+                assert proxy.cut("commands") == 1
+                await writer.group_send("room", note(1))
+                old.command("REPLICAOF", "127.0.0.1", new.port)
+                heard = await receive_many(reader, member, 2)
+                assert note(1) in heard
+                assert {"type": "loss", "reason": "server_changed", "groups": ["room"]} in heard
+                assert reader.statistics().told == {"server_changed": 1}
+
+
 class TestQuietGroups:
     """Positions where nothing arrives."""
 

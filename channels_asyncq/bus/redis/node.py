@@ -182,6 +182,7 @@ class Node:
     def on_up(self, wire: WireProtocol) -> None:
         """Resend the commands in flight, and let sends go on."""
         wire.keeps_unanswered = True
+        self.subscriber.leave_other_server()
         # The node's own sender last: no message may follow the command that withdraws its format.
         for sender in self._senders():
             sender.on_up(wire)

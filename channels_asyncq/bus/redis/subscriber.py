@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .node import Node
 
 _WAKE = b"+"
+_TWO_SERVERS = "commands and pushes reached two servers"
 
 
 class Subscriber:
@@ -96,9 +97,8 @@ class Subscriber:
         self.topics.report_refusals()
         run_id = node.identity_in(info)
         await node.commands.up()
-        if not node.is_at(run_id):
-            raise LayerUnavailable(node.address, "commands and pushes reached two servers")
         self.run_id = run_id
+        self._check_server()
         if any(each.is_current and each.partition.position is not None for each in readings):
             # After the confirmations: unlogged messages that are sent from now on arrive.
             await node.lease_keeper.refresh()
@@ -114,9 +114,26 @@ class Subscriber:
             checkpoint.has_changed = checkpoint.has_changed or bool(run_id and servers)
             await checkpoint.first([each.partition for each in readings if each.is_current])
             checkpoint.send_in()
+        # Again: the connection for commands may be a new one.
+        self._check_server()
         for each in readings:
             if each.is_current:
                 each.partition.server = self.run_id
+
+    def _check_server(self) -> None:
+        if not self._node.is_at(self.run_id):
+            raise LayerUnavailable(self._node.address, _TWO_SERVERS)
+
+    def leave_other_server(self) -> None:
+        """
+        End the connection if the one for commands, which is new, reached another server.
+
+        Its server may be a replica now. A replica passes on what is published at its master, the fences too, but
+        not what was published before it followed that master.
+        """
+        wire = self._node.pushes.wire
+        if wire is not None and not wire.is_lost and not self._node.is_at(self.run_id):
+            wire.abort(ConnectionResetError(_TWO_SERVERS))
 
     def on_up(self, wire: WireProtocol) -> None:
         """Note that the connection is set up: the partitions that were here at its beginning are live."""
