@@ -98,6 +98,8 @@ class Verdict:
     twice: int = 0
     out_of_order: int = 0
     told: Counter[str] = field(default_factory=Counter)
+    #: Seconds from the end of a failover to that of the last send that had waited for it.
+    resumed: float = 0.0
     complaints: list[str] = field(default_factory=list)
 
     @property
@@ -132,6 +134,20 @@ def check(
         _check_group(verdict, group, its, expected)
     _check_jobs(verdict, sent, list(workers), expected)
     return verdict
+
+
+def check_resumption(
+    verdict: Verdict, sent: Mapping[Stream, Sequence[Sent]], repairs: Iterable[float], most: float
+) -> None:
+    """After each failover, the sends that waited for it are over within `most` seconds."""
+    for repaired in repairs:
+        for stream, sends in sent.items():
+            for number, send in enumerate(sends):
+                if send.begin < repaired < send.end:
+                    seconds = send.end - repaired
+                    verdict.resumed = max(verdict.resumed, seconds)
+                    if seconds > most:
+                        verdict.complain(f"{stream} {number} took {seconds:.2f} s after the failover")
 
 
 def _check_ear(

@@ -8,27 +8,31 @@ import os
 import random
 import re
 import sys
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from time import monotonic
+from typing import Any, Protocol
 
 from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError, server_binaries
+from tests.clusters import Cluster
 from tests.processes.handles import Agent
 
-from .checker import Ear, Expected, Heard, Record, Sent, Told, Verdict, Worker, check
+from .checker import Ear, Expected, Heard, Record, Sent, Told, Verdict, Worker, check, check_resumption
 from .proxy import Proxy, proxied
 
+PREFIX = "chaos"
 GROUPS = 10
 CHANNELS = 40
 DIRECT = 4  # channels that are sent to by name as well
 JOBS = ("jobs.0", "jobs.1")
 #: How long the last messages may take after the last fault: a deaf listener is found within a fence or two.
 HEALING = 25.0
+#: After a failover, how long a send that waited for it may still take.
+RESUMED = 1.0
 
 # What a connection's ups and downs and a loss may leave in the log of a player.
-_EXPECTED = re.compile(r"\[(connection|loss|command)\.\w+\]$|^Executing <.* seconds$")
+_EXPECTED = re.compile(r"\[(connection|loss|command|cluster)\.\w+\]$|^Executing <.* seconds$")
 
 
 def seed_of_run() -> str:
@@ -72,12 +76,17 @@ class World:
 
     rng: random.Random
     servers: list[EmbeddedServer]
+    #: For the layers.
+    hosts: list[Any]
     proxy: Proxy | None = None
+    cluster: Cluster | None = None
     senders: list[PlayerAgent] = field(default_factory=list)
     receivers: list[PlayerAgent] = field(default_factory=list)
     #: How often something was broken, and how often the server became another one.
     faults: int = 0
     changes: int = 0
+    #: When a failover that was not planned was over: the replica was a primary, and all served.
+    repairs: list[float] = field(default_factory=list)
 
     @property
     def server(self) -> EmbeddedServer:
@@ -87,6 +96,12 @@ class World:
     def lane(self) -> Proxy:
         assert self.proxy is not None
         return self.proxy
+
+    @property
+    def nodes(self) -> Cluster:
+        """The cluster. Its methods block, and are called by one thread at a time."""
+        assert self.cluster is not None
+        return self.cluster
 
     async def command(self, *words: str | int, server: EmbeddedServer | None = None) -> Any:
         return await asyncio.to_thread((server or self.server).command, *words)
@@ -98,17 +113,27 @@ class World:
 Fault = Callable[[World], Awaitable[None]]
 
 
+class Place(Protocol):
+    """Starts the servers of a scenario, and stops them."""
+
+    def __call__(self, scenario: Scenario, /) -> AbstractAsyncContextManager[World]: ...
+
+
 @dataclass(frozen=True)
 class Scenario:
     """
     One way to break things, over and over.
 
-    `break_it` does one fault and repairs it; `every` are the least and most seconds between two.
+    `break_it` does one fault and repairs it; `every` are the least and most seconds between two. A run takes
+    `least` seconds at least: so long takes what it is to see.
     """
 
     name: str
     break_it: Fault
     every: tuple[float, float] = (0.1, 0.4)
+    least: float = 0.0
+    #: Starts the servers and names them to the layers; by default `servers` that know nothing of each other.
+    place: Place | None = None
     #: Before the fleet starts: replicas, and what is the same all the time.
     prepare: Fault | None = None
     servers: int = 1
@@ -136,6 +161,20 @@ class Outcome:
     reconnects: int
     verdict: Verdict
 
+    def counts(self) -> dict[str, int]:
+        """What can be added up over several runs."""
+        verdict = self.verdict
+        told = {f"told {reason}": count for reason, count in verdict.told.items()}
+        raised = {f"raised {name}": count for name, count in verdict.raised.items()}
+        lost = {"lost": verdict.lost, "lost and told": verdict.lost_told, "jobs lost": verdict.lost_jobs}
+        wrong = {
+            "twice": verdict.twice,
+            "out of order": verdict.out_of_order,
+            "jobs again": verdict.jobs_again,
+        }
+        sizes = {"faults": self.faults, "sends": verdict.sends, "receipts": verdict.receipts}
+        return sizes | lost | wrong | told | raised
+
     def __str__(self) -> str:
         verdict = self.verdict
         told = ", ".join(f"{reason} {count}" for reason, count in sorted(verdict.told.items())) or "none"
@@ -146,6 +185,7 @@ class Outcome:
             f"lost {verdict.lost}, lost and told {verdict.lost_told}, twice {verdict.twice}, "
             f"out of order {verdict.out_of_order}, words: {told}, "
             f"raised {100 * verdict.raised_share:.3f} %{f' ({raised})' if raised else ''}"
+            + (f", sends over {verdict.resumed:.2f} s after a failover" if verdict.resumed else "")
             + (f", jobs lost {verdict.lost_jobs}" if verdict.lost_jobs else "")
             + (f", jobs again {verdict.jobs_again}" if verdict.jobs_again else "")
             + (f", unlogged lost {verdict.lost_unlogged}" if verdict.lost_unlogged else "")
@@ -175,8 +215,9 @@ async def _players(config: dict[str, Any], names: Sequence[str]) -> AsyncGenerat
                 await player.ended()
 
 
-async def run(scenario: Scenario, seed: str, seconds: float) -> Outcome:
-    """Play a scenario for some seconds, let everything heal, and hold the records against what was sent."""
+@asynccontextmanager
+async def _servers(scenario: Scenario) -> AsyncGenerator[World, None]:
+    """Servers that know nothing of each other; the layers know the first."""
     async with AsyncExitStack() as stack:
         servers = []
         for _ in range(scenario.servers):
@@ -184,18 +225,23 @@ async def run(scenario: Scenario, seed: str, seconds: float) -> Outcome:
             await asyncio.to_thread(server.start)
             stack.push_async_callback(asyncio.to_thread, server.stop)
             servers.append(server)
-        world = World(random.Random(), servers)
-        url = world.server.url
+        yield World(random.Random(), servers, [servers[0].url])
+
+
+async def run(scenario: Scenario, seed: str, seconds: float) -> Outcome:
+    """Play a scenario for some seconds, let everything heal, and hold the records against what was sent."""
+    async with AsyncExitStack() as stack:
+        world = await stack.enter_async_context((scenario.place or _servers)(scenario))
         if scenario.through_proxy:
             world.proxy = await stack.enter_async_context(proxied(world.server.port, random.Random(seed)))
-            url = world.proxy.url
-        config = {"hosts": [url], "prefix": "chaos", "capacity": 10_000, "on_loss": "loss"} | scenario.config
+            world.hosts = [world.proxy.url]
+        config = {"hosts": world.hosts, "prefix": PREFIX, "capacity": 10_000, "on_loss": "loss"}
         names = ["sender.0", "sender.1", "receiver.0", "receiver.1"]
-        players = await stack.enter_async_context(_players(config, names))
+        players = await stack.enter_async_context(_players(config | scenario.config, names))
         world.senders, world.receivers = players[:2], players[2:]
         if scenario.prepare is not None:
             await scenario.prepare(world)
-        return await _play(scenario, world, seed, seconds)
+        return await _play(scenario, world, seed, max(seconds, scenario.least))
 
 
 async def _play(scenario: Scenario, world: World, seed: str, seconds: float) -> Outcome:
@@ -211,8 +257,8 @@ async def _play(scenario: Scenario, world: World, seed: str, seconds: float) -> 
     for sender in world.senders:
         traffic = (scenario.pause, scenario.burst, scenario.size, f"{seed}.{sender.name}")
         await sender.do("play", sender.name, names, direct + list(JOBS), *traffic)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    until = monotonic() + seconds
+    while monotonic() < until:
         # For each fault anew: how much chance one takes depends on what it finds.
         world.rng = random.Random(f"{seed}.{scenario.name}.{world.faults}")
         await world.some_time(*scenario.every)
@@ -244,6 +290,7 @@ async def _play(scenario: Scenario, world: World, seed: str, seconds: float) -> 
         scenario.may_tell, world.changes, scenario.keeps_jobs, scenario.unlogged, scenario.in_vain
     )
     verdict = check(sent, ears, workers, expected)
+    check_resumption(verdict, sent, world.repairs, RESUMED)
     verdict.complaints += complaints
     for player in world.senders + world.receivers:
         verdict.complaints += await player.finish_quietly()
@@ -260,7 +307,7 @@ async def _heard_to_the_end(
     """Wait until every channel has the last message of every stream to it; a complaint if that takes long."""
     expected = {channel: len(world.senders) * (1 + (channel in direct)) for channel in channels}
     expected |= dict.fromkeys(JOBS, len(world.senders))
-    until = time.monotonic() + HEALING
+    until = monotonic() + HEALING
     # A last message may be among those of which somebody was told that they are lost.
     again_at = until - HEALING / 2
     while True:
@@ -271,11 +318,11 @@ async def _heard_to_the_end(
         missing = {name: count - ends[name] for name, count in expected.items() if ends[name] < count}
         if not missing:
             return []
-        if time.monotonic() > again_at:
+        if monotonic() > again_at:
             again_at = until + 1
             await asyncio.gather(*(receiver.do("forget_ends") for receiver in world.receivers))
             await asyncio.gather(*(sender.do("end_again") for sender in world.senders))
-        if time.monotonic() > until:
+        if monotonic() > until:
             links = [await player.do("figures") for player in world.senders + world.receivers]
             return [f"after {HEALING:g} s the last messages are missing: {missing}; {links}"]
         await asyncio.sleep(0.02)

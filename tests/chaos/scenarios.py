@@ -12,6 +12,7 @@ from tests.evictions import fill, info
 from tests.refusals import KINDS as REFUSALS
 from tests.refusals import PROTECTED, refuse_to_write, write_again
 
+from . import clusters, sentinels
 from .fleet import Scenario, World
 from .proxy import Direction, Kind
 
@@ -351,5 +352,7 @@ SCENARIOS = {
             )
             for kind in REFUSALS
         ),
+        *clusters.SCENARIOS,
+        *sentinels.SCENARIOS,
     )
 }

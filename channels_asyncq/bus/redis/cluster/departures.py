@@ -79,9 +79,7 @@ class Departure:
             await asyncio.sleep(_PAUSE)
 
 
-def departures_of(
-    partition: Partition, node: ClusterNode, *, is_known_there: bool
-) -> tuple[Departure, ...]:
+def departures_of(partition: Partition, node: ClusterNode, *, is_known_there: bool) -> tuple[Departure, ...]:
     """
     Return how a partition has left this node, and the ones before, since it was read last.
 
