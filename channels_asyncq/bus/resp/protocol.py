@@ -196,6 +196,16 @@ class WireProtocol(asyncio.Protocol):
         self.pipeline.call_open(command)
         return command
 
+    def pause_reading(self) -> None:
+        """Read no replies until `resume_reading()`. For a connection without messages."""
+        if self._transport is not None and not self.is_lost and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read replies again, after `pause_reading()`."""
+        if self._transport is not None and not self.is_lost and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def rest(self) -> None:
         """Note that nothing will be called for seconds, if nothing is unanswered now. See `Deadline.rest()`."""
         self._deadline.rest()

@@ -46,6 +46,10 @@ class SlotMapReader:
         self._known: dict[Address, None] = {}
         self._faults = shared.outages.faults_of(self._host.address)
 
+    def has_others(self, address: Address) -> bool:
+        """Tell whether there are nodes to ask beside this one."""
+        return any(each != address for each in (*self._router.nodes_by_place, *self._known))
+
     def ask_first(self, address: Address) -> None:
         """Note a node that is asked next."""
         self._first[address] = None
@@ -53,12 +57,13 @@ class SlotMapReader:
     def addresses(self) -> Iterator[Address]:
         """
         Yield the nodes to ask in one round: those that are up, then all that were ever known, then those in the
-        settings.
+        settings; and those that did not answer the last time at the end.
         """
         nodes = self._router.nodes_by_place
         asked: dict[Address, None] = {}
         up = [place for place, node in nodes.items() if node.commands.wire is not None]
-        for address in [*up, *nodes, *self._known, *self._host.startup_nodes]:
+        every = [*up, *nodes, *self._known, *self._host.startup_nodes]
+        for address in sorted(every, key=self.silent.__contains__):
             while self._first:
                 first = next(iter(self._first))
                 del self._first[first]

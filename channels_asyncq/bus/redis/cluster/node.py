@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # Seconds between two checks of a node while one of its partitions moves.
 _PAUSE = 0.05
 
+# Seconds for which answers of a silent node are read at a time.
+_MOMENT = 0.01
+
 
 class ClusterNode(Node):
     """
@@ -50,6 +53,8 @@ class ClusterNode(Node):
         self.place: Address = (at.arguments["host"], at.arguments["port"])
         # In the slot of which the fences are.
         self._fence_partition = -1
+        # The connection of which no answers are read.
+        self._held_wire: WireProtocol | None = None
         super().__init__(shared, 0, number, at=at, lease=router.lease)
 
     checkpoint: ClusterCheckpoint
@@ -112,9 +117,33 @@ class ClusterNode(Node):
             raise LayerUnavailable(self.address, "it is a replica; only primaries are used")
         return replication.history
 
+    # While it does not answer
+
     def on_silent(self) -> None:
         """Ask other nodes: if it is frozen, a replica takes its place."""
         self.router.on_node_silent(self)
+
+    def hold_answers(self) -> None:
+        """Read no answers: after a failover, a node that wakes up answers a little more, and that is lost."""
+        if self.commands.wire is not None:
+            self._held_wire = self.commands.wire
+            self._held_wire.pause_reading()
+
+    def take_answers(self) -> None:
+        """Read what it has answered by now, as another node says that it is the primary still."""
+        wire = self._held_wire
+        if wire is not None and not wire.is_lost:
+            wire.resume_reading()
+            self._shared.loop.call_later(_MOMENT, self._look_for_answers, wire, wire.replies)
+
+    def _look_for_answers(self, wire: WireProtocol, before: int) -> None:
+        if wire is not self._held_wire or wire.is_lost:
+            return
+        if wire.replies > before or not wire.pending:
+            self._held_wire = None
+            self.router.on_node_answering(self)
+        else:
+            wire.pause_reading()
 
     def on_lost(self, in_flight: list[InFlight]) -> None:
         super().on_lost(in_flight)

@@ -234,6 +234,8 @@ class ClusterRouter(Router):
         """Use a slot map that a node has sent."""
         self._map = found
         self.has_map.set()
+        # Homes that do not answer, and have no successor.
+        confirmed: set[ClusterNode] = set()
         for number in sorted(self._doubts):
             address = found.address_of(self._slots[number])
             home = self._node_of(number)
@@ -245,10 +247,15 @@ class ClusterRouter(Router):
                     self._reader.ask_first(home.place)
                 else:
                     self._move(number, address, is_known_here=source == home.place)
-            elif home.is_up and home.place not in self._reader.silent:
-                self._settle(number, home)
             elif not home.is_up:
                 home.start()
+            elif home.place in self._reader.silent:
+                confirmed.add(home)
+            else:
+                self._settle(number, home)
+        if source not in {home.place for home in confirmed}:
+            for home in confirmed:
+                home.take_answers()
 
     def _settle(self, number: int, home: ClusterNode) -> None:
         """Stay at the present home, which is up."""
@@ -270,8 +277,14 @@ class ClusterRouter(Router):
 
     def on_node_silent(self, node: ClusterNode) -> None:
         """Note that a node does not answer, on connections that are up."""
+        if node.place not in self._reader.silent and self._reader.has_others(node.place):
+            node.hold_answers()
         self._reader.silent[node.place] = "it has not answered for a while"
         self.on_node_lost(node)
+
+    def on_node_answering(self, node: ClusterNode) -> None:
+        """Note that a node answers again."""
+        self._reader.silent.pop(node.place, None)
 
     def on_node_up(self, node: ClusterNode) -> None:
         """Note that both connections of a node are up: its partitions are there."""
