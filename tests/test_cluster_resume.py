@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -430,7 +431,9 @@ async def test_a_home_that_refused_to_write(make_layer: MakeLayer, redis_cluster
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classic", "all"])
-async def test_a_crowd_while_slots_move(redis_cluster: Cluster, prefix: str, kind: str) -> None:
+async def test_a_crowd_while_slots_move(
+    redis_cluster: Cluster, prefix: str, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
     """Each message once, in order, and no reset."""
     made = [
         AsyncQueueChannelLayer(
@@ -455,6 +458,8 @@ async def test_a_crowd_while_slots_move(redis_cluster: Cluster, prefix: str, kin
         await run_with(crowd, move, 20.0)
         assert crowd.wrong() == []
         assert (crowd.resets(), changes.total() > 10) == (Counter(), True)
+        # A move is no fault.
+        assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
     finally:
         for layer in made:
             await layer.close()

@@ -14,6 +14,7 @@ from ...events import CONNECTION
 from ...exceptions import ChannelLayerError
 from ...slices import Slice
 from ..resp.protocol import WireProtocol
+from ..resp.replies import is_redirect
 from ..resp.waiters import outcome
 from .partition import Partition, PartitionReading, Reading
 from .shared import Shared
@@ -137,6 +138,8 @@ class TopicSubscriber:
                 if entry.partition is None:
                     entry.asked = None  # it is due again where the node has a partition for it
                 return
+            if partition is None and self._is_cluster and is_redirect(error):
+                return  # of the node itself: the partition with which it moves has left meanwhile
             if self._node.pushes.wire is None:
                 self._refused[entry.topic] = error
             else:
