@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer
 from tests import contract
 from tests.clusters import Cluster
-from tests.contract import MakeLayer, every, members_of, note, receive, receive_many
+from tests.contract import MakeLayer, eventually, every, members_of, note, receive, receive_many
 
 
 @pytest.fixture
@@ -125,3 +126,26 @@ async def test_lost_connections_are_an_outage(make_layer: MakeLayer, redis_clust
         node.command("CLIENT", "KILL", "TYPE", "pubsub")
         assert await receive_many(layer, member, 2) == [{"type": "link.down"}, {"type": "link.up"}]
     assert layer.statistics().reconnects == 3
+
+
+async def test_another_session_takes_the_namespace(
+    make_layer: MakeLayer, redis_cluster: Cluster, prefix: str
+) -> None:
+    """A session whose lease was lost to one with other settings uses no node until that has gone."""
+    layer = await make_layer(send_timeout=0.5)
+    assert (await layer.health()).ok
+    for node in redis_cluster.primaries():
+        for key in node.command("KEYS", f"{prefix}:0:{{*}}:layouts*"):
+            node.command("UNLINK", key)
+    other = await make_layer(partitions=16)
+    assert (await other.health()).ok
+    async with asyncio.timeout(20):
+        while (health := await layer.health(0.5)).ok:
+            pass
+    for group in (f"room.{n}" for n in range(16)):
+        with pytest.raises(ImproperlyConfigured, match="partitions: 16"):
+            await layer.group_send(group, note(1))
+    assert [host.ok for host in health.hosts] == [False] * len(health.hosts)
+    await other.close()
+    await eventually(lambda: layer.statistics().connected, "the return of the links")
+    assert (await layer.health(5.0)).ok
