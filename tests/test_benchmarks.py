@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -118,6 +118,34 @@ def test_websockets(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     sides = [side for server in json.loads(figures.read_text()).values() for side in server.values()]
     assert len(sides) == 10 and all(side["median"] > 0 and side["lost"] == 0 for side in sides)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "options",
+    [("--places", "one server;3 primaries"), ("--places", "1 primary", "--idle")],
+    ids=["load", "idle"],
+)
+def test_clusters(tmp_path: Path, options: Sequence[str]) -> None:
+    """The command for clusters has a figure for every place, and nothing is lost."""
+    figures = tmp_path / "figures.json"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.clusters",
+        "--rounds",
+        "1",
+        "--seconds",
+        "1",
+        "--rate",
+        "200",
+    ]
+    done = subprocess.run([*command, *options, "--json", figures], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rounds = [each for rounds in json.loads(figures.read_text()).values() for each in rounds]
+    assert len(rounds) == (3 if "--idle" in options else 2)
+    assert all("client" in each and each["lost"] == 0 for each in rounds)
 
 
 @pytest.mark.slow

@@ -58,9 +58,7 @@ async def test_plain_url_for_a_cluster(make_layer: MakeLayer, shared_redis_clust
     """`redis://` that meets a node of a cluster says which URL to use, from the first call on."""
     url = f"redis://{shared_redis_cluster.nodes[0].address}"
     layer = await make_layer(hosts=[url], send_timeout=1.0)
-    remedy = (
-        "it runs in cluster mode. That is a node of a Redis Cluster: use redis+cluster://HOST:PORT"
-    )
+    remedy = "it runs in cluster mode. That is a node of a Redis Cluster: use redis+cluster://HOST:PORT"
     for call in contract.calls(
         lambda: layer.send("jobs", note(1)), lambda: layer.group_send("room", note(1))
     ):
