@@ -13,7 +13,7 @@ from channels_asyncq import LayerUnavailable
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract, resp_server
 from tests.clusters import Cluster
-from tests.contract import MakeLayer, eventually, members_of, note, receive
+from tests.contract import DEADLINE, MakeLayer, eventually, members_of, note, receive
 from tests.resp_server import RespServer
 
 
@@ -70,10 +70,10 @@ async def test_plain_url_for_a_cluster(make_layer: MakeLayer, shared_redis_clust
 async def test_cluster_url_for_a_plain_server(make_layer: MakeLayer, redis_server: EmbeddedServer) -> None:
     """`redis+cluster://` that meets a server without a cluster says which URL to use."""
     address = f"127.0.0.1:{redis_server.port}"
-    layer = await make_layer(hosts=[f"redis+cluster://{address}"], send_timeout=1.0)
+    layer = await make_layer(hosts=[f"redis+cluster://{address}"], send_timeout=10 * DEADLINE)
     with pytest.raises(LayerUnavailable, match=f"redis://{address} "):
         await layer.send("jobs", note(1))
-    assert f"redis://{address} " in (await layer.health()).hosts[0].reason
+    assert f"redis://{address} " in (await layer.health(1.0)).hosts[0].reason
 
 
 async def test_old_cluster(make_layer: MakeLayer, shared_redis_cluster: Cluster) -> None:

@@ -128,6 +128,10 @@ _TABLE = (
         "rediss+cluster://HOST:PORT",
     ),
     _row(
+        "^it is no node of a Redis Cluster",
+        "List one server as redis://HOST:PORT, with TLS as rediss://HOST:PORT",
+    ),
+    _row(
         r"^it is Redis .*, without sharded channels",
         f"Redis {OLDEST_OF_CLUSTERS[0]}.{OLDEST_OF_CLUSTERS[1]} is the oldest that works in a Redis Cluster: "
         "update the servers, or use Valkey",
