@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from ....clock import monotonic
+from ..partition import Partition, Reading
 
 if TYPE_CHECKING:
-    from ..partition import Partition
     from .node import ClusterNode
 
 # Seconds within which the last home must explain the departure.
@@ -91,7 +91,9 @@ def departures_of(partition: Partition, node: ClusterNode, *, is_known_there: bo
     wire = node.subscriber.topics.wire
     if not is_known_there or wire is None or wire.is_lost:
         return ()
-    if partition.is_live:
+    # While its log is read, it is known already that nothing was missing when it came here.
+    is_whole = partition.reading is Reading.CATCHING_UP and partition.server == node.subscriber.run_id
+    if partition.is_live or is_whole:
         return (Departure(node, partition.server),)
     # It moves on before it was read here.
     return (*partition.departures, Departure(node, b"")) if partition.departures else ()
