@@ -14,6 +14,7 @@ from tests.cluster_sessions import (
     Moving,
     is_at,
     partition_of,
+    redis_bus_of,
     router_of,
     slot_of_group,
     slot_of_inbox,
@@ -288,9 +289,9 @@ async def test_flush_over_all_nodes(redis_cluster: Cluster, make_on_cluster: Mak
 async def test_jobs_in_an_open_slot(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:
     """A script whose keys are all there does everything: it never fails half way, at a key that it has emptied."""
     layer = await make_on_cluster()
+    await layer.group_add("room", await layer.new_channel())
     await layer.send("jobs", note(1))
     await layer.send("jobs", note(2))
-    await layer.new_channel()
     queues = redis_bus_of(layer).queues
 
     async def pop(number: int) -> int:
@@ -298,7 +299,8 @@ async def test_jobs_in_an_open_slot(redis_cluster: Cluster, make_on_cluster: Mak
         assert item is not None
         envelope = await item
         assert envelope is not None
-        return int(decoded(envelope)["n"])
+        assert envelope.message is not None
+        return int(envelope.message["n"])
 
     assert await pop(1) == 1
     slot = slot_of_queue(layer, "jobs")
