@@ -1,4 +1,4 @@
-"""Sessions on a real cluster whose partitions move: what they send, what arrives, and where their partitions are."""
+"""Sessions on a real cluster whose partitions move: what they send and get, and where their partitions are."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Company:
             self._receivers.append(asyncio.create_task(self._receive(number, layer, channel)))
 
     def work(self, queue: str, *, is_impatient: bool = False) -> None:
-        """Let each session take jobs from a normal channel; with `is_impatient` it gives up waiting all the time."""
+        """Let each session take jobs from a normal channel; `is_impatient` ones give up all the time."""
         work = self._work_impatiently if is_impatient else self._work
         self._receivers += [asyncio.create_task(work(layer, queue)) for layer in self.layers]
 
@@ -217,7 +217,7 @@ class Company:
             await task
 
     async def settle(self) -> None:
-        """Return when all that was sent is answered, and one more message of each stream has arrived everywhere."""
+        """Return when all sends have returned, and one more message of each stream has arrived everywhere."""
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*self._sends)
             self._sends = []
