@@ -275,3 +275,51 @@ def test_nothing_is_sent_that_redis_6_would_not_count(redis_server: EmbeddedServ
     send = Script.load("send", MOST_ENTRIES=100, MOST_BYTES=10_000, IS_REQUIRED=0)
     with pytest.raises(EmbeddedServerError, match="OOM"):
         redis_server.command("EVAL", _REDIS_6 + send.text, 1, f"{prefix}:0:log:0", "topic", "", "message")
+
+
+class TestReadLog:
+    """A page of a log: what it says of the log, and which entries it has."""
+
+    @pytest.fixture
+    def log(self, redis_server: EmbeddedServer, prefix: str) -> str:
+        """Entries 1-1 to 6-1, of the topics a, b, a, b, a, b."""
+        log = f"{prefix}:0:log:0"
+        for number in range(1, 7):
+            redis_server.command("XADD", log, f"{number}-1", "t", "ba"[number % 2], "e", "x")
+        return log
+
+    def page(self, server: EmbeddedServer, log: str, start: str, count: int, *topics: str) -> list[object]:
+        last, _, size, first, through, entries = server.command(
+            "EVAL", SCRIPTS.read_log.text, 1, log, start, count, *topics
+        )
+        return [last, size, first, through, [name for name, _ in entries]]
+
+    @pytest.mark.parametrize(
+        ("topics", "found"),
+        [
+            ((), [b"2-1", b"3-1", b"4-1"]),
+            (("a",), [b"3-1"]),
+            (("b", "c"), [b"2-1", b"4-1"]),
+            (("c",), []),
+        ],
+    )
+    def test_topics(
+        self, redis_server: EmbeddedServer, log: str, topics: tuple[str, ...], found: list[bytes]
+    ) -> None:
+        """Entries of other topics are left out, and everything else is as without topics."""
+        page = self.page(redis_server, log, "2-1", 3, *topics)
+        assert page == [b"6-1", 3, b"2-1", b"4-1", found]
+
+    def test_the_end(self, redis_server: EmbeddedServer, log: str) -> None:
+        """The position alone is returned, wanted or not; a page behind the end is empty."""
+        assert self.page(redis_server, log, "6-1", 3, "a") == [b"6-1", 1, b"6-1", b"6-1", [b"6-1"]]
+        assert self.page(redis_server, log, "7-1", 3, "a") == [b"6-1", 0, b"", b"", []]
+
+    def test_trimmed_to_nothing(self, redis_server: EmbeddedServer, log: str) -> None:
+        """The last id stays."""
+        redis_server.command("XTRIM", log, "MAXLEN", 0)
+        assert self.page(redis_server, log, "2-1", 3, "a") == [b"6-1", 0, b"", b"", []]
+
+    def test_no_log(self, redis_server: EmbeddedServer, prefix: str) -> None:
+        """A log that is not there has had no entry."""
+        assert self.page(redis_server, f"{prefix}:0:log:1", "2-1", 3) == [b"0-0", 0, b"", b"", []]
