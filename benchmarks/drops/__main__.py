@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..runner import BenchmarkError
+from .cluster_faults import CLUSTER_FAULTS
 from .faults import FAULTS
 from .report import as_json, heading, missed, table
 from .runs import Outcome, Plan, cuts, cuts_plan, drops, held, herd
@@ -59,10 +60,11 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--faults",
         nargs="?",
-        const=",".join(FAULTS),
+        const="all",
         default="",
         metavar="KINDS",
-        help=f"faults in turn, with commas; without a value all: {', '.join(FAULTS)}",
+        help=f"faults in turn, with commas; without a value all: {', '.join(FAULTS)}; with --cluster "
+        f"{', '.join(CLUSTER_FAULTS)}",
     )
     add(
         "--every",
@@ -71,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="MIN,MAX",
         help="seconds to a fault (default: %(default)s)",
     )
+    add("--cluster", action="store_true", help="on a Redis Cluster: three primaries with a replica each")
     add("--herd", action="store_true", help="all come back at once to a fresh process")
     add("--cuts", type=int, metavar="N", help="N cuts at random bytes of each side's streams")
     add("--open", action="store_true", help="streams stay open: what a server holds for each")
@@ -93,6 +96,13 @@ def chosen_sides(arguments: argparse.Namespace) -> list[Side]:
     return [SIDES[name] for name in names]
 
 
+def chosen_faults(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The faults of the options, in turn."""
+    if arguments.faults == "all":
+        return tuple(CLUSTER_FAULTS if arguments.cluster else FAULTS)
+    return tuple(kind for kind in arguments.faults.split(",") if kind)
+
+
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """The size of the runs."""
     is_alone = arguments.herd or arguments.open
@@ -107,9 +117,10 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         away=arguments.away,
         servers=1 if is_alone else 2,
         server=arguments.server,
-        faults=tuple(kind for kind in arguments.faults.split(",") if kind),
+        faults=chosen_faults(arguments),
         every=arguments.every,
         seed=arguments.seed,
+        is_cluster=arguments.cluster,
     )
 
 
@@ -151,9 +162,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.sides.split(",") if arguments.sides else ():
         if name not in SIDES:
             command.error(f"no side {name!r}; there are: {', '.join(SIDES)}")
-    for kind in arguments.faults.split(",") if arguments.faults else ():
-        if kind not in FAULTS:
-            command.error(f"no fault {kind!r}; there are: {', '.join(FAULTS)}")
+    kinds = tuple(CLUSTER_FAULTS if arguments.cluster else FAULTS)
+    for kind in chosen_faults(arguments):
+        if kind not in kinds:
+            command.error(f"no fault {kind!r}; there are: {', '.join(kinds)}")
+    if arguments.cluster and arguments.herd:
+        command.error("--herd counts the scripts of one server; leave out --cluster")
+    if arguments.cluster and any(not side.is_ours for side in chosen_sides(arguments)):
+        command.error("--cluster is for the sides of this layer; choose them with --sides or --kind")
     console = Console()
     if not console.is_terminal:
         # A table of five sides.

@@ -51,8 +51,12 @@ class Faults:
             kind = self._kinds[number % len(self._kinds)]
             number += 1
             begin = time.monotonic()
-            await FAULTS[kind](self)
+            await self.play(kind)
             self.log.append((kind, begin, time.monotonic()))
+
+    async def play(self, kind: str) -> None:
+        """Play one fault; everything is up again when this returns."""
+        await FAULTS[kind](self)
 
     async def kill_server(self) -> None:
         """kill -9 of one of the servers with all its clients; two seconds later it is back."""

@@ -119,7 +119,8 @@ def heading(outcome: Outcome) -> str:
     plan = outcome.plan
     faults = f", faults: {', '.join(plan.faults)}" if plan.faults else ""
     rooms = f"{plan.rooms} rooms of {plan.rate:g} messages/s"
-    return f"{outcome.run}: {plan.clients} clients, {rooms}, {plan.server}{faults}"
+    where = ", a cluster" if plan.is_cluster else ""
+    return f"{outcome.run}: {plan.clients} clients, {rooms}, {plan.server}{where}{faults}"
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
@@ -135,7 +136,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-    """Everything that was measured, without the single visits."""
+    """Everything that was measured, of the single visits only the slowest."""
     times = {
         name: {
             "count": len(values),
@@ -151,6 +152,10 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "plan": asdict(outcome.plan),
         "tally": outcome.tally.as_json(outcome.origin),
         "caught_up_seconds": times,
+        "slowest": [
+            f"{visit.begin - outcome.origin:.3f} to {visit.end - outcome.origin:.3f} s at port {visit.port}"
+            for visit in sorted(outcome.visits, key=lambda visit: -visit.seconds)[:10]
+        ],
         "live": outcome.live,
         "ends": outcome.ends,
         "faults": [

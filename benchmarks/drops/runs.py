@@ -8,15 +8,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from channels_asyncq.testing import EmbeddedServer
+from tests.clusters import Cluster
 
 from ..runner import ROOT, Actor
 from .clients import Habits
+from .cluster_faults import ClusterFaults, slots_of
 from .counting import Sent, Tally, Visit, apart_from
 from .faults import Faults
 from .servers import Resources, Server, resources_of_group
@@ -42,7 +44,8 @@ class Plan:
     How large a run is.
 
     `rate` is per room and second, `seconds` is the time of publishing. A client is cut off `stay` seconds after
-    each connect (a range), and is away for `away` seconds. Faults come `every` so many seconds (a range).
+    each connect (a range), and is away for `away` seconds. Faults come `every` so many seconds (a range). With
+    `is_cluster` the messages go through a cluster of three primaries with a replica each.
     """
 
     clients: int = 300
@@ -57,6 +60,7 @@ class Plan:
     faults: tuple[str, ...] = ()
     every: tuple[float, float] = (3.0, 6.0)
     seed: int = 1
+    is_cluster: bool = False
 
 
 @dataclass(slots=True)
@@ -105,13 +109,15 @@ class Outcome:
 
 
 class Scene:
-    """Valkey, servers, clients and the publisher of one run; all end with it."""
+    """Valkey or a cluster of it, servers, clients and the publisher of one run; all end with it."""
 
     def __init__(self, side: Side, plan: Plan, folder: Path, database: Path | None = None) -> None:
         self.side = side
         self.plan = plan
         self.rooms = [f"room.{number}" for number in range(plan.rooms)]
-        self.redis = EmbeddedServer(external=False)
+        self._redis: EmbeddedServer | Cluster
+        self._redis = Cluster() if plan.is_cluster else EmbeddedServer(external=False)
+        self._prefix = f"drops{os.getpid()}x{next(_numbers)}"
         self.servers: list[Server] = []
         self._folder = folder
         self._database = database
@@ -120,12 +126,11 @@ class Scene:
         self._publisher: Actor | None = None
 
     async def __aenter__(self) -> "Scene":
-        await asyncio.to_thread(self.redis.start)
-        self._stack.push_async_callback(asyncio.to_thread, self.redis.stop)
+        await asyncio.to_thread(self._redis.start)
+        self._stack.push_async_callback(asyncio.to_thread, self._redis.stop)
         try:
-            prefix = f"drops{os.getpid()}x{next(_numbers)}"
             self.stage = Stage(
-                self.side, self.plan.server, self.redis.url, self._folder, prefix, self._database
+                self.side, self.plan.server, self._redis.url, self._folder, self._prefix, self._database
             )
             for number in range(self.plan.servers):
                 server = self.stage.make_server(number)
@@ -141,6 +146,19 @@ class Scene:
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
+
+    @property
+    def nodes(self) -> Sequence[EmbeddedServer]:
+        """The servers through which the messages go."""
+        return self._redis.nodes if isinstance(self._redis, Cluster) else [self._redis]
+
+    def faults(self) -> Faults:
+        """The faults of the plan, none of which has been played."""
+        plan = self.plan
+        if isinstance(self._redis, Cluster):
+            slots = slots_of(self._prefix, self.rooms)
+            return ClusterFaults(plan.faults, plan.every, self._redis, slots, self.servers, plan.seed)
+        return Faults(plan.faults, plan.every, self._redis, self.servers, plan.seed)
 
     async def _actor(self, name: str, *command: str) -> Actor:
         names = ("PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "PYTHONWARNINGS", "PYTHONTRACEMALLOC")
@@ -234,9 +252,9 @@ async def drops(plan: Plan, side: Side, folder: Path) -> Outcome:
         rooms_of = [[scene.rooms[number % plan.rooms]] for number in range(plan.clients)]
         await scene.invite(Habits(stay=plan.stay, away=plan.away), rooms_of)
         await scene.come()
-        faults = Faults(plan.faults, plan.every, scene.redis, scene.servers, plan.seed)
+        faults = scene.faults()
         stopped = asyncio.Event()
-        async with Samples(scene.redis, scene.servers) as samples:
+        async with Samples(scene.nodes, scene.servers) as samples:
             await scene.publish()
             async with asyncio.TaskGroup() as group:
                 group.create_task(faults.run(stopped))
@@ -265,8 +283,9 @@ async def herd(plan: Plan, side: Side, folder: Path) -> Outcome:
         await asyncio.sleep(plan.settle)
         sent = await scene.fates()
         await server.start()
-        async with Samples(scene.redis, scene.servers) as samples:
-            watch = ScriptWatch(scene.redis)
+        async with Samples(scene.nodes, scene.servers) as samples:
+            [redis] = scene.nodes
+            watch = ScriptWatch(redis)
             try:
                 outcome.live = await scene.come(at_once=True)
                 await asyncio.sleep(1.0)
@@ -290,7 +309,7 @@ async def cuts(number: int, plan: Plan, side: Side, folder: Path) -> Outcome:
             for index in range(plan.clients)
         ]
         await scene.invite(Habits(away=0.02, budget=CUT_BYTES), rooms_of)
-        async with Samples(scene.redis, scene.servers) as samples:
+        async with Samples(scene.nodes, scene.servers) as samples:
             # With a budget of a few bytes a client may take several attempts to be live for the first time.
             await scene.come()
             await scene.publish()
@@ -310,7 +329,7 @@ async def held(plan: Plan, side: Side, folder: Path) -> Outcome:
         [server] = scene.servers
         before = resources_of_group(server.group, database)
         await scene.invite(Habits(), [[scene.rooms[number % plan.rooms]] for number in range(plan.clients)])
-        async with Samples(scene.redis, scene.servers) as samples:
+        async with Samples(scene.nodes, scene.servers) as samples:
             outcome.live = await scene.come()
             await scene.publish()
             await asyncio.sleep(plan.seconds)
@@ -330,4 +349,4 @@ async def held(plan: Plan, side: Side, folder: Path) -> Outcome:
 
 def cuts_plan(plan: Plan) -> Plan:
     """The size of a run of cuts on the servers of another plan."""
-    return Plan(CUT_CLIENTS, CUT_ROOMS, CUT_RATE, server=plan.server, seed=plan.seed, settle=3.0)
+    return replace(plan, clients=CUT_CLIENTS, rooms=CUT_ROOMS, rate=CUT_RATE, settle=3.0, faults=())

@@ -33,6 +33,11 @@ class Side:
     resume: bool = False
 
     @property
+    def is_ours(self) -> bool:
+        """Whether its messages go through this layer."""
+        return self.layer == "asyncq"
+
+    @property
     def path(self) -> str:
         return {"sse": "/events/", "websocket": "/ws/", "socketio": "/socket.io/"}[self.kind]
 

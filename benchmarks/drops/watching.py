@@ -30,8 +30,8 @@ STATISTICS = (
 class Samples:
     """The last known figures of each process that lived during a run, and their sums."""
 
-    def __init__(self, redis: EmbeddedServer, servers: Sequence[Server]) -> None:
-        self._redis = redis
+    def __init__(self, nodes: Sequence[EmbeddedServer], servers: Sequence[Server]) -> None:
+        self._nodes = nodes
         self._servers = servers
         self._cpu: dict[int, float] = {}
         self._cpu_before: dict[int, float] = {}
@@ -41,8 +41,9 @@ class Samples:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Samples":
-        with contextlib.suppress(OSError, EmbeddedServerError):
-            await asyncio.to_thread(self._redis.command, "CONFIG", "RESETSTAT")
+        for node in self._nodes:
+            with contextlib.suppress(OSError, EmbeddedServerError):
+                await asyncio.to_thread(node.command, "CONFIG", "RESETSTAT")
         for server in self._servers:
             self._cpu_before |= server.cpu()
         self._task = asyncio.create_task(self._sample_for_ever())
@@ -69,9 +70,10 @@ class Samples:
             if figures:
                 self._statistics[figures["pid"]] = figures
         # In an outage there is no answer: the next sample has it.
-        with contextlib.suppress(OSError, EmbeddedServerError):
-            pid = self._redis.pid
-            self._commands[pid] = await asyncio.to_thread(command_counts, self._redis)
+        for node in self._nodes:
+            with contextlib.suppress(OSError, EmbeddedServerError):
+                pid = node.pid
+                self._commands[pid] = await asyncio.to_thread(command_counts, node)
 
     @property
     def cpu(self) -> float:
