@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("rich")
 
 from benchmarks.drops.__main__ import chosen_sides, main, parser, plan_of
+from benchmarks.drops.cluster_faults import CLUSTER_FAULTS
 from benchmarks.drops.counting import Ledger, Outage, Sent, Tally, Visit, apart_from, percentile
 from benchmarks.drops.links import EventLink, Link, SocketIOLink, SocketLink
 from benchmarks.drops.report import as_json, figures, missed
@@ -428,7 +429,10 @@ def test_options() -> None:
     assert [side.name for side in chosen_sides(arguments)] == ["sse"]
     assert plan_of(arguments) == Plan(clients=2000, seconds=5.0, servers=1)
     assert plan_of(parser().parse_args(["--faults"])).faults == ("server", "connections", "stop", "empty")
-    for option in (["--sides", "sse,x"], ["--faults", "x"], ["--stay", "1"]):
+    everything = parser().parse_args(["--cluster", "--faults"])
+    assert plan_of(everything).faults == tuple(CLUSTER_FAULTS) and plan_of(everything).is_cluster
+    refused = (["--cluster", "--herd"], ["--cluster", "--compare"], ["--cluster", "--faults", "empty"])
+    for option in (["--sides", "sse,x"], ["--faults", "x"], ["--stay", "1"], *refused):
         with pytest.raises(SystemExit):
             main(option)
 
@@ -469,3 +473,21 @@ def test_a_run_with_resume(tmp_path: Path) -> None:
         # How soon they have caught up is the machine's affair here.
         goals = [goal for goal in run["goals"] if "p99" not in goal["text"]]
         assert goals and all(goal["is_met"] for goal in goals), goals
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("faults", "is_planned"), [("move,failover", True), ("kill,stop", False)])
+def test_a_run_on_a_cluster(tmp_path: Path, faults: str, is_planned: bool) -> None:
+    """Planned changes lose nothing and reset nobody. After others a message that is missing has its reset."""
+    options = ["--cluster", "--sides", "websocket", "--faults", faults, "--every", "1,2", "--seconds", "8"]
+    [run] = play(tmp_path, *options)
+    assert run["faults"] and run["ends"]["cut"] > 20
+    goals = [goal for goal in run["goals"] if "p99" not in goal["text"]]
+    assert goals and all(goal["is_met"] for goal in goals), (goals, run["tally"])
+    if is_planned:
+        assert run["tally"]["delivered"] == 100 and not run["tally"]["reasons"]
+    else:
+        # None, if the nodes that failed had no room.
+        assert run["tally"]["reasons"].keys() <= {"server_changed"}

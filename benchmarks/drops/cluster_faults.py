@@ -18,8 +18,9 @@ from .servers import Server
 MOVED = 4
 #: Seconds for a replica to be promoted.
 PATIENCE = 20.0
-#: Seconds after a failover in which sessions find the new primary; a visit then waits for that.
-RESUMED = 1.0
+#: Seconds after a failover that was not planned, until positions of before are refused: for 2.5 of them a session
+#: may tell that nothing was lost.
+RESUMED = 3.0
 
 
 def slots_of(prefix: str, rooms: Sequence[str]) -> list[int]:

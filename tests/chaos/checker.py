@@ -98,6 +98,8 @@ class Verdict:
     twice: int = 0
     out_of_order: int = 0
     told: Counter[str] = field(default_factory=Counter)
+    #: Seconds of the longest send.
+    longest: float = 0.0
     #: Seconds from the end of a failover to that of the last send that had waited for it.
     resumed: float = 0.0
     complaints: list[str] = field(default_factory=list)
@@ -121,6 +123,7 @@ def check(
     for sends in sent.values():
         verdict.sends += len(sends)
         verdict.raised.update(send.error for send in sends if send.error is not None)
+        verdict.longest = max([verdict.longest, *(send.end - send.begin for send in sends)])
     members: defaultdict[str, list[Ear]] = defaultdict(list)
     causes: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     ears = list(ears)

@@ -181,7 +181,8 @@ class Outcome:
         raised = ", ".join(f"{name} {count}" for name, count in verdict.raised.items())
         return (
             f"{self.scenario} (seed {self.seed}, {self.seconds:g} s): {self.faults} faults, "
-            f"{self.reconnects} reconnects, {verdict.sends} sends, {verdict.receipts} receipts; "
+            f"{self.reconnects} reconnects, {verdict.sends} sends, {verdict.receipts} receipts, "
+            f"longest send {verdict.longest:.2f} s; "
             f"lost {verdict.lost}, lost and told {verdict.lost_told}, twice {verdict.twice}, "
             f"out of order {verdict.out_of_order}, words: {told}, "
             f"raised {100 * verdict.raised_share:.3f} %{f' ({raised})' if raised else ''}"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from .checker import Ear, Expected, Heard, Record, Sent, Told, Verdict, Worker, check
+from .checker import Ear, Expected, Heard, Record, Sent, Told, Verdict, Worker, check, check_resumption
 
 pytestmark = pytest.mark.chaos
 
@@ -86,6 +86,15 @@ def test_a_raised_send_may_have_arrived_or_not() -> None:
         verdict = check({("a", "g"): sends(3, raised=[1])}, [Ear("c", "g", heard(*numbers))])
         assert not verdict.complaints
         assert verdict.raised == {"DeliveryUnknown": 1}
+
+
+@pytest.mark.parametrize(("most", "complaints"), [(1.0, 0), (0.4, 1)])
+def test_sends_after_a_failover(most: float, complaints: int) -> None:
+    """Those that waited for it are over soon after it; those that began later do not count."""
+    sent = {("a", "g"): [Sent(0.0, 0.5), Sent(1.0, 3.5), Sent(3.1, 9.0)]}
+    verdict = Verdict()
+    check_resumption(verdict, sent, [3.0], most)
+    assert (verdict.resumed, len(verdict.complaints)) == (0.5, complaints)
 
 
 def test_one_order_per_group() -> None:
