@@ -43,7 +43,17 @@ class ClusterFence(Fence):
     As a `ReplySink` it gets the answer to its SPUBLISH, which comes after all others.
     """
 
-    __slots__ = ("_checkpoint", "answers", "error", "has_arrived", "is_published", "node", "number", "plan")
+    __slots__ = (
+        "_checkpoint",
+        "answers",
+        "error",
+        "has_arrived",
+        "is_published",
+        "is_regular",
+        "node",
+        "number",
+        "plan",
+    )
 
     def __init__(
         self,
@@ -52,8 +62,12 @@ class ClusterFence(Fence):
         number: int,
         plan: ClusterPlan,
         arrived: asyncio.Future[None],
+        *,
+        is_regular: bool,
     ) -> None:
         super().__init__(arrived)
+        #: Whether the timer sent it: then the next one follows it.
+        self.is_regular = is_regular
         self._checkpoint = checkpoint
         self.node = node
         self.number = number
@@ -171,11 +185,13 @@ class ClusterCheckpoint(Checkpoint):
             plan = self._cluster_plan = self._plan_for(partitions)
         return plan
 
-    def _begin(self, plan: ClusterPlan, *, is_full: bool) -> ClusterFence | None:
+    def _begin(
+        self, plan: ClusterPlan, *, is_full: bool, is_regular: bool = False
+    ) -> ClusterFence | None:
         """Send a fence; None if there is no connection for commands."""
         self._number += 1
         arrived: asyncio.Future[None] = self._shared.loop.create_future()
-        fence = ClusterFence(self, self._node, self._number, plan, arrived)
+        fence = ClusterFence(self, self._node, self._number, plan, arrived, is_regular=is_regular)
         self._fences[self._number] = fence
         for index, packed in enumerate(plan.full if is_full else plan.light):
             if not self._ask(packed, FencePart(fence, index)):
@@ -215,7 +231,7 @@ class ClusterCheckpoint(Checkpoint):
             self.send_in()
             return
         self._round += 1
-        if self._begin(plan, is_full=self._round % _FULL_EVERY == 0) is None:
+        if self._begin(plan, is_full=self._round % _FULL_EVERY == 0, is_regular=True) is None:
             self.send_in()
 
     # Answers
@@ -246,7 +262,7 @@ class ClusterCheckpoint(Checkpoint):
         self._sent_here(fence, has_failed=True)
 
     def _sent_here(self, fence: ClusterFence, *, has_failed: bool) -> None:
-        if fence.plan is self._cluster_plan:
+        if fence.is_regular:
             self._sent(fence, has_failed=has_failed)
 
     def on_fence(self, data: bytes) -> None:
