@@ -287,8 +287,11 @@ class ClusterRouter(Router):
         self._reader.silent.pop(node.place, None)
 
     def on_node_up(self, node: ClusterNode) -> None:
-        """Note that both connections of a node are up: its partitions are there."""
-        self._doubts.difference_update(node.partitions)
+        """Note that both connections of a node are up: its partitions are there, until it says otherwise."""
+        for number in self._doubts.intersection(node.partitions):
+            self._doubts.discard(number)
+            if (partition := node.partitions[number]).is_away:
+                node.subscriber.take_in(partition)  # it has left, or was wanted, while it was in doubt
 
     def explain(self, number: int, refusal: str) -> str:
         """Return why a partition cannot be used, for an error."""
