@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.bus.redis import checkpoint
+from channels_asyncq.bus.redis.cluster import checkpoint as cluster_checkpoint
+from channels_asyncq.bus.redis.cluster.checkpoint import ClusterPlan
+from channels_asyncq.bus.redis.cluster.node import ClusterNode
 from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.partition import Partition
+from channels_asyncq.bus.resp.protocol import WireProtocol
 from tests.cluster_sessions import partition_of, router_of, slot_of_group
 from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
 
@@ -23,6 +29,18 @@ async def joined(layer: AsyncQueueChannelLayer, groups: int = 20) -> str:
     channel = await layer.new_channel()
     await asyncio.gather(*(layer.group_add(f"room-{number}", channel) for number in range(groups)))
     return channel
+
+
+def partition_of_group(layer: AsyncQueueChannelLayer, group: str) -> Partition:
+    """The partition of a group in the running loop's session."""
+    return partition_of(layer, slot_of_group(layer, group))
+
+
+def unread(layer: AsyncQueueChannelLayer) -> Iterator[str]:
+    """Yield groups of partitions that are not read."""
+    for number in itertools.count():
+        if partition_of_group(layer, f"other-{number}").is_away:
+            yield f"other-{number}"
 
 
 # Fences
@@ -43,32 +61,106 @@ async def test_checks_of_health_start_no_fences_of_their_own(
     assert [node.checkpoint._timer for node in nodes] == timers
 
 
+def late(monkeypatch: pytest.MonkeyPatch, wire: WireProtocol, seconds: float) -> None:
+    """Let SSUBSCRIBE for the fences be written so much later than it is called."""
+    loop, call = asyncio.get_running_loop(), wire.call
+
+    def call_late(*command: Any, **options: Any) -> asyncio.Future[Any]:
+        if command[0] != b"SSUBSCRIBE" or b":fence:" not in command[1]:
+            return call(*command, **options)
+        reply: asyncio.Future[Any] = loop.create_future()
+        loop.call_later(seconds, lambda: call(*command, reply=reply))
+        return reply
+
+    monkeypatch.setattr(wire, "call", call_late)
+
+
+async def node_without_topics(layer: AsyncQueueChannelLayer) -> tuple[ClusterNode, list[str]]:
+    """A node at which nothing is read, and two groups of different partitions there."""
+    await eventually(lambda: router_of(layer).is_up, "all connections")
+    by_node: defaultdict[Node, dict[Partition, str]] = defaultdict(dict)
+    for group in unread(layer):
+        partition = partition_of_group(layer, group)
+        node = partition.home
+        by_node[node][partition] = group
+        if not any(map(node.reads, node.partitions.values())) and len(by_node[node]) == 2:
+            assert isinstance(node, ClusterNode)
+            return node, list(by_node[node].values())
+    raise AssertionError("unreachable")
+
+
+async def test_two_partitions_are_the_first_at_a_node(
+    make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fence of neither is published before its topic is subscribed to: it would not arrive."""
+    layer = await make_on_cluster()
+    channel = await layer.new_channel()
+    node, groups = await node_without_topics(layer)
+    assert node.pushes.wire is not None
+    late(monkeypatch, node.pushes.wire, 0.1)
+    await asyncio.gather(*(layer.group_add(group, channel) for group in groups))
+    assert all(partition_of_group(layer, group).position is not None for group in groups)
+    assert node.pushes.reconnects == 0
+
+
+async def test_topic_of_the_fences_moves_while_another_partition_waits_for_one(
+    make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The partition that waits is read again, and the connection is kept."""
+    layer = await make_on_cluster()
+    channel = await layer.new_channel()
+    node, (first, second) = await node_without_topics(layer)
+    await layer.group_add(first, channel)
+    pushes = node.pushes.wire
+    assert pushes is not None
+    begin = node.checkpoint._begin
+
+    def begin_and_move(plan: ClusterPlan, *, is_full: bool, **options: bool) -> Any:
+        monkeypatch.setattr(node.checkpoint, "_begin", begin)
+        fence = begin(plan, is_full=is_full, **options)
+        node.subscriber._renew_own(pushes)  # as when the partition leaves in whose slot the fences are
+        return fence
+
+    monkeypatch.setattr(node.checkpoint, "_begin", begin_and_move)
+    async with asyncio.timeout(DEADLINE):
+        await layer.group_add(second, channel)
+    assert node.pushes.wire is pushes
+
+
+async def test_first_fence_while_another_partition_catches_up(
+    make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fence waits with the pushes, however long the connection is paused."""
+    monkeypatch.setattr(cluster_checkpoint, "LONGEST_FENCE", 0.05)
+    layer = await make_on_cluster()
+    channel = await layer.new_channel()
+    node, (first, second) = await node_without_topics(layer)
+    await layer.group_add(first, channel)
+    pushes = node.pushes.wire
+    assert pushes is not None
+    with node.subscriber.paused(pushes):
+        joining = asyncio.create_task(layer.group_add(second, channel))
+        await eventually(lambda: pushes.is_stalled, "a fence that waits")
+        await asyncio.wait([joining], timeout=0.3)
+        assert not joining.done()
+    async with asyncio.timeout(DEADLINE):
+        await joining
+    assert node.pushes.wire is pushes
+
+
 # Homes in doubt
 
 
-def partition_of_group(layer: AsyncQueueChannelLayer, group: str) -> Partition:
-    """The partition of a group in the running loop's session."""
-    return partition_of(layer, slot_of_group(layer, group))
-
-
-def unread(layer: AsyncQueueChannelLayer) -> Iterator[str]:
-    """Yield groups of partitions that are not read."""
-    for number in itertools.count():
-        if partition_of_group(layer, f"other-{number}").is_away:
-            yield f"other-{number}"
-
-
 async def commands_lost(node: Node) -> None:
-    """Return when a node has lost its connection for commands: its partitions are in doubt until it has another."""
+    """Return when a node has lost its connection for commands: its partitions are in doubt."""
     wire = node.commands.wire
     assert wire is not None
     wire.abort(ConnectionResetError("cut by the test"))
-    while node.commands.wire is not None:
-        await asyncio.sleep(0)
+    await eventually(lambda: node.commands.wire is None, "the loss")
 
 
 async def test_join_while_the_home_is_in_doubt(make_on_cluster: MakeLayer) -> None:
-    """A group whose partition is not read yet, and whose home is in doubt, is joined when the home is up again."""
+    """A group of a partition that is not read, and whose home is in doubt, is joined when the home is up."""
     layer = await make_on_cluster()
     channel = await layer.new_channel()
     await eventually(lambda: router_of(layer).is_up, "all connections")
@@ -83,7 +175,7 @@ async def test_join_while_the_home_is_in_doubt(make_on_cluster: MakeLayer) -> No
 
 
 async def test_subscriptions_taken_back_while_the_home_is_lost(make_on_cluster: MakeLayer) -> None:
-    """A partition whose subscriptions have ended is read again when its home is up, though nobody searched for it."""
+    """A partition whose subscriptions have ended is read again when its home is up."""
     layer = await make_on_cluster()
     channel = await layer.new_channel()
     await layer.group_add("room", channel)

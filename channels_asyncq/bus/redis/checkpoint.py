@@ -14,6 +14,7 @@ from hiredis import pack_command
 
 from ...clock import monotonic
 from ..resp.protocol import WireProtocol
+from ..resp.replies import copy_error
 from .layout import Layout, Lease
 from .leasing import RENEW_EVERY, Command
 from .partition import Partition, Reading
@@ -273,12 +274,18 @@ class Checkpoint:
             self._timer.cancel()
             self._timer = None
 
-    def drop(self) -> None:
-        """Void the fences that are under way: they would move positions past pushes that are discarded."""
+    def drop(self, error: ConnectionError | None = None) -> None:
+        """
+        Void the fences that are under way: they would move positions past pushes that are discarded.
+
+        Args:
+            error: for those that wait for them, if the connection for pushes is not lost.
+        """
         fences, self._fences = self._fences, {}
+        error = error or ConnectionResetError("the connection for pushes was lost")
         for fence in fences.values():
             if not fence.arrived.done():
-                fence.arrived.set_exception(ConnectionResetError("the connection for pushes was lost"))
+                fence.arrived.set_exception(copy_error(error))
                 fence.arrived.exception()  # mark it as retrieved: there may be no waiter
 
     # The arrival of a fence

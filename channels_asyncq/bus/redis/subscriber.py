@@ -15,7 +15,7 @@ from ...exceptions import ChannelLayerError, LayerUnavailable
 from ...messages.envelopes import Envelope
 from ...slices import Slice
 from ..resp.protocol import WireProtocol
-from ..resp.replies import InFlight
+from ..resp.replies import InFlight, is_redirect
 from .catching_up import CatchingUp
 from .handshake import raise_last_words
 from .partition import Partition, PartitionReading, Reading
@@ -227,6 +227,8 @@ class Subscriber:
                 await asyncio.wait([last])
             if not reading.is_current or wire.is_lost:
                 return
+            if self.topics.fence_topic not in (b"", self._node.own_topics()[0]):
+                self._renew_own(wire)
             await self._subscribe_to_own(wire)
             if partition.position is None:
                 await self._node.checkpoint.first([partition])
@@ -249,11 +251,19 @@ class Subscriber:
                     self._receiver.on_subscribed(entry.topic)
 
     async def _subscribe_to_own(self, wire: WireProtocol) -> None:
-        """Return when the topics of the node itself are confirmed; raises ReplyError for a refusal."""
+        """
+        Return when the topics of the node itself are confirmed.
+
+        Raises:
+            Redirected: the partition in whose slot they are is not here.
+            ReplyError: the server refuses them.
+        """
         if replies := self.topics.subscribe_to_own(wire):
             await asyncio.wait(replies)
             for reply in replies:
-                reply.result()
+                error = reply.exception()
+                if error is not None:
+                    raise Redirected(str(error)) if is_redirect(error) else error
 
     def release(self, partition: Partition) -> None:
         """Unsubscribe from the topics of a partition that was moved away."""
@@ -278,14 +288,23 @@ class Subscriber:
         """Use other topics of the node itself: those of before have moved away. Fences under way are void."""
         checkpoint = self._node.checkpoint
         checkpoint.stop()
-        checkpoint.drop()
+        # A partition that waits for its first fence here is read again, over this connection.
+        checkpoint.drop(Redirected("the topic of the fences has moved"))
         self._spawn(self._use_own(wire), "renewing topics")
 
     async def _use_own(self, wire: WireProtocol) -> None:
         try:
             await self._subscribe_to_own(wire)
-        except (ReplyError, ConnectionError):
-            return  # the partition has moved again, or the connection has ended
+        except ReplyError:
+            return
+        except ConnectionError:
+            if wire.is_lost:
+                return
+            # The partition has moved again, and other topics follow. If it is still here, the next fence does not
+            # arrive, and another connection is made.
+            self._node.checkpoint.stop()
+            self._node.checkpoint.send_in()
+            return
         if not wire.is_lost:
             self._node.checkpoint.stop()
             self._node.checkpoint.send_in(0.0)

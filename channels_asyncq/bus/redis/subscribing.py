@@ -81,13 +81,20 @@ class TopicSubscriber:
         return replies
 
     def subscribe_to_own(self, wire: WireProtocol) -> list[asyncio.Future[Any]]:
-        """Send SUBSCRIBE for the topics that the node itself has now, and give up others; return the replies."""
+        """
+        Send SUBSCRIBE for the topics that the node itself has now, and give up others.
+
+        Returns the replies that are not there yet, also to those that were asked for before.
+        """
         self.fence_topic, self.layouts_topic = wanted = self._node.own_topics()
         for entry in self._own:
             if entry.topic not in wanted and self._own.give_up(entry.topic):
                 self.send_unsubscribe(wire, entry.topic)
         entries = [self._own.want(topic, is_logged=False) for topic in wanted if topic]
-        return [self._send_subscribe(wire, self._own, entry) for entry in entries if entry.asked is None]
+        for entry in entries:
+            if entry.asked is None:
+                self._send_subscribe(wire, self._own, entry)
+        return [entry.asked for entry in entries if entry.asked is not None and not entry.is_confirmed]
 
     def lose_own(self, topic: bytes) -> bool:
         """Note that the server has ended the subscription to a topic; return whether it is the node's own."""

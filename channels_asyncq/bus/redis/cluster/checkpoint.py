@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiredis import ReplyError, pack_command
 
-from ...resp.replies import ReplySink
+from ...resp.replies import ReplySink, is_redirect
 from ..checkpoint import LONGEST_FENCE, MARK_DIFFERS, MARK_LIVES, Checkpoint, Covered, Fence
 from ..partition import Partition, Reading
 from ..redirects import Redirected
@@ -32,7 +32,7 @@ class ClusterPlan(NamedTuple):
     #: The commands about the partitions, in their order, and those that trim.
     light: list[bytes]
     full: list[bytes]
-    #: The topic of the fence; empty if nothing is covered.
+    #: The topic of the fence; empty if there is none yet, and nothing is covered.
     topic: bytes
 
 
@@ -133,16 +133,16 @@ class ClusterCheckpoint(Checkpoint):
     # Sending
 
     def _plan_for(self, partitions: Collection[Partition]) -> ClusterPlan:
+        topic = self._node.subscriber.topics.fence_topic
         covered = [
             Covered(each, each.epoch, each.reading is Reading.LIVE or each.position is None)
             for each in partitions
-            if not each.is_away
+            if topic and not each.is_away
         ]
         light = [
             self._pack(each.partition, is_full=False, is_first=not at) for at, each in enumerate(covered)
         ]
         full = [self._pack(each.partition, is_full=True, is_first=not at) for at, each in enumerate(covered)]
-        topic = self._node.subscriber.topics.fence_topic if covered else b""
         return ClusterPlan(covered, self._node.changes, light, full, topic)
 
     def _pack(self, partition: Partition, *, is_full: bool, is_first: bool) -> bytes:
@@ -180,14 +180,13 @@ class ClusterCheckpoint(Checkpoint):
 
     def _present(self) -> ClusterPlan:
         plan = self._cluster_plan
-        if plan is None or plan.changes != self._node.changes:
+        topic = self._node.subscriber.topics.fence_topic
+        if plan is None or plan.changes != self._node.changes or plan.topic != topic:
             partitions = [partition for _, partition in sorted(self._node.partitions.items())]
             plan = self._cluster_plan = self._plan_for(partitions)
         return plan
 
-    def _begin(
-        self, plan: ClusterPlan, *, is_full: bool, is_regular: bool = False
-    ) -> ClusterFence | None:
+    def _begin(self, plan: ClusterPlan, *, is_full: bool, is_regular: bool = False) -> ClusterFence | None:
         """Send a fence; None if there is no connection for commands."""
         self._number += 1
         arrived: asyncio.Future[None] = self._shared.loop.create_future()
@@ -222,8 +221,13 @@ class ClusterCheckpoint(Checkpoint):
         fence = self._begin(plan, is_full=True)
         if fence is None:
             raise ConnectionResetError("the connection for commands was lost")
-        async with asyncio.timeout(LONGEST_FENCE):
-            await fence.arrived
+        while not fence.arrived.done():
+            await asyncio.wait([fence.arrived], timeout=LONGEST_FENCE)
+            wire = self._node.subscriber.topics.wire
+            is_behind = wire is not None and wire.is_stalled  # another partition catches up meanwhile
+            if not fence.arrived.done() and not is_behind:
+                raise TimeoutError("what is published does not arrive")
+        fence.arrived.result()
 
     def _send(self) -> None:
         plan = self._present()
@@ -251,8 +255,9 @@ class ClusterCheckpoint(Checkpoint):
     def on_refused(self, fence: ClusterFence, error: Exception) -> None:
         """Void a fence: a partition has left, or the connection was lost. The next one follows soon."""
         if not fence.arrived.done():
-            is_redirect = isinstance(error, Redirected)
-            fence.arrived.set_exception(error if is_redirect else ConnectionResetError(f"no fence: {error}"))
+            has_moved = isinstance(error, Redirected) or is_redirect(error)
+            kind = Redirected if has_moved else ConnectionResetError
+            fence.arrived.set_exception(kind(f"no fence: {error}"))
             fence.arrived.exception()  # mark it as retrieved: there may be no waiter
         if isinstance(error, ReplyError):
             owner = self._node.partition_of_own(fence.plan.topic)
@@ -272,6 +277,14 @@ class ClusterCheckpoint(Checkpoint):
         fence.has_arrived = True
         if fence.is_published and fence.error is None:
             self._finish(fence)
+
+    def _settle(self, number: int) -> None:
+        for earlier, fence in self._fences.items():
+            if earlier < number and not fence.arrived.done():
+                # It was published before its topic was subscribed to. This one may be for other partitions.
+                fence.arrived.set_exception(Redirected("the fence did not arrive"))
+                fence.arrived.exception()  # mark it as retrieved: there may be no waiter
+        super()._settle(number)
 
     def _finish(self, fence: ClusterFence) -> None:
         answers = [answer for answer in fence.answers if answer is not None]

@@ -161,7 +161,7 @@ class ClusterNode(Node):
     def own_topics(self) -> tuple[bytes, bytes]:
         """The fences are in the slot of a partition that is read here, the layouts in that of 0."""
         topics = self._shared.topics
-        read = {number for number, each in self.partitions.items() if self.reads(each)}
+        read = {number for number, each in self.partitions.items() if self.reads(each) or not each.is_away}
         if not read:
             return b"", b""
         if self._fence_partition not in read:
