@@ -185,3 +185,67 @@ async def test_subscriptions_taken_back_while_the_home_is_lost(make_on_cluster: 
     await eventually(lambda: partition.is_live, "the reading")
     await layer.group_send("room", note(1))
     assert await receive(layer, channel) == note(1)
+
+
+# Resting and closing
+
+
+def rests(layer: AsyncQueueChannelLayer) -> bool:
+    """Whether nothing of the session is connected, or begins to be."""
+    router = router_of(layer)
+    is_idle = all(node.commands.is_resting and node.pushes.is_resting for node in router.nodes)
+    return is_idle and router._searching is None
+
+
+async def test_close_pools(make_on_cluster: MakeLayer) -> None:
+    """The connections stay closed until the next use, and what was sent meanwhile arrives then."""
+    layer, sender = await make_on_cluster(), await make_on_cluster()
+    channel = await joined(layer)
+    await layer.close_pools()
+    await sender.group_send("room-1", note(1))
+    assert rests(layer)
+    # Another session may use the namespace in another way meanwhile.
+    assert not router_of(layer).lease._is_held
+    await layer.group_send("room-1", note(2))
+    assert [await receive(layer, channel), await receive(layer, channel)] == [note(1), note(2)]
+
+
+async def test_close_pools_and_use_at_once(make_on_cluster: MakeLayer) -> None:
+    """A search that is being cancelled is begun again."""
+    layer = await make_on_cluster()
+    channel = await joined(layer)
+    router = router_of(layer)
+    router.doubt(range(16))
+    router.stop()
+    router.start()
+    await eventually(lambda: not router._doubts, "the end of the search")
+    await layer.group_send("room-1", note(1))
+    assert await receive(layer, channel) == note(1)
+
+
+async def test_close_pools_while_a_partition_is_held(make_on_cluster: MakeLayer) -> None:
+    """Sends to a partition that had refused a command go on with the next connection."""
+    layer = await make_on_cluster()
+    channel = await joined(layer)
+    held = partition_of_group(layer, "room-1")
+    held_redirects = router_of(layer).redirects_for(held.number)
+    held_redirects._pause = 600.0
+    held_redirects.hold("TRYAGAIN")
+    await eventually(lambda: not held.sender.is_draining, "the pause")
+    await layer.close_pools()
+    assert rests(layer)
+    async with asyncio.timeout(DEADLINE):
+        await layer.group_send("room-1", note(1))
+    assert await receive(layer, channel) == note(1)
+
+
+async def test_redirected_while_closing(make_on_cluster: MakeLayer) -> None:
+    """A MOVED that comes while a session closes makes no node: nobody would close it."""
+    layer = await make_on_cluster()
+    await joined(layer)
+    router = router_of(layer)
+    nodes = list(router.nodes)
+    await router.leave()
+    router.moved(1, "127.0.0.1", 1)
+    assert router.nodes == nodes
+    await layer.close()

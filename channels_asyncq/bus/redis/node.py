@@ -376,6 +376,10 @@ class Node:
 
     # Life
 
+    def wake(self) -> None:
+        """Begin to make the connection for commands, unless that is done or under way: a command waits."""
+        self.commands.start()
+
     def start(self) -> None:
         """Begin connecting, unless that is done or under way."""
         self.commands.start()

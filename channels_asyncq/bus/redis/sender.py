@@ -245,7 +245,7 @@ class Sender:
         while True:
             wire = gate.wire
             if wire is None or wire.is_lost or waiter is not None:
-                self.home.commands.start()  # the process may know of an outage
+                self.home.wake()  # the process may know of an outage
                 if waiter is None:
                     self._raise_if_overdue()
                     waiter = gate.line_up(ticket)

@@ -202,6 +202,7 @@ class TopicSubscriber:
         node = self._node
         if not node.commands.was_up:
             # Its set-up compares the layouts: no session joins an incompatible namespace.
+            node.wake()
             try:
                 await node.commands.up()
             except (ChannelLayerError, ImproperlyConfigured):

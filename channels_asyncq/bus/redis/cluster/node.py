@@ -156,6 +156,10 @@ class ClusterNode(Node):
             self.router.on_node_lost(self)
         super().on_links_changed()
 
+    def wake(self) -> None:
+        self.router.wake()  # the node may have died while the session rested
+        super().wake()
+
     # Topics
 
     def own_topics(self) -> tuple[bytes, bytes]:

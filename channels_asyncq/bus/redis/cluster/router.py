@@ -72,6 +72,8 @@ class ClusterRouter(Router):
         self._closing: set[asyncio.Task[None]] = set()
         self._context = contextvars.Context()
         self.is_closed = False
+        # Between `stop()` and `start()`: the homes are not searched for.
+        self._is_resting = False
         # Until a map is known, all partitions are at a node that the settings name.
         self._first = self.node_at(self._host.startup_nodes[0])
 
@@ -99,6 +101,7 @@ class ClusterRouter(Router):
 
     def start(self) -> None:
         """Learn the homes, if none is known, and connect to the nodes in use."""
+        self._is_resting = False
         if self._map is None:
             self.doubt(range(len(self._slots)))
         else:
@@ -147,6 +150,10 @@ class ClusterRouter(Router):
 
     def moved(self, number: int, host: str, port: int) -> None:
         """Move a partition: its node has answered that another one has it."""
+        if self.is_closed:
+            # No node is made that nobody would close. What is held fails when the connections are closed.
+            self._redirects[number].hold("MOVED")
+            return
         home = self._node_of(number)
         address = address_in(host, port, home.place, self.remap)
         now = monotonic()
@@ -211,7 +218,7 @@ class ClusterRouter(Router):
 
     def _search(self) -> None:
         is_under_way = self._searching is not None and not self._searching.done()
-        if is_under_way or not self._doubts or self.is_closed:
+        if is_under_way or not self._doubts or self.is_closed or self._is_resting:
             return
         self._searching = self._shared.loop.create_task(
             self._search_homes(),
@@ -232,6 +239,8 @@ class ClusterRouter(Router):
 
     def learn(self, found: SlotMap, source: Address) -> None:
         """Use a slot map that a node has sent."""
+        if self.is_closed:
+            return
         self._map = found
         self.has_map.set()
         # Homes that do not answer, and have no successor.
@@ -333,19 +342,39 @@ class ClusterRouter(Router):
         task = self._shared.loop.create_task(
             node.close(), name=f"channels_asyncq leaving {node.address}", context=self._context
         )
+        self._keep(task)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """Hold a task that is ending."""
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     def stop(self) -> None:
-        """Search no more, and hold nothing: the session ends or rests."""
+        """
+        Search no more, and hold nothing: the session ends or rests.
+
+        While it rests the lease runs out. Then all nodes wait for another one.
+        """
+        self._is_resting = True
         if self._searching is not None:
             self._searching.cancel()
+            self._keep(self._searching)
+            self._searching = None
         for timer in self._retiring.values():
             timer.cancel()
         self._retiring.clear()
         for redirects in self._redirects:
-            redirects.stop()
+            if self.is_closed:
+                redirects.stop()
+            else:
+                redirects.release()  # nothing else lets its commands go on
         self.lease.stop()
+        self.lease.note_lost()
+
+    def wake(self) -> None:
+        """Note that a command waits for a connection: the session does not rest any more."""
+        if self._is_resting and not self.is_closed:
+            self.start()
 
     async def leave(self) -> None:
         """End what is no node's: give the lease back, and wait for nodes that were left."""
