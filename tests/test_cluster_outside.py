@@ -1,10 +1,12 @@
-"""Other programs, wrong URLs and old servers, where a Redis Cluster is or should be."""
+"""Other programs, users with few rights, wrong URLs and old servers, where a Redis Cluster is or should be."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +54,48 @@ async def test_refused_message_of_another_program(
     await eventually(lambda: layer.statistics().dropped.get("unreadable") == 1, "the drop")
     await layer.group_send("room", note(1))
     assert await receive(layer, member) == note(1)
+
+
+def rights_of_the_page(prefix: str) -> list[str]:
+    """The rules of docs/settings-advanced.md for a user of a cluster, for this prefix."""
+    page = (Path(__file__).parent.parent / "docs" / "settings-advanced.md").read_text()
+    [rules] = re.findall(r"^user site (on .*)$", page, re.MULTILINE)
+    section = page.partition("### Access control in a cluster")[2].partition("\n## ")[0]
+    [added] = re.findall(r"```text\n(.*)\n```", section)
+    [needless] = re.findall(r"does not need `(.*?)`", section)
+    kept = [rule for rule in rules.split() if rule not in needless.split()]
+    return [rule.replace("asgi:", f"{prefix}:") for rule in (*kept, *added.split())]
+
+
+async def test_user_of_the_page(
+    redis_cluster: Cluster, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The user that the page describes may do all that the layer does, also while a slot moves."""
+    for node in redis_cluster.nodes:
+        node.command("ACL", "SETUSER", prefix, *rights_of_the_page(prefix))
+    url = redis_cluster.url.replace("//", f"//{prefix}:secret@")
+    async with contract.layers(hosts=[url], prefix=prefix, on_loss="loss") as make_layer:
+        layer, other = await make_layer(), await make_layer()
+        (member,) = await members_of(layer, "room", 1)
+        await layer.group_add("room", "jobs")
+        await other.group_add("hall", member)
+        position = await layer.position("room")
+        slot = int(redis_cluster.nodes[0].command("CLUSTER", "KEYSLOT", layer.topic_of_group("room")))
+        home = redis_cluster.node_of(slot)
+        away = next(node for node in redis_cluster.primaries() if node is not home)
+        for number, place in enumerate((away, home)):
+            await asyncio.to_thread(redis_cluster.migrate_classic, slot, place)
+            await other.group_send("room", note(number))
+            for channel in (member, "jobs"):
+                assert await receive(layer, channel) == note(number)
+        replay = await layer.group_resume("room", await layer.new_channel(), since=position)
+        assert replay.messages == [note(0), note(1)]
+        await other.group_discard("hall", member)
+        await layer.group_discard("room", "jobs")
+        assert (await layer.health()).ok
+        await layer.flush()
+        assert layer.statistics().told == {}
+    assert "refused" not in caplog.text and "NOPERM" not in caplog.text
 
 
 async def test_plain_url_for_a_cluster(make_layer: MakeLayer, shared_redis_cluster: Cluster) -> None:
