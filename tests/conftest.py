@@ -147,7 +147,7 @@ def redis_cluster(shared_redis_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def make_on_cluster(redis_cluster: Cluster, prefix: str) -> AsyncIterator[contract.MakeLayer]:
-    """Make layers on the cluster, with 16 partitions and notices of losses; they are closed when the test ends."""
+    """Make layers on the cluster, with 16 partitions and notices of losses; they are closed at the end."""
     defaults = {"prefix": prefix, "partitions": 16, "on_loss": "lost", "capacity": 100_000}
     async with contract.layers(hosts=[redis_cluster.url], **defaults) as make_layer:
         yield make_layer

@@ -312,8 +312,8 @@ class Sender:
         """
         Write a message without waiting for the reply; it is dropped if there is no connection.
 
-        If the reply is a refusal, the message is sent again as any other: a redirect moves the partition, and there
-        may be no other message that learns of it.
+        If the reply is a refusal, the message is sent again as any other: a redirect moves the partition, and
+        there may be no other message that learns of it.
         """
         wire = self.gate.at
         if wire is not None and not wire.is_lost:
