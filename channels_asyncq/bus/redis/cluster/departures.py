@@ -91,8 +91,9 @@ def departures_of(partition: Partition, node: ClusterNode, *, is_known_there: bo
     wire = node.subscriber.topics.wire
     if not is_known_there or wire is None or wire.is_lost:
         return ()
-    # While its log is read, it is known already that nothing was missing when it came here.
-    is_whole = partition.reading is Reading.CATCHING_UP and partition.server == node.subscriber.run_id
+    # Before its log is read, it is known already that nothing was missing when it came here.
+    is_known = partition.reading is Reading.CATCHING_UP or not partition.departures
+    is_whole = is_known and partition.server == node.subscriber.run_id != b""
     if partition.is_live or is_whole:
         return (Departure(node, partition.server),)
     # It moves on before it was read here.
