@@ -90,7 +90,10 @@ async def test_a_failover_that_was_not_planned() -> None:
     """The last home does not answer, or its history does not go on."""
     nodes = Nodes(a=b"0")
     assert not await Departure(nodes.node(A), A).is_complete()
-    assert not await Departure(nodes.node(A, info("slave", B, errors={})), A).is_complete()
+    full_resync = info("slave", B, errors={})
+    assert not await Departure(nodes.node(A, full_resync), A).is_complete()
+    # The partition was not read there, and the history of that time is not known.
+    assert not await Departure(nodes.node(A, full_resync), b"").is_complete()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hiredis import ReplyError
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.bus.redis import checkpoint
@@ -185,6 +186,44 @@ async def test_subscriptions_taken_back_while_the_home_is_lost(make_on_cluster: 
     await eventually(lambda: partition.is_live, "the reading")
     await layer.group_send("room", note(1))
     assert await receive(layer, channel) == note(1)
+
+
+async def test_subscription_that_is_refused_for_now(
+    make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partition is not live while a topic has been redirected: SSUBSCRIBE is sent again."""
+    layer = await make_on_cluster()
+    channel = await layer.new_channel()
+    node, groups = await node_without_topics(layer)
+    await layer.group_add(groups[0], channel)
+    wire, refused = node.pushes.wire, layer.topic_of_group(groups[1]).encode()
+    assert wire is not None
+    call = wire.call
+
+    def refuse_once(*command: Any, **options: Any) -> asyncio.Future[Any]:
+        if command != (b"SSUBSCRIBE", refused):
+            return call(*command, **options)
+        monkeypatch.setattr(wire, "call", call)
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        reply.set_exception(ReplyError("CLUSTERDOWN Hash slot not served"))
+        return reply
+
+    monkeypatch.setattr(wire, "call", refuse_once)
+    async with asyncio.timeout(DEADLINE):
+        await layer.group_add(groups[1], channel)
+    await layer.group_send(groups[1], note(1))
+    assert await receive(layer, channel) == note(1)
+
+
+async def test_departure_that_came_to_nothing(make_on_cluster: MakeLayer) -> None:
+    """A partition that has left and is read at the same node again forgets it: the next departure counts."""
+    layer = await make_on_cluster()
+    await joined(layer)
+    partition = partition_of_group(layer, "room-1")
+    router_of(layer).left(partition)
+    assert partition.departures
+    await eventually(lambda: partition.is_live, "the reading")
+    assert not partition.departures
 
 
 # Resting and closing

@@ -104,6 +104,7 @@ class Partition:
         self.home.changes += 1
         self.discards = reading is not Reading.LIVE and self.position is not None
         if reading is Reading.LIVE:
+            self.departures = ()  # of the time before: it is read here now
             self.subscriptions.finish_confirmed()
 
     def begin_reading(self) -> PartitionReading:
@@ -118,8 +119,6 @@ class Partition:
     def leave_connection(self) -> None:
         """Note that its connection for pushes was lost, or is another one: its subscriptions have ended."""
         self.epoch += 1
-        if self.is_live:
-            self.departures = ()  # it was read here, and nobody has said how it leaves
         self.replay.forget()
         self.replay.epoch.forget()
         self.subscriptions.disconnect()

@@ -144,6 +144,9 @@ class TopicSubscriber:
             if partition is not None and partition.sender.is_redirected(error, self._node):
                 if entry.partition is None:
                     entry.asked = None  # it is due again where the node has a partition for it
+                elif partition.home is self._node:
+                    # It is here still, or for all that is known. Without this topic it must not be live.
+                    self._node.read_again(partition)
                 return
             if partition is None and self._is_cluster and is_redirect(error):
                 return  # of the node itself: the partition with which it moves has left meanwhile

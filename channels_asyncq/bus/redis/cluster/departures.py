@@ -40,7 +40,7 @@ class Departure:
     def __init__(self, node: ClusterNode, history: bytes) -> None:
         """
         Args:
-            history: that of the node while the partition was read there; empty if it was not read there.
+            history: that of the node while the partition was there; empty if it is not known.
         """
         #: The node that it has left.
         self.node = node
@@ -97,7 +97,7 @@ def departures_of(partition: Partition, node: ClusterNode, *, is_known_there: bo
     if partition.is_live or is_whole:
         return (Departure(node, partition.server),)
     # It moves on before it was read here.
-    return (*partition.departures, Departure(node, b"")) if partition.departures else ()
+    return (*partition.departures, Departure(node, node.run_id)) if partition.departures else ()
 
 
 def lineage_of(departures: tuple[Departure, ...], server: bytes) -> Lineage:

@@ -50,11 +50,12 @@ class Replication:
         Tell whether everything in a history is at the next primary too; None if that is not decided yet.
 
         To be asked of the last primary: if it is a primary still, with this history, a slot was moved. An empty
-        history stands for that which the node has now.
+        history stands for that which the node has now, if it is a primary. Of a replica with an unknown history
+        the answer is no.
         """
         if self.is_primary:
             return not history or self.history == history
-        return (self.before == history) if self.is_linked else None
+        return (bool(history) and self.before == history) if self.is_linked else None
 
 
 def _field(info: bytes, name: bytes) -> bytes:
