@@ -13,6 +13,7 @@ from hiredis import ReplyError
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.bus.redis import checkpoint
+from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.cluster import checkpoint as cluster_checkpoint
 from channels_asyncq.bus.redis.cluster.checkpoint import ClusterPlan
 from channels_asyncq.bus.redis.cluster.node import ClusterNode
@@ -20,7 +21,9 @@ from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from tests.cluster_sessions import partition_of, router_of, slot_of_group
+from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
+from tests.sessions import bus_of
 
 pytestmark = pytest.mark.server
 
@@ -224,6 +227,76 @@ async def test_departure_that_came_to_nothing(make_on_cluster: MakeLayer) -> Non
     assert partition.departures
     await eventually(lambda: partition.is_live, "the reading")
     assert not partition.departures
+
+
+async def test_topic_of_a_partition_that_nobody_wanted(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer
+) -> None:
+    """What was lost while no topic was wanted is not told to those that join later."""
+    layer = await make_on_cluster()
+    channel = await layer.new_channel()
+    node, (group, _) = await node_without_topics(layer)
+    await layer.group_add(group, channel)
+    partition = partition_of_group(layer, group)
+    await layer.group_discard(group, channel)
+    assert not node.reads(partition)
+    assert node.pushes.wire is not None
+    node.pushes.wire.abort(ConnectionResetError("cut by the test"))
+    await eventually(lambda: node.pushes.reconnects == 1, "the next connection")
+    bus = bus_of(layer)
+    assert isinstance(bus, RedisBus)
+    log = bus.shared.topics.log(partition.number)
+    redis_cluster.node_of(slot_of_group(layer, group)).command("DEL", log)
+    await layer.group_add(group, channel)
+    await layer.group_send(group, note(1))
+    assert await receive(layer, channel) == note(1)
+
+
+async def test_partition_0_comes_while_a_node_is_set_up(
+    make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that did not ask for the lease, as it was kept elsewhere, asks for it before it is up."""
+    layer = await make_on_cluster()
+    await joined(layer)
+    router = router_of(layer)
+    node = router.partitions[0].home
+    set_up, hold, held = Node.set_up, router.lease.hold, []
+
+    def leave(*map_and_source: object) -> None:
+        """As if partition 0 was elsewhere when the node begins to be set up."""
+        node.partitions.pop(0, None)
+
+    async def set_up_and_come(self: Node, wire: WireProtocol) -> None:
+        await set_up(self, wire)
+        node.partitions[0] = router.partitions[0]
+
+    async def hold_and_note(call: Any) -> None:
+        held.append(call)
+        await hold(call)
+
+    monkeypatch.setattr(router.lease, "hold", hold_and_note)
+    monkeypatch.setattr(router, "learn", leave)
+    monkeypatch.setattr(Node, "set_up", set_up_and_come)
+    router.lease.note_lost()
+    await commands_lost(node)
+    await eventually(lambda: node.commands.wire is not None, "the next connection")
+    assert held
+
+
+async def test_nodes_that_do_not_answer(make_on_cluster: MakeLayer) -> None:
+    """A round of a search asks one of them, after all others; those that left the cluster are forgotten."""
+    layer = await make_on_cluster()
+    await joined(layer)
+    router = router_of(layer)
+    reader, places = router._reader, set(router.nodes_by_place)
+    gone = [("192.0.2.1", port) for port in range(3)]
+    reader._known.update(dict.fromkeys(gone))
+    reader.silent.update(dict.fromkeys(gone, "no answer"))
+    asked = list(reader.addresses())
+    assert (set(asked[:-1]), asked[-1]) == (places, gone[0])
+    assert await reader.read(asked[0]) is not None
+    assert set(reader.addresses()) == places
+    assert not reader.silent
 
 
 # Resting and closing

@@ -266,6 +266,9 @@ class Node:
     def on_wanted(self, partition: Partition) -> None:
         """Note that a topic of a partition is wanted that is not read here."""
 
+    def on_unread(self, partition: Partition) -> None:
+        """Note that a partition here is not read, as no topic of it is wanted."""
+
     def leave_unwanted(self) -> None:
         """Stop reading partitions without wanted topics, where that saves something."""
 

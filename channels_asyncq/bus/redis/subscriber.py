@@ -206,6 +206,7 @@ class Subscriber:
     def take_in(self, partition: Partition) -> None:
         """Begin to read a partition that was moved here."""
         if not self._node.reads(partition):
+            self._node.on_unread(partition)
             return
         pushes = self._node.pushes
         wire = pushes.wire

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from hiredis import ReplyError
@@ -56,21 +56,29 @@ class SlotMapReader:
 
     def addresses(self) -> Iterator[Address]:
         """
-        Yield the nodes to ask in one round: those that are up, then all that were ever known, then those in the
-        settings; and those that did not answer the last time at the end.
+        Yield the nodes to ask in one round: those that are up, all that are known, and those in the settings.
+
+        Of those that did not answer the last time, one is asked in a round, the last of all. It may be waited for
+        until the timeout, and the others know of a change meanwhile.
         """
         nodes = self._router.nodes_by_place
-        asked: dict[Address, None] = {}
         up = [place for place, node in nodes.items() if node.commands.wire is not None]
-        every = [*up, *nodes, *self._known, *self._host.startup_nodes]
-        for address in sorted(every, key=self.silent.__contains__):
-            while self._first:
-                first = next(iter(self._first))
-                del self._first[first]
-                yield first
-            if address not in asked:
-                asked[address] = None
+        known = dict.fromkeys([*up, *nodes, *self._known, *self._host.startup_nodes])
+        yield from self._asked_first()
+        for address in known:
+            if address not in self.silent:
                 yield address
+                yield from self._asked_first()
+        # The one that was asked the longest time ago.
+        if (silent := next((each for each in self.silent if each in known), None)) is not None:
+            yield silent
+            yield from self._asked_first()
+
+    def _asked_first(self) -> Iterator[Address]:
+        while self._first:
+            first = next(iter(self._first))
+            del self._first[first]
+            yield first
 
     async def read(self, address: Address) -> SlotMap | None:
         """Return the map of a node; None if it does not answer, or is not part of a cluster that works."""
@@ -89,12 +97,20 @@ class SlotMapReader:
                 *address,
                 reason,
             )
+            self.silent.pop(address, None)
             self.silent[address] = reason
             return None
         self.silent.pop(address, None)
-        for _, _, place in found.ranges:
-            self._known[place] = None
+        self._learn([place for _, _, place in found.ranges])
         return found
+
+    def _learn(self, primaries: Collection[Address]) -> None:
+        """Note the primaries of a map. Others that do not answer have left the cluster, or are named again."""
+        self._known.update(dict.fromkeys(primaries))
+        kept = {*primaries, *self._router.nodes_by_place, *self._host.startup_nodes}
+        for place in [each for each in self.silent if each not in kept]:
+            del self.silent[place]
+            self._known.pop(place, None)
 
     async def _ask(self, address: Address) -> object:
         node = self._router.nodes_by_place.get(address)

@@ -80,6 +80,7 @@ class ClusterNode(Node):
                 raise LayerUnavailable(self.address, problem) from exc
             raise
         self.router.learn(SlotMap.from_reply(reply, self.place, self.router.remap), self.place)
+        is_leased = self.keeps_lease
         try:
             await super().set_up(wire)
         except ReplyError as exc:
@@ -89,8 +90,10 @@ class ClusterNode(Node):
             self.router.lease.note_refused(exc)
             raise
         self.run_id = self.identity_in(await _done(wire.call(b"INFO", b"replication")))
-        if self.keeps_lease:
+        if is_leased:
             self.router.lease.note_held()
+        elif self.keeps_lease:
+            await self.router.lease.hold(wire.call)  # partition 0 has come here meanwhile
         else:
             await self.router.lease.held()
 
@@ -191,8 +194,12 @@ class ClusterNode(Node):
         for partition in self.partitions.values():
             if not partition.is_away and not self.reads(partition):
                 partition.leave_connection()
-                partition.position = None
-                partition.read_until = 0
+                self.on_unread(partition)
+
+    def on_unread(self, partition: Partition) -> None:
+        """Forget its position: who wants a topic of it later has missed nothing that is behind it."""
+        partition.position = None
+        partition.read_until = 0
 
     def on_taken_back(self, partition: Partition) -> None:
         self.router.left(partition)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _jitter = random.Random()
 # Seconds between two questions for the slot map while a home is in doubt.
 _PAUSE = 0.1
+# After this many seconds of a search, the pauses are longer: a slot without a primary may stay so for hours.
+_EAGER = 20.0
+_LATER_PAUSE = 0.5
 # Seconds after which a node without partitions is left.
 _UNUSED = 30.0
 # A partition that was moved this often within a second waits: two nodes name each other.
@@ -227,7 +230,8 @@ class ClusterRouter(Router):
         )
 
     async def _search_homes(self) -> None:
-        """Ask one node after the other until no home is in doubt."""
+        """Ask one node after the other until no home is in doubt; less often when that lasts."""
+        began = monotonic()
         while self._doubts:
             for address in self._reader.addresses():
                 found = await self._reader.read(address)
@@ -235,7 +239,8 @@ class ClusterRouter(Router):
                     self.learn(found, address)
                 if not self._doubts:
                     return
-                await asyncio.sleep(_PAUSE * _jitter.uniform(0.5, 1.0))
+                pause = _PAUSE if monotonic() - began < _EAGER else _LATER_PAUSE
+                await asyncio.sleep(pause * _jitter.uniform(0.5, 1.0))
 
     def learn(self, found: SlotMap, source: Address) -> None:
         """Use a slot map that a node has sent."""
