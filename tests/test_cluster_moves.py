@@ -233,7 +233,7 @@ async def test_exclude_and_seals(
         await layer.group_add("room", channel)
     slot = slot_of_group(layers[0], "room")
     moving = Moving(redis_cluster, slot, other_than(redis_cluster, redis_cluster.node_of(slot)))
-    sends = []
+    sends: list[asyncio.Task[None]] = []
     for step in STEPS:
         await moving.until(step)
         sends += [

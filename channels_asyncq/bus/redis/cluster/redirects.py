@@ -104,10 +104,11 @@ class ClusterRedirects:
         error = probe.exception()
         if not isinstance(error, ReplyError) or not is_redirect(error):
             self.release()
+            if self._router.partitions[self._number].is_away:
+                self._router.doubt([self._number])  # it is read again where it is
             return
         moved = moved_to(error)
         if moved is not None:
-            self.release()
             _, host, port = moved
             self._router.moved(self._number, host, port)
             return

@@ -152,22 +152,30 @@ class ClusterRouter(Router):
     # Homes
 
     def moved(self, number: int, host: str, port: int) -> None:
-        """Move a partition: its node has answered that another one has it."""
+        """
+        Move a partition: its node has answered that another one has it.
+
+        Two nodes may name each other, for a while or until an operator mends it. Then the partition is held.
+        """
         if self.is_closed:
             # No node is made that nobody would close. What is held fails when the connections are closed.
             self._redirects[number].hold("MOVED")
             return
         home = self._node_of(number)
         address = address_in(host, port, home.place, self.remap)
-        now = monotonic()
         moves = self._moves.setdefault(number, deque(maxlen=_MOST_MOVES))
-        is_disputed = len(moves) == _MOST_MOVES and now - moves[0] < _SECOND
-        moves.append(now)
-        if address != home.place:
+        is_disputed = len(moves) == _MOST_MOVES and monotonic() - moves[0] < _SECOND
+        if address != home.place and not is_disputed:
+            moves.append(monotonic())
             self._move(number, address, is_known_here=True)
-        if address == home.place or is_disputed:
-            self._redirects[number].hold("MOVED")
-            self.doubt([number])
+            return
+        partition = self.partitions[number]
+        if not partition.is_away:
+            departures = departures_of(partition, home, is_known_there=True)
+            partition.leave_connection()
+            partition.departures = departures
+        # Its probes ask for the slot map, with pauses.
+        self._redirects[number].hold("MOVED")
 
     def _move(self, number: int, address: Address, *, is_known_here: bool) -> None:
         partition = self.partitions[number]
