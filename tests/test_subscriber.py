@@ -334,6 +334,26 @@ class TestLongLogs:
         assert (world.arrived(0), world.arrived(1)) == ([1, 2, 3, 4, 5], [1, 2])
         assert world.receiver.losses == []
 
+    async def test_wait(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Only long logs are waited for, and for a random time up to the longest."""
+        waits: list[tuple[float, float]] = []
+
+        class Jitter:
+            def uniform(self, least: float, most: float) -> float:
+                waits.append((least, most))
+                return 0.0
+
+        monkeypatch.setattr(catching_up, "_jitter", Jitter())
+        monkeypatch.setattr(catching_up, "LONGEST_WAIT", 0.25)
+        for number in range(1, 5):
+            world.logs.add(0, number)
+        await world.take_in(1)
+        await world.is_live(1)
+        assert waits == []
+        await world.take_in(0)
+        await world.is_live(0)
+        assert waits == [(0, 0.25)]
+
     async def test_full_channels(self, world: World) -> None:
         """When there is room again, both go on: the reading, and a push of the other partition."""
         for number in range(1, 9):

@@ -48,7 +48,7 @@ class Recovery:
     required: bool = False
     resume_messages: int = 5000
     catch_up_messages: int = 20000
-    catch_up_seconds: float = 30.0
+    catch_up_seconds: float = 10.0
 
     def is_logged(self, group: str) -> bool:
         return not any(pattern.match(group) for pattern in self.exclude)
