@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from ..shared import Shared
     from .router import ClusterRouter
 
-# Seconds for an answer.
+# Seconds for an answer; fewer for a node that did not answer the last time, while others do.
 _TIMEOUT = 1.0
+_BRIEF = 0.2
 
 
 class _Nobody:
@@ -82,13 +83,14 @@ class SlotMapReader:
 
     async def read(self, address: Address) -> SlotMap | None:
         """Return the map of a node; None if it does not answer, or is not part of a cluster that works."""
+        timeout = self._patience_with(address)
         try:
-            async with asyncio.timeout(_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 reply = await self._ask(address)
             found = SlotMap.from_reply(reply, address, self._host.address_remap)
         except (ChannelLayerError, OSError, TimeoutError, ValueError, ReplyError) as exc:
             reason = not_a_cluster(self._host.at(*address).address, exc)
-            reason = reason or str(exc) or f"no answer within {_TIMEOUT:g} s"
+            reason = reason or str(exc) or f"no answer within {timeout:g} s"
             self._faults.warn(
                 CONNECTION,
                 "cluster.unanswered",
@@ -103,6 +105,12 @@ class SlotMapReader:
         self.silent.pop(address, None)
         self._learn([place for _, _, place in found.ranges])
         return found
+
+    def _patience_with(self, address: Address) -> float:
+        """Return how long to wait for a node: meanwhile another one may learn of a replica's promotion."""
+        nodes = (*self._router.nodes_by_place, *self._known)
+        is_brief = address in self.silent and any(each not in self.silent for each in nodes)
+        return _BRIEF if is_brief else _TIMEOUT
 
     def _learn(self, primaries: Collection[Address]) -> None:
         """Note the primaries of a map. Others that do not answer have left the cluster, or are named again."""
