@@ -230,8 +230,12 @@ def _planned(name: str, fault: Fault, least: float = 0.0) -> Scenario:
     )
 
 
-def _unplanned(name: str, fault: Fault, least: float, **options: bool) -> Scenario:
-    """What the replica lacks is lost and told; jobs cannot be told."""
+def _unplanned(name: str, fault: Fault, least: float, most_resumed: float = 2.0, **options: bool) -> Scenario:
+    """
+    What the replica lacks is lost and told; jobs cannot be told.
+
+    Sends go on a second later than after a kill where a node stands still: a question to it may be under way.
+    """
     return Scenario(
         f"cluster_{name}",
         fault,
@@ -241,6 +245,7 @@ def _unplanned(name: str, fault: Fault, least: float, **options: bool) -> Scenar
         options={"cluster_allow_replica_migration": "no", **options},
         may_tell=CHANGED,
         keeps_jobs=False,
+        most_resumed=most_resumed,
     )
 
 
@@ -249,7 +254,7 @@ SCENARIOS: Final = (
     _planned("atomic", atomic),
     _planned("failover", failover, 6.0),
     _planned("join", join, 6.0),
-    _unplanned("kill", kill, 8.0),
+    _unplanned("kill", kill, 8.0, most_resumed=1.0),
     _unplanned("freeze", freeze, 8.0),
     _unplanned("several", several, 10.0, full_coverage=False),
     _unplanned("all", any_of_them, 15.0, full_coverage=False),

@@ -28,8 +28,6 @@ DIRECT = 4  # channels that are sent to by name as well
 JOBS = ("jobs.0", "jobs.1")
 #: How long the last messages may take after the last fault: a deaf listener is found within a fence or two.
 HEALING = 25.0
-#: After a failover, how long a send that waited for it may still take.
-RESUMED = 1.0
 
 # What a connection's ups and downs and a loss may leave in the log of a player.
 _EXPECTED = re.compile(r"\[(connection|loss|command|cluster)\.\w+\]$|^Executing <.* seconds$")
@@ -145,6 +143,8 @@ class Scenario:
     keeps_jobs: bool = True
     unlogged: frozenset[str] = frozenset()
     most_raised: float = 0.001
+    #: After a failover, how many seconds a send that waited for it may still take.
+    most_resumed: float = 1.0
     pause: float = 0.02
     burst: int = 4
     size: int = 8
@@ -291,7 +291,7 @@ async def _play(scenario: Scenario, world: World, seed: str, seconds: float) -> 
         scenario.may_tell, world.changes, scenario.keeps_jobs, scenario.unlogged, scenario.in_vain
     )
     verdict = check(sent, ears, workers, expected)
-    check_resumption(verdict, sent, world.repairs, RESUMED)
+    check_resumption(verdict, sent, world.repairs, scenario.most_resumed)
     verdict.complaints += complaints
     for player in world.senders + world.receivers:
         verdict.complaints += await player.finish_quietly()
