@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hiredis import ReplyError
 
-from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown
 from channels_asyncq.bus.redis import checkpoint
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.cluster import checkpoint as cluster_checkpoint
@@ -20,7 +20,8 @@ from channels_asyncq.bus.redis.cluster.node import ClusterNode
 from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.bus.resp.protocol import WireProtocol
-from tests.cluster_sessions import partition_of, router_of, slot_of_group
+from channels_asyncq.names import owner_of
+from tests.cluster_sessions import Moving, partition_of, router_of, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
 from tests.sessions import bus_of
@@ -38,6 +39,13 @@ async def joined(layer: AsyncQueueChannelLayer, groups: int = 20) -> str:
 def partition_of_group(layer: AsyncQueueChannelLayer, group: str) -> Partition:
     """The partition of a group in the running loop's session."""
     return partition_of(layer, slot_of_group(layer, group))
+
+
+def bus_of_redis(layer: AsyncQueueChannelLayer) -> RedisBus:
+    """The bus of the running loop's session."""
+    bus = bus_of(layer)
+    assert isinstance(bus, RedisBus)
+    return bus
 
 
 def unread(layer: AsyncQueueChannelLayer) -> Iterator[str]:
@@ -243,9 +251,7 @@ async def test_topic_of_a_partition_that_nobody_wanted(
     assert node.pushes.wire is not None
     node.pushes.wire.abort(ConnectionResetError("cut by the test"))
     await eventually(lambda: node.pushes.reconnects == 1, "the next connection")
-    bus = bus_of(layer)
-    assert isinstance(bus, RedisBus)
-    log = bus.shared.topics.log(partition.number)
+    log = bus_of_redis(layer).shared.topics.log(partition.number)
     redis_cluster.node_of(slot_of_group(layer, group)).command("DEL", log)
     await layer.group_add(group, channel)
     await layer.group_send(group, note(1))
@@ -361,3 +367,45 @@ async def test_redirected_while_closing(make_on_cluster: MakeLayer) -> None:
     router.moved(1, "127.0.0.1", 1)
     assert router.nodes == nodes
     await layer.close()
+
+
+# Sends
+
+
+async def test_resend_that_is_refused_while_a_later_one_is_executed(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer
+) -> None:
+    """
+    A message that may not be sent again under its number is reported to its sender: receivers would drop it.
+
+    In an open slot a message to a group is refused, as its members are not there. One to a channel is executed.
+    """
+    layer, sender = await make_on_cluster(), await make_on_cluster()
+    channel = await layer.new_channel()
+    await sender.new_channel()
+    inbox = bus_of_redis(layer).shared.topics.partition(owner_of(channel) or "")
+    router = router_of(sender)
+    group = next(
+        f"room-{n}" for n in itertools.count() if partition_of_group(sender, f"room-{n}").number == inbox
+    )
+    await layer.group_add(group, channel)
+    await sender.group_send(group, note(0))
+    await sender.send(channel, note(0))
+    assert [await receive(layer, channel), await receive(layer, channel)] == [note(0), note(0)]
+    slot = slot_of_group(layer, group)
+    home = redis_cluster.node_of(slot)
+    moving = Moving(redis_cluster, slot, next(each for each in redis_cluster.primaries() if each is not home))
+    await moving.until("migrating")
+    wire = router.partitions[inbox].home.commands.wire
+    assert wire is not None
+    first = asyncio.create_task(sender.group_send(group, note(1)))
+    second = asyncio.create_task(sender.send(channel, note(2)))
+    for _ in range(3):
+        await asyncio.sleep(0)  # they are written
+    assert wire.pending == 2
+    wire.abort(ConnectionResetError("cut by the test"))
+    await second
+    assert await receive(layer, channel) == note(2)
+    await moving.finish()
+    with pytest.raises(DeliveryUnknown):
+        await first

@@ -39,6 +39,8 @@ class Route(Protocol):
     most: int
     #: The bytes of a batch without its messages.
     batch_size: int
+    #: Its numbers, if receivers drop what is not above the highest; None if a lower one is taken in as well.
+    stream: SequenceNumbers | None
 
     def pack(self, messages: list[Message]) -> bytes:
         """Return the command for these messages."""
@@ -93,6 +95,8 @@ class Batch:
 
     def set_result(self, reply: Any, /) -> None:
         self.sender.mark_healthy()
+        if self.sender.in_flight:
+            self.sender.give_up_before(self)
         for answer in self.answers:
             try:
                 answer.set_result(reply)
@@ -137,7 +141,7 @@ class TopicRoute:
         self.most = 0 if is_alone else min(MOST_JOINED, logged_bytes or MOST_JOINED)
         self.batch_size = batch_size(seal)
         self.open: Batch | None = None
-        self._numbers = numbers
+        self.stream = self._numbers = numbers
         self._is_logged = is_logged
         self._logged_bytes = logged_bytes
         command = (*command, b"", b"") if is_logged else (*command, b"")

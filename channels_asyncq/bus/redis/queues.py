@@ -27,6 +27,8 @@ class QueueRoute:
     """The route to a normal channel: messages one by one, each accepted once, by its number."""
 
     most = 0
+    # The server knows the missing numbers.
+    stream = None
 
     def __init__(self, shared: Shared, partition: Partition, channel: str, seal: Seal | None) -> None:
         self.open: Batch | None = None

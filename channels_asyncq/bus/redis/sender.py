@@ -121,6 +121,23 @@ class Sender:
         """Take a command that a lost connection left without a reply."""
         self.in_flight.append(command)
 
+    def give_up_before(self, batch: Batch) -> None:
+        """
+        Give up the commands in flight that a node has redirected although it executed this later batch.
+
+        In a slot that is moving, a node may execute one command and refuse another. Sent again under its number,
+        the earlier one would be dropped by receivers, and its sender would not learn of it.
+        """
+        stream = batch.route.stream
+        if stream is None:
+            return
+        in_flight, self.in_flight = self.in_flight, []
+        for command in in_flight:
+            if isinstance(command.future, Batch) and command.future.route.stream is stream:
+                command.fail(ConnectionResetError("it was refused there, and a later message was not"))
+            else:
+                self.in_flight.append(command)
+
     def fail(self, error: Exception) -> None:
         """Fail the senders that wait, and the commands in flight without a connection."""
         in_flight, self.in_flight = self.in_flight, []
