@@ -138,10 +138,12 @@ class Subscriber:
     def on_up(self, wire: WireProtocol) -> None:
         """Note that the connection is set up: the partitions that were here at its beginning are live."""
         for each in self._node.partitions.values():
-            if each.reading is Reading.AWAY:
-                self.take_in(each)  # it was moved here meanwhile, or is not read
-            else:
+            if each.reading is not Reading.AWAY:
                 each.enter(Reading.LIVE)
+            elif self._node.reads(each):
+                self.take_in(each)  # it was moved here meanwhile
+            else:
+                self._node.on_unread(each)
 
     def on_lost(self, in_flight: list[InFlight]) -> None:
         """Note that the connection is lost. None of its commands is resent."""
@@ -206,7 +208,6 @@ class Subscriber:
     def take_in(self, partition: Partition) -> None:
         """Begin to read a partition that was moved here."""
         if not self._node.reads(partition):
-            self._node.on_unread(partition)
             return
         pushes = self._node.pushes
         wire = pushes.wire

@@ -197,9 +197,14 @@ class ClusterNode(Node):
                 self.on_unread(partition)
 
     def on_unread(self, partition: Partition) -> None:
-        """Forget its position: who wants a topic of it later has missed nothing that is behind it."""
-        partition.position = None
-        partition.read_until = 0
+        """
+        Forget its position: those that want a topic of it later have missed nothing that is behind it.
+
+        Not if it has left its last home as planned. Then this session can tell that the epoch of its log goes on.
+        """
+        if not partition.departures:
+            partition.position = None
+            partition.read_until = 0
 
     def on_taken_back(self, partition: Partition) -> None:
         self.router.left(partition)
