@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hiredis import ReplyError
 
-from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown
+from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerUnavailable
 from channels_asyncq.bus.redis import checkpoint
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.cluster import checkpoint as cluster_checkpoint
@@ -432,3 +432,26 @@ async def test_resend_that_is_refused_while_a_later_one_is_executed(
     await moving.finish()
     with pytest.raises(DeliveryUnknown):
         await first
+
+
+# Reasons
+
+
+async def test_lease_that_cannot_be_taken(make_on_cluster: MakeLayer) -> None:
+    """A send to a node that waits for the lease of the session says where that is kept."""
+    layer = await make_on_cluster(send_timeout=0.3)
+    await joined(layer)
+    router = router_of(layer)
+    home = router.partitions[0].home
+    group, node = next(
+        (f"room-{n}", partition_of_group(layer, f"room-{n}").home)
+        for n in range(20)
+        if partition_of_group(layer, f"room-{n}").home is not home
+    )
+    router.lease.note_lost()
+    await commands_lost(node)
+    with pytest.raises(LayerUnavailable, match=f"waits for the lease .* kept at {home.address}"):
+        await layer.group_send(group, note(1))
+    router.lease.note_held()
+    await eventually(lambda: node.commands.wire is not None, "the next connection")
+    await layer.group_send(group, note(2))

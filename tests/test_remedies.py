@@ -576,6 +576,15 @@ def test_twice_is_once(words: str) -> None:
     assert (twice.reason, twice.cause, twice.heals) == (once.reason, once.cause, once.heals)
 
 
+@pytest.mark.parametrize("words", ["CLUSTERDOWN The cluster is down", "MOVED 3999 127.0.0.1:6381"])
+def test_refusals_of_an_expected_cluster(words: str) -> None:
+    """A node that cannot serve a slot now is waited for, and its URL is right."""
+    host = remedies().host
+    found = Remedies(host, "asgi", {}, is_cluster=True).diagnose(words)
+    assert found.heals and "redis+cluster://" not in found.reason
+    assert Remedies(host, "asgi", {}, is_cluster=True).diagnose(found.reason) == found
+
+
 def test_right_by_its_place_in_a_script() -> None:
     """The refused command is found by its line in the script, where Redis 7.0 does not name it."""
     lease = Scripts.of(None).lease

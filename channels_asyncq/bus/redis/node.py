@@ -78,6 +78,7 @@ class Node:
             settings,
             options.prefix,
             {script.sha.decode(): script.text.decode() for script in shared.scripts},
+            shared.topics.is_cluster,
         )
         self.connector = Connector(
             settings, connect_timeout=max(1.0, options.send_timeout), remedies=remedies

@@ -232,6 +232,7 @@ class Sender:
 
     def _is_overdue(self, seconds: float) -> None:
         reason = self._redirects.reason if self._redirects is not None else ""
+        reason = reason or self.home.commands.reason
         reason = reason or "the partition was moved here, and could not be used"
         self._overdue = LayerUnavailable(self.home.address, f"{reason} within {seconds:g} s")
         self.fail(self._overdue)

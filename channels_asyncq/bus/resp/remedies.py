@@ -170,6 +170,17 @@ _TABLE = (
     ),
 )
 
+# The first rows for a node of a cluster.
+_CLUSTER_TABLE = (
+    _row(
+        "^CLUSTERDOWN",
+        "Slots have no primary: see CLUSTER INFO at the nodes. With cluster-require-full-coverage no, the other "
+        "slots are served meanwhile",
+        Heals.YES,
+    ),
+    _row("^(MOVED|ASK|TRYAGAIN) ", "The slot is moving to another node, and is looked for", Heals.YES),
+)
+
 # The connection ended without an explanation: an examination of the port may find one.
 _WORDLESS = re.compile(
     "(?i)connection reset|broken pipe|closed the connection|closed by server|connection lost|EOF occurred"
@@ -204,11 +215,16 @@ class Diagnosis(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Remedies:
-    """The table for one host. `scripts` are the texts of the scripts, by SHA-1."""
+    """
+    The table for one host. `scripts` are the texts of the scripts, by SHA-1.
+
+    With `is_cluster` it is a node of a Redis Cluster, as the settings say.
+    """
 
     host: Host
     prefix: str
     scripts: Mapping[str, str]
+    is_cluster: bool = False
 
     def diagnose(self, words: str, clean: Callable[[str], str] = str) -> Diagnosis:
         """
@@ -218,7 +234,8 @@ class Remedies:
             words: the words of the error. Those of an earlier diagnosis give that diagnosis again.
             clean: hides the secrets in a text.
         """
-        row = next((row for row in _TABLE if row.words.search(words)), None)
+        table = (*_CLUSTER_TABLE, *_TABLE) if self.is_cluster else _TABLE
+        row = next((row for row in table if row.words.search(words)), None)
         if row is None:
             reason = clean(words)
             if _WORDLESS.search(words) is None:

@@ -156,6 +156,10 @@ class SupervisedConnection:
         """Why it is not in service; empty while it is."""
         return self._downtime.reason
 
+    def explain(self, reason: str) -> None:
+        """Note what its set-up waits for, while that lasts."""
+        self._downtime.reason = reason
+
     # Up and down
 
     def start(self) -> None:

@@ -95,6 +95,8 @@ class ClusterNode(Node):
         elif self.keeps_lease:
             await self.router.lease.hold(wire.call)  # partition 0 has come here meanwhile
         else:
+            home = self.router.partitions[0].home
+            self.commands.explain(f"it waits for the lease of this session, which is kept at {home.address}")
             await self.router.lease.held()
 
     @property
