@@ -39,8 +39,10 @@ class Route(Protocol):
     most: int
     #: The bytes of a batch without its messages.
     batch_size: int
-    #: Its numbers, if receivers drop what is not above the highest; None if a lower one is taken in as well.
-    stream: SequenceNumbers | None
+
+    @property
+    def stream(self) -> SequenceNumbers | None:
+        """Its numbers, if receivers drop those below the highest; None if they take them in as well."""
 
     def pack(self, messages: list[Message]) -> bytes:
         """Return the command for these messages."""
