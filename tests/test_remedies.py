@@ -611,6 +611,11 @@ def test_right_by_its_place_in_a_script() -> None:
         (b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2\r\n", None),
         (b"redis_version:7.0.15\r\nredis_mode:sentinel\r\n", "it is a Sentinel"),
         (b"redis_version:7.0.15\r\nredis_mode:cluster\r\n", "it runs in cluster mode"),
+        (b"redis_version:7.2.4\r\nvalkey_version:9.1.2\r\nserver_mode:sentinel\r\n", "it is a Sentinel"),
+        (
+            b"redis_version:7.2.4\r\nvalkey_version:9.1.2\r\nserver_mode:cluster\r\n",
+            "it runs in cluster mode",
+        ),
         (b"redis_version:unstable\r\n", None),
         (b"", None),
         (b"\xff\xfe", None),

@@ -289,9 +289,11 @@ def unsupported(info: bytes, *, is_cluster: bool = False) -> str | None:
         is_cluster: a node of a Redis Cluster is expected.
     """
     said = dict(line.partition(":")[::2] for line in info.decode(errors="replace").splitlines())
-    if said.get("redis_mode") == "sentinel":
+    # Valkey 9 has the second name only.
+    mode = said.get("redis_mode", said.get("server_mode"))
+    if mode == "sentinel":
         return "it is a Sentinel"
-    if said.get("redis_mode") == "cluster" and not is_cluster:
+    if mode == "cluster" and not is_cluster:
         return "it runs in cluster mode"
     version = said.get("redis_version", "")
     words = re.match(r"(\d+)\.(\d+)", version)
