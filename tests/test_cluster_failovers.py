@@ -1,0 +1,197 @@
+"""Primaries of a real cluster that are replaced: on purpose, by SIGKILL, or without the tail of their logs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from channels_asyncq import LayerUnavailable
+from channels_asyncq.testing import EmbeddedServerError
+from tests.cluster_nodes import Node
+from tests.cluster_sessions import Company, home_of, is_at, redis_bus_of, slot_of_group
+from tests.clusters import Cluster
+from tests.contract import MakeLayer, eventually, note, receive
+
+GROUPS = [f"room-{number}" for number in range(4)]
+
+
+def replica_of(cluster: Cluster, node: Node) -> Node:
+    """The replica of a primary."""
+    return cluster.replicas_of(node)[0]
+
+
+def change_places(cluster: Cluster, replica: Node) -> None:
+    """
+    Make a replica the primary, and return when all nodes know it.
+
+    A server gives an attempt up after five seconds, and others do not vote twice within two node timeouts.
+    """
+    slot = cluster_slot_of(cluster, replica)
+    for _ in range(4):
+        with contextlib.suppress(TimeoutError, EmbeddedServerError):
+            cluster.failover(replica, timeout=5.0)
+        cluster.wait_until_ok()
+        if cluster.node_of(slot) is replica:
+            return
+    raise TimeoutError(f"{replica.address} is no primary.")
+
+
+def cluster_slot_of(cluster: Cluster, replica: Node) -> int:
+    """A slot of a replica's primary."""
+    primary = next(node for node in cluster.primaries() if replica in cluster.replicas_of(node))
+    return min(primary.me().numbers())
+
+
+async def test_planned_failover_and_back(redis_cluster: Cluster, company: Company) -> None:
+    """A primary changes places with its replica twice, at once, under load: nothing is lost, nobody is told."""
+    await company.join(*GROUPS)
+    company.work("jobs")
+    slot = slot_of_group(company.layers[0], GROUPS[0])
+    first = redis_cluster.node_of(slot)
+    second = replica_of(redis_cluster, first)
+    async with company.at_work("jobs"):
+        for node in (second, first):
+            await asyncio.to_thread(change_places, redis_cluster, node)
+        await is_at(company.layers, slot, first)
+    await company.settle()
+    company.assert_intact()
+
+
+async def test_failover_of_a_quiet_partition(redis_cluster: Cluster, company: Company) -> None:
+    """Where nothing was ever sent, a failover is no loss: each log has an entry from its first fence on."""
+    await company.join("room")
+    slot = slot_of_group(company.layers[0], "room")
+    replica = replica_of(redis_cluster, redis_cluster.node_of(slot))
+    await asyncio.to_thread(change_places, redis_cluster, replica)
+    await is_at(company.layers, slot, replica)
+    company.send_to_all(5)
+    await company.settle()
+    company.assert_intact()
+
+
+async def test_scripts_that_the_next_primary_has_lost(redis_cluster: Cluster, company: Company) -> None:
+    """A script is loaded where it is missing: caches of scripts are not replicated."""
+    await company.join("room")
+    slot = slot_of_group(company.layers[0], "room")
+    replica = replica_of(redis_cluster, redis_cluster.node_of(slot))
+    await asyncio.to_thread(change_places, redis_cluster, replica)
+    await is_at(company.layers, slot, replica)
+    for node in redis_cluster.primaries():
+        await asyncio.to_thread(node.command, "SCRIPT", "FLUSH")
+    company.send_to_all(20)
+    await company.settle()
+    company.assert_intact()
+
+
+@pytest.mark.slow
+async def test_killed_primary(redis_cluster: Cluster, company: Company) -> None:
+    """
+    After SIGKILL sends go on at the replica, under their numbers: nothing arrives twice or out of order. What may
+    be missing is reported.
+    """
+    await company.join(*GROUPS)
+    slot = slot_of_group(company.layers[0], GROUPS[0])
+    primary = redis_cluster.node_of(slot)
+    replica = replica_of(redis_cluster, primary)
+    company.send_to_all(5)
+    await company.settle()
+    async with company.at_work():
+        await asyncio.to_thread(primary.kill)
+        await is_at(company.layers, slot, replica)
+    await company.settle_what_may_be_lost()
+    company.assert_order()
+    told = {group for notice in company.notices for group in notice["groups"]}
+    assert {notice["reason"] for notice in company.notices} == {"server_changed"}
+    assert told >= {group for group in GROUPS if slot_of_group(company.layers[0], group) == slot}
+    for (receiver, _, name), numbers in company.missing().items():
+        assert name in told or name == company.channels[receiver], (name, numbers)
+
+
+@pytest.mark.slow
+async def test_lost_tail(redis_cluster: Cluster, company: Company) -> None:
+    """Messages that only the dead primary had are gone: every group of its partition gets one notice."""
+    await company.join("room")
+    slot = slot_of_group(company.layers[0], "room")
+    primary = redis_cluster.node_of(slot)
+    replica = replica_of(redis_cluster, primary)
+    company.send_to_all(5)
+    await company.settle()
+    replica.freeze()
+    await asyncio.to_thread(primary.command, "CLIENT", "KILL", "TYPE", "replica")
+    await asyncio.gather(*company.send(0, "room", 3))
+    await asyncio.to_thread(primary.kill)
+    replica.thaw()
+    await is_at(company.layers, slot, replica)
+    company.send(0, "room", 3)
+    await company.settle_what_may_be_lost()
+    company.assert_order()
+    for number in range(2):
+        told = [each for each in company.notices_of[number] if "room" in each["groups"]]
+        assert [each["reason"] for each in told] == ["server_changed"]
+
+
+@pytest.mark.slow
+async def test_no_primary_with_full_coverage(redis_cluster: Cluster, company: Company) -> None:
+    """All nodes refuse all commands meanwhile: sends wait, subscriptions and connections to others are kept."""
+    await company.join(*GROUPS)
+    layer = company.layers[0]
+    slot = slot_of_group(layer, GROUPS[0])
+    primary = redis_cluster.node_of(slot)
+    await asyncio.to_thread(replica_of(redis_cluster, primary).kill)
+    await asyncio.to_thread(primary.kill)
+    others = redis_cluster.primaries()
+    await eventually(
+        lambda: all(node.cluster_info()["cluster_state"] == "fail" for node in others), "the end of service"
+    )
+    kept = {node.port: subscribers_at(node) for node in others}
+    wires = {node.address: node.pushes.wire for node in redis_bus_of(layer).nodes}
+    outside = next(group for group in GROUPS if home_of(layer, slot_of_group(layer, group)).place[1] in kept)
+    waiting = company.send(0, outside, 3)
+    inside = asyncio.create_task(layer.group_send(GROUPS[0], note(1)))
+    with pytest.raises(LayerUnavailable, match=r"no primary for slots|CLUSTERDOWN|refused|lost|connect"):
+        await inside
+    assert {node.port: subscribers_at(node) for node in others} == kept
+    assert all(
+        node.pushes.wire is wires[node.address]
+        for node in redis_bus_of(layer).nodes
+        if node.address in wires and any(str(other.port) in node.address for other in others)
+    )
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def subscribers_at(node: Node) -> list[bytes]:
+    """The sharded channels that are subscribed to at a node."""
+    return sorted(node.command("PUBSUB", "SHARDCHANNELS"))
+
+
+@pytest.mark.slow
+async def test_all_seeds_dead(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:
+    """Where all nodes of the settings are dead, those that were learned are asked."""
+    seed = redis_cluster.primaries()[0]
+    layer = await make_on_cluster(hosts=[f"redis+cluster://{seed.address}"])
+    channel = await layer.new_channel()
+    await layer.group_add("room", channel)
+    replica = replica_of(redis_cluster, seed)
+    await asyncio.to_thread(seed.kill)
+    await eventually(lambda: replica.role == "master", "the failover")
+    for group in [f"group-{number}" for number in range(30)]:
+        await layer.group_add(group, channel)
+        await layer.group_send(group, note(1))
+        while (message := await receive(layer, channel))["type"] == "lost":
+            pass
+        assert message == note(1)
+
+
+@pytest.mark.slow
+async def test_session_made_while_a_node_is_down(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:
+    """A session that begins between a death and the promotion works as soon as the cluster does."""
+    seed = redis_cluster.primaries()[0]
+    await asyncio.to_thread(seed.kill)
+    layer = await make_on_cluster()
+    channel = await layer.new_channel()
+    for group in GROUPS:
+        await layer.group_add(group, channel)
+        await layer.group_send(group, note(1))
+        assert await receive(layer, channel) == note(1)
