@@ -152,10 +152,12 @@ class Company:
     async def _work_impatiently(self, layer: AsyncQueueChannelLayer, queue: str) -> None:
         for turns in itertools.cycle(range(8)):
             receiving = asyncio.create_task(layer.receive(queue))
-            await steps(turns)
-            receiving.cancel()
+            try:
+                await steps(turns)
+            finally:
+                receiving.cancel()
             await asyncio.wait([receiving])
-            if not receiving.cancelled():
+            if not receiving.cancelled() and receiving.exception() is None:
                 self.jobs[receiving.result()["n"]] += 1
 
     def send(self, number: int, name: str, count: int = 1) -> list[asyncio.Task[None]]:

@@ -12,6 +12,7 @@ from tests.cluster_nodes import Node
 from tests.cluster_sessions import (
     Company,
     Moving,
+    home_of,
     is_at,
     partition_of,
     redis_bus_of,
@@ -56,7 +57,7 @@ async def move(cluster: Cluster, slot: int, to: Node, kind: str = "classic") -> 
 
 
 async def test_moves_under_load(redis_cluster: Cluster, company: Company, kind: str) -> None:
-    """While slots move to and fro, everything arrives once and in order, each job is taken once, all quiet."""
+    """While slots move back and forth, everything arrives once and in order, each job is taken once, all quiet."""
     await company.join(*GROUPS)
     company.work("jobs")
     layer = company.layers[0]
@@ -318,3 +319,63 @@ async def test_jobs_in_an_open_slot(redis_cluster: Cluster, make_on_cluster: Mak
     assert given_back is not None
     await given_back
     assert await pop(3) == 2
+
+
+@pytest.mark.parametrize("step", ["keys", "target", "source"])
+async def test_last_word_on_a_topic_wins(redis_cluster: Cluster, company: Company, step: Step) -> None:
+    """
+    A group is left, and joined again, while its slot moves: the SUNSUBSCRIBE may be refused, or cross an end that
+    the server tells. What is sent after the last joining is received, what is sent after the last leaving is not.
+    """
+    first, second = company.layers
+    await company.join("room")
+    slot = slot_of_group(first, "room")
+    group = next(name for name in (f"other-{n}" for n in range(1000)) if slot_of_group(first, name) == slot)
+    channel = await first.new_channel()
+    home = redis_cluster.node_of(slot)
+    away = other_than(redis_cluster, home)
+    for to in (away, home):
+        moving = Moving(redis_cluster, slot, to)
+        await moving.until(step)
+        for _ in range(3):
+            joining = asyncio.create_task(first.group_add(group, channel))
+            await steps(3)
+            leaving = asyncio.create_task(first.group_discard(group, channel))
+            await steps(1)
+        await moving.finish()
+        await asyncio.gather(joining, leaving)
+        # What is read from the log to catch up may be from before a joining.
+        await is_at(company.layers, slot, to)
+        await first.group_discard(group, channel)
+        await second.group_send(group, note(1))
+        await first.group_add(group, channel)
+        await second.group_send(group, note(2))
+        assert await receive(first, channel) == note(2)
+        await first.group_discard(group, channel)
+        await asyncio.to_thread(redis_cluster.wait_until_ok)
+    company.send_to_all(5)
+    await company.settle()
+    company.assert_intact()
+
+
+async def test_unsubscription_behind_a_move(redis_cluster: Cluster, company: Company) -> None:
+    """A slot moves before the session reads of it, and then it unsubscribes: replies keep their order."""
+    first = company.layers[0]
+    await company.join("room")
+    slot = slot_of_group(first, "room")
+    groups = [name for name in (f"other-{n}" for n in range(1000)) if slot_of_group(first, name) == slot][:5]
+    channel = await first.new_channel()
+    for group in groups:
+        await first.group_add(group, channel)
+    away = other_than(redis_cluster, redis_cluster.node_of(slot))
+    wire = home_of(first, slot).pushes.wire
+    assert wire is not None
+    # The loop is blocked meanwhile: it reads nothing.
+    redis_cluster.migrate_classic(slot, away)
+    for group in groups:
+        await first.group_discard(group, channel)
+    await is_at(company.layers, slot, away)
+    assert not wire.is_lost
+    company.send_to_all(5)
+    await company.settle()
+    company.assert_intact()
