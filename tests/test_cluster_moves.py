@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -35,6 +37,14 @@ from tests.contract import (
 
 GROUPS = [f"room-{number}" for number in range(4)]
 STEPS: list[Step] = ["importing", "migrating", "batch", "keys", "target", "source", "others"]
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing is logged about a planned move: no lost connection, no refused command, no loss."""
+    yield
+    records = [each for each in caplog.get_records("call") if each.name.startswith("channels_asyncq")]
+    assert [each.getMessage() for each in records if each.levelno >= logging.WARNING] == []
 
 
 def other_than(cluster: Cluster, node: Node) -> Node:
