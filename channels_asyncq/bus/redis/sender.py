@@ -232,9 +232,10 @@ class Sender:
 
     def _is_overdue(self, seconds: float) -> None:
         reason = self._redirects.reason if self._redirects is not None else ""
-        reason = reason or self.home.commands.reason
         reason = reason or "the partition was moved here, and could not be used"
-        self._overdue = LayerUnavailable(self.home.address, f"{reason} within {seconds:g} s")
+        why = self.home.commands.reason
+        words = f"{reason} within {seconds:g} s{': ' if why else ''}{why}"
+        self._overdue = LayerUnavailable(self.home.address, words)
         self.fail(self._overdue)
 
     def _stop_timer(self) -> None:
