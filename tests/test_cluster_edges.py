@@ -160,6 +160,25 @@ async def test_first_fence_while_another_partition_catches_up(
     assert node.pushes.wire is pushes
 
 
+async def test_fences_while_a_slot_is_open(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:
+    """The partitions whose slots are closed have fences still, however long another one is open."""
+    layer = await make_on_cluster()
+    await joined(layer)
+    node = next(node for node in router_of(layer).in_use if len(node.partitions) > 2)
+    partitions = [each for _, each in sorted(node.partitions.items()) if each.is_live]
+    slot = router_of(layer)._slots[partitions[-1].number]
+    home = redis_cluster.node_of(slot)
+    moving = Moving(redis_cluster, slot, next(each for each in redis_cluster.primaries() if each is not home))
+    await moving.until("keys")
+    before = [each.fenced_at for each in partitions]
+    await asyncio.sleep(0.002)
+    node.checkpoint.stop()
+    node.checkpoint._send()
+    await eventually(lambda: partitions[0].fenced_at > before[0], "the fence")
+    assert partitions[-1].fenced_at == before[-1]
+    await moving.finish()
+
+
 # Homes in doubt
 
 

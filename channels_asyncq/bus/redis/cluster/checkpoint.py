@@ -106,9 +106,15 @@ class FencePart:
         self._fence.answers[self._index] = reply
 
     def set_exception(self, error: Exception, /) -> None:
-        self._fence.error = error
         covered = self._fence.plan.covered[self._index]
-        if covered.is_current and covered.partition.sender.is_redirected(error, self._fence.node):
+        if not is_redirect(error):
+            self._fence.error = error
+        elif self._fence.is_regular and self._index > 0:
+            # A slot may be open for long. The fence counts for the other partitions.
+            covered.partition.sender.is_redirected(error, self._fence.node)
+        else:
+            if covered.is_current:
+                covered.partition.sender.is_redirected(error, self._fence.node)
             self._fence.error = Redirected(str(error))
 
     def exception(self) -> None:
@@ -287,9 +293,15 @@ class ClusterCheckpoint(Checkpoint):
         super()._settle(number)
 
     def _finish(self, fence: ClusterFence) -> None:
-        answers = [answer for answer in fence.answers if answer is not None]
+        plan = fence.plan
+        answered = [
+            (each, answer)
+            for each, answer in zip(plan.covered, fence.answers, strict=True)
+            if answer is not None
+        ]
+        answers = [answer for _, answer in answered]
         if len(answers) < len(fence.answers):
-            return
+            plan = plan._replace(covered=[each for each, _ in answered])
         published_at = min(int(answer[0]) for answer in answers)
         refusal = next((answer[3] for answer in answers if answer[3]), b"")
         lines = b"\n".join(
@@ -300,7 +312,7 @@ class ClusterCheckpoint(Checkpoint):
                 answers[0][4],
             )
         )
-        self._complete(fence.number, fence.plan, published_at, lines)
+        self._complete(fence.number, plan, published_at, lines)
 
 
 class _Part:
