@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hiredis import ReplyError
@@ -44,6 +44,7 @@ class SlotMapReader:
         self._first: dict[Address, None] = {}
         #: The nodes that did not answer the last time, and why.
         self.silent: dict[Address, str] = {}
+        # The nodes of the last map.
         self._known: dict[Address, None] = {}
         self._faults = shared.outages.faults_of(self._host.address)
 
@@ -103,7 +104,7 @@ class SlotMapReader:
             self.silent[address] = reason
             return None
         self.silent.pop(address, None)
-        self._learn([place for _, _, place in found.ranges])
+        self._learn(found)
         return found
 
     def _patience_with(self, address: Address) -> float:
@@ -112,13 +113,12 @@ class SlotMapReader:
         is_brief = address in self.silent and any(each not in self.silent for each in nodes)
         return _BRIEF if is_brief else _TIMEOUT
 
-    def _learn(self, primaries: Collection[Address]) -> None:
-        """Note the primaries of a map. Others that do not answer have left the cluster, or are named again."""
-        self._known.update(dict.fromkeys(primaries))
-        kept = {*primaries, *self._router.nodes_by_place, *self._host.startup_nodes}
+    def _learn(self, found: SlotMap) -> None:
+        """Note the nodes of a map. Others have left the cluster, unless the map is that of a part of it."""
+        self._known = dict(found.nodes) if found.is_whole else {**found.nodes, **self._known}
+        kept = {*self._known, *self._router.nodes_by_place, *self._host.startup_nodes}
         for place in [each for each in self.silent if each not in kept]:
             del self.silent[place]
-            self._known.pop(place, None)
 
     async def _ask(self, address: Address) -> object:
         node = self._router.nodes_by_place.get(address)

@@ -17,14 +17,17 @@ SLOTS = 16384
 class SlotMap:
     """The answer to CLUSTER SLOTS."""
 
-    def __init__(self, ranges: Iterable[tuple[int, int, Address]]) -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int, Address]], replicas: Iterable[Address] = ()) -> None:
         """
         Args:
             ranges: first slot, last slot, and the address of their primary.
+            replicas: the addresses of replicas.
         """
         #: First slot, last slot, and the address of their primary, in order.
         self.ranges = sorted(ranges)
         self._starts = [start for start, _, _ in self.ranges]
+        #: The addresses of all nodes, primaries first.
+        self.nodes = dict.fromkeys([*(place for _, _, place in self.ranges), *replicas])
 
     @classmethod
     def from_reply(cls, reply: Any, asked: Address, remap: Remap | None = None) -> SlotMap:
@@ -41,9 +44,20 @@ class SlotMap:
             found = [
                 (start, end, address_in(node[0], node[1], asked, remap)) for start, end, node, *_ in reply
             ]
+            replicas = [
+                address_in(node[0], node[1], asked, remap)
+                for _, _, _, *others in reply
+                for node in others
+                if node[0] not in (None, b"", b"?")
+            ]
         except (TypeError, ValueError, IndexError) as exc:
             raise ValueError(f"the answer to CLUSTER SLOTS is {reply!r}") from exc
-        return cls(found)
+        return cls(found, replicas)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each slot has a primary."""
+        return sum(end - start + 1 for start, end, _ in self.ranges) == SLOTS
 
     def address_of(self, slot: int) -> Address | None:
         """Return the address of the primary of a slot, None if it has none."""
