@@ -18,7 +18,7 @@ CHANGED: Final = frozenset({"server_changed"})
 NAME: Final = "mymaster"
 SENTINELS: Final = 3
 #: Seconds for the Sentinels to agree on something; they ask the servers and each other once in a second or ten.
-PATIENCE: Final = 30.0
+PATIENCE: Final = 60.0
 
 
 @asynccontextmanager
