@@ -16,6 +16,7 @@ from ...resp.protocol import WireProtocol
 from ...resp.replies import InFlight, NoAnswer, NotSent
 from ..leasing import Command
 from ..node import Node
+from ..partition import Partition, PartitionReading
 from ..redirects import Redirected
 from ..refusals import is_script_missing
 from .checkpoint import ClusterCheckpoint
@@ -25,7 +26,6 @@ from .replication import Replication
 from .slot_map import Address, SlotMap, not_a_cluster
 
 if TYPE_CHECKING:
-    from ..partition import Partition
     from ..shared import Shared
     from .router import ClusterRouter
 
@@ -258,20 +258,24 @@ class ClusterNode(Node):
         Raises:
             LayerUnavailable: the node is a replica now.
         """
+        readings = [PartitionReading(each, each.epoch) for each in partitions]
         present = await self.replication()
         if present is not None and not present.is_primary:
             self.router.doubt([partition.number for partition in partitions])
             raise LayerUnavailable(self.address, "it is a replica; only primaries are used")
         history = self.subscriber.run_id = present.history if present is not None else b""
         changed = []
-        for partition in partitions:
-            if history and partition.server == history:
+        for reading in readings:
+            partition = reading.partition
+            if not reading.is_current or (history and partition.server == history):
                 continue
             departures = partition.departures
             is_complete = bool(history and departures) and all(
                 [await each.is_complete() for each in departures]
             )
-            if is_complete and partition.departures is departures:
+            if not reading.is_current:
+                continue  # it has moved on meanwhile, and its next home decides
+            if is_complete:
                 partition.note_successor(lineage_of(departures, history))
             else:
                 partition.lineage = None
