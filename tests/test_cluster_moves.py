@@ -67,7 +67,7 @@ async def move(cluster: Cluster, slot: int, to: Node, kind: str = "classic") -> 
 
 
 async def test_moves_under_load(redis_cluster: Cluster, company: Company, kind: str) -> None:
-    """While slots move back and forth, everything arrives once and in order, each job is taken once, all quiet."""
+    """While slots move between nodes, everything arrives once and in order, each job is taken once, all quiet."""
     await company.join(*GROUPS)
     company.work("jobs")
     layer = company.layers[0]
