@@ -18,6 +18,10 @@ class Redirects(Protocol):
     #: Why the partition cannot be used now, for an error; "" if it can.
     reason: str
 
+    @property
+    def spent(self) -> float:
+        """For how many seconds commands have been refused, again and again; 0.0 if none was a moment ago."""
+
     def take(self, error: BaseException | None, by: Node) -> bool:
         """Act on a node's error for a command, which was not executed then; False if it is no redirect."""
 

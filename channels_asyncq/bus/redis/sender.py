@@ -191,7 +191,9 @@ class Sender:
         self.gate.shut()
         if self._timer is None:
             timeout = self.home.send_timeout
-            self._timer = self._loop.call_later(timeout, self._is_overdue, timeout, context=self._context)
+            # A gate that opens, only to be shut by the next refusal, does not begin anew.
+            left = timeout if self._redirects is None else max(0.0, timeout - self._redirects.spent)
+            self._timer = self._loop.call_later(left, self._is_overdue, timeout, context=self._context)
         if self._drained is not None:
             return
         if wire is None:

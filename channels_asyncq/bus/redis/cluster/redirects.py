@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hiredis import ReplyError
 
+from ....clock import monotonic
 from ...resp.replies import is_redirect, moved_to
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.2
 # After this many refusals in a row the slot map is asked for.
 _PATIENCE = 3
+# Refusals with less than these seconds between them are one trouble: two nodes that name each other, for example.
+_A_MOMENT = 1.0
 
 
 class ClusterRedirects:
@@ -43,6 +46,8 @@ class ClusterRedirects:
         self._refusals = 0
         self._timer: asyncio.TimerHandle | None = None
         self._probe: asyncio.Future[object] | None = None
+        # When the first and the last of several refusals came.
+        self._first_at = self._last_at = 0.0
         #: Why the partition cannot be used now, for an error.
         self.reason = ""
 
@@ -50,6 +55,17 @@ class ClusterRedirects:
     def is_holding(self) -> bool:
         """Whether commands are held."""
         return self._timer is not None or self._probe is not None
+
+    @property
+    def spent(self) -> float:
+        """For how many seconds commands have been refused, again and again; 0.0 if none was a moment ago."""
+        return self._last_at - self._first_at if monotonic() - self._last_at < _A_MOMENT else 0.0
+
+    def _note_refusal(self) -> None:
+        now = monotonic()
+        if now - self._last_at >= _A_MOMENT:
+            self._first_at = now
+        self._last_at = now
 
     def take(self, error: BaseException | None, by: Node) -> bool:
         """
@@ -61,6 +77,7 @@ class ClusterRedirects:
             return False
         if self._router.partitions[self._number].home is not by:
             return True
+        self._note_refusal()
         moved = moved_to(error)
         if moved is not None:
             _, host, port = moved
@@ -107,6 +124,7 @@ class ClusterRedirects:
             if self._router.partitions[self._number].is_away:
                 self._router.doubt([self._number])  # it is read again where it is
             return
+        self._note_refusal()
         moved = moved_to(error)
         if moved is not None:
             _, host, port = moved

@@ -69,6 +69,8 @@ class ClusterRouter(Router):
         self.has_map = asyncio.Event()
         self._reader = SlotMapReader(shared, self)
         self._searching: asyncio.Task[None] | None = None
+        # When a node was asked last.
+        self._asked_at = 0.0
         # The times of the last moves of each partition.
         self._moves: dict[int, deque[float]] = {}
         self._retiring: dict[ClusterNode, asyncio.TimerHandle] = {}
@@ -240,9 +242,12 @@ class ClusterRouter(Router):
     async def _search_homes(self) -> None:
         """Ask one node after the other until no home is in doubt; less often when that lasts."""
         began = monotonic()
+        # A home that names another node may be settled and doubted again at once.
+        await asyncio.sleep(max(0.0, self._asked_at + _PAUSE / 2 - began))
         while self._doubts:
             for address in self._reader.addresses():
                 found = await self._reader.read(address)
+                self._asked_at = monotonic()
                 if found is not None:
                     self.learn(found, address)
                 if not self._doubts:
