@@ -22,7 +22,7 @@ from tests import contract
 from tests.cluster_moves import Step
 from tests.cluster_nodes import Node, wait_for
 from tests.clusters import Cluster
-from tests.contract import DEADLINE, MakeLayer, eventually, every, note, receive_many, started
+from tests.contract import DEADLINE, MakeLayer, eventually, every, note, receive, receive_many, started
 from tests.refusals import refusing
 from tests.resumes import Crowd
 from tests.sessions import session_of
@@ -356,8 +356,10 @@ async def test_after_a_kill(make_layer: MakeLayer, redis_cluster: Cluster) -> No
         _, replay = await resumed(each, position)
         assert (replay.recovered, replay.reason, replay.messages) == (False, "server_changed", [])
     await sender.group_send("room", note(2))
-    _, again = await resumed(layer, replay.position)
-    assert again.recovered and again.messages == [note(2)]
+    channel, again = await resumed(layer, replay.position)
+    assert again.recovered
+    # Its push may arrive after the answer to its sender: then it is not missed, and comes to the channel.
+    assert again.messages == [note(2)] or await receive(layer, channel) == note(2)
 
 
 async def test_a_tail_that_is_lost(make_layer: MakeLayer, redis_cluster: Cluster) -> None:

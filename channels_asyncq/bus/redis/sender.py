@@ -76,6 +76,11 @@ class Sender:
         self._overdue: LayerUnavailable | None = None
         # Tasks that send messages again that the server did not execute.
         self._again: set[asyncio.Task[None]] = set()
+        # A reply sink that is already done: its message is never resent.
+        self._nobody: asyncio.Future[Any] | None = None
+        if redirects is None:
+            self._nobody = self._loop.create_future()
+            self._nobody.cancel()
 
     @property
     def is_awaited(self) -> bool:
@@ -333,12 +338,12 @@ class Sender:
         """
         Write a message without waiting for the reply; it is dropped if there is no connection.
 
-        If the reply is a refusal, the message is sent again as any other: a redirect moves the partition, and
-        there may be no other message that learns of it.
+        It is not sent again, but in a cluster: a redirect moves the partition, and there may be no other message
+        that learns of it.
         """
         wire = self.gate.at
         if wire is not None and not wire.is_lost:
-            self._write(wire, route, message, self._loop.create_future())
+            self._write(wire, route, message, self._nobody or self._loop.create_future())
 
     def not_done(self, batch: Batch, error: Exception) -> None:
         """Act on the error of a batch that was written: send it again, or fail its messages."""
