@@ -18,10 +18,10 @@ from channels_asyncq.bus.redis.cluster import checkpoint as cluster_checkpoint
 from channels_asyncq.bus.redis.cluster.checkpoint import ClusterPlan
 from channels_asyncq.bus.redis.cluster.node import ClusterNode
 from channels_asyncq.bus.redis.node import Node
-from channels_asyncq.bus.redis.partition import Partition
+from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.names import owner_of
-from tests.cluster_sessions import Moving, partition_of, router_of, slot_of_group
+from tests.cluster_sessions import Company, Moving, partition_of, router_of, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
 from tests.sessions import bus_of
@@ -475,3 +475,43 @@ async def test_lease_that_cannot_be_taken(make_on_cluster: MakeLayer) -> None:
     router.lease.note_held()
     await eventually(lambda: node.commands.wire is not None, "the next connection")
     await layer.group_send(group, note(2))
+
+
+# Lost connections
+
+
+async def test_connections_for_commands_lost_while_logs_are_read(
+    redis_cluster: Cluster, company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log whose reading is cut off is read by the next connection: nothing is missing, nothing comes twice."""
+    groups = [f"room-{number}" for number in range(8)]
+    await company.join(*groups)
+    node = redis_cluster.node_of(slot_of_group(company.layers[0], groups[0]))
+    cuts = 0
+    enter = Partition.enter
+
+    def enter_and_cut(partition: Partition, reading: Reading) -> None:
+        nonlocal cuts
+        enter(partition, reading)
+        if (
+            reading is Reading.CATCHING_UP
+            and cuts < 10
+            and partition.home.address.endswith(f":{node.port}/0")
+        ):
+            cuts += 1
+            node.command("CLIENT", "KILL", "TYPE", "normal")
+
+    monkeypatch.setattr(Partition, "enter", enter_and_cut)
+    async with company.at_work():
+        while cuts < 10:
+            lost = [layer.statistics().reconnects for layer in company.layers]
+            await asyncio.to_thread(node.command, "CLIENT", "KILL", "TYPE", "pubsub")
+            await eventually(
+                lambda lost=lost: all(  # type: ignore[misc]  # mypy: the type of a default
+                    layer.statistics().reconnects > before
+                    for layer, before in zip(company.layers, lost, strict=True)
+                ),
+                "the next connections",
+            )
+    await company.settle()
+    company.assert_intact()
