@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from channels_asyncq.bus.redis.cluster.departures import Departure, Lineage, lineage_of
+from channels_asyncq.bus.redis.cluster import departures
+from channels_asyncq.bus.redis.cluster.departures import Departure, Lineage, Witnesses, lineage_of
 from channels_asyncq.bus.redis.cluster.node import ClusterNode
 from channels_asyncq.bus.redis.cluster.replication import Replication
 
@@ -14,9 +15,21 @@ A, B, C = (letter * 40 for letter in (b"a", b"b", b"c"))
 NONE = b"0" * 40
 
 
-def info(role: str, history: bytes, before: bytes = NONE, errors: dict[str, int] | None = None) -> bytes:
-    """INFO replication errorstats."""
+PROCESS = b"p" * 40
+
+
+def info(
+    role: str,
+    history: bytes,
+    before: bytes = NONE,
+    errors: dict[str, int] | None = None,
+    process: bytes = PROCESS,
+) -> bytes:
+    """INFO server replication errorstats."""
     lines = [
+        "# Server",
+        f"run_id:{process.decode()}",
+        "",
         "# Replication",
         f"role:{role}",
         "master_link_status:up",
@@ -46,9 +59,12 @@ class _Node:
         self.router = router
         self.subscriber = type("Subscriber", (), {"run_id": history})()
         self.refusals_by_fence = refusals
+        self.process = PROCESS
+        self.questions = 0
         self._told = told
 
-    async def replication(self) -> Replication | None:
+    async def testimony(self) -> Replication | None:
+        self.questions += 1
         return Replication.of(self._told) if self._told else None
 
 
@@ -67,9 +83,13 @@ def test_the_refusals_of_a_node(errors: dict[str, int] | None, refusals: bytes) 
 
 
 async def departure(nodes: Nodes, told: bytes, history: bytes = b"") -> Departure:
-    found = Departure(nodes.node(history, told), history)
-    assert await found.is_complete()
+    found = Departure(nodes.node(history, told), history, is_known_there=True)
+    assert await found.is_complete(Witnesses())
     return found
+
+
+async def is_whole(node: ClusterNode, history: bytes, *, is_known_there: bool = True) -> bool:
+    return await Departure(node, history, is_known_there=is_known_there).is_complete(Witnesses())
 
 
 async def test_a_slot_that_has_moved() -> None:
@@ -89,11 +109,38 @@ async def test_a_planned_failover() -> None:
 async def test_a_failover_that_was_not_planned() -> None:
     """The last home does not answer, or its history does not go on."""
     nodes = Nodes(a=b"0")
-    assert not await Departure(nodes.node(A), A).is_complete()
+    assert not await is_whole(nodes.node(A), A)
     full_resync = info("slave", B, errors={})
-    assert not await Departure(nodes.node(A, full_resync), A).is_complete()
+    assert not await is_whole(nodes.node(A, full_resync), A)
     # The partition was not read there, and the history of that time is not known.
-    assert not await Departure(nodes.node(A, full_resync), b"").is_complete()
+    assert not await is_whole(nodes.node(A, full_resync), b"")
+
+
+async def test_a_last_home_that_was_started_again() -> None:
+    """It may have lost what it had, and may follow the next home all the same."""
+    nodes = Nodes(a=b"0")
+    assert not await is_whole(nodes.node(A, info("slave", B, A, errors={}, process=b"q" * 40)), A)
+
+
+async def test_a_silent_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a failover that its last home has not told, only the last home knows whether it was planned."""
+    nodes = Nodes(a=b"0")
+    assert await is_whole(nodes.node(A, info("slave", B, A, errors={})), A, is_known_there=False)
+    # It does not know of the failover, and may be cut off from the others.
+    monkeypatch.setattr(departures, "_LONGEST", 0.1)
+    node = nodes.node(A, info("master", A, errors={}))
+    assert not await is_whole(node, A, is_known_there=False)
+    assert cast(_Node, node).questions > 1
+
+
+async def test_a_node_is_asked_once_for_all() -> None:
+    """It is not waited for again if it does not answer."""
+    nodes = Nodes(a=b"0")
+    node = nodes.node(A)
+    witnesses = Witnesses()
+    for _ in range(3):
+        assert not await Departure(node, A, is_known_there=True).is_complete(witnesses)
+    assert cast(_Node, node).questions == 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from channels_asyncq.bus.redis import log_reading
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.cluster import logs
 from channels_asyncq.bus.redis.cluster.logs import ClusterLogScripts
+from channels_asyncq.bus.redis.cluster.node import ClusterNode
 from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.messages.positions import Position
 from tests import contract
@@ -223,6 +224,34 @@ async def test_moving_there_and_back(make_layer: MakeLayer, redis_cluster: Clust
         await layer.group_send("room", note(n))
         await asyncio.to_thread(place.move if n % 2 else place.fail_over)
     await resumed_with(layer, position, 4)
+
+
+async def test_failover_of_a_node_that_is_being_set_up(
+    make_layer: MakeLayer, redis_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot moves to a node whose primary is replaced, as planned, before the slot was read there."""
+    layer = await make_layer()
+    await member(layer)
+    position = await layer.position("room")
+    place = await place_of(redis_cluster, layer)
+    await layer.group_send("room", note(0))
+    is_there, may_go_on = asyncio.Event(), asyncio.Event()
+    changed_among = ClusterNode.changed_among
+
+    async def wait_and_ask(self: ClusterNode, partitions: Any) -> list[Partition]:
+        if not is_there.is_set() and place.number in {each.number for each in partitions}:
+            is_there.set()
+            await may_go_on.wait()
+        return await changed_among(self, partitions)
+
+    monkeypatch.setattr(ClusterNode, "changed_among", wait_and_ask)
+    await asyncio.to_thread(place.move)
+    await layer.group_send("room", note(1))
+    async with asyncio.timeout(DEADLINE):
+        await is_there.wait()
+    await asyncio.to_thread(place.fail_over)
+    may_go_on.set()
+    await resumed_with(layer, position, 2)
 
 
 @pytest.mark.parametrize("step", STEPS)

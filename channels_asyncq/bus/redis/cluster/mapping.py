@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hiredis import ReplyError
 
@@ -87,7 +87,7 @@ class SlotMapReader:
         timeout = self._patience_with(address)
         try:
             async with asyncio.timeout(timeout):
-                reply = await self._ask(address)
+                reply = await self.ask(address, b"CLUSTER", b"SLOTS")
             found = SlotMap.from_reply(reply, address, self._host.address_remap)
         except (ChannelLayerError, OSError, TimeoutError, ValueError, ReplyError) as exc:
             reason = not_a_cluster(self._host.at(*address).address, exc)
@@ -120,14 +120,21 @@ class SlotMapReader:
         for place in [each for each in self.silent if each not in kept]:
             del self.silent[place]
 
-    async def _ask(self, address: Address) -> object:
+    async def ask(self, address: Address, *command: bytes) -> Any:
+        """
+        Return a node's reply to a command.
+
+        Raises:
+            LayerUnavailable, OSError: it cannot be asked, or does not answer.
+            ReplyError: it has refused the command.
+        """
         node = self._router.nodes_by_place.get(address)
         wire = node.commands.wire if node is not None else None
         if wire is not None and not wire.is_lost:
-            return await wire.call(b"CLUSTER", b"SLOTS")
+            return await wire.call(*command)
         connector = Connector(self._host.at(*address), connect_timeout=_TIMEOUT)
         wire = await connector.connect(lambda: WireProtocol(owner=_Nobody(), timeout=_TIMEOUT))
         try:
-            return await wire.call(b"CLUSTER", b"SLOTS")
+            return await wire.call(*command)
         finally:
             wire.abort(ConnectionAbortedError("the question was answered"))

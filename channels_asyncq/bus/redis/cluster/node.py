@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError
 
-from ....exceptions import LayerUnavailable
+from ....exceptions import ChannelLayerError, LayerUnavailable
 from ....settings.hosts import Host
 from ...resp.outages import Outage
 from ...resp.protocol import WireProtocol
@@ -20,7 +20,7 @@ from ..partition import Partition, PartitionReading
 from ..redirects import Redirected
 from ..refusals import is_script_missing
 from .checkpoint import ClusterCheckpoint
-from .departures import lineage_of
+from .departures import Witnesses, lineage_of
 from .logs import ClusterLogScripts
 from .replication import Replication
 from .slot_map import Address, SlotMap, not_a_cluster
@@ -35,6 +35,10 @@ _PAUSE = 0.05
 
 # Seconds for which answers of a silent node are read at a time.
 _MOMENT = 0.01
+
+# Seconds to wait for a node's words on its history; fewer for one that did not answer lately.
+_TIMEOUT = 1.0
+_BRIEF = 0.5
 
 
 class ClusterNode(Node):
@@ -53,6 +57,8 @@ class ClusterNode(Node):
         self.place: Address = (at.arguments["host"], at.arguments["port"])
         # In the slot of which the fences are.
         self._fence_partition = -1
+        #: The run_id of its server, which a restart changes; empty if it is not known.
+        self.process = b""
         # The connection of which no answers are read.
         self._held_wire: WireProtocol | None = None
         super().__init__(shared, 0, number, at=at, lease=router.lease)
@@ -89,6 +95,7 @@ class ClusterNode(Node):
         except ImproperlyConfigured as exc:
             self.router.lease.note_refused(exc)
             raise
+        self.process = self.run_id.removeprefix(b"run_id:")
         self.run_id = self.identity_in(await _done(wire.call(b"INFO", b"replication")))
         if is_leased:
             self.router.lease.note_held()
@@ -240,15 +247,30 @@ class ClusterNode(Node):
 
     # Catching up
 
-    async def replication(self, timeout: float = 1.0) -> Replication | None:  # noqa: ASYNC109
-        """Return what the node says of its history now; None if it does not say anything."""
+    async def replication(self) -> Replication | None:
+        """Return what the node says of its history now, over its connection; None if it does not say anything."""
         wire = self.commands.wire
         if wire is None or wire.is_lost:
             return None
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(_TIMEOUT):
                 return Replication.of(await wire.call(b"INFO", b"replication", b"errorstats"))
         except (OSError, TimeoutError, ReplyError):
+            return None
+
+    async def testimony(self) -> Replication | None:
+        """
+        Return what the node says of its history now that partitions have left it, with its process.
+
+        It is asked over a connection of the question's own where its connection is lost. One that did not answer
+        lately is not waited for: it may be frozen.
+        """
+        try:
+            async with asyncio.timeout(_BRIEF if self.router.is_silent(self) else _TIMEOUT):
+                return Replication.of(
+                    await self.router.ask(self.place, b"INFO", b"server", b"replication", b"errorstats")
+                )
+        except (ChannelLayerError, OSError, TimeoutError, ReplyError):
             return None
 
     async def changed_among(self, partitions: Collection[Partition]) -> list[Partition]:
@@ -261,17 +283,19 @@ class ClusterNode(Node):
         readings = [PartitionReading(each, each.epoch) for each in partitions]
         present = await self.replication()
         if present is not None and not present.is_primary:
-            self.router.doubt([partition.number for partition in partitions])
+            for partition in partitions:
+                self.router.left(partition)
             raise LayerUnavailable(self.address, "it is a replica; only primaries are used")
         history = self.subscriber.run_id = present.history if present is not None else b""
         changed = []
+        witnesses = Witnesses()
         for reading in readings:
             partition = reading.partition
             if not reading.is_current or (history and partition.server == history):
                 continue
             departures = partition.departures
             is_complete = bool(history and departures) and all(
-                [await each.is_complete() for each in departures]
+                [await each.is_complete(witnesses) for each in departures]
             )
             if not reading.is_current:
                 continue  # it has moved on meanwhile, and its next home decides

@@ -18,7 +18,8 @@ class Replication:
     A replica that was a primary before has the history of its own time as `before` if it had nothing that the new
     primary does not have: then the failover was planned.
 
-    `refusals` is how often the node has refused to write, in digits; `-` if it does not tell.
+    `refusals` is how often the node has refused to write, in digits; `-` if it does not tell. `process` is its
+    run_id, which a restart changes; empty if it was not asked for.
     """
 
     is_primary: bool
@@ -26,10 +27,11 @@ class Replication:
     history: bytes
     before: bytes
     refusals: bytes = b"-"
+    process: bytes = b""
 
     @classmethod
     def of(cls, info: bytes) -> Replication:
-        """Return what INFO replication says, and INFO errorstats if that was asked for too."""
+        """Return what INFO replication says, and INFO errorstats and server if those were asked for too."""
         before = _field(info, b"master_replid2")
         refusals = refusals_in(info[max(0, info.find(b"# Errorstats")) :])
         return cls(
@@ -38,6 +40,7 @@ class Replication:
             _field(info, b"master_replid"),
             b"" if before == _NO_HISTORY else before,
             b"-" if refusals is None else b"%d" % refusals,
+            _field(info, b"run_id"),
         )
 
     @property

@@ -8,7 +8,7 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ....clock import monotonic
 from ...base import HostHealth
@@ -151,6 +151,10 @@ class ClusterRouter(Router):
                 return redirects.reason or self.explain(number, "") or unknown
         return ""
 
+    async def ask(self, address: Address, *command: bytes) -> Any:
+        """Return a node's reply to a command: over its connection that is up, or one made for the question."""
+        return await self._reader.ask(address, *command)
+
     # Homes
 
     def moved(self, number: int, host: str, port: int) -> None:
@@ -182,10 +186,9 @@ class ClusterRouter(Router):
     def _move(self, number: int, address: Address, *, is_known_here: bool) -> None:
         partition = self.partitions[number]
         last = self._node_of(number)
-        if not is_known_here and last.place in self._reader.silent:
-            # What it has not answered is sent again to the next home; what it answers later does not count.
-            last.start_over("it does not answer, and the cluster has another primary")
-        departures = departures_of(partition, last, is_known_there=is_known_here)
+        departures = departures_of(
+            partition, last, is_known_there=is_known_here, is_silent=self.is_silent(last)
+        )
         node = self.node_at(address)
         if node.is_up:
             self._doubts.discard(number)
@@ -261,25 +264,31 @@ class ClusterRouter(Router):
             return
         self._map = found
         self.has_map.set()
-        # Homes that do not answer, and have no successor.
+        # Homes that do not answer, and have no successor; those that have one.
         confirmed: set[ClusterNode] = set()
+        replaced: set[ClusterNode] = set()
         for number in sorted(self._doubts):
             address = found.address_of(self._slots[number])
             home = self._node_of(number)
             if address is None:
                 self._redirects[number].reason = self.explain(number, "")
             elif address != home.place:
-                if source != home.place and home.is_up and home.place not in self._reader.silent:
+                if source != home.place and home.is_up and not self.is_silent(home):
                     # It is asked next: if it knows, it can also tell that nothing was lost.
                     self._reader.ask_first(home.place)
                 else:
                     self._move(number, address, is_known_here=source == home.place)
+                    if source != home.place and self.is_silent(home):
+                        replaced.add(home)
             elif not home.is_up:
                 home.start()
-            elif home.place in self._reader.silent:
+            elif self.is_silent(home):
                 confirmed.add(home)
             else:
                 self._settle(number, home)
+        for home in replaced:
+            # What it has not answered is sent again to the next home; what it answers later does not count.
+            home.start_over("it does not answer, and the cluster has another primary")
         if source not in {home.place for home in confirmed}:
             for home in confirmed:
                 home.take_answers()
@@ -302,9 +311,13 @@ class ClusterRouter(Router):
             # One that is dead, or a replica now, is not connected to for nothing.
             self._retire_in(0.0, node)
 
+    def is_silent(self, node: ClusterNode) -> bool:
+        """Whether a node did not answer the last time."""
+        return node.place in self._reader.silent
+
     def on_node_silent(self, node: ClusterNode) -> None:
         """Note that a node does not answer, on connections that are up."""
-        if node.place not in self._reader.silent and self._reader.has_others(node.place):
+        if not self.is_silent(node) and self._reader.has_others(node.place):
             node.hold_answers()
         self._reader.silent[node.place] = "it has not answered for a while"
         self.on_node_lost(node)
