@@ -17,8 +17,10 @@ from .fleet import Scenario, World, valkey
 CHANGED: Final = frozenset({"server_changed"})
 NAME: Final = "mymaster"
 SENTINELS: Final = 3
-#: Seconds for the Sentinels to agree on something; they ask the servers and each other once in a second or ten.
+#: Seconds for the Sentinels to agree on something.
 PATIENCE: Final = 60.0
+#: How often they ask the servers and tell each other, in milliseconds; by themselves, once in 10 and 2 seconds.
+PERIODS: Final = ("info-period", 500, "publish-period", 500)
 
 
 @asynccontextmanager
@@ -46,6 +48,8 @@ async def watched(scenario: Scenario) -> AsyncGenerator[World, None]:
             await start(EmbeddedServer(external=False, binary=valkey(), sentinel=lines))
             for _ in range(SENTINELS)
         ]
+        for sentinel in sentinels:
+            await asyncio.to_thread(sentinel.command, "SENTINEL", "DEBUG", *PERIODS)
         hosts = [
             {"sentinels": [[HOST, sentinel.port] for sentinel in sentinels], "master_name": NAME},
         ]
