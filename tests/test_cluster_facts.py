@@ -203,7 +203,7 @@ class TestReplicas:
         replica.thaw()
         wait_for(lambda: replica.role == "master", "the replica is promoted")
         source.thaw()
-        wait_for(lambda: source.role == "slave", "the old primary follows")
+        wait_for(lambda: source.role == "slave", "the old primary follows", 30.0)
         cluster.wait_until_ok()
         assert source.info("replication")["master_replid2"] == "0" * 40
         assert replica.info("replication")["master_replid2"] == old

@@ -206,7 +206,7 @@ class TestChanges:
             source.command("PING", timeout=0.1)
         wait_for(lambda: replica.role == "master", "the replica is promoted")
         source.thaw()
-        wait_for(lambda: source.role == "slave", "the old primary follows")
+        wait_for(lambda: source.role == "slave", "the old primary follows", 30.0)
         cluster.wait_until_ok()
         assert cluster.replicas_of(replica) == [source]
 
