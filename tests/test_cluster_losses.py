@@ -104,7 +104,7 @@ async def test_a_primary_without_a_replica(prefix: str) -> None:
     with Cluster(replicas=0, full_coverage=False) as cluster:
         dying = cluster.nodes[0]
         async with contract.layers(
-            hosts=[cluster.url], prefix=prefix, on_loss="lost", send_timeout=1.0
+            hosts=[cluster.url], prefix=prefix, on_loss="lost", send_timeout=3.0
         ) as make_layer:
             layer = await session_away_from(make_layer, cluster, dying.port)
             groups = [f"room-{number}" for number in range(20)]
@@ -119,7 +119,7 @@ async def test_a_primary_without_a_replica(prefix: str) -> None:
             began = loop.time()
             with pytest.raises(LayerUnavailable, match="Nobody listens there"):
                 await layer.group_send(dead, note(1))
-            assert loop.time() - began < 0.5
+            assert loop.time() - began < 2
             for group in others:
                 await layer.group_send(group, note(2))
                 assert await receive(layer, members[group]) == note(2)

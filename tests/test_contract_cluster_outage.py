@@ -135,7 +135,7 @@ async def test_scripts_are_flushed(make_layer: MakeLayer, redis_cluster: Cluster
 @pytest.mark.slow
 async def test_all_nodes_are_killed(make_layer: MakeLayer, redis_cluster: Cluster) -> None:
     """Sends fail after `send_timeout` and then at once, receivers survive, and get what is sent afterwards."""
-    layer = await make_layer(send_timeout=1.0)
+    layer = await make_layer(send_timeout=3.0)
     (member,) = await members_of(layer, "room", 1)
     waits, works_too = await started(receive(layer, member)), await started(receive(layer, "jobs"))
     assert (await layer.health()).ok
@@ -150,7 +150,7 @@ async def test_all_nodes_are_killed(make_layer: MakeLayer, redis_cluster: Cluste
             with pytest.raises(LayerUnavailable):
                 async with asyncio.timeout(DEADLINE):
                     await call()
-    assert loop.time() - began < 0.5
+    assert loop.time() - began < 2
     assert not waits.done() and not works_too.done()
     health = await layer.health(0.5)
     assert not health.ok and all(host.reason for host in health.hosts)
