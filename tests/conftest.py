@@ -42,14 +42,8 @@ SERVER_MODULES = {"tests.test_testing", "tests.test_clusters", "tests.test_clust
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """
-    Mark with `server` what wants one: by its fixtures, its code, its module, or a parameter "redis".
-
-    With `--dist loadgroup` one worker plays all faults: two at once would take each other's time.
-    """
+    """Mark with `server` what wants one: by its fixtures, its code, its module, or a parameter "redis"."""
     for item in items:
-        if item.get_closest_marker("chaos") is not None:
-            item.add_marker(pytest.mark.xdist_group("chaos"))
         if not isinstance(item, pytest.Function):
             continue
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
