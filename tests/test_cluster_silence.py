@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from channels_asyncq.bus.redis.cluster import node as cluster_node
 from tests.cluster_sessions import home_of, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import MakeLayer, eventually, note, receive, receive_many
@@ -39,9 +40,10 @@ async def test_a_short_silence(redis_cluster: Cluster, make_on_cluster: MakeLaye
 
 
 async def test_planned_failover_of_a_silent_primary(
-    redis_cluster: Cluster, make_on_cluster: MakeLayer
+    redis_cluster: Cluster, make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A primary that holds writes for long, as a busy one in a planned failover: nothing is lost, nobody told."""
+    monkeypatch.setattr(cluster_node, "_BRIEF", 10.0)
     layer = await make_on_cluster(send_timeout=20)
     channel = await layer.new_channel()
     await layer.group_add("room", channel)
