@@ -247,16 +247,16 @@ class ClusterNode(Node):
 
     # Catching up
 
-    async def replication(self) -> Replication | None:
-        """Return what the node says of its history now, over its connection; None if it does not say anything."""
-        wire = self.commands.wire
-        if wire is None or wire.is_lost:
-            return None
-        try:
-            async with asyncio.timeout(_TIMEOUT):
-                return Replication.of(await wire.call(b"INFO", b"replication", b"errorstats"))
-        except (OSError, TimeoutError, ReplyError):
-            return None
+    async def _replication(self) -> Replication | None:
+        """Return what the node says of its history now; None if the user may not ask."""
+        while True:
+            wire = await self.commands.up()
+            try:
+                return Replication.of(await wire.call(b"INFO", b"replication"))
+            except (NotSent, NoAnswer):
+                continue
+            except ReplyError:
+                return None
 
     async def testimony(self) -> Replication | None:
         """
@@ -281,7 +281,7 @@ class ClusterNode(Node):
             LayerUnavailable: the node is a replica now.
         """
         readings = [PartitionReading(each, each.epoch) for each in partitions]
-        present = await self.replication()
+        present = await self._replication()
         if present is not None and not present.is_primary:
             for partition in partitions:
                 self.router.left(partition)
