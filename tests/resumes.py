@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from channels_asyncq import AsyncQueueChannelLayer
@@ -54,10 +56,24 @@ class Reader:
 
     async def visit(self, seconds: float) -> None:
         """Come back, and read for about this time."""
+        async with self._visit() as task:
+            await asyncio.wait([task], timeout=seconds)
+
+    async def read_rest(self, senders: list[Sender], seconds: float) -> None:
+        """Come back, and read until it has everything, for this time at most."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        async with self._visit() as task:
+            while not (task.done() or self.is_complete(senders)):
+                left = deadline - asyncio.get_running_loop().time()
+                if left <= 0:
+                    break
+                await asyncio.wait([task], timeout=min(0.1, left))
+
+    @asynccontextmanager
+    async def _visit(self) -> AsyncIterator[asyncio.Task[None]]:
         self.visits += 1
-        layer = self._chance.choice(self._layers)
-        task = asyncio.create_task(self._read(layer))
-        await asyncio.wait([task], timeout=seconds)
+        task = asyncio.create_task(self._read(self._chance.choice(self._layers)))
+        yield task
         task.cancel()
         await asyncio.wait([task])
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -137,9 +153,7 @@ class Crowd:
 
     async def _read_rest(self, reader: Reader) -> None:
         # After a reset a reader never gets everything.
-        deadline = asyncio.get_running_loop().time() + (5 if reader.resets else 30)
-        while not reader.is_complete(self.senders) and asyncio.get_running_loop().time() < deadline:
-            await reader.visit(1.0)
+        await reader.read_rest(self.senders, 5.0 if reader.resets else 60.0)
 
     async def _send(self, sender: Sender) -> None:
         while not self.is_over:

@@ -460,6 +460,7 @@ async def test_a_home_that_refused_to_write(make_layer: MakeLayer, redis_cluster
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("kind", ["classic", "all"])
 async def test_a_crowd_while_slots_move(
     redis_cluster: Cluster, prefix: str, caplog: pytest.LogCaptureFixture, kind: str
@@ -496,7 +497,7 @@ async def test_a_crowd_while_slots_move(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 async def test_a_crowd_while_primaries_are_killed(redis_cluster: Cluster, prefix: str) -> None:
     """Readers miss messages with a reset only, and get none twice and none out of order."""
     made = [

@@ -30,7 +30,7 @@ pytestmark = [
 
 APPLICATION = "tests.processes.streams:application"
 #: Seconds in which a process with open streams ends. (gunicorn's parent looks after its workers each second.)
-SOON = 5.0
+SOON = 15.0
 
 
 def has_worker_of_gunicorn() -> bool:

@@ -55,7 +55,7 @@ class TestGroups:
 
     async def test_a_killed_member_harms_nobody(self, config: dict[str, Any]) -> None:
         """After kill -9 of a process the others go on, and calls about its channels are no errors."""
-        async with agents(3, **config, send_timeout=0.5) as (first, second, third):
+        async with agents(3, **config, send_timeout=2.0) as (first, second, third):
             channel, dead = await member(first, "room"), await member(second, "room")
             await second.kill()
             await third.do("group_send", "room", note(1))

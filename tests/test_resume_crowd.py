@@ -19,7 +19,7 @@ from tests.contract import eventually
 from tests.resumes import Crowd
 from tests.routers import MovingRouter
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(150)]
 
 Trouble = Callable[[], Awaitable[None]]
 

@@ -20,7 +20,7 @@ import pytest
 
 import channels_asyncq
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PACKAGE = Path(channels_asyncq.__file__).parent
 PROJECT = jedi.Project(PACKAGE.parent, load_unsafe_extensions=False)
