@@ -37,7 +37,7 @@ _PAUSE = 0.05
 _MOMENT = 0.01
 
 # Seconds to wait for a node's words on its history; fewer for one that did not answer lately.
-_TIMEOUT = 1.0
+_TIMEOUT = 3.0
 _BRIEF = 0.5
 
 
