@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,17 @@ def make_certificate(folder: Path, names: str) -> tuple[Path, Path]:
     names_and_files = ["-addext", f"subjectAltName={names}", "-keyout", "key.pem", "-out", "certificate.pem"]
     subprocess.run([openssl, *words, *names_and_files], cwd=folder, check=True, capture_output=True)
     return folder / "certificate.pem", folder / "key.pem"
+
+
+def tls_options(path: Path, key: Path) -> dict[str, Any]:
+    """Return options of an `EmbeddedServer` that speaks TLS and wants no certificate of its clients, or skip."""
+    return {
+        "binary": server_with_tls(),
+        "tls_cert_file": str(path),
+        "tls_key_file": str(key),
+        "tls_ca_cert_file": str(path),
+        "tls_auth_clients": "no",
+    }
 
 
 def server_with_tls() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from channels_asyncq import LayerUnavailable
 from tests import contract
-from tests.certificates import make_certificate, server_with_tls
+from tests.certificates import make_certificate, tls_options
 from tests.cluster_sessions import Company, home_of, is_at, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import MakeLayer, note
@@ -30,19 +30,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(certificate: Path) -> Iterator[Cluster]:
-    path, key = str(certificate), str(certificate.with_name("key.pem"))
     with Cluster(
-        binary=server_with_tls(),
         tls_cluster="yes",
         tls_replication="yes",
-        tls_cert_file=path,
-        tls_key_file=key,
-        tls_ca_cert_file=path,
-        tls_auth_clients="no",
         requirepass="s3cret",
         masterauth="s3cret",
         cluster_announce_hostname="localhost",
         cluster_preferred_endpoint_type="hostname",
+        **tls_options(certificate, certificate.with_name("key.pem")),
     ) as cluster:
         yield cluster
 

@@ -26,7 +26,7 @@ from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
-from tests.certificates import server_with_tls
+from tests.certificates import tls_options
 from tests.contract import DEADLINE, eventually
 from tests.wires import Handler, Owner
 
@@ -154,16 +154,7 @@ def test_unix_socket(runner: asyncio.Runner) -> None:
 
 @pytest.fixture(scope="session")
 def tls_server(certificate: tuple[Path, Path]) -> Iterator[EmbeddedServer]:
-    path, key = map(str, certificate)
-    with EmbeddedServer(
-        external=False,
-        binary=server_with_tls(),
-        tls_cert_file=path,
-        tls_key_file=key,
-        tls_ca_cert_file=path,
-        tls_auth_clients="no",
-        requirepass="s3cret",
-    ) as server:
+    with EmbeddedServer(external=False, requirepass="s3cret", **tls_options(*certificate)) as server:
         yield server
 
 

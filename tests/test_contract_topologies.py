@@ -11,7 +11,7 @@ import pytest
 
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
-from tests.certificates import server_with_tls
+from tests.certificates import tls_options
 from tests.contract import LetTimePass, MakeLayer
 from tests.contract.channels import Channels as TestChannels
 from tests.contract.closing import Closing as TestClosing
@@ -55,17 +55,8 @@ def a_unix_socket(certificate: tuple[Path, Path]) -> Iterator[Hosts]:
 
 @contextlib.contextmanager
 def tls(certificate: tuple[Path, Path]) -> Iterator[Hosts]:
-    path, key = map(str, certificate)
-    with EmbeddedServer(
-        external=False,
-        binary=server_with_tls(),
-        tls_cert_file=path,
-        tls_key_file=key,
-        tls_ca_cert_file=path,
-        tls_auth_clients="no",
-        requirepass="s3cret",
-    ) as server:
-        yield [f"rediss://:s3cret@127.0.0.1:{server.port}?ssl_ca_certs={path}"]
+    with EmbeddedServer(external=False, requirepass="s3cret", **tls_options(*certificate)) as server:
+        yield [f"rediss://:s3cret@127.0.0.1:{server.port}?ssl_ca_certs={certificate[0]}"]
 
 
 @pytest.fixture(

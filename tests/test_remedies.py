@@ -24,7 +24,7 @@ from channels_asyncq.bus.resp.remedies import PROXY, Remedies, unsupported
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
-from tests.certificates import make_certificate, server_with_tls
+from tests.certificates import make_certificate, server_with_tls, tls_options
 from tests.contract import DEADLINE, MakeLayer, codes, eventually, every, layers, note, time_passes
 from tests.resp_server import Answer, RespServer
 
@@ -78,16 +78,10 @@ def lines(caplog: pytest.LogCaptureFixture, code: str = "connection.failed") -> 
 @pytest.fixture
 def tls(certificate: tuple[Path, Path]) -> Callable[..., dict[str, Any]]:
     """Return options for a server with TLS."""
-    binary = server_with_tls()
+    server_with_tls()
 
     def options(path: Path = certificate[0], key: Path = certificate[1], **more: str) -> dict[str, Any]:
-        return {
-            "binary": binary,
-            "tls_cert_file": str(path),
-            "tls_key_file": str(key),
-            "tls_ca_cert_file": str(path),
-            "tls_auth_clients": "no",
-        } | more
+        return tls_options(path, key) | more
 
     return options
 
