@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
+from channels_asyncq.clock import monotonic
 from channels_asyncq.testing import HOST, EmbeddedServerError, Option, _free_port, find_server
 from tests import cluster_moves
 from tests.cluster_moves import Step
@@ -15,6 +17,11 @@ from tests.cluster_restore import FirstState
 
 #: A primary refuses commands for the first two seconds of its life; this many are waited for it to take them.
 START_TIMEOUT: Final = 20.0
+
+#: For how long a server keeps the votes that it has got: 4 seconds, or 4 node timeouts if that is longer. Redis 7.0
+#: counts them again if it is asked to take over meanwhile, does so under its old epoch, and is undone by the others.
+VOTES_TIMEOUTS: Final = 4
+VOTES_TIMEOUT_LEAST: Final = 4.0
 
 #: How often a start is tried with new ports: another process may take one of them meanwhile.
 STARTS: Final = 5
@@ -62,6 +69,8 @@ class Cluster:
             "shutdown_timeout": 0,
             **options,
         }
+        self._votes_timeout = max(VOTES_TIMEOUT_LEAST, VOTES_TIMEOUTS * node_timeout / 1000)
+        self._elected_at: dict[str, float] = {}
         self._first: FirstState | None = None
 
     # Starting and stopping
@@ -108,6 +117,7 @@ class Cluster:
         self._first = None
 
     def _start_nodes(self) -> None:
+        self._elected_at.clear()
         for node in self.nodes:
             node.start()
         self.wait_until_ok(START_TIMEOUT)
@@ -205,13 +215,17 @@ class Cluster:
         """
         Make a replica the primary of its slots, and return when it is.
 
+        Usually it takes milliseconds. A second failover to the same node begins when the node has forgotten its
+        votes of the first one.
+
         Args:
             force: do not ask the present primary, which may be dead or frozen.
-            timeout: seconds to wait. Usually it takes milliseconds; a second failover to the same node within
-                twice the node timeout waits until the others vote again.
+            timeout: seconds to wait for the change of roles.
         """
+        time.sleep(max(0.0, self._elected_at.get(replica.id, 0.0) + self._votes_timeout - monotonic()))
         replica.command("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
         wait_for(lambda: replica.role == "master", f"{replica.address} is primary", timeout)
+        self._elected_at[replica.id] = monotonic()
 
     def add_node(self) -> Node:
         """Start one more node, a primary without slots, and return it when all living nodes know it."""

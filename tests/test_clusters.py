@@ -180,6 +180,15 @@ class TestChanges:
             assert count(new) == KEYS
 
     @pytest.mark.slow
+    def test_second_failover_to_the_same_node(self, cluster: Cluster, source: Node) -> None:
+        """Redis 7.0 must have forgotten its votes of the first one: otherwise the others undo the second."""
+        (replica,) = cluster.replicas_of(source)
+        for new in (replica, source, replica):
+            cluster.failover(new)
+            cluster.wait_until_ok()
+            assert cluster.node_of(SLOT) is new
+
+    @pytest.mark.slow
     def test_kill_and_promotion(self, cluster: Cluster, source: Node) -> None:
         """A replica takes the place of a dead primary, which comes back as its replica under its id."""
         (replica,) = cluster.replicas_of(source)
