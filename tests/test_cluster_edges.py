@@ -17,6 +17,7 @@ from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.cluster import checkpoint as cluster_checkpoint
 from channels_asyncq.bus.redis.cluster.checkpoint import ClusterPlan
 from channels_asyncq.bus.redis.cluster.node import ClusterNode
+from channels_asyncq.bus.redis.cluster.replication import Replication
 from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.resp.protocol import WireProtocol
@@ -254,6 +255,29 @@ async def test_departure_that_came_to_nothing(make_on_cluster: MakeLayer) -> Non
     assert partition.departures
     await eventually(lambda: partition.is_live, "the reading")
     assert not partition.departures
+
+
+async def test_replica_whose_partition_has_moved_on(
+    make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that turns out to be a replica speaks for itself alone, not for the next home of its partition."""
+    layer = await make_on_cluster()
+    await joined(layer)
+    partition = partition_of_group(layer, "room-1")
+    home = partition.home
+    assert isinstance(home, ClusterNode)
+    next_home = next(place for place in router_of(layer).nodes_by_place if place != home.place)
+
+    async def answer_late() -> Replication:
+        router_of(layer)._move(partition.number, next_home, is_known_here=True)
+        return Replication(is_primary=False, is_linked=True, history=b"a" * 40, before=b"b" * 40)
+
+    monkeypatch.setattr(home, "_replication", answer_late)
+    with pytest.raises(LayerUnavailable, match="it is a replica"):
+        await home.changed_among([partition])
+    assert [each.node for each in partition.departures] == [home]
+    monkeypatch.undo()
+    await eventually(lambda: partition.is_live, "the reading")
 
 
 async def test_topic_of_a_partition_that_nobody_wanted(

@@ -283,8 +283,9 @@ class ClusterNode(Node):
         readings = [PartitionReading(each, each.epoch) for each in partitions]
         present = await self._replication()
         if present is not None and not present.is_primary:
-            for partition in partitions:
-                self.router.left(partition)
+            for reading in readings:
+                if reading.is_current:  # its next home has said nothing
+                    self.router.left(reading.partition)
             raise LayerUnavailable(self.address, "it is a replica; only primaries are used")
         history = self.subscriber.run_id = present.history if present is not None else b""
         changed = []
