@@ -18,8 +18,8 @@ from tests.cluster_restore import FirstState
 #: A primary refuses commands for the first two seconds of its life; this many are waited for it to take them.
 START_TIMEOUT: Final = 20.0
 
-#: For how long a server keeps the votes that it has got: 4 seconds, or 4 node timeouts if that is longer. Redis 7.0
-#: counts them again if it is asked to take over meanwhile, does so under its old epoch, and is undone by the others.
+#: For how long a server keeps the votes that it has got: 4 seconds, or 4 node timeouts if that is longer. If it
+#: is asked to take over meanwhile, Redis 7.0 counts them again, under its old epoch, and the others undo it.
 VOTES_TIMEOUTS: Final = 4
 VOTES_TIMEOUT_LEAST: Final = 4.0
 
