@@ -182,7 +182,11 @@ class Cluster:
     def classic_steps(self, slot: int, to: Node, batch: int = 100) -> Iterator[Step]:
         """Move a slot with its keys by hand, one step at each `next()`; see `cluster_moves.classic_steps()`."""
         source = self.node_of(slot)
-        others = [node for node in self.primaries() if node not in (source, to)]
+        primaries = self.primaries()
+        others = [node for node in primaries if node not in (source, to)]
+        # It takes the slot under an epoch above all that it has heard of: another move may just have made one.
+        newest = max(int(node.cluster_info()["cluster_my_epoch"]) for node in primaries)
+        wait_for(lambda: _epoch_of(to) >= newest, f"{to.address} has heard of epoch {newest}")
         if source is to:
             yield from cluster_moves.tell(slot, to, others)
         else:
@@ -336,6 +340,11 @@ def _free_ports(count: int) -> list[int]:
 def _serves(node: Node) -> bool:
     is_linked = node.info("replication").get("master_link_status", "up") == "up"
     return is_linked and node.cluster_info()["cluster_state"] == "ok"
+
+
+def _epoch_of(node: Node) -> int:
+    """Return the highest epoch that a node has heard of."""
+    return int(node.cluster_info()["cluster_current_epoch"])
 
 
 def _forget(node: Node, other: str) -> None:
