@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         LayerUnavailable,
         MessagesLost,
         StillFull,
+        TooManyGroups,
     )
     from .layer import AsyncQueueChannelLayer
     from .local.buffers import ChannelView
@@ -48,6 +49,7 @@ __all__ = [
     "Statistics",
     "StillFull",
     "Subscription",
+    "TooManyGroups",
     "get_layer",
     "sync",
 ]

@@ -17,6 +17,7 @@ __all__ = [
     "LayerUnavailable",
     "MessagesLost",
     "StillFull",
+    "TooManyGroups",
 ]
 
 
@@ -101,3 +102,26 @@ class MessagesLost(ChannelLayerError):
 
 class StillFull(ChannelFull, TimeoutError):
     """`send_wait()` waited for its timeout and found no place. A `ChannelFull`, and a builtin `TimeoutError`."""
+
+
+class TooManyGroups(ChannelLayerError):
+    """
+    The channel of a consumer is in as many groups as `max_groups` of the consumer allows. It has joined none.
+
+    Attributes:
+        channel: the full name of the channel.
+        most: how many groups it may be in.
+        setting: what sets the limit, such as "max_groups of RoomConsumer".
+    """
+
+    def __init__(self, channel: str, most: int, setting: str) -> None:
+        super().__init__(channel, most, setting)
+        self.channel = channel
+        self.most = most
+        self.setting = setting
+
+    def __str__(self) -> str:
+        return (
+            f"channel {self.channel!r} cannot join another group: {self.setting} allows {self.most}. Leave some "
+            "groups first, have one group for what many have in common, or set a higher max_groups"
+        )

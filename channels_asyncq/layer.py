@@ -19,7 +19,7 @@ from django.dispatch import receiver
 from .bus.base import Health
 from .bus.resp.connector import check_hosts
 from .exceptions import ChannelClosed, ChannelLayerError
-from .local.buffers import ChannelView
+from .local.buffers import ChannelView, group_limit
 from .messages.codecs import codec_for
 from .messages.external import ExternalMessage
 from .messages.positions import Position
@@ -261,6 +261,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             ChannelClosed: the channel or the layer is closed.
             ChannelLayerError: the channel was made on an event loop of this process that has ended.
             LayerUnavailable: the server cannot be reached.
+            TooManyGroups: the channel is a consumer's, and in as many groups as its `max_groups` allows.
         """
         session = self._registry.sessions.get(asyncio.get_running_loop())
         if session is None or session.lifetime.phase is not LoopPhase.SETTLED:
@@ -556,6 +557,29 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         session = self._registry.sessions.get(asyncio.get_running_loop())
         if session is not None:
             session.drops.unhandled(message, reader)
+
+    def note_limited(self, limit: str, reader: str, outcome: str | None) -> None:
+        """
+        Count, for the running loop, that a client of a consumer or a stream was not allowed something.
+
+        Args:
+            limit: the name of the limit.
+            reader: the name of the consumer, or of the stream.
+            outcome: what happened to the client, for the log; None for no line.
+        """
+        session = self._registry.sessions.get(asyncio.get_running_loop())
+        if session is not None:
+            session.drops.limited(limit, reader, outcome)
+
+    def limit_groups(self, channel: str, most: int, setting: str) -> None:
+        """
+        Let a channel of the running loop be in this many groups, and in no more.
+
+        `setting` names what set the limit, for the error: "max_groups of RoomConsumer".
+        """
+        session = self._registry.sessions.get(asyncio.get_running_loop())
+        if session is not None and not session.lifetime.is_closed:
+            session.hub.channels.open(channel).group_limit = group_limit(most, setting)
 
     def topic_of_group(self, group: str) -> str:
         """

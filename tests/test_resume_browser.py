@@ -516,8 +516,8 @@ def is_final(page: Page, code: list[int]) -> bool:
 
 
 def test_codes_that_are_final(page: Page) -> None:
-    """1000 and 1008, and 4000 to 4499 with two exceptions, end it for good."""
-    final = [[], [1000], [1008], [4000], [4003], [4011], [4401], [4403], [4404], [4499]]
+    """1000, 1008 and 1009, and 4000 to 4499 with two exceptions, end it for good."""
+    final = [[], [1000], [1008], [1009], [4000], [4003], [4011], [4401], [4403], [4404], [4499]]
     assert [is_final(page, code) for code in final] == [True] * len(final)
     come_online(page)
     assert page.evaluate("socket.send('{}')") is False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction
 from channels import consumer
@@ -14,7 +14,9 @@ from ..layer import AsyncQueueChannelLayer
 from ..messages.external import ExternalMessage
 from ..session.open_channel import OpenChannel
 from . import database
+from .admission import limited_events
 from .conversation import Client, Conversation
+from .limits import Limits, RateAction, require_used
 from .resuming import FollowedGroups
 from .sources import NOTHING, Message, ReceiveSource
 
@@ -35,8 +37,28 @@ class AsyncConsumer(consumer.AsyncConsumer):
 
     # For type checkers, which then know `exclude=`. With another BACKEND it is another layer; without one, None.
     channel_layer: AsyncQueueChannelLayer
+
+    #: How many frames a client may send, such as "20/s", "100/m" or "1000/h"; None for any number.
+    rate: str | None = None
+    #: How many frames may come at once after a quiet time. None: those of one second, at least one.
+    burst: int | None = None
+    #: What happens to a client that is faster: "wait" (nothing more is read from it), "drop" (its frames are
+    #: dropped) or "close" (it is disconnected with 4008).
+    rate_action: RateAction = "wait"
+    #: The most bytes of a frame. A client that sends more is disconnected with 1009 (4009 under Daphne).
+    max_frame: int | None = None
+    #: Seconds without a frame from the client after which it is disconnected with 4408.
+    idle_timeout: float | None = None
+    #: The most groups that the consumer's channel is in. `group_add()` of another one raises TooManyGroups.
+    max_groups: int | None = 1000
+
     # On the class, because consumers need not call our __init__(), and their tests may call dispatch().
     _asyncq: Conversation | None = None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse limits that are wrong. Raises as `Limits.of()`."""
+        super().__init_subclass__(**arguments)
+        Limits.of(cls)
 
     async def __call__(
         self, scope: _ChannelScope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -45,9 +67,11 @@ class AsyncConsumer(consumer.AsyncConsumer):
         self.scope = scope
         client = Client(send)
         self.base_send = client
-        self._asyncq = conversation = Conversation(client, receive, scope["type"] == "websocket")
         layer = get_channel_layer(self.channel_layer_alias)
         self.channel_layer = layer  # type: ignore[assignment]
+        is_websocket = scope["type"] == "websocket"
+        events = self._limited(receive, send) if is_websocket else ReceiveSource(receive)
+        self._asyncq = conversation = Conversation(client, events, is_websocket)
         if isinstance(layer, AsyncQueueChannelLayer):
             conversation.notices = layer.notices
         # A consumer that overrides dispatch() sees every message.
@@ -71,6 +95,15 @@ class AsyncConsumer(consumer.AsyncConsumer):
                 if isinstance(layer, AsyncQueueChannelLayer) and not layer.is_closed:
                     layer.close_channel(self.channel_name)
 
+    def _limited(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> ReceiveSource:
+        """Return the events of a WebSocket, within the limits if there are any."""
+        limits = Limits.of(self)  # of the object: its __init__() may have set some
+        require_used(self, "rate", burst=None, rate_action="wait")
+        if not limits.concern_frames:
+            return ReceiveSource(receive)
+        layer = self.channel_layer if isinstance(self.channel_layer, AsyncQueueChannelLayer) else None
+        return limited_events(limits, receive, send, layer, type(self).__name__)
+
     async def _open_source(self, layer: AsyncQueueChannelLayer) -> OpenChannel | FollowedGroups:
         """Return the source of the messages of the layer, with a channel of its own."""
         return await layer.open_channel()
@@ -78,6 +111,8 @@ class AsyncConsumer(consumer.AsyncConsumer):
     def _use(self, channel: str) -> None:
         self.channel_name = channel
         self.channel_receive = partial(self.channel_layer.receive, channel)  # type: ignore[assignment]
+        if self.max_groups is not None and isinstance(self.channel_layer, AsyncQueueChannelLayer):
+            self.channel_layer.limit_groups(channel, self.max_groups, f"max_groups of {type(self).__name__}")
 
     async def dispatch(self, message: Message) -> None:
         """

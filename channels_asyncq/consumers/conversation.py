@@ -10,7 +10,7 @@ from channels.exceptions import StopConsumer
 
 from ..exceptions import ChannelClosed
 from . import database
-from .sources import NOTHING, Message, ReceiveSource, Source
+from .sources import NOTHING, OVER_LIMIT, Message, ReceiveSource, Source
 
 #: The WebSocket close codes for a client that does not keep up: "try again later", and its substitute under a
 #: server that sends no code below 3000 (Daphne).
@@ -76,13 +76,13 @@ class Conversation:
         "notices",
     )
 
-    def __init__(self, client: Client, receive: Callable[[], Awaitable[Any]], is_websocket: bool) -> None:
+    def __init__(self, client: Client, events: ReceiveSource, is_websocket: bool) -> None:
         self.client = client
         #: The types of the layer's own notices, which need no handler.
         self.notices: frozenset[str] = frozenset()
         self._is_websocket = is_websocket
         self._database_thread: int | None = None
-        self._events = ReceiveSource(receive)
+        self._events = events
         self._messages: Source = NOTHING
         self._lost: Exception | None = None  # the error by which the client seems to have gone
         self._is_mistake = False  # the consumer itself has caused that error
@@ -108,18 +108,23 @@ class Conversation:
                     except ChannelClosed:
                         if not self._is_websocket:
                             raise
-                        await self._close_for_overflow()
+                        await self._close(CLOSE_TRY_AGAIN, CLOSE_TRY_AGAIN_PRIVATE)
                         continue
                 if message is None and event is None:
                     await self._wait()
                     continue
                 try:
-                    if message is None:
-                        await handler.dispatch(events.take())
-                    elif passes_on and message.get("type") == "websocket.send":
-                        await self.pass_on(message)
-                    else:
-                        await handler.dispatch(message)
+                    if event is not None:
+                        events.take()
+                        if event.get("type") == OVER_LIMIT:
+                            await self._close(event["code"], event["private_code"], event["reason"])
+                        else:
+                            await handler.dispatch(event)
+                    elif message is not None:
+                        if passes_on and message.get("type") == "websocket.send":
+                            await self.pass_on(message)
+                        else:
+                            await handler.dispatch(message)
                 except (OSError, RuntimeError) as error:
                     if error is not self.client.refusal:
                         raise
@@ -128,6 +133,7 @@ class Conversation:
                     raise self._lost  # a send has succeeded since: the error was not about the client
                 if self.client.has_closed:
                     # Let the server report that this was the end before the next message is sent.
+                    events.lift()
                     events.ask()
                     await _turn()
                     await _turn()
@@ -165,6 +171,7 @@ class Conversation:
         self._is_mistake = isinstance(error, RuntimeError) and not self.client.is_open
         # Nothing can be sent to the client, so nothing more is worth handling for it.
         self._messages = NOTHING
+        self._events.lift()
         try:
             async with asyncio.timeout(GRACE):
                 while self._events.held() is None:
@@ -172,17 +179,21 @@ class Conversation:
         except TimeoutError:
             raise error from None
 
-    async def _close_for_overflow(self) -> None:
+    async def _close(self, code: int, private: int, reason: str = "") -> None:
+        """Close the WebSocket, with the private code if the server refuses the other. Its disconnect follows."""
         self._messages = NOTHING
         if self.client.has_closed:
             return
+        close: Message = {"type": "websocket.close", "code": code}
+        if reason:
+            close["reason"] = reason
         try:
             try:
-                await self.client({"type": "websocket.close", "code": CLOSE_TRY_AGAIN})
+                await self.client(close)
             except (OSError, RuntimeError):
                 raise
             except Exception:
-                await self.client({"type": "websocket.close", "code": CLOSE_TRY_AGAIN_PRIVATE})
+                await self.client({**close, "code": private})
         except (OSError, RuntimeError) as error:
             await self._expect_end(error)
 

@@ -22,9 +22,11 @@ from django.core.serializers.json import DjangoJSONEncoder
 from ..exceptions import ChannelClosed, LayerUnavailable
 from ..layer import AsyncQueueChannelLayer
 from ..messages.envelopes import Envelope
+from ..rates import ClientMeters, Rate, checked_rate, network_of
 from ..slices import Slice
 from .consumer import AsyncConsumer
 from .conversation import Conversation
+from .limits import require_used
 from .resuming import ARRIVED, BEAT, LOST, MISSED, OWN_TYPES, RESUMED, FollowedGroups, Taken
 from .sources import Message
 
@@ -64,6 +66,7 @@ class Bodies:
                 self._bodies.popitem(last=False)
 
 
+_resumes = ClientMeters()
 _bodies: WeakKeyDictionary[AsyncQueueChannelLayer, Bodies] = WeakKeyDictionary()
 
 
@@ -95,6 +98,11 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
     heartbeat: float = 15.0
     #: Since when this user may read, an aware datetime. Older messages are not replayed.
     not_before: datetime | None = None
+    #: How often the clients of one `resume_key()` may come back with a position, such as "2/s"; None for any
+    #: number. One that comes back more often gets the frame `retry`.
+    resume_rate: str | None = None
+    #: How many may come back at once after a quiet time. None: those of one second, at least one.
+    resume_burst: int | None = None
 
     _followed: FollowedGroups | None = None
     # What is being handled, for the frames that its handler sends.
@@ -108,6 +116,27 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         """
         Called after the frame `resumed`. Override it to send what the client needs when it has not recovered.
         """
+
+    def resume_key(self) -> str:
+        """
+        Return the name of the client that `resume_rate` is for: its user if it is logged in, else its address.
+
+        An IPv6 client is its network, of 64 bits. Override it where the site knows better.
+
+        Raises:
+            ImproperlyConfigured: there is no user, and the server knows no address.
+        """
+        user = self.scope.get("user")
+        if user is not None and user.is_authenticated:
+            return f"user {user.pk}"
+        client = self.scope.get("client")
+        if not client or not client[0]:
+            raise ImproperlyConfigured(
+                f"resume_rate of {type(self).__name__} needs the user or the address of a client, and the scope "
+                "has neither: have the server take the address from a header of the proxy, or override "
+                "resume_key()"
+            )
+        return f"address {network_of(client[0])}"
 
     @classmethod
     async def encode_json(cls, content: Any) -> str:
@@ -131,8 +160,14 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
 
     # Wiring
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse limits that are wrong, and those of resumes."""
+        super().__init_subclass__(**arguments)
+        _resume_rate(cls)
+
     async def _open_source(self, layer: AsyncQueueChannelLayer) -> FollowedGroups:
         _require_seconds(type(self).__name__, self.heartbeat)
+        require_used(self, "resume_rate", resume_burst=None)
         self._followed = FollowedGroups(await layer.open_follower(()), self.heartbeat)
         return self._followed
 
@@ -183,12 +218,25 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
                 f"resumable_groups() of {type(self).__name__} returned the str {groups!r}: return [{groups!r}]"
             )
         [since] = parse_qs(self.scope["query_string"].decode("latin-1")).get("since", [None])[-1:]
+        if since is not None and (wait := self._wait_to_resume()):
+            await self._send_away(source, round(1000 * wait))
+            return
         try:
             await source.begin(tuple(groups), since, self.not_before)
         except LayerUnavailable:
             await self._send_away(source)
         except ChannelClosed:
             source.close()  # the conversation finds it closed, and ends
+
+    def _wait_to_resume(self) -> float:
+        """Return the seconds until this client may resume, 0.0 if it may now."""
+        rate = _resume_rate(self)
+        if rate is None:
+            return 0.0
+        wait = _resumes.take(f"{type(self).__module__}.{type(self).__qualname__}", self.resume_key(), rate)
+        if wait:
+            self.channel_layer.note_limited("resume_rate", type(self).__name__, "it is to come back later")
+        return wait
 
     async def _replay(self, source: FollowedGroups) -> None:
         """Send what was missed. Other tasks get their turns."""
@@ -243,16 +291,22 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         if reset is not None:
             await self._send_resumed(source, False, reset.reason)
 
-    async def _send_away(self, source: FollowedGroups) -> None:
-        """Have the client come back later: the server of the layer cannot be reached."""
+    async def _send_away(self, source: FollowedGroups, least: int = 0) -> None:
+        """Have the client come back later, in at least so many ms: it cannot be served now."""
         source.close()
-        await super().send_json({"type": "retry", "ms": _jitter.randint(*_RETRY)})
+        await super().send_json({"type": "retry", "ms": least + _jitter.randint(*_RETRY)})
         try:
             await self.close(_CLOSE_RESTART)
         except (OSError, RuntimeError):
             raise
         except Exception:
             await self.close(_CLOSE_RESTART_PRIVATE)
+
+
+def _resume_rate(consumer: Any) -> Rate | None:
+    """Return the rate of resumes of a consumer, or of a class of consumers. Raises as `checked_rate()`."""
+    name = (consumer if isinstance(consumer, type) else type(consumer)).__name__
+    return checked_rate(name, "resume_rate", consumer.resume_rate, "resume_burst", consumer.resume_burst)
 
 
 def _require_seconds(consumer: str, heartbeat: object) -> None:

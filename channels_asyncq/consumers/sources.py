@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 Message = dict[str, Any]
+#: The type of an event that no client sends: it has broken a limit, and is to be disconnected.
+OVER_LIMIT = "asyncq.over_limit"
 
 
 class Source(Protocol):
@@ -82,6 +84,9 @@ class ReceiveSource:
 
     def stop_waking(self, waiter: asyncio.Future[None]) -> None:
         self.waiter = None
+
+    def lift(self) -> None:
+        """Do not hold back the next event any more: it may be the client's disconnect. Here none is held back."""
 
     async def stop(self) -> None:
         """Cancel the pending `receive()`. An error of it comes too late to matter."""

@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from functools import lru_cache
+from typing import NamedTuple, Protocol, cast
 
 from ..clock import monotonic
 from ..exceptions import ChannelClosed
@@ -35,6 +36,19 @@ class ChannelView:
 
     def full(self) -> bool:
         return self.waiting >= self.maxsize
+
+
+class GroupLimit(NamedTuple):
+    """How many groups a channel may be in, and the name of the setting that says so."""
+
+    most: int
+    setting: str
+
+
+@lru_cache(maxsize=1024)
+def group_limit(most: int, setting: str) -> GroupLimit:
+    """Return the limit, one object for all channels that have it: a consumer has as many as it has clients."""
+    return GroupLimit(most, setting)
 
 
 class PlaceObserver(Protocol):
@@ -91,6 +105,7 @@ class ChannelBuffer(QueueInterface):
     #: Channels of earlier connections of the reader: a message that excludes one of them is not for this one.
     former: tuple[str, ...] = ()
     is_mended = False  # its reader gets from the log what an overflow drops
+    group_limit: GroupLimit | None = None
     is_kept = False  # an open channel reads from it: never swept
     _senders: WaitingSenders | None = None
 

@@ -26,7 +26,7 @@ class Counters:
     however many buffers hold it.
     """
 
-    __slots__ = ("delivered", "dropped", "external", "held_bytes", "most_bytes", "told", "woken")
+    __slots__ = ("delivered", "dropped", "external", "held_bytes", "limited", "most_bytes", "told", "woken")
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self.delivered = 0
@@ -34,6 +34,8 @@ class Counters:
         self.dropped: Counter[str] = Counter()
         #: Channels that lost something, by reason, whether or not `on_loss` is set: `Statistics.told`.
         self.told: Counter[str] = Counter()
+        #: What the clients of consumers and streams were not allowed, by limit: `Statistics.limited`.
+        self.limited: Counter[str] = Counter()
         #: Bytes of the payloads that wait; stays 0 where there is no limit.
         self.held_bytes = 0
         self.most_bytes = most_bytes

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ..clock import monotonic
 from ..events import Throttle
-from ..exceptions import ChannelClosed
+from ..exceptions import ChannelClosed, TooManyGroups
 from ..messages.envelopes import Envelope
 from ..settings.options import Options
 from ..slices import Slices
-from .buffers import ChannelBuffer
+from .buffers import ChannelBuffer, GroupLimit
 from .channels import Channels
 from .chunks import MANY, SOME, chunks
 from .counters import Counters
@@ -51,8 +51,24 @@ class Hub:
 
         Raises:
             ChannelClosed: the channel was closed.
+            TooManyGroups: it is in as many groups as it may be in.
         """
-        return self.groups.join(topic, self.channels.buffers.get(channel) or self.channels.open(channel))
+        buffer = self.channels.buffers.get(channel) or self.channels.open(channel)
+        if buffer.group_limit is not None:
+            self.require_room_in(buffer, buffer.group_limit, {topic})
+        return self.groups.join(topic, buffer)
+
+    def require_room_in(self, buffer: ChannelBuffer, limit: GroupLimit, topics: set[bytes]) -> None:
+        """
+        Return if a channel may be in these groups, beside those that it is in.
+
+        Raises:
+            TooManyGroups: it may not; this is counted.
+        """
+        new = topics - buffer.groups
+        if new and len(buffer.groups) + len(new) > limit.most:
+            self.counters.limited["max_groups"] += 1
+            raise TooManyGroups(buffer.channel, limit.most, limit.setting)
 
     # Delivery
 

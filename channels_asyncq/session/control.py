@@ -10,7 +10,7 @@ from functools import partial
 from django.core.exceptions import ImproperlyConfigured
 
 from ..bus.base import PubSub
-from ..exceptions import ChannelClosed, ChannelLayerError
+from ..exceptions import ChannelClosed, ChannelLayerError, TooManyGroups
 from ..messages.codecs import Codec
 from ..messages.envelopes import CONTROL, Envelope
 from ..names import Topics, check_channel_name, check_group_name, is_session_id
@@ -122,6 +122,8 @@ class Control:
                 raise TypeError("request or reply")
             if action == "confirm":
                 self._requests.confirmed(number)
+            elif action == "refuse":
+                self._requests.refused(number, TooManyGroups(*body["limit"]))
             elif action == "flush":
                 self._flush.begin(partial(self._confirm, number, reply))
             elif action in ("add", "discard"):
@@ -158,6 +160,8 @@ class Control:
             if (answer := change(group, channel)) is not None:
                 await answer
             is_done = True
+        except TooManyGroups as exc:
+            self._refuse(number, reply, exc)
         except ChannelClosed:
             is_done = True  # the channel's groups are gone too, and there is nothing to wait for
         except (ChannelLayerError, ImproperlyConfigured):
@@ -172,6 +176,14 @@ class Control:
             self._requests.confirmed(number)
         else:
             body = {"do": "confirm", "request": number, "reply": self._names.session_id}
+            self._pubsub.post(self._topics.inbox(reply), reply, self._codec.encode(body), CONTROL)
+
+    def _refuse(self, number: int, reply: str, error: TooManyGroups) -> None:
+        if reply == self._names.session_id:
+            self._requests.refused(number, error)
+        else:
+            limit = [error.channel, error.most, error.setting]
+            body = {"do": "refuse", "request": number, "reply": self._names.session_id, "limit": limit}
             self._pubsub.post(self._topics.inbox(reply), reply, self._codec.encode(body), CONTROL)
 
     def close(self) -> None:

@@ -40,6 +40,19 @@ class DropLog:
             message["type"],
         )
 
+    def limited(self, limit: str, reader: str, outcome: str | None) -> None:
+        """Count what a client was not allowed, and log it if there is an outcome that is worth a line."""
+        self._counters.limited[limit] += 1
+        if outcome is not None:
+            self._throttle.warn(
+                WIRE,
+                "client.limited",
+                "a client of %s exceeds %s: %s. Raise the limit if the client means no harm",
+                reader,
+                limit,
+                outcome,
+            )
+
     def overrun(self) -> None:
         """Note an envelope for which this loop had no place, from any thread."""
         with self._lock:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..bus.base import Bus
 from ..clock import monotonic
+from ..exceptions import ChannelLayerError
 from ..local.counters import Counters
 from ..messages.codecs import Codec
 from ..messages.envelopes import CONTROL
@@ -78,6 +79,12 @@ class Requests:
             request.confirmed += 1
             request.check()
 
+    def refused(self, number: int, error: ChannelLayerError) -> None:
+        """Note that the owner of a channel has refused a request."""
+        request = self._pending.get(number)
+        if request is not None and not request.done.done():
+            request.done.set_exception(error)
+
     async def ask_owner(self, session_id: str, action: str, group: str, channel: str) -> None:
         """
         Have the session that owns a channel join or leave a group with it; return when it has confirmed.
@@ -85,6 +92,9 @@ class Requests:
         An owner that is gone is counted, and is no error: its channel is gone, and so are its memberships. It is
         gone when no session has heard a request for 2.5 seconds (before, it may be reconnecting), or when it has
         not confirmed within `send_timeout`. Cancelling does not take back a request that was sent.
+
+        Raises:
+            TooManyGroups: the owner has refused it.
         """
         number, request = self._new(1)
         body = {"do": action, "group": group, "channel": channel}
@@ -104,6 +114,7 @@ class Requests:
                 gone_at = math.inf if listeners else min(gone_at, now + _GONE_AFTER)
                 left = max(0.0, min(until, gone_at) - now)
                 await asyncio.wait([request.done], timeout=min(left, _ASK_AGAIN))
+            request.done.result()
         finally:
             del self._pending[number]
 

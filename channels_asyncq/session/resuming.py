@@ -115,7 +115,11 @@ class Resumer:
     async def join(self, groups: Sequence[str], channel: str) -> Resumption:
         """
         Join without a position: the channel gets what is sent from now on. Cancelling leaves no half member.
+
+        Raises:
+            TooManyGroups: the channel may not be in all of these groups.
         """
+        self._require_room(groups, channel)
         places = await self.places_now(groups)
         await self._join_all(groups, channel)
         return Resumption(True, "", places)
@@ -128,6 +132,13 @@ class Resumer:
         except BaseException:
             self._leave(new, channel)
             raise
+
+    def _require_room(self, groups: Iterable[str], channel: str) -> None:
+        """Refuse groups of which some could be joined and some not."""
+        buffer = self._hub.channels.buffers.get(channel)
+        if buffer is not None and buffer.group_limit is not None:
+            topics = {self.topic(group).name for group in groups}
+            self._hub.require_room_in(buffer, buffer.group_limit, topics)
 
     def _leave(self, groups: Iterable[str], channel: str) -> None:
         if channel in self._hub.channels.buffers:
@@ -148,7 +159,9 @@ class Resumer:
         Raises:
             LayerUnavailable: the server cannot be reached.
             ChannelClosed: the channel was closed.
+            TooManyGroups: the channel may not be in all of these groups.
         """
+        self._require_room(groups, channel)
         self.counts.resumes += 1
         await self._turnstile.pass_through()
         try:

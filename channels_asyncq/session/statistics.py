@@ -19,7 +19,9 @@ class Statistics:
     confirmed, and "server_forgot" for normal channels whose waiting messages the server may have lost. `told`
     counts the channels that got a loss notice (or would have, if `on_loss` were set), by reason. `resumes` counts
     the channels that came back with a position, and `refused` those that did not get what they had missed, by
-    reason. `replay` has what is held in memory for them. `links` has an entry per session and host.
+    reason. `limited` counts what clients were not allowed, by the name of the limit: "rate", "max_frame",
+    "idle_timeout", "max_groups", "resume_rate". `replay` has what is held in memory for readers that come back.
+    `links` has an entry per session and host.
     """
 
     channels: int = 0
@@ -31,6 +33,7 @@ class Statistics:
     told: dict[str, int] = field(default_factory=dict)
     resumes: int = 0
     refused: dict[str, int] = field(default_factory=dict)
+    limited: dict[str, int] = field(default_factory=dict)
     replay: ReplayCounts = field(default_factory=ReplayCounts)
     links: tuple[Link, ...] = ()
 
@@ -55,6 +58,7 @@ class Statistics:
             told=dict(Counter(self.told) + Counter(other.told)),
             resumes=self.resumes + other.resumes,
             refused=dict(Counter(self.refused) + Counter(other.refused)),
+            limited=dict(Counter(self.limited) + Counter(other.limited)),
             replay=self.replay + other.replay,
             links=self.links + other.links,
         )

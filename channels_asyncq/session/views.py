@@ -77,6 +77,7 @@ class Views:
             told=dict(hub.counters.told),
             resumes=self._resumes.resumes,
             refused=dict(self._resumes.refused),
+            limited=dict(hub.counters.limited),
             replay=copy(self._bus.log.counts),
             links=tuple(self._bus.connections.links()),
         )

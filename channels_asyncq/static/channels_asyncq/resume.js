@@ -1,6 +1,6 @@
 // A WebSocket that resumes: docs/browser-client.md
 
-const FINAL = /^(1000|1008|4(?!01[23])[0-4]..)$/;
+const FINAL = /^(100[089]|4(?!01[23])[0-4]..)$/;
 
 export class ResumableSocket extends EventTarget {
   #url; #timer; #retry; #heard;

@@ -1,0 +1,103 @@
+"""What a consumer can know and do about its connection beyond ASGI, by the server that has it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+
+class Connection:
+    """A connection of a server that is not known: it stops reading by itself, and tells nothing."""
+
+    __slots__ = ()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection has ended, so that a disconnect waits behind what was read before."""
+        return False
+
+    def stop_reading(self) -> None:
+        """Read no more from the client. A second call changes nothing."""
+
+    def read_again_if_empty(self) -> None:
+        """Go on reading if the consumer has taken everything that was read."""
+
+    def read_again(self) -> None:
+        """Go on reading."""
+
+
+class UvicornConnection(Connection):
+    """A connection of asyncio or uvloop. uvicorn stops reading by itself until everything is taken."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    @property
+    def is_gone(self) -> bool:
+        return bool(self._transport.is_closing())
+
+
+class DaphneConnection(Connection):
+    """
+    A connection of Twisted. Daphne reads all that comes, and queues it.
+
+    state   | `_is_stopped` | event: next state
+    --------|---------------|-------------------------------------------------------------------------------
+    reading | False         | `stop_reading()`: stopped. The buffers of TCP fill, and the client must wait
+    stopped | True          | `read_again_if_empty()` with an empty queue, `read_again()`: reading
+    """
+
+    __slots__ = ("_events", "_is_stopped", "_transport")
+
+    def __init__(self, events: asyncio.Queue[Any], transport: Any) -> None:
+        self._events = events
+        self._transport = transport  # a push producer of Twisted
+        self._is_stopped = False
+
+    @property
+    def is_gone(self) -> bool:
+        return not getattr(self._transport, "connected", True)
+
+    def stop_reading(self) -> None:
+        if not self._is_stopped:
+            self._is_stopped = True
+            self._transport.pauseProducing()
+
+    def read_again_if_empty(self) -> None:
+        if self._is_stopped and self._events.empty():
+            self.read_again()
+
+    def read_again(self) -> None:
+        if self._is_stopped:
+            self._is_stopped = False
+            self._transport.resumeProducing()
+
+
+def connection_of(
+    receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+) -> Connection:
+    """
+    Return the connection of a WebSocket, as its ASGI callables show it.
+
+    Daphne's `receive` is the `get()` of a queue, and its `send` a partial with the protocol. uvicorn's `receive`
+    is a method of the protocol. Middleware may wrap `send` by a method of an object that has the `send` below it
+    as `real_send`, as the session middleware of Channels does. Behind other middleware that wraps one of them,
+    nothing is known of the connection.
+    """
+    while (below := getattr(getattr(send, "__self__", None), "real_send", None)) is not None:
+        send = below
+    owner = getattr(receive, "__self__", None)
+    if isinstance(owner, asyncio.Queue):
+        protocol = send.args[0] if isinstance(send, partial) and send.args else None
+        transport = getattr(protocol, "transport", None)
+        if callable(getattr(transport, "pauseProducing", None)):
+            return DaphneConnection(owner, transport)
+    else:
+        transport = getattr(owner, "transport", None)
+        if callable(getattr(transport, "is_closing", None)):
+            return UvicornConnection(transport)
+    return Connection()
