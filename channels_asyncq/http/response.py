@@ -15,7 +15,9 @@ from django.utils.timezone import is_naive, make_aware
 
 from .. import get_layer
 from ..layer import AsyncQueueChannelLayer
+from ..rates import require_positive_int
 from .frames import Render, Renderer
+from .resumes import checked_resume_limit
 from .stream import Stream, Wishes
 
 _REMEDY = "make the view `async def` and serve it by an ASGI server such as uvicorn, Daphne or granian"
@@ -58,10 +60,17 @@ class EventStream(StreamingHttpResponse):
             as JSON; or to None: nothing is sent. The default is JSON of the whole message. It is called once for
             all streams of the process, so what it returns must depend on the message alone. It runs on the event
             loop: no I/O, no query. An exception in it ends the stream, and is logged as `stream.failed`.
+        max_groups: the most groups of one stream, None for any number.
+        resume_rate: how often the streams of one `resume_key` may come back with a position, such as "2/s". One
+            that comes back more often gets `retry:` and the end, and comes later with the same position.
+        resume_burst: how many may come back at once after a quiet time. None: those of one second, at least one.
+        resume_key: the client that `resume_rate` is for, such as the key of its user. The default is its address,
+            of an IPv6 address the network, of 64 bits.
         layer: an alias, or a layer.
 
     Raises:
-        ImproperlyConfigured: the request is not of an ASGI server; or the alias names no layer of this package.
+        ImproperlyConfigured: the request is not of an ASGI server; or the alias names no layer of this package;
+            or `resume_rate` needs a `resume_key`, because the server knows no address.
         TypeError, ValueError: another argument is wrong.
     """
 
@@ -75,21 +84,31 @@ class EventStream(StreamingHttpResponse):
         heartbeat: float = 15.0,
         retry: tuple[float, float] = (1, 3),
         render: Render | None = None,
+        max_groups: int | None = 1000,
+        resume_rate: str | None = None,
+        resume_burst: int | None = None,
+        resume_key: str | None = None,
         layer: str | AsyncQueueChannelLayer = DEFAULT_CHANNEL_LAYER,
     ) -> None:
         if not hasattr(request, "scope"):
             raise ImproperlyConfigured(f"a WSGI server cannot keep event streams open: {_REMEDY}")
         layer = layer if isinstance(layer, AsyncQueueChannelLayer) else get_layer(layer)
         wishes = Wishes(
-            _checked_groups(groups, layer),
+            _checked_groups(groups, layer, max_groups),
             _since(request, since),
             _milliseconds(not_before),
             _checked_seconds("heartbeat", heartbeat),
             _checked_retry(retry),
         )
         stream = Stream(layer, wishes, Renderer(render))
+        limit = checked_resume_limit(resume_rate, resume_burst, resume_key)
         # A HEAD request asks for the headers of a response that would never end.
-        self._chunks = _nothing() if request.method == "HEAD" else stream.chunks()
+        if request.method == "HEAD":
+            self._chunks = _chunks_of()
+        elif limit is not None and wishes.since is not None and (wait := limit.wait(request, layer)):
+            self._chunks = _chunks_of(stream.retry(wait))
+        else:
+            self._chunks = stream.chunks()
         super().__init__(self._chunks, content_type="text/event-stream; charset=utf-8")
         self.headers["Cache-Control"] = "no-store, no-transform"
         # nginx would hold chunks back.
@@ -114,8 +133,7 @@ class EventStream(StreamingHttpResponse):
         )
 
 
-async def _nothing() -> AsyncGenerator[bytes]:
-    chunks: tuple[bytes, ...] = ()
+async def _chunks_of(*chunks: bytes) -> AsyncGenerator[bytes]:
     for chunk in chunks:
         yield chunk
 
@@ -126,12 +144,21 @@ def _since(request: HttpRequest, since: str | None) -> str | None:
     return request.headers.get("Last-Event-ID") or since or request.GET.get("since") or None
 
 
-def _checked_groups(groups: Iterable[str], layer: AsyncQueueChannelLayer) -> tuple[str, ...]:
+def _checked_groups(
+    groups: Iterable[str], layer: AsyncQueueChannelLayer, max_groups: int | None
+) -> tuple[str, ...]:
+    if max_groups is not None:
+        require_positive_int("EventStream", "max_groups", max_groups, "groups")
     if isinstance(groups, str):
         raise TypeError(f"groups must be a list of group names, not the str {groups!r}: use [{groups!r}]")
     checked = tuple(dict.fromkeys(groups))
     if not checked:
         raise TypeError("groups is empty: name at least one group")
+    if max_groups is not None and len(checked) > max_groups:
+        raise ValueError(
+            f"groups has {len(checked)} names, and max_groups of EventStream is {max_groups}: have one group for "
+            "what many have in common, or pass a higher max_groups"
+        )
     for group in checked:
         layer.require_valid_group_name(group)
     return checked

@@ -63,7 +63,7 @@ class Stream:
         stopping.enter(wakeups)
         follower: Follower | None = None
         try:
-            yield self._retry()
+            yield self.retry()
             try:
                 await request_thread.release()
                 follower = await wakeups.unless_told(self._layer.open_follower(self._wishes.groups))
@@ -86,7 +86,7 @@ class Stream:
                 pass  # the client comes back to where it was
             except Exception as error:
                 self._note(error)
-            yield self._retry()
+            yield self.retry()
         finally:
             if follower is not None:
                 follower.channel.close()
@@ -148,8 +148,9 @@ class Stream:
     def _comment(self, follower: Follower, text: str) -> bytes:
         return f"id: {follower.position}\n: {text}\n\n".encode()
 
-    def _retry(self) -> bytes:
-        return b"retry: %d\n\n" % round(1000 * random.uniform(*self._wishes.retry))
+    def retry(self, least: float = 0.0) -> bytes:
+        """Return the line by which a client comes back in a while: later than in `least` seconds."""
+        return b"retry: %d\n\n" % round(1000 * (least + random.uniform(*self._wishes.retry)))
 
     def _note(self, error: Exception) -> None:
         cause = f"{self._renderer} {type(error).__name__}"
