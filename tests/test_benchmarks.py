@@ -122,6 +122,22 @@ def test_websockets(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
+@pytest.mark.skipif(sys.platform == "win32", reason="the memory of a process comes from /proc")
+def test_flood(tmp_path: Path) -> None:
+    """The command for a client that floods has figures with and without it."""
+    pytest.importorskip("uvicorn")
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.flood", "--rounds", "1", "--clients", "3", "--seconds", "1"]
+    done = subprocess.run([*command, "--actions", "wait", "--json", figures], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(figures.read_text())
+    assert list(found) == ["uvicorn", "daphne"]
+    rounds = [each for server in found.values() for kind in server["wait"].values() for each in kind]
+    assert len(rounds) == 4 and all(0 < each["p50"] <= each["p99"] for each in rounds)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "options",
     [("--places", "one server;3 primaries"), ("--places", "1 primary", "--idle")],

@@ -50,6 +50,16 @@ def room(base: Any) -> Any:
     return Room.as_asgi()
 
 
+def echo(limits: dict[str, Any]) -> Any:
+    class Echo(own_websocket.AsyncWebsocketConsumer):
+        """Says what it hears."""
+
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            await self.send(text_data=text_data)
+
+    return type("LimitedEcho", (Echo,), limits).as_asgi()  # type: ignore[attr-defined]
+
+
 _bare: set[Any] = set()
 _listening: asyncio.Task[None] | None = None
 
@@ -89,6 +99,7 @@ _kinds: dict[str, Callable[[], Any]] = {
     "bare": lambda: bare,
     "stock": lambda: room(channels_websocket.AsyncJsonWebsocketConsumer),
     "own": lambda: room(own_websocket.AsyncJsonWebsocketConsumer),
+    "echo": lambda: echo(order["limits"]),
 }
 application = _kinds[order["consumer"]]()
 
