@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from .layer import AsyncQueueChannelLayer
     from .local.buffers import ChannelView
     from .messages.external import ExternalMessage
+    from .session.histories import History
     from .session.open_channel import OpenChannel
     from .session.statistics import Statistics
-    from .settings.config import Config, ExternalConfig, RecoveryConfig
+    from .settings.config import Config, ExternalConfig, HistoryConfig, RecoveryConfig
     from .settings.keys import Overflow, SerializerFormat
     from .subscription import Replay, Subscription
 
@@ -35,6 +36,8 @@ __all__ = [
     "ExternalConfig",
     "ExternalMessage",
     "Health",
+    "History",
+    "HistoryConfig",
     "HostHealth",
     "LayerClosed",
     "LayerUnavailable",
@@ -64,6 +67,8 @@ _HOMES = {
     "ExternalConfig": "settings.config",
     "ExternalMessage": "messages.external",
     "Health": "bus.base",
+    "History": "session.histories",
+    "HistoryConfig": "settings.config",
     "HostHealth": "bus.base",
     "Link": "bus.base",
     "OpenChannel": "session.open_channel",

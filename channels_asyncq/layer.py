@@ -30,6 +30,7 @@ from .session.closing import close_sessions, close_sessions_from_thread
 from .session.decoding import Decoder
 from .session.dispatch import Dispatcher, PreparedGroupSend, PreparedSend
 from .session.following import Follower
+from .session.histories import MOST_MESSAGES, History
 from .session.open_channel import OpenChannel
 from .session.owners import check_closable, not_here
 from .session.registry import SessionRegistry
@@ -437,6 +438,38 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         for group in groups:
             check_group_name(group)
         return groups
+
+    async def history(self, group: str, limit: int = 50, before: str | None = None) -> History:
+        """
+        Return the last messages of a group that has a history by the setting `history`: see `History`.
+
+        Channels in the `exclude` of a message make no difference here. Cancelling is safe.
+
+        Args:
+            limit: the number of messages, 1 to 1000.
+            before: a position. What was sent behind it is left out.
+
+        Raises:
+            TypeError: the name is not valid, or an argument has a wrong type.
+            ValueError: `limit` is out of range, or `before` is no position of this group.
+            ChannelLayerError: the group has no history.
+            LayerUnavailable: the server cannot be reached.
+        """
+        return await self._dispatcher.history(*self._checked_history(group, limit, before))
+
+    def history_from_thread(self, group: str, limit: int = 50, before: str | None = None) -> History:
+        """Return what `history()` returns. For threads that run no event loop; blocks until it is there."""
+        return self._dispatcher.history_from_thread(*self._checked_history(group, limit, before))
+
+    def _checked_history(self, group: str, limit: int, before: str | None) -> tuple[str, int, str | None]:
+        check_group_name(group)
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"limit must be an int, not {limit!r}")
+        if not 1 <= limit <= MOST_MESSAGES:
+            raise ValueError(f"limit must be 1 to {MOST_MESSAGES}, not {limit}")
+        if before is not None and not isinstance(before, str):
+            raise TypeError(f"before must be a position or None, not {before!r}")
+        return group, limit, before
 
     async def group_resume(self, group: str, channel: str, *, since: str) -> Replay:
         """

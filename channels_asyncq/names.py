@@ -19,7 +19,7 @@ MAX_NAME_LENGTH = 100
 _CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
 _GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+")
 # No name has a colon in it.
-_STORED = re.compile(rb"(queue|members|epoch|taken:[0-9a-f]{16}):[^:]+")
+_STORED = re.compile(rb"(queue|members|history|epoch|taken:[0-9a-f]{16}):[^:]+")
 
 
 def check_channel_name(name: object, receive: bool = False) -> None:
@@ -186,6 +186,10 @@ class Topics:
         members = self.root(topic.partition) + b"members:" + group.encode()
         return Group(topic, members, self.log(topic.partition))
 
+    def history(self, group: str) -> bytes:
+        """The key of a group's history, in the group's partition."""
+        return self.root(self.partition(group)) + b"history:" + group.encode()
+
     def queue(self, channel: str) -> Queue:
         topic = self._topic(channel, b"queue:")
         root, name = self.root(topic.partition), channel.encode()
@@ -255,7 +259,7 @@ class Topics:
         Without its epoch a log is not replayed to channels that come back.
         """
         root = b"%b:0:{*}:" % self.prefix.encode() if self.is_cluster else self._roots[host]
-        return [root + kind + b":*" for kind in (b"queue", b"taken", b"members", b"epoch")]
+        return [root + kind + b":*" for kind in (b"queue", b"taken", b"members", b"epoch", b"history")]
 
     def is_stored(self, host: int, key: bytes) -> bool:
         """

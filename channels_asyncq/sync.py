@@ -22,8 +22,9 @@ from channels import DEFAULT_CHANNEL_LAYER
 from . import get_layer, threads
 from .events import LOSS, record
 from .layer import AsyncQueueChannelLayer
+from .session.histories import History
 
-__all__ = ["group_send", "position", "send"]
+__all__ = ["group_send", "history", "position", "send"]
 
 
 def send(
@@ -95,6 +96,25 @@ def position(
     """
     _refuse_on_a_loop("position")
     return _layer(layer).position_from_thread(*groups, channel=channel)
+
+
+def history(
+    group: str,
+    limit: int = 50,
+    before: str | None = None,
+    *,
+    layer: str | AsyncQueueChannelLayer = DEFAULT_CHANNEL_LAYER,
+) -> History:
+    """
+    Return the last messages of a group, as `AsyncQueueChannelLayer.history()` does: for a view that shows them.
+
+    Raises:
+        RuntimeError: an event loop runs in this thread; await the layer's own `history()` there.
+        TypeError, ValueError, ChannelLayerError, LayerUnavailable: as `AsyncQueueChannelLayer.history()`.
+        ImproperlyConfigured: the alias names no layer of this package.
+    """
+    _refuse_on_a_loop("history")
+    return _layer(layer).history_from_thread(group, limit, before)
 
 
 def _layer(layer: str | AsyncQueueChannelLayer) -> AsyncQueueChannelLayer:

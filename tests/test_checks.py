@@ -51,6 +51,16 @@ def test_bad_config(settings: Any) -> None:
     assert "'chat'" in text and "capactiy" in text and "capacity" in text
 
 
+def test_bad_history(settings: Any) -> None:
+    """E001 for a history whose bounds are impossible, or that has no logs to stand beside."""
+    settings.CHANNEL_LAYERS = layers(
+        chat={"history": {"room.*": {"messages": -1}}}, news={"history": {"room.*": {}}, "recovery": None}
+    )
+    (code, text), (other, words) = found()
+    assert code == other == "channels_asyncq.E001"
+    assert "history['room.*']['messages'] = -1" in text and "`recovery` is None" in words
+
+
 def test_bad_cluster(settings: Any) -> None:
     """E001 for the address of a Redis Cluster, also for a file of TLS that its connections need."""
     settings.CHANNEL_LAYERS = layers(

@@ -390,9 +390,8 @@ async def test_forgotten_by_the_server(
 async def test_full_server(make_layer: MakeLayer, server: RespServer) -> None:
     """A server that takes no writes for now has no lease to give; whoever finds no stranger there goes on."""
     layer = await make_layer(hosts=[server.url])
-    server.always(
-        "LEASE", resp_server.reply([b"OOM command not allowed when used memory > 'maxmemory'.", b"0"])
-    )
+    refusal = b"OOM command not allowed when used memory > 'maxmemory'."
+    server.always("LEASE", resp_server.reply([refusal, b"0", b"0"]))
     (member,) = await members_of(layer, "room", 1)
     await layer.group_send("room", note(1))
     assert await receive(layer, member) == note(1)

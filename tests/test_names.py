@@ -56,6 +56,7 @@ def test_the_names_that_redis_sees() -> None:
     assert names.group("chat").topic == Topic(chat, b"asgi:3:group:chat")
     assert names.group("chat").log == names.log(chat) == b"asgi:3:log:%d" % chat
     assert names.group("chat").members == b"asgi:3:members:chat"
+    assert names.history("chat") == b"asgi:3:history:chat"
     # Wake-ups are in no log; the pushes have the numbers of the partition.
     assert names.queue("jobs").topic == Topic(jobs, b"asgi:3:queue:jobs", is_logged=False)
     assert names.queue("jobs").seen == b"asgi:3:seen:%d:0123456789abcdef" % jobs
@@ -69,8 +70,8 @@ def test_the_names_that_redis_sees() -> None:
     assert names.layouts(0) == b"asgi:3:layouts"
     keys = names.lease_keys(0, b"{}")
     assert keys == (b"asgi:3:layouts", b"asgi:3:layouts:44136fa355b3678a", b"asgi:3:layouts:past")
-    stored = [b"asgi:3:queue:*", b"asgi:3:taken:*", b"asgi:3:members:*", b"asgi:3:epoch:*"]
-    assert names.stored(0) == stored
+    kinds = (b"queue", b"taken", b"members", b"epoch", b"history")
+    assert names.stored(0) == [b"asgi:3:%b:*" % kind for kind in kinds]
 
 
 @given(name=names)
@@ -79,7 +80,7 @@ def test_namespaces_never_meet(name: str) -> None:
     spaces = [Topics(prefix, 16, [db], NODE) for prefix in ("a", "b") for db in (0, 1)]
     every: list[bytes] = []
     for space in spaces:
-        every += [space.group(name).topic.name, space.group(name).members]
+        every += [space.group(name).topic.name, space.group(name).members, space.history(name)]
         every += [space.queue(name).topic.name, space.queue(name).taken]
         every += [space.inbox(name).name, space.everybody.name, *space.lease_keys(0, b"{}")]
     assert len(set(every)) == len(every)
@@ -90,7 +91,7 @@ def test_namespaces_never_meet(name: str) -> None:
     "kind",
     [
         *("group", "members", "inbox", "queue", "taken", f"taken:{NODE}", "seen", "seen:1", "waiting"),
-        *("log", "epoch", "fence", "all"),
+        *("log", "epoch", "history", "fence", "all"),
     ],
 )
 def test_a_namespace_within_another(kind: str, name: str, group: str) -> None:
@@ -100,7 +101,7 @@ def test_a_namespace_within_another(kind: str, name: str, group: str) -> None:
     for space in (outer, inner):
         queue, members = space.queue(name), space.group(group)
         epoch = space.epoch(members.topic.partition)
-        stored.append([queue.topic.name, queue.taken, members.members, epoch])
+        stored.append([queue.topic.name, queue.taken, members.members, epoch, space.history(group)])
         every += [*stored[-1], queue.seen, queue.waiting, members.topic.name, members.log]
         every += space.lease_keys(0, b"{}")
         every += [space.inbox(NODE).name, space.everybody.name, space.fence(0, 0)]
@@ -190,13 +191,14 @@ def test_the_names_in_a_cluster() -> None:
     root = names.root(partition)
     assert names.group("chat").topic == Topic(partition, root + b"group:chat")
     assert names.group("chat").members == root + b"members:chat"
+    assert names.history("chat") == root + b"history:chat"
     assert names.log(partition) == root + b"log:%d" % partition
     assert names.everybody == Topic(0, b"asgi:0:{10}:all")
     assert names.layouts(0) == b"asgi:0:{10}:layouts"
     assert names.fence(0, 2) == names.fence_of(0, 2) == b"asgi:0:{10}:fence:0123456789abcdef:2"
     assert names.fence_of(15, 2) == b"asgi:0:{40}:fence:0123456789abcdef:2"
-    stored = [b"asgi:0:{*}:queue:*", b"asgi:0:{*}:taken:*", b"asgi:0:{*}:members:*", b"asgi:0:{*}:epoch:*"]
-    assert names.stored(0) == stored
+    kinds = (b"queue", b"taken", b"members", b"epoch", b"history")
+    assert names.stored(0) == [b"asgi:0:{*}:%b:*" % kind for kind in kinds]
 
 
 @given(name=names, partitions=st.integers(1, 200))

@@ -18,7 +18,7 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 
 from channels_asyncq.settings import arguments, options
 from channels_asyncq.settings.hosts import Host
-from channels_asyncq.settings.keys import Recovery, log_bytes
+from channels_asyncq.settings.keys import Keeping, Recovery, log_bytes
 from channels_asyncq.settings.options import Options
 
 PROVIDER = SimpleNamespace(get_credentials=tuple)
@@ -157,6 +157,33 @@ def test_capacity_of_channel(channel: str, capacity: int) -> None:
         "*.request.more": 8,
     }
     assert Options.from_config({"channel_capacity": patterns}).capacity_of(channel) == capacity
+
+
+@pytest.mark.parametrize(
+    ("group", "keeping"),
+    [
+        ("chat.7", Keeping(300, 100)),
+        ("chat.big", Keeping(5.5, 100)),
+        ("news", Keeping(300, 7)),
+        ("newspaper", None),
+        ("chat.typing", None),
+    ],
+)
+def test_history(group: str, keeping: Keeping | None) -> None:
+    """The first pattern that matches decides; missing keys have defaults; a group without a log has none."""
+    history: dict[Any, Any] = {
+        "chat.big": {"seconds": 5.5},
+        "chat.*": {},
+        re.compile("news$"): {"messages": 7},
+    }
+    options = Options.from_config({"history": history, "recovery": {"exclude": ["*.typing"]}})
+    assert options.keeping(group) == keeping
+
+
+def test_no_history() -> None:
+    """It is off by default, and may be off without logs."""
+    for config in ({}, {"history": None}, {"history": {}}, {"history": {}, "recovery": None}):
+        assert Options.from_config(config).keeping("chat.7") is None
 
 
 # Hosts.
@@ -547,6 +574,15 @@ BAD: list[tuple[dict[Any, Any], str, str]] = [
     ({"channel_capacity": {1: 2}}, "channel_capacity[1] = 2", "glob"),
     ({"channel_capacity": {"": 2}}, "channel_capacity[''] = 2", "glob"),
     ({"channel_capacity": {re.compile(b"a"): 2}}, "channel_capacity[re.compile(b'a')] = 2", "str pattern"),
+    ({"history": ["chat.*"]}, "history = ['chat.*']", 'a dict such as {"chat.*": {"seconds": 300'),
+    ({"history": {"chat.*": 100}}, "history['chat.*'] = 100", 'a dict such as {"seconds": 300'),
+    ({"history": {"": {}}}, "history[''] = {}", 'a glob such as "chat.*"'),
+    ({"history": {5: {}}}, "history[5] = {}", 'a glob such as "chat.*"'),
+    ({"history": {"a": {"seconds": 0}}}, "history['a']['seconds'] = 0", "greater than 0"),
+    ({"history": {"a": {"messages": 0}}}, "history['a']['messages'] = 0", "1 to 10000"),
+    ({"history": {"a": {"messages": 10_001}}}, "history['a']['messages'] = 10001", "1 to 10000"),
+    ({"history": {"a": {"mesages": 1}}}, "history['a']['mesages'] = 1", "Did you mean 'messages'?"),
+    ({"history": {"a": {}}, "recovery": None}, "history = {'a': {}}", "`recovery` is None"),
     ({"symmetric_encryption_keys": "secret"}, "symmetric_encryption_keys", "must be a list of keys"),
     ({"symmetric_encryption_keys": b"secret"}, "symmetric_encryption_keys", "must be a list of keys"),
     (

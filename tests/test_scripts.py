@@ -14,6 +14,7 @@ from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 
 EXPIRY = 60_000
 SCRIPTS = Scripts.of(None)
+NO_HISTORY = {"KEPT_ENTRIES": 0, "KEPT_BYTES": 0, "KEPT_MS": 0}
 
 
 class Channel:
@@ -217,7 +218,7 @@ def test_any_order_of_numbers(redis_server: EmbeddedServer, pushes: list[tuple[i
 
 def test_a_header_in_the_log_is_small(redis_server: EmbeddedServer, prefix: str) -> None:
     """However large a message is: if only its header is logged, those before it stay in the log."""
-    script = Script.load("send", MOST_ENTRIES=1000, MOST_BYTES=100_000)
+    script = Script.load("send", MOST_ENTRIES=1000, MOST_BYTES=100_000, **NO_HISTORY)
     log = f"{prefix}:0:log:0"
 
     def send(*arguments: str | int) -> None:
@@ -272,7 +273,7 @@ def test_lease_has_the_words_of_redis_6(redis_server: EmbeddedServer, prefix: st
 
 def test_nothing_is_sent_that_redis_6_would_not_count(redis_server: EmbeddedServer, prefix: str) -> None:
     """Redis 6 counts no errors within scripts, only others': nobody would learn that a message is in no log."""
-    send = Script.load("send", MOST_ENTRIES=100, MOST_BYTES=10_000, IS_REQUIRED=0)
+    send = Script.load("send", MOST_ENTRIES=100, MOST_BYTES=10_000, IS_REQUIRED=0, **NO_HISTORY)
     with pytest.raises(EmbeddedServerError, match="OOM"):
         redis_server.command("EVAL", _REDIS_6 + send.text, 1, f"{prefix}:0:log:0", "topic", "", "message")
 

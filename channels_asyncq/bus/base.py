@@ -7,9 +7,9 @@ tests/contract/buses.py has the rules that each bus keeps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from channels.exceptions import ChannelFull
 
@@ -251,11 +251,17 @@ class Members(Protocol):
 
 
 class NotReplayed(Exception):
-    """The messages behind a place cannot be had, for the `reason`. The page on resuming has the reasons."""
+    """
+    The messages behind a place cannot be had, for the `reason`. The page on resuming has the reasons.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    Where only the message at `position` cannot be had, `found` has those before it. Else `position` is 0.
+    """
+
+    def __init__(self, reason: str, position: int = 0, found: Sequence[Envelope] = ()) -> None:
+        super().__init__(reason, position)
         self.reason = reason
+        self.position = position
+        self.found = found
 
 
 @dataclass(slots=True)
@@ -355,6 +361,50 @@ class Log(Protocol):
     def counts(self) -> ReplayCounts: ...
 
 
+class HistoryPage(NamedTuple):
+    """
+    Messages of a group's history, in order.
+
+    `end` is the place at or before which all of them are. `start` is before all of them, and None if the history
+    has no older ones.
+    """
+
+    envelopes: list[Envelope]
+    end: Place
+    start: Place | None
+
+
+class Histories(Protocol):
+    """
+    The messages of some groups that are kept beside the logs: a history for each group, as `history` says.
+
+    A message has the same place in a history as in the log of its partition.
+
+    Implemented by `bus.redis.histories.RedisHistories`, and on `memory://` by
+    `bus.memory.histories.MemoryHistories`.
+    """
+
+    def covers(self, group: str) -> bool:
+        """Tell whether messages to a group are kept in a history."""
+
+    async def page(self, group: str, before: Place | None, limit: int) -> HistoryPage:
+        """
+        Return the last `limit` messages of a history, or the last ones that are not behind a place.
+
+        Cancelling is safe.
+        """
+
+    async def since(self, group: str, place: Place) -> tuple[list[Envelope], Place]:
+        """
+        Return the messages behind a place, up to the end of the log, and that end. Others share the read.
+
+        Cancelling is safe.
+
+        Raises:
+            NotReplayed: they are not all in the history.
+        """
+
+
 class Connections(Protocol):
     """
     The connections of one session to its hosts, as they are now.
@@ -403,6 +453,9 @@ class Bus(Protocol):
 
     @property
     def log(self) -> Log: ...
+
+    @property
+    def histories(self) -> Histories: ...
 
     @property
     def connections(self) -> Connections: ...

@@ -11,6 +11,7 @@ from ..exceptions import LayerClosed
 from ..names import check_channel_name, check_group_name
 from ..process.loops import LoopPhase, LoopState
 from .forks import running_relay
+from .histories import History
 from .registry import SessionRegistry
 
 T = TypeVar("T")
@@ -52,6 +53,10 @@ class SessionCalls:
     async def position(self, groups: tuple[str, ...], channel: str | None) -> str:
         session = await self._registry.session()
         return await session.resumer.position(groups, channel)
+
+    async def history(self, group: str, limit: int, before: str | None) -> History:
+        session = await self._registry.session()
+        return await session.histories.page(group, limit, before)
 
     async def flush(self) -> None:
         session = await self._registry.session()
@@ -115,6 +120,9 @@ class Dispatcher:
     async def position(self, groups: tuple[str, ...], channel: str | None) -> str:
         return await self._run(self._calls.position(groups, channel))
 
+    async def history(self, group: str, limit: int, before: str | None) -> History:
+        return await self._run(self._calls.history(group, limit, before))
+
     async def flush(self) -> None:
         await self._run(self._calls.flush())
 
@@ -161,6 +169,10 @@ class Dispatcher:
     def position_from_thread(self, groups: tuple[str, ...], channel: str | None) -> str:
         """Return the position of some groups; block until the server has answered."""
         return running_relay().wait(self._calls.position(groups, channel))
+
+    def history_from_thread(self, group: str, limit: int, before: str | None) -> History:
+        """Return a page of a group's history; block until the server has answered."""
+        return running_relay().wait(self._calls.history(group, limit, before))
 
 
 class PreparedSend:

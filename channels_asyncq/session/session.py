@@ -24,6 +24,7 @@ from .drops import DropLog
 from .ending import Ending
 from .flushing import LocalFlush
 from .groups import SessionGroups
+from .histories import GroupHistories
 from .holding import Holding
 from .lifetime import Lifetime
 from .lingering import LingeringTopics
@@ -94,6 +95,7 @@ class Session:
             sweeper,
             lingering,
         )
+        self.histories = GroupHistories(options, bus, routes, decoder)
         self.resumer = Resumer(options, hub, slices, lifetime, bus, routes, groups, lingering)
         flush = LocalFlush(hub, readers, groups, memberships, siblings, chores, bus.log)
         control = Control(loop, names, topics, codec, decoder, bus.pubsub, drops, requests, groups, flush)

@@ -26,6 +26,13 @@ class RecoveryConfig(TypedDict, total=False):
     catch_up_seconds: float
 
 
+class HistoryConfig(TypedDict, total=False):
+    """What the setting `history` says of the groups of one pattern."""
+
+    seconds: float
+    messages: int
+
+
 class ExternalConfig(TypedDict, total=False):
     """The setting `external`."""
 
@@ -58,6 +65,7 @@ class Config(TypedDict, total=False):
     partitions: int
     on_loss: str | None
     recovery: RecoveryConfig | None
+    history: Mapping[Any, HistoryConfig] | None  # as in channel_capacity
     max_buffered_bytes: int | None
     external: ExternalConfig | None
     random_prefix_length: int

@@ -29,6 +29,9 @@ MOST = 10**9
 MOST_LOGGED = 2**20
 # An entry of s > 1024 bytes trims its log to LOG_BYTES / s entries, if there are up to 16 logs.
 LOG_BYTES = 8 * 2**20
+#: The most entries of a history. An entry of s > 1024 bytes trims its history to HISTORY_BYTES / s entries.
+MOST_KEPT = 10_000
+HISTORY_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,18 @@ class Recovery:
         Each keeps at least one message. Up to 16 logs keep `messages` each.
         """
         return replace(self, messages=max(1, self.messages * PARTITIONS // max(PARTITIONS, partitions)))
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What the history of a group has: the last `messages` entries of the last `seconds`."""
+
+    seconds: float = 300.0
+    messages: int = 100
+
+
+#: By pattern of groups; the first that matches decides.
+Histories = tuple[tuple[re.Pattern[str], Keeping], ...]
 
 
 def log_bytes(partitions: int) -> int:
@@ -172,6 +187,34 @@ def recovery(key: str, value: Any) -> Recovery | None:
     return Recovery(**values)
 
 
+def history(key: str, value: Any) -> Histories:
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        refuse(key, value, 'must be None or a dict such as {"chat.*": {"seconds": 300, "messages": 100}}.')
+    return tuple(
+        (pattern(f"{key}[{glob!r}]", glob, part, "chat.*"), _keeping(f"{key}[{glob!r}]", part))
+        for glob, part in value.items()
+    )
+
+
+def _keeping(key: str, value: Any) -> Keeping:
+    if not isinstance(value, Mapping):
+        refuse(key, value, 'must be a dict such as {"seconds": 300, "messages": 100}.')
+    values: dict[str, Any] = {}
+    for name, part in value.items():
+        at = f"{key}[{name!r}]"
+        if name == "seconds":
+            values[name] = seconds(at, part)
+        elif name == "messages":
+            values[name] = integer(at, part, least=1, most=MOST_KEPT)
+        else:
+            refuse(
+                at, part, f"there is no such key. {suggestion(name, [each.name for each in fields(Keeping)])}"
+            )
+    return Keeping(**values)
+
+
 def external(key: str, value: Any) -> External | None:
     if value is None:
         return None
@@ -208,11 +251,16 @@ def channel_capacity(key: str, value: Any) -> tuple[tuple[re.Pattern[str], int],
     compiled = []
     for glob, capacity in value.items():
         at = f"{key}[{glob!r}]"
-        pattern = re.compile(fnmatch.translate(glob)) if isinstance(glob, str) and glob else glob
-        if not isinstance(pattern, re.Pattern) or not isinstance(pattern.pattern, str):
-            refuse(at, capacity, 'the key must be a glob such as "http.*" or a compiled str pattern.')
-        compiled.append((pattern, positive_integer(at, capacity)))
+        compiled.append((pattern(at, glob, capacity, "http.*"), positive_integer(at, capacity)))
     return tuple(compiled)
+
+
+def pattern(key: str, glob: Any, value: Any, example: str) -> re.Pattern[str]:
+    """Return the pattern that is a key of a dict."""
+    compiled = re.compile(fnmatch.translate(glob)) if isinstance(glob, str) and glob else glob
+    if not isinstance(compiled, re.Pattern) or not isinstance(compiled.pattern, str):
+        refuse(key, value, f'the key must be a glob such as "{example}" or a compiled str pattern.')
+    return compiled
 
 
 def encryption_keys(key: str, value: Any) -> tuple[bytes, ...]:

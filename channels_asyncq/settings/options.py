@@ -17,7 +17,7 @@ from ..messages.external import External
 from ..names import Topics
 from . import keys
 from .hosts import DEFAULT_URL, Host, checked_hosts
-from .keys import Overflow, Recovery, SerializerFormat
+from .keys import Histories, Keeping, Overflow, Recovery, SerializerFormat
 from .refusals import refuse, suggestion
 
 
@@ -45,6 +45,7 @@ class Options:
     partitions: int = keys.PARTITIONS
     on_loss: str | None = None
     recovery: Recovery | None = field(default_factory=lambda: Recovery())
+    history: Histories = ()
     max_buffered_bytes: int | None = None
     external: External | None = field(default_factory=lambda: External())
 
@@ -81,6 +82,8 @@ class Options:
         options = cls(**values)
         if options.recovery is not None:
             options.recovery = options.recovery.spread_over(options.partitions)
+        elif options.history:
+            refuse("history", config["history"], "needs the logs of `recovery`, and `recovery` is None.")
         return options
 
     def topics(self, session_id: str) -> Topics:
@@ -88,6 +91,13 @@ class Options:
         databases = [host.db for host in self.hosts]
         is_cluster = self.hosts[0].is_cluster
         return Topics(self.prefix, self.partitions, databases, session_id, is_cluster=is_cluster)
+
+    def keeping(self, group: str) -> Keeping | None:
+        """Return what the history of a group keeps; None if it has none. A group without a log has none."""
+        for pattern, kept in self.history:
+            if pattern.match(group):
+                return kept if self.recovery is not None and self.recovery.is_logged(group) else None
+        return None
 
     def change(self, key: str, value: Any) -> bool:
         """
@@ -134,6 +144,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "partitions": keys.partitions,
     "on_loss": keys.message_type,
     "recovery": keys.recovery,
+    "history": keys.history,
     "max_buffered_bytes": keys.bytes_or_none,
     "external": keys.external,
 }

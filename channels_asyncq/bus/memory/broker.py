@@ -9,7 +9,9 @@ from ...messages.envelopes import Envelope
 from ...messages.positions import Place
 from ...names import Topic
 from ...settings.keys import Recovery
-from ..base import ReplayCounts
+from ...settings.options import Options
+from ..base import HistoryPage, NotReplayed, ReplayCounts
+from .histories import Histories
 from .logs import Logs
 from .members import Members
 from .pubsub import Listener, Listeners
@@ -30,6 +32,7 @@ class Broker:
         self._queues = Queues()
         self._members = Members()
         self._logs = Logs()
+        self._histories = Histories()
         # The number of messages that were published.
         self._published = 0
         # The listener whose session reports what the logs hold: it would be counted several times otherwise.
@@ -70,6 +73,8 @@ class Broker:
             if self._logs.epoch:
                 # Before the copies are made, which have its position.
                 self._logs.add(group, topic, envelope, self._published)
+                if self._histories.settings and envelope.position:
+                    self._histories.add(group, envelope)
             members = self._members.of(group) if group in self._members.by_group else []
             return self._listeners.publish(topic.name, envelope), members
 
@@ -123,6 +128,38 @@ class Broker:
                 self._reporter = listener
             return copy(self._logs.counts) if self._reporter is listener else ReplayCounts()
 
+    # Histories
+
+    def keep_histories(self, options: Options) -> None:
+        """Keep the histories of these settings from now on, and logs, which give their messages positions."""
+        with self._lock:
+            self._keep_histories(options)
+
+    def _keep_histories(self, options: Options) -> None:
+        assert options.recovery is not None
+        self._logs.keep(options.recovery, self._published)
+        self._histories.keep(options, self._logs.newest)
+
+    def history_page(self, group: str, before: Place | None, limit: int) -> HistoryPage:
+        """Return the last messages of a group's history, or the last ones that are not behind a place."""
+        with self._lock:
+            end = before or Place(self._logs.epoch, self._logs.newest)
+            return self._histories.page(group, end, limit)
+
+    def history_since(self, group: str, place: Place) -> tuple[list[Envelope], Place]:
+        """
+        Return the messages of a group behind a place, and the end of the logs.
+
+        Raises:
+            NotReplayed: they are not all in the history.
+        """
+        with self._lock:
+            if place.epoch != self._logs.epoch:
+                raise NotReplayed("server_changed")
+            if place.position > self._logs.newest:
+                raise NotReplayed("ahead")
+            return self._histories.since(group, place), Place(self._logs.epoch, self._logs.newest)
+
     # Normal channels in groups
 
     def add_member(self, group: str, channel: str, seconds: float) -> None:
@@ -167,8 +204,11 @@ class Broker:
             return self._queues.lengths()
 
     def flush(self) -> None:
-        """Drop all normal channels and their memberships, and the logs."""
+        """Drop all normal channels and their memberships, the logs and the histories."""
         with self._lock:
             self._logs.drop()
+            settings = self._histories.clear()
+            for options in settings:
+                self._keep_histories(options)
             self._queues.clear()
             self._members.clear()

@@ -12,6 +12,7 @@ from ...names import Topic, Topics
 from ...settings.options import Options
 from ..base import Health, HostHealth, Link, Receiver
 from .broker import Broker
+from .history import MemoryHistories
 from .log import MemoryLog
 from .queues import Waiter
 from .subscriber import MemorySubscriber
@@ -37,6 +38,7 @@ class MemoryBus:
         self.queues = MemoryQueues(broker, options, topics, subscriber)
         self.members = MemoryMembers(broker, options)
         self.log = MemoryLog(broker, options, subscriber)
+        self.histories = MemoryHistories(broker, options)
         self.connections = MemoryConnections()
 
     def start(self) -> None:

@@ -128,10 +128,12 @@ class Logs:
             NotReplayed: they are not all here, or one of them is too large.
         """
         self.require(topic, place)
-        found = self._log(topic.partition).since(topic.name, place, until)
-        if any(envelope.flags & HEADER_ONLY for envelope in found):
-            raise NotReplayed("too_large")
-        return [envelope.copy() for envelope in found]
+        found: list[Envelope] = []
+        for envelope in self._log(topic.partition).since(topic.name, place, until):
+            if envelope.flags & HEADER_ONLY:
+                raise NotReplayed("too_large", envelope.position, found)
+            found.append(envelope.copy())
+        return found
 
 
 class PartitionLog:

@@ -14,6 +14,7 @@ from ...tasks import all_of
 from ..base import Receiver
 from ..resp.outages import Outages
 from .connections import RedisConnections
+from .histories import RedisHistories
 from .log import RedisLog
 from .members import RedisMembers
 from .node import Node
@@ -58,7 +59,12 @@ class RedisBus:
             formats,
             Opener(options, topics, receiver, codec, formats, self._seal),
             outages or Outages(),
-            Scripts.of(options.recovery, options.partitions, is_cluster=topics.is_cluster),
+            Scripts.of(
+                options.recovery,
+                options.partitions,
+                keepings={kept for _, kept in options.history},
+                is_cluster=topics.is_cluster,
+            ),
             asyncio.get_running_loop(),
             self,
         )
@@ -70,6 +76,7 @@ class RedisBus:
         self.router.adopt(self.partitions)
         self.log = RedisLog(shared, self.partitions)
         self.pubsub = RedisPubSub(shared, self.partitions, self._seal, self.router, self.log)
+        self.histories = RedisHistories(shared, self.partitions, self.log)
         self.queues = RedisQueues(shared, self.partitions, self._seal)
         self.members = RedisMembers(shared, self.partitions)
         self.connections = RedisConnections(self.router, self.partitions)
@@ -99,6 +106,7 @@ class RedisBus:
 
     async def close(self) -> None:
         self._is_closed = True
+        self.histories.close()
         try:
             await self.router.leave()
             await all_of(node.close() for node in self.nodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -29,7 +30,7 @@ class Layout:
 
     `host` is the index of the host in the session's list of `hosts` hosts. A Redis Cluster counts as one host.
     The session reads the wire versions from `oldest` to `newest`, and writes `writes`. `keys` are the ids of its
-    encryption keys; the first one encrypts.
+    encryption keys; the first one encrypts. `histories` names the setting `history`, empty for none.
     """
 
     host: int
@@ -42,6 +43,7 @@ class Layout:
     writes: int
     keys: tuple[str, ...] = ()
     is_cluster: bool = False
+    histories: str = ""
 
     @classmethod
     def of(cls, options: Options, host: int, formats: Formats = FORMATS) -> Layout:
@@ -57,6 +59,7 @@ class Layout:
             formats.newest,
             tuple(fingerprint_of(root_of(key))[:8].hex() for key in options.symmetric_encryption_keys),
             options.hosts[0].is_cluster,
+            _name_of(options),
         )
 
     @classmethod
@@ -68,10 +71,11 @@ class Layout:
             ValueError, KeyError: the text is no layout.
         """
         fields = json.loads(text)
-        values = {name: fields[name] for name in cls.__slots__ if name not in ("keys", "is_cluster")}
-        # Releases without Redis Cluster do not say it.
-        is_cluster = fields.get("is_cluster", False)
-        return cls(**values, keys=tuple(fields["keys"]), is_cluster=is_cluster)
+        later = ("keys", "is_cluster", "histories")
+        values = {name: fields[name] for name in cls.__slots__ if name not in later}
+        # Releases without Redis Cluster, or without histories, do not say it.
+        is_cluster, histories = fields.get("is_cluster", False), fields.get("histories", "")
+        return cls(**values, keys=tuple(fields["keys"]), is_cluster=is_cluster, histories=histories)
 
     def text(self) -> bytes:
         """Return the layout as it is published: one line."""
@@ -137,6 +141,16 @@ class Layout:
         return objections
 
 
+def _name_of(options: Options) -> str:
+    """Return a name of the setting `history`, which is the same for the same histories."""
+    if not options.history:
+        return ""
+    assert options.recovery is not None
+    rules = [(pattern.pattern, pattern.flags, kept) for pattern, kept in options.history]
+    unlogged = [(pattern.pattern, pattern.flags) for pattern in options.recovery.exclude]
+    return hashlib.sha256(repr((rules, unlogged)).encode()).hexdigest()[:16]
+
+
 # Each fence contains it.
 @lru_cache(64)
 def _text_of(layout: Layout) -> bytes:
@@ -193,6 +207,8 @@ class Lease:
         self.published: set[Layout] = set()
         #: Messages up to this time of the server, in ms, may be in no log, or in logs that are not read here.
         self.gap = 0
+        #: Messages up to this time of the server, in ms, may be missing from histories.
+        self.unkept = 0
         #: The layouts that were found there and are compatible with ours.
         self.compatible: frozenset[bytes] = frozenset()
         # The last answer that was compared: with which layout, its texts, and whether all of them write a format
@@ -215,10 +231,10 @@ class Lease:
             ImproperlyConfigured: another session uses the namespace in an incompatible way.
             LayerUnavailable: the server refuses to write.
         """
-        if not isinstance(answer, list) or len(answer) < 2:
+        if not isinstance(answer, list) or len(answer) < 3:
             raise LayerUnavailable(self._address, f"its answer to a script is {answer!r}")
-        state, gap, *texts = answer
-        self.gap = int(gap)
+        state, gap, unkept, *texts = answer
+        self.gap, self.unkept = int(gap), int(unkept)
         if self._judged_as != (self.layout, texts):
             self._judge(texts)
         if state == b"out":

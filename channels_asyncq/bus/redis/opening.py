@@ -11,6 +11,7 @@ from ...messages.external import ExternalMessage
 from ...messages.framing import BadEnvelope, Expired, Formats
 from ...messages.sealing import ANY_AGE, CLOCK_ALLOWANCE, LOG, QUEUE, TOPIC, Seal, place
 from ...names import Topics
+from ...settings.keys import Keeping
 from ...settings.options import Options
 from ..base import Receiver
 
@@ -99,15 +100,21 @@ class Opener:
         self.dropped += 1
         self._receiver.on_unreadable(topic, str(exc))
 
-    def open_entry(self, topic: bytes, data: bytes, position: int) -> list[Envelope]:
+    def open_entry(
+        self, topic: bytes, data: bytes, position: int, *, keeping: Keeping | None = None
+    ) -> list[Envelope]:
         """
-        Return the envelopes in an entry of a log, for a channel that comes back. The age limit is that of logs.
+        Return the envelopes in an entry of a log, or with `keeping` of a history, for a channel that comes back.
+
+        The limit of their age is that of the log, or of what keeps longer.
 
         Raises:
             BadEnvelope, BadPayload: one of them cannot be read.
         """
         recovery, options = self._options.recovery, self._options
         kept = recovery.seconds if recovery is not None else 0.0
+        if keeping is not None:
+            kept = max(kept, keeping.seconds)
         max_age = 1000 * (kept + options.expiry + options.send_timeout + CLOCK_ALLOWANCE)
         sealed_for = b"" if self._seal is None else place(LOG, topic)
         envelopes = self._unpack[data[:1]](data, self._seal, sealed_for, max_age=max_age)

@@ -123,6 +123,9 @@ class RedisPubSub:
     def make_group_route(self, group: str) -> TopicRoute:
         """Return the route to the topic of a group."""
         topic, members, log = self._topics.group(group)
+        if (kept := self._shared.options.keeping(group)) is not None:
+            sha, history = self._scripts.keep[kept].sha, self._topics.history(group)
+            return self._route(topic, True, 0, b"EVALSHA", sha, b"3", log, members, history, topic.name)
         if self._log.covers(group):
             return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
         return self._route(

@@ -107,7 +107,7 @@ class Track:
                 if place.is_before(record):
                     found.append(record)
             elif isinstance(record, str) and (position > place.position or place.nth):
-                raise NotReplayed(record)
+                raise NotReplayed(record, position, found)
         return found
 
     @staticmethod

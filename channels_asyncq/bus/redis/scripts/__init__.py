@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 
-from ....settings.keys import Recovery, log_bytes
+from ....settings.keys import HISTORY_BYTES, Keeping, Recovery, log_bytes
 
 _INCLUDE = re.compile(rb"^{(\w+)\.lua}$", re.MULTILINE)
 
@@ -46,7 +46,7 @@ class Scripts:
     """
     The scripts of one session. In a cluster they publish to sharded channels.
 
-    `send` logs and publishes, as `recovery` says; None without it.
+    `send` logs and publishes, as `recovery` says; None without it. Those in `keep` are for groups with a history.
     """
 
     push: Script
@@ -62,19 +62,33 @@ class Scripts:
     read_logs: Script
     log_ends: Script
     log_part: Script | None
+    history: Script | None
     send: Script | None
+    keep: Mapping[Keeping, Script]
 
     @classmethod
-    def of(cls, recovery: Recovery | None, partitions: int = 16, *, is_cluster: bool = False) -> Scripts:
-        """Return the scripts for these settings."""
+    def of(
+        cls,
+        recovery: Recovery | None,
+        partitions: int = 16,
+        *,
+        keepings: Collection[Keeping] = (),
+        is_cluster: bool = False,
+    ) -> Scripts:
+        """Return the scripts for these settings. `keepings` are those of the groups with a history."""
 
         def load(name: str, **constants: int) -> Script:
             return Script.load(name, is_sharded=is_cluster, **constants)
 
-        send = None
+        def load_send(recovery: Recovery, messages: int, seconds: float) -> Script:
+            log = {"MOST_ENTRIES": recovery.messages, "MOST_BYTES": log_bytes(partitions)}
+            kept = {"KEPT_ENTRIES": messages, "KEPT_BYTES": HISTORY_BYTES, "KEPT_MS": milliseconds(seconds)}
+            return load("send", **log, **kept, IS_REQUIRED=int(recovery.required))
+
+        send, keep = None, {}
         if recovery is not None:
-            most = {"MOST_ENTRIES": recovery.messages, "MOST_BYTES": log_bytes(partitions)}
-            send = load("send", **most, IS_REQUIRED=int(recovery.required))
+            send = load_send(recovery, 0, 0)
+            keep = {each: load_send(recovery, each.messages, each.seconds) for each in keepings}
         return cls(
             load("push"),
             load("pop"),
@@ -89,14 +103,17 @@ class Scripts:
             load("read_logs"),
             load("log_ends"),
             load("log_part") if is_cluster else None,
+            load("history") if keep else None,
             send,
+            keep,
         )
 
     def __iter__(self) -> Iterator[Script]:
         """Yield all that are loaded into a server."""
         for name in self.__slots__:
-            if (script := getattr(self, name)) is not None:
+            if isinstance(script := getattr(self, name), Script):
                 yield script
+        yield from self.keep.values()
 
 
 def milliseconds(seconds: float) -> int:

@@ -1,7 +1,8 @@
 -- Log and publish envelopes, each in an entry of its own. For a group, return the normal channels that are members.
--- KEYS: the partition's log; for a group also its members. ARGV: the topic; the header that is logged in place of a
--- single envelope that is too large, or empty; the envelopes. MOST_ENTRIES, MOST_BYTES and IS_REQUIRED are replaced
--- by their values when the script is loaded.
+-- KEYS: the partition's log; for a group also its members, and its history if it has one. ARGV: the topic; the header
+-- that is logged in place of a single envelope that is too large, or empty; the envelopes. MOST_ENTRIES, MOST_BYTES,
+-- IS_REQUIRED and those of the history are replaced by their values when the script is loaded. KEPT_ENTRIES is 0
+-- without a history.
 -- Subscribers get the version byte of the first envelope, #, the id of the last entry, a space and the envelopes. If
 -- the server refuses to write, the envelopes are published without an id, unless logging IS_REQUIRED.
 local topic, header = ARGV[1], ARGV[2]
@@ -38,6 +39,25 @@ for number = 3, #ARGV do
     id = ''
     break
   end
+  if KEPT_ENTRIES > 0 then
+    -- Under the id of the log, and whole.
+    entry, most = ARGV[number], 'KEPT_ENTRIES'
+    if #entry > 1024 then
+      most = string.format('%d', math.max(1, math.min(KEPT_ENTRIES, math.floor(KEPT_BYTES / #entry))))
+    end
+    local kept = redis.pcall('XADD', KEYS[3], 'MAXLEN', most, id, 'e', entry)
+    if type(kept) == 'table' and kept.err and string.find(kept.err, 'equal or smaller', 1, true) then
+      -- The log was deleted, and begins with a lower id, as the clock was set back.
+      redis.pcall('DEL', KEYS[3])
+      redis.pcall('XADD', KEYS[3], id, 'e', entry)
+    end
+  end
+end
+if KEPT_ENTRIES > 0 and id ~= '' then
+  -- Entries that are older than others may have, up to twice their time, show that nothing is missing behind them.
+  local oldest = math.max(0, string.match(id, '^%d+') - 2 * KEPT_MS)
+  redis.call('XTRIM', KEYS[3], 'MINID', string.format('%d', oldest))
+  redis.call('PEXPIRE', KEYS[3], 'KEPT_MS')
 end
 -- Make one new string only: Lua reads every byte of each.
 ARGV[2] = string.sub(ARGV[3], 1, 1) .. '#' .. id .. ' '
