@@ -12,7 +12,7 @@ from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..local.hub import Hub
 from ..messages.envelopes import Envelope
 from ..messages.positions import MOST_CHANNELS, MOST_CHARACTERS, BadPosition, Place, Position, order_of
-from ..names import Topic
+from ..names import Topic, Topics
 from ..settings.options import Options
 from ..slices import Slices, Turnstile
 from ..tasks import all_of
@@ -20,6 +20,9 @@ from .groups import SessionGroups
 from .lifetime import Lifetime
 from .lingering import LingeringTopics
 from .routes import Routes
+
+# Where a log has not what was missed, for these reasons, a history may have it.
+_IN_HISTORIES = frozenset({"trimmed", "too_large"})
 
 
 @dataclass(slots=True)
@@ -49,6 +52,15 @@ class ResumeCounts:
     refused: dict[str, int] = field(default_factory=dict)
 
 
+class _Refused(NotReplayed):
+    """The log of a topic does not have what is behind a place; else as `NotReplayed`."""
+
+    def __init__(self, topic: Topic, refusal: NotReplayed) -> None:
+        super().__init__(refusal.reason, refusal.position, refusal.found)
+        self.topic = topic
+        self.group = Topics.group_named(topic.name)
+
+
 class Resumer:
     """The positions and resumes of one session."""
 
@@ -69,6 +81,7 @@ class Resumer:
         self._lifetime = lifetime
         self._pubsub = bus.pubsub
         self.log = bus.log
+        self._histories = bus.histories
         self._routes = routes
         self._groups = groups
         self._lingering = lingering
@@ -180,8 +193,7 @@ class Resumer:
             await self._join_all(unlogged, channel)
             await self._confirmed(wanted)
             try:
-                await self._reach(wanted)
-                return self._splice(groups, channel, wanted, position.channels)
+                return await self._replay(groups, channel, wanted, position.channels)
             except NotReplayed as exc:
                 return await self._start_over(groups, channel, exc.reason, position.channels)
         except BaseException:
@@ -220,6 +232,50 @@ class Resumer:
         missing = [topic for topic in topics if not self._pubsub.is_confirmed(topic)]
         await all_of(self._pubsub.confirmed(topic) for topic in missing)
 
+    async def _replay(
+        self, groups: Sequence[str], channel: str, wanted: Mapping[Topic, Place], former: tuple[str, ...]
+    ) -> Resumption:
+        """
+        Return what was missed, and have joined the groups. The logs have it, or the history of a group.
+
+        Raises:
+            NotReplayed: the messages cannot be had.
+            LayerUnavailable: the server cannot be reached.
+        """
+        began = monotonic()
+        # What is there already, and the places behind that: from these on the logs have the rest.
+        kept: list[Envelope] = []
+        ahead = dict(wanted)
+        while True:
+            try:
+                await self._reach(ahead)
+                return self._splice(groups, channel, wanted, ahead, kept, former)
+            except _Refused as exc:
+                is_late = monotonic() - began > 2 * self._options.send_timeout
+                if is_late or exc.reason not in _IN_HISTORIES or not self._histories.covers(exc.group):
+                    raise
+                refused = exc
+            kept += refused.found
+            found, ahead[refused.topic] = await self._from_history(refused, ahead[refused.topic])
+            kept += found
+
+    async def _from_history(self, refused: _Refused, place: Place) -> tuple[list[Envelope], Place]:
+        """
+        Return what the log of a group does not have, and the place behind it.
+
+        Raises:
+            NotReplayed: the group's history does not have it either.
+        """
+        if refused.position:
+            place = Place(place.epoch, refused.position - 1)
+        try:
+            found, end = await self._histories.since(refused.group, place)
+        except NotReplayed as exc:
+            raise (refused if exc.reason == "trimmed" else exc) from None
+        if refused.position and (not found or found[0].position != refused.position):
+            raise refused
+        return found, end
+
     async def _reach(self, wanted: Mapping[Topic, Place]) -> None:
         """
         Return when `Log.since()` has an answer for each topic: in this turn of the event loop.
@@ -253,9 +309,23 @@ class Resumer:
         due: dict[int, Place] = {}
         for topic, place in wanted.items():
             partition = topic.partition
-            if not self.log.has(topic, place, has_read=partition in has_read):
-                due[partition] = place
+            if not self._has(topic, place, has_read=partition in has_read):
+                due[partition] = min(place, due.get(partition, place), key=_order)
         return due
+
+    def _has(self, topic: Topic, place: Place, *, has_read: bool) -> bool:
+        """Return what `Log.has()` does. A refusal names the topic."""
+        try:
+            return self.log.has(topic, place, has_read=has_read)
+        except NotReplayed as exc:
+            raise _Refused(topic, exc) from None
+
+    def _since(self, topic: Topic, place: Place) -> list[Envelope]:
+        """Return what `Log.since()` does. A refusal names the topic."""
+        try:
+            return self.log.since(topic, place)
+        except NotReplayed as exc:
+            raise _Refused(topic, exc) from None
 
     # In one step
 
@@ -264,20 +334,26 @@ class Resumer:
         groups: Sequence[str],
         channel: str,
         wanted: Mapping[Topic, Place],
+        ahead: Mapping[Topic, Place],
+        kept: list[Envelope],
         former: tuple[str, ...],
     ) -> Resumption:
         """
         Join, and take out what was missed: what is delivered after this step follows it.
+
+        Args:
+            ahead: the places from which on the logs are used.
+            kept: the messages between the places in `wanted` and these.
 
         Raises:
             NotReplayed: a message cannot be replayed, or there are too many.
             LayerClosed: the session has ended meanwhile.
         """
         self._lifetime.require_open(channel)
-        envelopes: list[Envelope] = []
+        envelopes = list(kept)
         places: dict[int, Place] = {}
-        for topic, place in wanted.items():
-            found = self.log.since(topic, place)
+        for topic, place in ahead.items():
+            found = self._since(topic, place)
             envelopes += found
             here = self.log.here(topic.partition)
             ends = [places.get(topic.partition, place)]
