@@ -165,6 +165,18 @@ def test_clusters(tmp_path: Path, options: Sequence[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_histories(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command for histories has a figure for every case, and for reads."""
+    from benchmarks import histories
+
+    assert histories.main(["--rounds", "1", "--commands", "400"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("a history has" in line for line in lines) == len(histories.CASES)
+    assert sum("are read in" in line for line in lines) == 4
+
+
+@pytest.mark.slow
 def test_limits(server: EmbeddedServer) -> None:
     """What no layer can exceed has figures."""
     assert all(value > 100 for value in limits(server).values())

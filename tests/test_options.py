@@ -182,7 +182,8 @@ def test_history(group: str, keeping: Keeping | None) -> None:
 
 def test_no_history() -> None:
     """It is off by default, and may be off without logs."""
-    for config in ({}, {"history": None}, {"history": {}}, {"history": {}, "recovery": None}):
+    cases: list[dict[str, Any]] = [{}, {"history": None}, {"history": {}}, {"history": {}, "recovery": None}]
+    for config in cases:
         assert Options.from_config(config).keeping("chat.7") is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,7 @@ from channels_asyncq.testing import EmbeddedServer, EmbeddedServerError
 
 EXPIRY = 60_000
 SCRIPTS = Scripts.of(None)
-NO_HISTORY = {"KEPT_ENTRIES": 0, "KEPT_BYTES": 0, "KEPT_MS": 0}
+NO_HISTORY: dict[str, Any] = {"KEPT_ENTRIES": 0, "KEPT_BYTES": 0, "KEPT_MS": 0}
 
 
 class Channel:

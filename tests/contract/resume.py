@@ -90,11 +90,14 @@ def changed(text: str, **values: Any) -> str:
 
 
 class Crowd:
-    """Two processes that send without pause, and a channel that is there all the time."""
+    """Two processes that send all the time, and a channel that is there. They rest for `pause` between sends."""
 
-    def __init__(self, layers: list[AsyncQueueChannelLayer], group: str = "room") -> None:
+    def __init__(
+        self, layers: list[AsyncQueueChannelLayer], group: str = "room", pause: float | None = None
+    ) -> None:
         self.layers = layers
         self.group = group
+        self.pause = pause
         self.sent = [0, 0]
         self.is_over = False
         self._random = random.Random(7)
@@ -119,6 +122,8 @@ class Crowd:
                     for n in numbers
                 )
             )
+            if self.pause is not None:
+                await asyncio.sleep(self.pause)
 
     async def finish(self) -> list[Message]:
         """End the senders; return everything that they have sent, in order."""

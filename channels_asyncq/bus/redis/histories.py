@@ -33,15 +33,15 @@ Entry = tuple[int, bytes]
 
 class _Answer(NamedTuple):
     """
-    A page of entries, the newest first, and what the server says of the whole history: see history.lua.
+    The server's time in ms, and a page of entries, the newest first.
 
-    `first` is None without entries.
+    `whole` is about the whole history: the id of its first entry, empty for none, and whether it has every entry
+    that was ever added, as history.lua says.
     """
 
     now: int
-    first: int | None
-    is_whole: bool
     entries: list[Entry]
+    whole: tuple[bytes, int]
 
 
 class _Opened:
@@ -168,7 +168,7 @@ class RedisHistories:
         entries: list[Entry] = []
         highest = end.position
         while True:
-            answer = await self._ask(group, highest, lowest, _PAGE)
+            answer = await self._ask(group, highest, lowest, _PAGE, looks_at_whole=True)
             entries += answer.entries
             if len(answer.entries) < _PAGE:
                 break
@@ -182,8 +182,10 @@ class RedisHistories:
         """Return the lowest position behind which nothing is missing."""
         oldest = answer.now - 1000 * self._keeping(group).seconds
         reach: float = int(max(oldest, self._partition(group).home.lease.unkept)) << 64
-        if not answer.is_whole:
-            reach = math.inf if answer.first is None else max(reach, answer.first - 1)
+        first, is_whole = answer.whole
+        if not is_whole:
+            # Its first entry shows that nothing is missing behind it.
+            reach = max(reach, parse_position(first) - 1) if first else math.inf
         return reach
 
     def _ended(self, task: asyncio.Task[_Kept]) -> None:
@@ -209,10 +211,12 @@ class RedisHistories:
         partition = self._partition(group).number
         return (await self._log.ends((partition,)))[partition]
 
-    async def _ask(self, group: str, highest: int, lowest: int, count: int) -> _Answer:
+    async def _ask(
+        self, group: str, highest: int, lowest: int, count: int, *, looks_at_whole: bool = False
+    ) -> _Answer:
         script = self._shared.scripts.history
         assert script is not None
-        now, first, is_whole, entries = await self._partition(group).sender.commands.call(
+        now, entries, *whole = await self._partition(group).sender.commands.call(
             b"EVALSHA",
             script.sha,
             1,
@@ -220,14 +224,12 @@ class RedisHistories:
             format_position(highest),
             format_position(lowest),
             count,
+            int(looks_at_whole),
             is_repeatable=True,
         )
-        return _Answer(
-            int(now),
-            parse_position(first) if first else None,
-            bool(is_whole),
-            [(parse_position(name), fields[1]) for name, fields in entries],
-        )
+        first, is_whole = whole or (b"", 0)
+        found = [(parse_position(name), fields[1]) for name, fields in entries]
+        return _Answer(int(now), found, (first, is_whole))
 
     async def _open(self, group: str, entries: list[Entry]) -> _Opened:
         """Open entries, the newest of which is the first."""

@@ -1,8 +1,14 @@
 -- Return a page of a group's history, the newest entry first.
--- KEYS: the history. ARGV: the highest and the lowest id, inclusive; the number of entries of a page.
--- Returns the server's time in ms; the id of the first entry of the whole history, empty without entries; whether
--- every entry that was ever added is there, except those of a history that has expired; and the entries.
+-- KEYS: the history. ARGV: the highest and the lowest id, inclusive; the number of entries of a page; "1" to look at the
+-- whole history.
+-- Returns the server's time in ms and the entries. Then, of the whole history, the id of its first entry, empty without
+-- entries; and whether every entry that was ever added is there, except those of a history that has expired.
 local time = redis.call('TIME')
+local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
+local entries = redis.call('XREVRANGE', KEYS[1], ARGV[1], ARGV[2], 'COUNT', ARGV[3])
+if ARGV[4] ~= '1' then
+  return { now, entries }
+end
 local first, length, added = '', 0, 0
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if not info.err then
@@ -25,9 +31,4 @@ local function figure(section, name)
 end
 local evicts = figure('memory', 'maxmemory') ~= '0' and figure('memory', 'maxmemory_policy') ~= 'noeviction'
 local is_whole = length == added and not evicts and figure('stats', 'evicted_keys') == '0'
-return {
-  string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000)),
-  first,
-  is_whole and 1 or 0,
-  redis.call('XREVRANGE', KEYS[1], ARGV[1], ARGV[2], 'COUNT', ARGV[3]),
-}
+return { now, entries, first, is_whole and 1 or 0 }
