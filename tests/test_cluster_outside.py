@@ -74,7 +74,8 @@ async def test_user_of_the_page(
     for node in redis_cluster.nodes:
         node.command("ACL", "SETUSER", prefix, *rights_of_the_page(prefix))
     url = redis_cluster.url.replace("//", f"//{prefix}:secret@")
-    async with contract.layers(hosts=[url], prefix=prefix, on_loss="loss") as make_layer:
+    history = {"room": {"messages": 3}}
+    async with contract.layers(hosts=[url], prefix=prefix, on_loss="loss", history=history) as make_layer:
         layer, other = await make_layer(), await make_layer()
         (member,) = await members_of(layer, "room", 1)
         await layer.group_add("room", "jobs")
@@ -90,6 +91,11 @@ async def test_user_of_the_page(
                 assert await receive(layer, channel) == note(number)
         replay = await layer.group_resume("room", await layer.new_channel(), since=position)
         assert replay.messages == [note(0), note(1)]
+        large = {"type": "test.note", "text": "x" * 100_000}
+        await other.group_send("room", large)
+        assert (await layer.history("room")).messages == [note(0), note(1), large]
+        replay = await layer.group_resume("room", await layer.new_channel(), since=position)
+        assert replay.messages == [note(0), note(1), large]
         await other.group_discard("hall", member)
         await layer.group_discard("room", "jobs")
         assert (await layer.health()).ok

@@ -381,8 +381,9 @@ class TestAccess:
 
     async def test_everything(self, user: str, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
         """Nothing of it is refused, up to the end of the layer."""
-        async with contract.layers(hosts=[user], prefix=prefix) as make_layer:
+        async with contract.layers(hosts=[user], prefix=prefix, history={"room": {}}) as make_layer:
             layer, other = await make_layer(), await make_layer()
+            position = await layer.position("room")
             (member,) = await members_of(layer, "room", 1)
             await layer.group_add("room", "jobs")
             await other.group_add("hall", member)
@@ -392,6 +393,11 @@ class TestAccess:
             await other.group_send("room", note(2))
             for channel in (member, "jobs"):
                 assert await receive(layer, channel) == note(2)
+            large = {"type": "test.note", "text": "x" * 100_000}
+            await other.group_send("room", large, exclude=[member, "jobs"])
+            assert (await layer.history("room")).messages == [note(2), large]
+            replay = await layer.group_resume("room", await layer.new_channel(), since=position)
+            assert replay.messages == [note(2), large]
             await other.send_wait("jobs", note(3))
             reading = await started(layer.receive("jobs"))
             reading.cancel()

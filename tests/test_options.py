@@ -582,7 +582,7 @@ BAD: list[tuple[dict[Any, Any], str, str]] = [
     ({"history": {"a": {"seconds": 0}}}, "history['a']['seconds'] = 0", "greater than 0"),
     ({"history": {"a": {"messages": 0}}}, "history['a']['messages'] = 0", "1 to 10000"),
     ({"history": {"a": {"messages": 10_001}}}, "history['a']['messages'] = 10001", "1 to 10000"),
-    ({"history": {"a": {"mesages": 1}}}, "history['a']['mesages'] = 1", "Did you mean 'messages'?"),
+    ({"history": {"a": {"message": 1}}}, "history['a']['message'] = 1", "Did you mean 'messages'?"),
     ({"history": {"a": {}}, "recovery": None}, "history = {'a': {}}", "`recovery` is None"),
     ({"symmetric_encryption_keys": "secret"}, "symmetric_encryption_keys", "must be a list of keys"),
     ({"symmetric_encryption_keys": b"secret"}, "symmetric_encryption_keys", "must be a list of keys"),

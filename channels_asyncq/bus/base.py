@@ -381,7 +381,7 @@ class Histories(Protocol):
     A message has the same place in a history as in the log of its partition.
 
     Implemented by `bus.redis.histories.RedisHistories`, and on `memory://` by
-    `bus.memory.histories.MemoryHistories`.
+    `bus.memory.history.MemoryHistories`.
     """
 
     def covers(self, group: str) -> bool:
