@@ -19,6 +19,8 @@ from tests.contract.closing import Closing as TestClosing
 from tests.contract.encryption import SharedEncryption as TestSharedEncryption
 from tests.contract.flush import Flush as TestFlush
 from tests.contract.groups import Groups as TestGroups
+from tests.contract.history import HistoryResumes as TestHistoryResumes
+from tests.contract.history import Pages as TestPages
 from tests.contract.messages import Messages as TestMessages
 from tests.contract.names import Names as TestNames
 from tests.contract.resume import Resumes as TestResumes
