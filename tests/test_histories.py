@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, LayerUnavailable
 from channels_asyncq.bus.redis import histories, layout
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.leasing import LeaseKeeper
@@ -24,6 +24,7 @@ from tests.clusters import Cluster
 from tests.contract import (
     DEADLINE,
     MakeLayer,
+    eventually,
     every,
     member_of,
     note,
@@ -270,7 +271,62 @@ async def test_a_message_too_large_while_it_is_read(
     assert reads == 4 and await receive_many(other, member, 3) == sent[1:]
 
 
+async def test_without_a_server(make_layer: MakeLayer, own_redis_server: EmbeddedServer) -> None:
+    """A page raises LayerUnavailable `send_timeout` after the server has gone, and works when it is back."""
+    layer = await make_layer(hosts=[own_redis_server.url], send_timeout=0.5, **KEPT)
+    await layer.group_send("room", note(1))
+    assert (await layer.history("room")).messages == [note(1)]
+    own_redis_server.kill()
+    with pytest.raises(LayerUnavailable):
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                await layer.history("room")
+    own_redis_server.start()
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            try:
+                assert (await layer.history("room")).messages == []
+                break
+            except LayerUnavailable:
+                await asyncio.sleep(0.01)
+
+
+async def test_closed_during_a_read(make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing the layer ends a read of a history, and the resumes that wait for it."""
+    monkeypatch.setattr(histories, "_UNTIL_READ", 1000)
+    layer = await make_layer(**KEPT, **SHORT_LOG)
+    position = await layer.position("room")
+    await layer.group_send("room", LARGE)
+    channel = await layer.new_channel()
+    bus = bus_of(layer)
+    assert isinstance(bus, RedisBus)
+    resuming = asyncio.create_task(layer.group_resume("room", channel, since=position))
+    await eventually(lambda: bus.histories._tasks, "the read")
+    await layer.close()
+    with pytest.raises(ChannelLayerError):
+        await every([resuming])
+    await eventually(lambda: not bus.histories._tasks, "its end")
+
+
 # When it does not show that nothing is missing
+
+
+def test_a_server_that_does_not_count(redis_server: EmbeddedServer, prefix: str) -> None:
+    """Before Redis 7.0 the first entry alone shows something; without entries all have expired."""
+    script = Scripts.of(Recovery(), keepings={Keeping()}).history
+    assert script is not None
+    old = script.text.replace(b"entries-added", b"not-counted")
+    assert old != script.text
+    key = history_of(prefix)
+    for has_entries in (False, True):
+        if has_entries:
+            redis_server.command("XADD", key, "5-0", "e", "x")
+        for text in (script.text, old):
+            _, entries, first, is_whole = redis_server.command("EVAL", text, 1, key, "+", "-", 10, 1)
+            assert bool(entries) == bool(first) == has_entries
+            assert is_whole == (text == script.text or not has_entries)
+    redis_server.command("XADD", key, "MAXLEN", "1", "6-0", "e", "x")
+    assert redis_server.command("EVAL", script.text, 1, key, "+", "-", 10, 1)[2:] == [b"6-0", 0]
 
 
 async def test_a_history_that_was_evicted(

@@ -264,11 +264,31 @@ def test_layouts_of_clusters() -> None:
         assert objection.there != objection.here
 
 
+def test_the_name_of_histories() -> None:
+    """Layouts have one name for the same histories, in any spelling; processes with others work side by side."""
+    exclude: dict[str, Any] = {"recovery": {"exclude": ["typing"]}}
+    configs: list[dict[str, Any]] = [
+        {"history": {"room": {"seconds": 300}}},
+        {"history": {"room": {"messages": 100}}},
+        {"history": {"room": {"messages": 99}}},
+        {"history": {"room*": {}}},
+        {"history": {"room": {}}, **exclude},
+        exclude,
+        {},
+    ]
+    names = [Layout.of(Options.from_config(config), 0).histories for config in configs]
+    assert names[0] == names[1] != "" and names[5] == names[6] == ""
+    assert len(set(names)) == 5
+    first, second = (Layout.of(Options.from_config({"history": {name: {}}}), 0) for name in "ab")
+    assert not first.objections(second)
+
+
 def test_a_layout_of_an_older_release() -> None:
-    """It names no cluster, so it is for plain servers. Fields of later releases are ignored."""
+    """It names no cluster and no histories, so it has none. Fields of later releases are ignored."""
     layout = Layout.of(Options.from_config({}), 0)
     fields = json.loads(layout.text())
-    older = json.dumps({name: value for name, value in fields.items() if name != "is_cluster"})
+    later = ("is_cluster", "histories")
+    older = json.dumps({name: value for name, value in fields.items() if name not in later})
     assert older != layout.text().decode()
     assert (
         Layout.from_text(older.encode()) == layout == Layout.from_text(json.dumps(fields | {"x": 1}).encode())
