@@ -19,6 +19,7 @@ from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
 from channels_asyncq.testing import EmbeddedServer
 from tests.consumers import Message, installed
 from tests.contract import DEADLINE, eventually
+from tests.contract.history import SHORT_LOG, trim_the_log
 
 GROUPS = ("room", "other")
 
@@ -189,6 +190,30 @@ async def test_a_position_that_is_refused_is_told(layer: AsyncQueueChannelLayer)
     assert (await client.frame())["m"]["n"] == 1
     assert Room.made[-1].told == [(False, "bad_token")]
     await client.leave()
+
+
+@pytest.mark.server
+async def test_what_the_log_has_no_more_comes_from_histories(redis_url: str, prefix: str) -> None:
+    """A client that was away for longer gets all of it, with ids from which it may come back again."""
+    config: dict[str, Any] = {"hosts": [redis_url], "prefix": prefix, **SHORT_LOG}
+    history: Any = {group: {"messages": 50} for group in GROUPS}
+    async with installed(AsyncQueueChannelLayer(**config, history=history)) as layer:
+        client = await come()
+        await client.frames_until_resumed()
+        await client.leave()
+        for n in range(6):
+            text = "x" * 2000 if n == 3 else "x"
+            await layer.group_send(GROUPS[n % 2], {"type": "chat.text", "n": n, "text": text})
+        await trim_the_log(layer)
+        got: list[int] = []
+        for count in (2, 4):
+            client = await come(since=client.id)
+            got += [(await client.frame())["m"]["n"] for _ in range(count)]
+            if count == 4:
+                assert (await client.frames_until_resumed())[-1]["recovered"]
+            await client.leave()
+        assert got == list(range(6))
+        assert layer.statistics().refused == {}
 
 
 async def test_not_before(layer: AsyncQueueChannelLayer) -> None:

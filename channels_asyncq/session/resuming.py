@@ -267,6 +267,7 @@ class Resumer:
             NotReplayed: the group's history does not have it either.
         """
         if refused.position:
+            # A message that is too large is alone in its entry.
             place = Place(place.epoch, refused.position - 1)
         try:
             found, end = await self._histories.since(refused.group, place)
