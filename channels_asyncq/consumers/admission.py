@@ -8,16 +8,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..layer import AsyncQueueChannelLayer
+from ..messages.closing import Close
 from ..rates import Meter
 from ..slices import Slice
 from .connection import Connection, connection_of
 from .limits import Limits
 from .sources import OVER_LIMIT, Message, ReceiveSource
 
-# Close codes, each with the one for a server that sends no code below 3000 (Daphne).
-_TOO_MUCH = (4008, 4008)  # "policy violation", privately
-_TOO_BIG = (1009, 4009)
-_TOO_QUIET = (4408, 4408)  # HTTP's "request timeout", privately
+# Close codes.
+_TOO_MUCH = 4008  # "policy violation", privately
+_TOO_BIG = 1009
+_TOO_QUIET = 4408  # HTTP's "request timeout", privately
 # What a client has sent before it left is handled at its rate for so many seconds. The rest is dropped: neither
 # its channel nor a server that stops can wait for it.
 _LINGER = 5.0
@@ -128,11 +129,10 @@ class Admission:
         """Return OVER_LIMIT: the client was idle for too long."""
         return self._end("idle_timeout", _TOO_QUIET, is_worth_a_line=False)
 
-    def _end(self, limit: str, codes: tuple[int, int], *, is_worth_a_line: bool = True) -> Message:
+    def _end(self, limit: str, code: int, *, is_worth_a_line: bool = True) -> Message:
         self.is_over = True
         self._note(limit, "it is disconnected", is_worth_a_line=is_worth_a_line)
-        code, private_code = codes
-        return {"type": OVER_LIMIT, "code": code, "private_code": private_code, "reason": limit}
+        return {"type": OVER_LIMIT, "close": Close(code, limit)}
 
     def lift(self) -> None:
         """Wait no more: the client's disconnect is what matters now. What it has sent before that is dropped."""

@@ -11,6 +11,7 @@ from channels.consumer import get_handler_name
 from channels.layers import get_channel_layer
 
 from ..layer import AsyncQueueChannelLayer
+from ..messages.closing import CLOSE, close_of
 from ..messages.external import ExternalMessage
 from ..session.open_channel import OpenChannel
 from . import database
@@ -29,10 +30,10 @@ class AsyncConsumer(consumer.AsyncConsumer):
     """
     A consumer whose handlers are coroutines: it behaves as that of Channels, with less work for each message.
 
-    The differences: a `websocket.send` message from the channel layer goes to the client as it is; if the client
-    has gone during a send, the disconnect handler runs, under every server; notices of the layer itself
-    (`on_loss` and the like) need no handler; a channel that is closed by `overflow="close"` closes the WebSocket
-    with 1013.
+    The differences: a `websocket.send` message from the channel layer goes to the client as it is, and a
+    `websocket.close` message ends the connection; if the client has gone during a send, the disconnect handler
+    runs, under every server; notices of the layer itself (`on_loss` and the like) need no handler; a channel that
+    is closed by `overflow="close"` closes the WebSocket with 1013.
     """
 
     # For type checkers, which then know `exclude=`. With another BACKEND it is another layer; without one, None.
@@ -135,6 +136,8 @@ class AsyncConsumer(consumer.AsyncConsumer):
             await handler(message)
         elif conversation is not None and message["type"] == "websocket.send":
             await conversation.pass_on(message)
+        elif conversation is not None and message["type"] == CLOSE:
+            await conversation.close(close_of(message))
         elif isinstance(message, ExternalMessage):
             _drop(message, self.channel_layer, type(self).__name__)
         elif conversation is None or message["type"] not in conversation.notices:

@@ -9,13 +9,12 @@ from typing import Any, Protocol
 from channels.exceptions import StopConsumer
 
 from ..exceptions import ChannelClosed
+from ..messages.closing import CLOSE, Close
 from . import database
 from .sources import NOTHING, OVER_LIMIT, Message, ReceiveSource, Source
 
-#: The WebSocket close codes for a client that does not keep up: "try again later", and its substitute under a
-#: server that sends no code below 3000 (Daphne).
-CLOSE_TRY_AGAIN = 1013
-CLOSE_TRY_AGAIN_PRIVATE = 4013
+#: For a client that does not keep up: "try again later".
+TRY_AGAIN = Close(1013)
 # A server that refuses a send reports within this time that the client has gone; else the error is another one.
 GRACE = 1.0
 
@@ -60,7 +59,8 @@ class Conversation:
 
     state   | `_messages`   | `_lost`  | what ends the state
     --------|---------------|----------|----------------------------------------------------------------
-    open    | the channel   | None     | StopConsumer; the channel closes: ending; a send fails: lost
+    open    | the channel   | None     | StopConsumer; the channel closes, or a message says so: ending; a send
+            |               |          | fails: lost
     ending  | NOTHING       | None     | StopConsumer, after the client's disconnect; a send fails: lost
     lost    | NOTHING       | an error | StopConsumer; a send succeeds after all: the error is raised
     """
@@ -108,7 +108,7 @@ class Conversation:
                     except ChannelClosed:
                         if not self._is_websocket:
                             raise
-                        await self._close(CLOSE_TRY_AGAIN, CLOSE_TRY_AGAIN_PRIVATE)
+                        await self._end(TRY_AGAIN)
                         continue
                 if message is None and event is None:
                     await self._wait()
@@ -117,7 +117,7 @@ class Conversation:
                     if event is not None:
                         events.take()
                         if event.get("type") == OVER_LIMIT:
-                            await self._close(event["code"], event["private_code"], event["reason"])
+                            await self._end(event["close"])
                         else:
                             await handler.dispatch(event)
                     elif message is not None:
@@ -179,23 +179,47 @@ class Conversation:
         except TimeoutError:
             raise error from None
 
-    async def _close(self, code: int, private: int, reason: str = "") -> None:
-        """Close the WebSocket, with the private code if the server refuses the other. Its disconnect follows."""
+    async def _end(self, close: Close) -> None:
+        """Close the WebSocket. The client's disconnect follows."""
         self._messages = NOTHING
         if self.client.has_closed:
             return
-        close: Message = {"type": "websocket.close", "code": code}
-        if reason:
-            close["reason"] = reason
         try:
-            try:
-                await self.client(close)
-            except (OSError, RuntimeError):
-                raise
-            except Exception:
-                await self.client({**close, "code": private})
+            await self._send_close(close)
         except (OSError, RuntimeError) as error:
             await self._expect_end(error)
+
+    async def close(self, close: Close) -> None:
+        """
+        Close the client's connection, and return when the server reports its end.
+
+        What the client sends in between is dropped: it has no business here any more. Before accept() the
+        handshake is refused. If the connection is closed already, or is no WebSocket, nothing happens.
+        """
+        if self.client.has_closed or not self._is_websocket:
+            return
+        self._messages = NOTHING
+        await self._send_close(close)
+        events = self._events
+        events.lift()
+        while (event := events.held()) is None or event["type"] in ("websocket.receive", OVER_LIMIT):
+            if event is None:
+                await self._wait()
+            else:
+                events.take()
+
+    async def _send_close(self, close: Close) -> None:
+        message = {"type": CLOSE, "code": close.code}
+        if close.reason:
+            message["reason"] = close.reason
+        try:
+            await self.client(message)
+        except (OSError, RuntimeError):
+            raise
+        except Exception:
+            if close.code >= 3000:
+                raise
+            await self.client(message | {"code": close.substitute})
 
     def must_visit_database(self) -> bool:
         """Tell whether a database connection may be due in the consumer's thread, as before the first visit."""

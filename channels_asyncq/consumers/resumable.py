@@ -21,6 +21,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from ..exceptions import ChannelClosed, LayerUnavailable
 from ..layer import AsyncQueueChannelLayer
+from ..messages.closing import CLOSE, close_of
 from ..messages.envelopes import Envelope
 from ..rates import ClientMeters, Rate, checked_rate, network_of
 from ..slices import Slice
@@ -253,6 +254,10 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
             message = source.follower.message_of(taken.envelope)
             if callable(getattr(self, get_handler_name(message), None)):
                 await self._handle(message, taken)
+                return
+            if message["type"] == CLOSE:
+                if not source.is_returning:  # else it was meant for the connection before this one
+                    await self._conversation().close(close_of(message))
                 return
             body = await self.encode_json(message)
             bodies.keep(type(self), taken.envelope, body)

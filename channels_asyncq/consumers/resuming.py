@@ -75,6 +75,11 @@ class FollowedGroups:
         """The name of the channel."""
         return self.follower.channel.name
 
+    @property
+    def is_returning(self) -> bool:
+        """Whether what was missed before this connection is still being taken."""
+        return self._is_due
+
     # As a source
 
     def take(self) -> Message | None:

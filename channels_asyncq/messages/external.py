@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from .closing import CLOSE, close_of
+
 #: Methods and attributes of Channels' consumers. A consumer finds the handler of a type by its name, with
 #: underscores for dots: a message of type `disconnect` from another program would run `disconnect()`.
 CONSUMER_NAMES = frozenset(
@@ -63,6 +65,11 @@ class External:
         if kind == _TO_THE_CLIENT:
             if not isinstance(message.get("text"), str):
                 return f'JSON of type {kind!r} without "text", a str'
+        elif kind == CLOSE and self.types is not None:  # whether it is among the types, is asked below
+            try:
+                close_of(message)
+            except (TypeError, ValueError) as error:
+                return f"JSON of type {kind!r}: {error}"
         else:
             handler = kind.replace(".", "_")
             if handler.startswith(_OF_SERVERS) or handler in CONSUMER_NAMES or kind in notices:

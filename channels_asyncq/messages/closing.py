@@ -1,0 +1,70 @@
+"""The message that ends a client's connection: its close code and its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+#: The type of the message. From the layer it ends the WebSockets and event streams of a group.
+CLOSE = "websocket.close"
+#: The close code for a client whose user has signed out, or was signed out.
+SIGNED_OUT = 4401
+#: The registered close code for "unauthorized": the client comes back with the session that it has then.
+UNAUTHORIZED = 3000
+# The codes below 3000 that an endpoint may send (RFC 6455, 7.4, and IANA's registry). Servers below this package
+# check them too: Daphne refuses most of them.
+_STANDARD = frozenset((*range(1000, 1004), *range(1007, 1015)))
+# A control frame has 125 bytes, and the code takes two.
+_LONGEST_REASON = 123
+
+
+class Close(NamedTuple):
+    """A close code and the text that goes with it. Checked by `close_of()`."""
+
+    code: int
+    reason: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """
+        Whether the client is not to come back.
+
+        resume.js has the same codes: "normal", "a policy forbids it", "too big", and 4000 to 4499. 4012 and 4013
+        stand for 1012 and 1013 under Daphne.
+        """
+        return self.code in (1000, 1008, 1009) or (4000 <= self.code < 4500 and self.code not in (4012, 4013))
+
+    @property
+    def substitute(self) -> int:
+        """What a server sends that sends no code between 1000 and 3000 (Daphne). Clients do the same at it."""
+        return self.code + (3000 if self.code in (1008, 1009, 1012, 1013) else 3500)
+
+    def as_message(self) -> dict[str, Any]:
+        """Return the message for a channel layer."""
+        return {"type": CLOSE, "code": self.code, "reason": self.reason}
+
+
+def close_of(message: Mapping[str, Any]) -> Close:
+    """
+    Return what a message of the type `CLOSE` says. Without "code" that is 1000, without "reason" "".
+
+    Raises:
+        TypeError: "code" is no int, or "reason" no str.
+        ValueError: no server may send this code, or the reason is too long for a close frame.
+    """
+    code, reason = message.get("code", 1000), message.get("reason") or ""
+    if isinstance(code, bool) or not isinstance(code, int):
+        raise TypeError(f'a "{CLOSE}" message needs "code", an int such as {SIGNED_OUT}, not {code!r}')
+    if code not in _STANDARD and not 3000 <= code <= 4999:
+        raise ValueError(
+            f'a "{CLOSE}" message has the code {code}, which no server may send: use 1000, or 4000 to 4999 for '
+            "codes of your own"
+        )
+    if not isinstance(reason, str):
+        raise TypeError(f'a "{CLOSE}" message needs "reason", a str, not {reason!r}')
+    if (size := len(reason.encode())) > _LONGEST_REASON:
+        raise ValueError(
+            f'a "{CLOSE}" message has a reason of {size} bytes, {reason!r}: a close frame has room for '
+            f"{_LONGEST_REASON}"
+        )
+    return Close(code, reason)
