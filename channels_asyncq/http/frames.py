@@ -11,6 +11,7 @@ from typing import Any
 from django.core.serializers.json import DjangoJSONEncoder
 
 from .. import threads
+from ..messages.closing import CLOSE, Close
 from ..messages.envelopes import Envelope
 from ..session.following import Follower
 
@@ -39,6 +40,23 @@ def event(kind: str, data: str) -> bytes:
     lines = [f"event: {_LINE_BREAK.sub(' ', kind)}"] if kind else []
     lines += [f"data: {line}" for line in _LINE_BREAK.split(data)]
     return ("\n".join(lines) + "\n\n").encode()
+
+
+class Closing(bytes):
+    """In place of an event: the message that ends the stream. It is empty, so that streams look at it last."""
+
+    message: dict[str, Any]
+
+    @classmethod
+    def of(cls, message: dict[str, Any]) -> Closing:
+        closing = cls()
+        closing.message = message
+        return closing
+
+
+def closing_event(close: Close) -> bytes:
+    """Return the event that tells a page why its stream ends."""
+    return event(CLOSE, compact_json({"code": close.code, "reason": close.reason, "final": close.is_final}))
 
 
 class Renderer:
@@ -72,13 +90,15 @@ class Renderer:
 
     def event(self, message: dict[str, Any]) -> bytes:
         """
-        Return the event of a message without its id, b"" if there is none.
+        Return the event of a message without its id, b"" if there is none, `Closing` if the stream is to end.
 
         Raises:
             TypeError: the result of `render`, or a value in it, is nothing that can be sent.
             Exception: whatever `render` raises.
         """
         kind = str(message.get("type", ""))
+        if kind == CLOSE:
+            return Closing.of(message)
         result = self._render(message)
         if result is None:
             return b""

@@ -18,7 +18,7 @@ from ..layer import AsyncQueueChannelLayer
 from ..rates import require_positive_int
 from .frames import Render, Renderer
 from .resumes import checked_resume_limit
-from .stream import Stream, Wishes
+from .stream import ENDED, Stream, Wishes
 
 _REMEDY = "make the view `async def` and serve it by an ASGI server such as uvicorn, Daphne or granian"
 
@@ -44,6 +44,9 @@ class EventStream(StreamingHttpResponse):
     When the first chunk is asked for, after the view and all middleware have returned, Django's thread for this
     request ends, and its database connections are closed. Sync code that is called later on behalf of the
     request, as in middleware that wraps the content, gets a new thread.
+
+    A message of type `websocket.close` ends the stream, with an event of that name. If its code is final, as 4401
+    is, the next request of the same EventSource is answered with 204, so it does not come back.
 
     The stream ends with a `retry:` line when the layer is closed, when the server cannot be reached after a
     loss, and when the process gets SIGTERM or SIGINT. When the client leaves, its channel is closed.
@@ -102,14 +105,17 @@ class EventStream(StreamingHttpResponse):
         )
         stream = Stream(layer, wishes, Renderer(render))
         limit = checked_resume_limit(resume_rate, resume_burst, resume_key)
+        is_ended = request.headers.get("Last-Event-ID") == ENDED
         # A HEAD request asks for the headers of a response that would never end.
-        if request.method == "HEAD":
+        if is_ended or request.method == "HEAD":
             self._chunks = _chunks_of()
         elif limit is not None and wishes.since is not None and (wait := limit.wait(request, layer)):
             self._chunks = _chunks_of(stream.retry(wait))
         else:
             self._chunks = stream.chunks()
-        super().__init__(self._chunks, content_type="text/event-stream; charset=utf-8")
+        super().__init__(
+            self._chunks, status=204 if is_ended else 200, content_type="text/event-stream; charset=utf-8"
+        )
         self.headers["Cache-Control"] = "no-store, no-transform"
         # nginx would hold chunks back.
         self.headers["X-Accel-Buffering"] = "no"

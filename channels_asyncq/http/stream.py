@@ -14,15 +14,19 @@ from ..clock import time_ns
 from ..events import LOSS, Faults
 from ..exceptions import ChannelClosed, LayerUnavailable
 from ..layer import AsyncQueueChannelLayer
+from ..messages.closing import CLOSE, close_of
 from ..messages.envelopes import Envelope
 from ..session.following import Follower, Reset
 from . import request_thread, stopping
-from .frames import Events, Renderer, compact_json, event
+from .frames import Closing, Events, Renderer, closing_event, compact_json, event
 from .wakeups import ToldToEnd, Wakeups
 
 #: What waits goes out together, up to about this many bytes and this many messages.
 CHUNK = 16 * 1024
 MOST_AT_ONCE = 256
+#: The last id of a stream to which its client is not to come back. A request with this id is answered with 204:
+#: that is what ends an EventSource, by the HTML standard. What a stream says does not.
+ENDED = "ended"
 
 _events: WeakKeyDictionary[AsyncQueueChannelLayer, Events] = WeakKeyDictionary()
 _faults = Faults()
@@ -56,6 +60,10 @@ class Stream:
         self._wishes = wishes
         self._renderer = renderer
         self._events = _events.setdefault(layer, Events())
+        # Until everything came that was missed before this connection.
+        self._is_returning = True
+        # A message of the layer has ended the stream.
+        self._is_closed = False
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """Yield the stream until its client leaves, the layer is closed, or the process is told to stop."""
@@ -75,9 +83,10 @@ class Stream:
                     if chunk:
                         yield chunk
                     await asyncio.sleep(0)  # others have missed something too
+                self._is_returning = False
                 if not wakeups.is_told:
                     yield self._comment(follower, "here")
-                while not wakeups.is_told:
+                while not wakeups.is_told and not self._is_closed:
                     chunk = await self._next(follower, wakeups)
                     if chunk:
                         yield chunk
@@ -126,10 +135,16 @@ class Stream:
                 return bytes(chunk), True
             if self._is_wanted(envelope, follower):
                 made = self._events.event(envelope, self._renderer, follower)
-                if made:
-                    if envelope.position:
-                        chunk += b"id: %b\n" % follower.position.encode()
-                    chunk += made
+            else:
+                made = self._aside(envelope, follower)
+            if made:
+                if envelope.position:
+                    chunk += b"id: %b\n" % follower.position.encode()
+                chunk += made
+            elif isinstance(made, Closing) and not self._is_returning:
+                # (A close that was missed was meant for the connection before this one.)
+                chunk += self._close(follower, made)
+                break
             if len(chunk) >= CHUNK or follower.is_behind is not was_behind:
                 break
         return bytes(chunk), False
@@ -140,6 +155,20 @@ class Stream:
             return False
         not_before = self._wishes.not_before
         return not not_before or (envelope.position >> 64 or time_ns() // 1_000_000) >= not_before
+
+    def _aside(self, envelope: Envelope, follower: Follower) -> bytes:
+        """Return what a message is to the stream that its client does not get: `Closing`, or b""."""
+        if self._is_returning:
+            return b""
+        message = follower.message_of(envelope)
+        return Closing.of(message) if message.get("type") == CLOSE else b""
+
+    def _close(self, follower: Follower, closing: Closing) -> bytes:
+        """End the stream. Raises as `close_of()`."""
+        self._is_closed = True
+        close = close_of(closing.message)
+        last_id = ENDED if close.is_final else follower.position
+        return b"id: %b\n%b" % (last_id.encode(), closing_event(close))
 
     def _reset(self, follower: Follower, reset: Reset) -> bytes:
         data = compact_json({"reason": reset.reason, "groups": reset.groups})
