@@ -34,6 +34,7 @@ OUT = {"type": CLOSE, "code": 4401, "reason": "signed out"}
         ({"code": 4001}, Close(4001, "")),
         ({"code": 1012, "reason": None}, Close(1012, "")),
         ({"code": 3000, "reason": "ü" * 61}, Close(3000, "ü" * 61)),
+        ({"code": 1012, "retry": 2}, Close(1012, "", 2)),
     ],
 )
 def test_close_of(content: Message, expected: Close) -> None:
@@ -54,6 +55,11 @@ def test_close_of(content: Message, expected: Close) -> None:
         ({"code": 5000}, ValueError, "5000"),
         ({"code": 4001, "reason": b"x"}, TypeError, "a str, not b'x'"),
         ({"code": 4001, "reason": "ü" * 62}, ValueError, "124 bytes"),
+        ({"code": 1012, "retry": "2"}, TypeError, "a number of seconds, not '2'"),
+        ({"code": 1012, "retry": True}, TypeError, "not True"),
+        ({"code": 1012, "retry": 0}, ValueError, "retry=0: it must be"),
+        ({"code": 1012, "retry": float("nan")}, ValueError, "retry=nan"),
+        ({"code": 1012, "retry": 3601}, ValueError, "3601"),
     ],
 )
 def test_close_of_refuses(content: Message, error: type[Exception], text: str) -> None:
@@ -361,6 +367,19 @@ async def test_resumable_consumers(own: AsyncQueueChannelLayer, group: str) -> N
     await client.disconnect()
 
 
+@pytest.mark.parametrize("group", ["room", "apart"])
+async def test_when_to_come_back(own: AsyncQueueChannelLayer, group: str) -> None:
+    """A client that may come back is told when, with jitter, before the close; one that may not is not told."""
+    for code in (1012, 4401):
+        client, _ = await come()
+        await own.group_send(group, {"type": CLOSE, "code": code, "retry": 2})
+        if code == 1012:
+            frame = json.loads(await client.receive_from(timeout=10))
+            assert frame["type"] == "retry" and 2000 <= frame["ms"] <= 4000
+        assert await client.receive_output(timeout=10) == {"type": CLOSE, "code": code}
+        await client.disconnect()
+
+
 async def test_a_close_that_was_missed_is_not_for_the_next_connection(own: AsyncQueueChannelLayer) -> None:
     """
     A client that was away returns to what else it missed. Otherwise it would meet the same close again and again.
@@ -378,8 +397,8 @@ async def test_a_close_that_was_missed_is_not_for_the_next_connection(own: Async
     await client.disconnect()
 
 
-async def test_a_close_that_overflowed_is_found_in_the_log(own: AsyncQueueChannelLayer) -> None:
-    """A close that a full channel has lost on the way to an open connection ends it all the same."""
+async def test_a_close_that_finds_no_place(own: AsyncQueueChannelLayer) -> None:
+    """A full channel is closed then. The client comes back, is admitted anew or not, and misses nothing else."""
     enters, goes_on = asyncio.Event(), asyncio.Event()
 
     class Slow(Room):
@@ -392,14 +411,73 @@ async def test_a_close_that_overflowed_is_found_in_the_log(own: AsyncQueueChanne
     client, _ = await come(room=Slow)
     for n in range(10):
         await own.group_send("room", {"type": "chat.slow", "n": n})
-    await own.group_send("room", OUT)
     await enters.wait()
     await eventually(lambda: own.statistics().dropped.get("overflow"), "the overflow")
+    await own.group_send("apart", OUT)
+    await eventually(lambda: own.statistics().told.get("overflow", 0) > 1, "the end of the channel")
     goes_on.set()
-    for n in range(10):
-        assert json.loads(await client.receive_from(timeout=10))["m"]["n"] == n
-    assert await client.receive_output(timeout=10) == OUT
+    seen: list[Any] = []
+    while (output := await client.receive_output(timeout=10))["type"] != CLOSE:
+        seen.append(json.loads(output["text"]))
+    assert output["code"] == 1013
     await client.disconnect()
+    client, frames = await come(seen[-1]["id"], Room)
+    assert [frame["m"]["n"] for frame in (*seen, *frames[:-1])] == list(range(10))
+    await client.disconnect()
+
+
+@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "close"])
+async def test_overflow(prefix: str, begin: Begin, overflow: str) -> None:
+    """Whatever `overflow` drops, it is not a close: the connection ends, with 1013 if the close had no place."""
+    enters, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Busy(Member):
+        async def layer_wait(self, event: Message) -> None:
+            enters.set()
+            await goes_on.wait()
+
+    async with installed(make("asyncq.memory", "", prefix, capacity=2, overflow=overflow)) as layer:
+        talk = begin(Busy)
+        await talk.accepted()
+        await layer.group_send("room", {"type": "layer.wait"})
+        await enters.wait()
+        frame = {"type": "websocket.send", "text": CLOSE}
+        for message in (
+            (frame, OUT, *[frame] * 40) if overflow == "drop_oldest" else (frame, frame, *[OUT] * 40)
+        ):
+            await layer.group_send("room", message)
+        await eventually(lambda: not layer.groups, "the end of the channel, which leaves its groups")
+        goes_on.set()
+        heard = [await talk.hears()]
+        while heard[-1]["type"] != CLOSE:
+            heard.append(await talk.hears())
+        assert heard[-1]["code"] == 1013
+        await talk.leaves()
+
+
+async def test_overflow_of_other_messages(prefix: str, begin: Begin) -> None:
+    """A message that merely has these words in its text closes no channel."""
+    enters, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Busy(Member):
+        async def layer_wait(self, event: Message) -> None:
+            enters.set()
+            await goes_on.wait()
+
+    async with installed(make("asyncq.memory", "", prefix, capacity=2)) as layer:
+        talk = begin(Busy)
+        await talk.accepted()
+        await layer.group_send("room", {"type": "layer.wait"})
+        await enters.wait()
+        for _ in range(40):
+            await layer.group_send("room", {"type": "websocket.send", "text": CLOSE})
+        await eventually(lambda: layer.statistics().dropped.get("overflow"), "the overflow")
+        goes_on.set()
+        assert (await talk.hears())["text"] == CLOSE
+        await layer.group_send("room", {"type": "websocket.send", "text": "still here"})
+        while (heard := await talk.hears())["text"] != "still here":
+            assert heard == {"type": "websocket.send", "text": CLOSE}
+        await talk.leaves()
 
 
 # From outside

@@ -10,6 +10,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from channels_asyncq import AsyncQueueChannelLayer
 from tests.consumers import KINDS
 from tests.contract import DEADLINE, eventually
 from tests.test_servers import Served, served
@@ -83,6 +84,36 @@ async def test_frame(server: str, config: dict[str, Any]) -> None:
     ):
         await two.send("frame")
         assert [await hears(one), await hears(two)] == ["frame"] * 2
+
+
+@pytest.mark.parametrize("code", [4403, 1012])
+async def test_close(server: str, config: dict[str, Any], code: int) -> None:
+    """
+    A `websocket.close` message ends every connection of the room, in the middle of what is said there: with code
+    and reason under uvicorn, and without the reason and with 4012 for 1012 under Daphne. Nothing is logged.
+    """
+    layer = AsyncQueueChannelLayer(hosts=config["hosts"], prefix=config["prefix"])
+    async with served(server, **config) as (site,):
+        clients = [await visit(site, "ours/room/") for _ in range(5)]
+
+        async def talk(client: ClientConnection) -> ConnectionClosed:
+            try:
+                while True:
+                    await client.send("hello")
+                    for _ in clients:
+                        await client.recv()
+            except ConnectionClosed as closed:
+                return closed
+
+        talking = [asyncio.create_task(talk(client)) for client in clients]
+        await asyncio.sleep(0.5)  # they talk
+        await layer.group_send("room", {"type": "websocket.close", "code": code, "reason": "over"})
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(*talking)
+        is_daphne = server == "daphne"
+        expected = (4012 if is_daphne and code == 1012 else code, "" if is_daphne else "over")
+        assert {(client.close_code, client.close_reason) for client in clients} == {expected}
+    await layer.close()
 
 
 async def test_client_gone_while_the_room_talks(server: str, config: dict[str, Any]) -> None:

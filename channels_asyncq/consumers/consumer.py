@@ -11,7 +11,7 @@ from channels.consumer import get_handler_name
 from channels.layers import get_channel_layer
 
 from ..layer import AsyncQueueChannelLayer
-from ..messages.closing import CLOSE, close_of
+from ..messages.closing import CLOSE, Close, close_of
 from ..messages.external import ExternalMessage
 from ..session.open_channel import OpenChannel
 from . import database
@@ -107,13 +107,19 @@ class AsyncConsumer(consumer.AsyncConsumer):
 
     async def _open_source(self, layer: AsyncQueueChannelLayer) -> OpenChannel | FollowedGroups:
         """Return the source of the messages of the layer, with a channel of its own."""
-        return await layer.open_channel()
+        channel = await layer.open_channel()
+        channel.obey_close()
+        return channel
 
     def _use(self, channel: str) -> None:
         self.channel_name = channel
         self.channel_receive = partial(self.channel_layer.receive, channel)  # type: ignore[assignment]
         if self.max_groups is not None and isinstance(self.channel_layer, AsyncQueueChannelLayer):
             self.channel_layer.limit_groups(channel, self.max_groups, f"max_groups of {type(self).__name__}")
+
+    async def _asyncq_close(self, conversation: Conversation, close: Close) -> None:
+        """Close the client's connection, because a message of the layer says so."""
+        await conversation.close(close)
 
     async def dispatch(self, message: Message) -> None:
         """
@@ -137,7 +143,7 @@ class AsyncConsumer(consumer.AsyncConsumer):
         elif conversation is not None and message["type"] == "websocket.send":
             await conversation.pass_on(message)
         elif conversation is not None and message["type"] == CLOSE:
-            await conversation.close(close_of(message))
+            await self._asyncq_close(conversation, close_of(message))
         elif isinstance(message, ExternalMessage):
             _drop(message, self.channel_layer, type(self).__name__)
         elif conversation is None or message["type"] not in conversation.notices:

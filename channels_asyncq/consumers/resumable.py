@@ -21,7 +21,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from ..exceptions import ChannelClosed, LayerUnavailable
 from ..layer import AsyncQueueChannelLayer
-from ..messages.closing import CLOSE, close_of
+from ..messages.closing import CLOSE, Close, close_of
 from ..messages.envelopes import Envelope
 from ..rates import ClientMeters, Rate, checked_rate, network_of
 from ..slices import Slice
@@ -169,7 +169,9 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
     async def _open_source(self, layer: AsyncQueueChannelLayer) -> FollowedGroups:
         _require_seconds(type(self).__name__, self.heartbeat)
         require_used(self, "resume_rate", resume_burst=None)
-        self._followed = FollowedGroups(await layer.open_follower(()), self.heartbeat)
+        follower = await layer.open_follower(())
+        follower.channel.obey_close()
+        self._followed = FollowedGroups(follower, self.heartbeat)
         return self._followed
 
     async def dispatch(self, message: Message) -> None:
@@ -257,7 +259,7 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
                 return
             if message["type"] == CLOSE:
                 if not source.is_returning:  # else it was meant for the connection before this one
-                    await self._conversation().close(close_of(message))
+                    await self._asyncq_close(self._conversation(), close_of(message))
                 return
             body = await self.encode_json(message)
             bodies.keep(type(self), taken.envelope, body)
@@ -295,6 +297,13 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
             return
         if reset is not None:
             await self._send_resumed(source, False, reset.reason)
+
+    async def _asyncq_close(self, conversation: Conversation, close: Close) -> None:
+        """Close the connection. Before that, tell a client that may come back when."""
+        if close.retry is not None and not close.is_final and conversation.client.is_open:
+            milliseconds = round(1000 * close.retry * _jitter.uniform(1, 2))
+            await super().send_json({"type": "retry", "ms": milliseconds})
+        await super()._asyncq_close(conversation, close)
 
     async def _send_away(self, source: FollowedGroups, least: int = 0) -> None:
         """Have the client come back later, in at least so many ms: it cannot be served now."""

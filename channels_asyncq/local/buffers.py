@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, cast
 
 from ..clock import monotonic
 from ..exceptions import ChannelClosed
+from ..messages.codecs import Codec
 from ..messages.envelopes import NOTICE, Envelope
 from .counters import Counters
 from .losses import Losses
@@ -106,6 +107,8 @@ class ChannelBuffer(QueueInterface):
     former: tuple[str, ...] = ()
     is_mended = False  # its reader gets from the log what an overflow drops
     group_limit: GroupLimit | None = None
+    #: Set where the reader ends at a close message: the channel is closed if one finds no place.
+    close_codec: Codec | None = None
     is_kept = False  # an open channel reads from it: never swept
     _senders: WaitingSenders | None = None
 

@@ -11,18 +11,27 @@ CLOSE = "websocket.close"
 SIGNED_OUT = 4401
 #: The registered close code for "unauthorized": the client comes back with the session that it has then.
 UNAUTHORIZED = 3000
+#: Seconds after which such a client comes back: by then a browser that has changed the password has the cookie of
+#: the new session, which comes with the response.
+NEW_SESSION = 2.0
 # The codes below 3000 that an endpoint may send (RFC 6455, 7.4, and IANA's registry). Servers below this package
 # check them too: Daphne refuses most of them.
 _STANDARD = frozenset((*range(1000, 1004), *range(1007, 1015)))
 # A control frame has 125 bytes, and the code takes two.
 _LONGEST_REASON = 123
+_LONGEST_RETRY = 3600
 
 
 class Close(NamedTuple):
-    """A close code and the text that goes with it. Checked by `close_of()`."""
+    """
+    A close code, the text that goes with it, and when the client may come back. Checked by `close_of()`.
+
+    `retry` is in seconds. Clients that are told come back between it and twice as long. None leaves it to them.
+    """
 
     code: int
     reason: str = ""
+    retry: float | None = None
 
     @property
     def is_final(self) -> bool:
@@ -41,7 +50,8 @@ class Close(NamedTuple):
 
     def as_message(self) -> dict[str, Any]:
         """Return the message for a channel layer."""
-        return {"type": CLOSE, "code": self.code, "reason": self.reason}
+        message: dict[str, Any] = {"type": CLOSE, "code": self.code, "reason": self.reason}
+        return message if self.retry is None else message | {"retry": self.retry}
 
 
 def close_of(message: Mapping[str, Any]) -> Close:
@@ -49,10 +59,11 @@ def close_of(message: Mapping[str, Any]) -> Close:
     Return what a message of the type `CLOSE` says. Without "code" that is 1000, without "reason" "".
 
     Raises:
-        TypeError: "code" is no int, or "reason" no str.
-        ValueError: no server may send this code, or the reason is too long for a close frame.
+        TypeError: "code" is no int, "reason" no str, or "retry" no number.
+        ValueError: no server may send this code, the reason is too long for a close frame, or "retry" is not
+            between 0 and an hour.
     """
-    code, reason = message.get("code", 1000), message.get("reason") or ""
+    code, reason, retry = message.get("code", 1000), message.get("reason") or "", message.get("retry")
     if isinstance(code, bool) or not isinstance(code, int):
         raise TypeError(f'a "{CLOSE}" message needs "code", an int such as {SIGNED_OUT}, not {code!r}')
     if code not in _STANDARD and not 3000 <= code <= 4999:
@@ -67,4 +78,11 @@ def close_of(message: Mapping[str, Any]) -> Close:
             f'a "{CLOSE}" message has a reason of {size} bytes, {reason!r}: a close frame has room for '
             f"{_LONGEST_REASON}"
         )
-    return Close(code, reason)
+    if retry is not None:
+        if isinstance(retry, bool) or not isinstance(retry, (int, float)):
+            raise TypeError(f'a "{CLOSE}" message needs "retry", a number of seconds, not {retry!r}')
+        if not 0 < retry <= _LONGEST_RETRY:
+            raise ValueError(
+                f'a "{CLOSE}" message has retry={retry!r}: it must be seconds between 0 and {_LONGEST_RETRY}'
+            )
+    return Close(code, reason, retry)

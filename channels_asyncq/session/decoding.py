@@ -14,10 +14,10 @@ _UNCHANGEABLE = frozenset({str, bytes, int, float, bool, type(None)})
 class Decoder:
     """Gives each receiver of an envelope a dict of its own."""
 
-    __slots__ = ("_codec",)
+    __slots__ = ("codec",)
 
     def __init__(self, codec: Codec) -> None:
-        self._codec = codec
+        self.codec = codec
 
     def message_of(self, envelope: Envelope) -> dict[str, Any]:
         """
@@ -28,7 +28,7 @@ class Decoder:
         """
         message = envelope.message
         if message is None:
-            message = self._codec.decode_own(envelope.payload)
+            message = self.codec.decode_own(envelope.payload)
             if envelope.flags & EXTERNAL:
                 message = ExternalMessage(message)
         elif envelope.is_flat:

@@ -82,6 +82,10 @@ class OpenChannel:
         """Put loss notices of this type into the channel, if the setting `on_loss` names none."""
         self._buffer.tell_losses(message_type)
 
+    def obey_close(self) -> None:
+        """Have the channel closed if a `websocket.close` message finds no place: its reader would end at it."""
+        self._buffer.close_codec = self._decoder.codec
+
     def close(self) -> None:
         """Close the channel; messages that still wait are dropped and counted. Closing twice is fine."""
         if not self._session.lifetime.is_closed:
