@@ -11,10 +11,14 @@ SECRET_KEY = "only for tests"
 USE_TZ = True
 ALLOWED_HOSTS = ["localhost", "testserver"]
 INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
     "django.contrib.humanize",
     "django.contrib.staticfiles",
     "channels",
     "channels_asyncq",
+    "channels_asyncq.auth",
     "chat",
     "orders",
     "tokens",

@@ -74,6 +74,16 @@ async def test_code_that_is_not_final(make_any: contract.MakeLayer) -> None:
         assert numbers(await back.here()) == [1]
 
 
+async def test_when_to_come_back(make_any: contract.MakeLayer) -> None:
+    """The message may say after how many seconds; the stream passes it on with jitter."""
+    layer = await make_any()
+    client = await live(layer, "room")
+    await layer.group_send("room", {**RESTART, "retry": 60})
+    await client.end()
+    assert client.parser.retry is not None
+    assert 60_000 <= client.parser.retry <= 120_000
+
+
 async def test_a_close_that_was_missed(make_any: contract.MakeLayer) -> None:
     """It was meant for the connection before: a client that the view has admitted anew is not ended by it."""
     layer = await make_any()
@@ -88,16 +98,17 @@ async def test_a_close_that_was_missed(make_any: contract.MakeLayer) -> None:
         assert (await back.event()).type == CLOSE
 
 
-async def test_a_close_that_overflowed(make_any: contract.MakeLayer) -> None:
-    """A close that a full channel has lost on the way to an open stream is found in the log."""
+async def test_a_close_that_finds_no_place(make_any: contract.MakeLayer) -> None:
+    """The stream ends all the same. Its client comes back to the view, and misses nothing else."""
     layer = await make_any(capacity=2)
     client = await live(layer, "room")
     await send(layer, "room", *range(20))
     await layer.group_send("room", BANNED)
     await contract.eventually(lambda: layer.statistics().dropped.get("overflow") == 19)
-    *events, closed = await client.end()
-    assert numbers([event for event in events if isinstance(event, Event)]) == list(range(20))
-    assert isinstance(closed, Event) and closed.type == CLOSE
+    events = [event for event in await client.end() if isinstance(event, Event)]
+    assert not any(event.type == CLOSE for event in events) and client.last_id != "ended"
+    async with opened(layer, "room", since=client.last_id) as back:
+        assert numbers(events) + numbers(await back.here()) == list(range(20))
 
 
 async def test_to_the_channel_itself(make_any: contract.MakeLayer) -> None:

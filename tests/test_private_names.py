@@ -125,6 +125,8 @@ TABLE = [
 
 #: Names that begin with an underscore and are documented all the same.
 DOCUMENTED = {
+    "_base_manager",  # of Django's models
+    "_meta",  # likewise
     "_replace",  # of named tuples
     "_thread",  # a module of the standard library
 }

@@ -2,7 +2,7 @@
 The WebSocket consumers of Channels under their names: change the import from `channels.generic.websocket`.
 
 The async ones are those of Channels on top of `channels_asyncq.consumers.AsyncConsumer`, which says what is
-different. The sync ones are those of Channels. `ResumableWebsocketConsumer` is new.
+different. The sync ones are those of Channels. `ResumableWebsocketConsumer` and `AuthGroups` are new.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from channels.generic import websocket
 from channels.generic.websocket import JsonWebsocketConsumer, WebsocketConsumer
 
+from ..consumers.auth_groups import AuthGroups
 from ..consumers.consumer import AsyncConsumer
 from ..consumers.resumable import ResumableWebsocketConsumer
 
 __all__ = [
     "AsyncJsonWebsocketConsumer",
     "AsyncWebsocketConsumer",
+    "AuthGroups",
     "JsonWebsocketConsumer",
     "ResumableWebsocketConsumer",
     "WebsocketConsumer",

@@ -9,11 +9,13 @@ from datetime import datetime
 from typing import NoReturn
 
 from channels import DEFAULT_CHANNEL_LAYER
+from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.timezone import is_naive, make_aware
 
 from .. import get_layer
+from ..auth.guard import RECHECK, checked_recheck, require_app
 from ..layer import AsyncQueueChannelLayer
 from ..rates import require_positive_int
 from .frames import Render, Renderer
@@ -69,11 +71,16 @@ class EventStream(StreamingHttpResponse):
         resume_burst: how many may come back at once after a quiet time. None: those of one second, at least one.
         resume_key: the client that `resume_rate` is for, such as the key of its user. The default is its address,
             of an IPv6 address the network, of 64 bits.
+        auth: whether the stream ends with the session of the request: when its user signs out, changes the
+            password or is deleted, as the page about signing out says. The client comes back to the view, unless
+            it has signed out.
+        recheck: with `auth`, seconds after which the session is looked at again; None for never.
         layer: an alias, or a layer.
 
     Raises:
-        ImproperlyConfigured: the request is not of an ASGI server; or the alias names no layer of this package;
-            or `resume_rate` needs a `resume_key`, because the server knows no address.
+        ImproperlyConfigured: the request is not of an ASGI server; the alias names no layer of this package;
+            `resume_rate` needs a `resume_key`, because the server knows no address; or with `auth`,
+            "channels_asyncq.auth" is not in INSTALLED_APPS, or the request has no session.
         TypeError, ValueError: another argument is wrong.
     """
 
@@ -91,6 +98,8 @@ class EventStream(StreamingHttpResponse):
         resume_rate: str | None = None,
         resume_burst: int | None = None,
         resume_key: str | None = None,
+        auth: bool = False,
+        recheck: float | None = RECHECK,
         layer: str | AsyncQueueChannelLayer = DEFAULT_CHANNEL_LAYER,
     ) -> None:
         if not hasattr(request, "scope"):
@@ -102,6 +111,8 @@ class EventStream(StreamingHttpResponse):
             _milliseconds(not_before),
             _checked_seconds("heartbeat", heartbeat),
             _checked_retry(retry),
+            _session(request) if auth else None,
+            checked_recheck("EventStream", recheck),
         )
         stream = Stream(layer, wishes, Renderer(render))
         limit = checked_resume_limit(resume_rate, resume_burst, resume_key)
@@ -148,6 +159,17 @@ def _since(request: HttpRequest, since: str | None) -> str | None:
     if since is not None and not isinstance(since, str):
         raise TypeError(f"since must be a position, a str, not {since!r}")
     return request.headers.get("Last-Event-ID") or since or request.GET.get("since") or None
+
+
+def _session(request: HttpRequest) -> SessionBase:
+    require_app()
+    session: SessionBase | None = getattr(request, "session", None)
+    if session is None:
+        raise ImproperlyConfigured(
+            "EventStream(auth=True) needs the session of the request: add "
+            "'django.contrib.sessions.middleware.SessionMiddleware' to MIDDLEWARE"
+        )
+    return session
 
 
 def _checked_groups(

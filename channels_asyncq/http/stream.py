@@ -10,6 +10,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+from django.contrib.sessions.backends.base import SessionBase
+
+from ..auth.guard import Guard
 from ..clock import time_ns
 from ..events import LOSS, Faults
 from ..exceptions import ChannelClosed, LayerUnavailable
@@ -37,7 +40,8 @@ class Wishes:
     """
     The arguments of a stream, checked.
 
-    `heartbeat` and `retry` are in seconds, `not_before` in milliseconds since 1970.
+    `heartbeat`, `retry` and `recheck` are in seconds, `not_before` in milliseconds since 1970. The stream ends
+    with the session, if there is one.
     """
 
     groups: tuple[str, ...]
@@ -45,6 +49,8 @@ class Wishes:
     not_before: int
     heartbeat: float
     retry: tuple[float, float]
+    session: SessionBase | None
+    recheck: float | None
 
 
 class Stream:
@@ -62,6 +68,7 @@ class Stream:
         self._events = _events.setdefault(layer, Events())
         # Until everything came that was missed before this connection.
         self._is_returning = True
+        self._retry_range = wishes.retry
         # A message of the layer has ended the stream.
         self._is_closed = False
 
@@ -70,11 +77,17 @@ class Stream:
         wakeups = Wakeups(self._wishes.heartbeat)
         stopping.enter(wakeups)
         follower: Follower | None = None
+        guard: Guard | None = None
         try:
             yield self.retry()
             try:
-                await request_thread.release()
                 follower = await wakeups.unless_told(self._layer.open_follower(self._wishes.groups))
+                follower.channel.obey_close()
+                if self._wishes.session is not None:
+                    guard = Guard(self._layer, follower.channel.name, self._wishes.recheck)
+                    if not await wakeups.unless_told(guard.begin(self._wishes.session)):
+                        raise ToldToEnd
+                await request_thread.release()
                 await wakeups.unless_told(follower.begin(self._wishes.since))
                 if not follower.recovered:
                     yield self._reset(follower, Reset(follower.reason, follower.groups))
@@ -97,6 +110,8 @@ class Stream:
                 self._note(error)
             yield self.retry()
         finally:
+            if guard is not None:
+                guard.stop()
             if follower is not None:
                 follower.channel.close()
             wakeups.close()
@@ -167,6 +182,8 @@ class Stream:
         """End the stream. Raises as `close_of()`."""
         self._is_closed = True
         close = close_of(closing.message)
+        if close.retry is not None:
+            self._retry_range = close.retry, 2 * close.retry
         last_id = ENDED if close.is_final else follower.position
         return b"id: %b\n%b" % (last_id.encode(), closing_event(close))
 
@@ -179,7 +196,7 @@ class Stream:
 
     def retry(self, least: float = 0.0) -> bytes:
         """Return the line by which a client comes back in a while: later than in `least` seconds."""
-        return b"retry: %d\n\n" % round(1000 * (least + random.uniform(*self._wishes.retry)))
+        return b"retry: %d\n\n" % round(1000 * (least + random.uniform(*self._retry_range)))
 
     def _note(self, error: Exception) -> None:
         cause = f"{self._renderer} {type(error).__name__}"

@@ -1,0 +1,167 @@
+"""Three browsers on two servers: which connections end within a second when a user signs out, and which stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from channels_asyncq import AsyncQueueChannelLayer, sync
+from channels_asyncq.testing import EmbeddedServer
+from tests.browsers import Page
+from tests.example import HOST, Program, free_port
+from tests.test_resume_browser import ROOT, browser, pytestmark
+
+__all__ = ["browser", "pytestmark"]
+
+SITE = "tests.processes.sign_out_site"
+#: Seconds within which a connection has to end.
+SOON = 1.0
+
+
+class Sites:
+    """The site under uvicorn and under Daphne, on one database and one message server."""
+
+    def __init__(self, folder: Path, server: EmbeddedServer, prefix: str) -> None:
+        config: dict[str, Any] = {"hosts": [server.url], "prefix": prefix}
+        self.layer = AsyncQueueChannelLayer(**config)
+        environment = {
+            "PYTHONPATH": str(ROOT),
+            "TEST_DATABASE": str(folder / "site.sqlite3"),
+            "TEST_LAYER_CONFIG": json.dumps(config),
+        }
+        subprocess.run([sys.executable, "-m", SITE], env=os.environ | environment, check=True, timeout=60)
+        self.ports = {"uvicorn": free_port(), "daphne": free_port()}
+        port = {kind: str(number) for kind, number in self.ports.items()}
+        commands = (
+            ["-m", "uvicorn", "--host", HOST, "--port", port["uvicorn"], f"{SITE}:application"],
+            ["-m", "daphne", "-b", HOST, "-p", port["daphne"], f"{SITE}:application"],
+        )
+        self.programs = [Program(*command, environment=environment).__enter__() for command in commands]
+        for program in self.programs:
+            program.wait_for("Listening on TCP address|Uvicorn running on")
+
+    def url(self, kind: str, path: str = "") -> str:
+        return f"http://{HOST}:{self.ports[kind]}/{path}"
+
+    def say(self, text: str) -> None:
+        with ThreadPoolExecutor(1) as pool:  # playwright's event loop runs in this thread
+            pool.submit(sync.group_send, "news", {"type": "site.said", "text": text}, self.layer).result()
+
+    def stop(self) -> None:
+        for program in self.programs:
+            program.__exit__(None, None, None)
+            assert "Traceback" not in program.output, program.output
+        self.layer.close_from_thread()
+
+
+@pytest.fixture
+def sites(tmp_path: Path, redis_server: EmbeddedServer, prefix: str) -> Iterator[Sites]:
+    sites = Sites(tmp_path, redis_server, prefix)
+    yield sites
+    sites.stop()
+
+
+class Visitor:
+    """A browser of its own, with a page that has a WebSocket and an EventSource open."""
+
+    def __init__(self, browser: Any, sites: Sites, kind: str, name: str) -> None:
+        self.sites = sites
+        self.context = browser.new_context()
+        self.context.set_default_timeout(30_000)
+        self.asks(kind, f"sign-in/{name}/")
+        self.page: Page = self.context.new_page()
+        self.page.goto(sites.url(kind))
+        for what in ("socket open", "stream open"):
+            self.waits_for(what)
+
+    def asks(self, kind: str, path: str) -> float:
+        """Fetch an address with this browser's cookies; return when it was asked for, in s since 1970."""
+        began = time.time()
+        answer = self.context.request.get(self.sites.url(kind, path))
+        assert answer.status == 200
+        return began
+
+    def told(self, what: str) -> list[dict[str, Any]]:
+        return [each for each in self.page.evaluate("told") if each["what"] == what]
+
+    def waits_for(self, what: str, count: int = 1) -> dict[str, Any]:
+        """Return the last of so many notes of a kind, when it is there."""
+        self.page.wait_for_function(
+            "([what, count]) => window.told?.filter((each) => each.what === what).length >= count",
+            arg=[what, count],
+        )
+        return self.told(what)[count - 1]
+
+    def hears(self, text: str, count: int) -> None:
+        """It is the last of so many messages on both connections, which are the first ones."""
+        for what in ("socket message", "stream message"):
+            assert self.waits_for(what, count)["data"]["text"] == text
+        assert not self.told("socket closed") and not self.told("stream closed")
+
+
+def took(visitor: Visitor, what: str, began: float) -> float:
+    return float(visitor.waits_for(what)["at"]) / 1000 - began
+
+
+def test_three_browsers(browser: Any, sites: Sites) -> None:
+    """What ends, ends within a second; what is taken back, or is another's, stays; who may, comes back."""
+    ada = Visitor(browser, sites, "uvicorn", "ada")
+    bob = Visitor(browser, sites, "daphne", "bob")
+    bob_elsewhere = Visitor(browser, sites, "uvicorn", "bob")
+    everybody = (ada, bob, bob_elsewhere)
+
+    # In transactions that are rolled back.
+    for visitor, kind in ((ada, "daphne"), (bob, "uvicorn"), (bob_elsewhere, "daphne")):
+        visitor.asks(kind, "rolled-back/")
+    sites.say("everybody is here")
+    for visitor in everybody:
+        visitor.hears("everybody is here", 1)
+
+    # By HTTP at the other server.
+    began = ada.asks("daphne", "sign-out/")
+    assert took(ada, "socket closed", began) < SOON
+    assert took(ada, "stream closed", began) < SOON
+    (closed,) = ada.told("socket closed")
+    assert closed["code"] == 4401 and closed["delay"] is None
+    (closed,) = ada.told("stream closed")
+    assert closed["code"] == 4401 and closed["final"] is True
+    ada.waits_for("stream gave up")
+    sites.say("without ada")
+    for visitor in (bob, bob_elsewhere):
+        visitor.hears("without ada", 2)
+
+    # By another password.
+    began = bob.asks("uvicorn", "password/")
+    for visitor in (bob, bob_elsewhere):
+        for what in ("socket closed", "stream closed"):
+            assert took(visitor, what, began) < SOON
+            assert visitor.told(what)[0]["code"] == 3000
+    # The browser in which it was changed comes back, and misses nothing.
+    sites.say("bob is back")
+    bob.waits_for("socket open", 2)
+    bob.waits_for("stream open", 2)
+    assert [each["recovered"] for each in bob.told("socket open")] == [True, True]
+    for what in ("socket message", "stream message"):
+        last = bob.waits_for(what, 3)
+        assert last["data"]["text"] == "bob is back"
+    # The other one finds that it has to sign in.
+    assert bob_elsewhere.waits_for("socket closed", 2)["code"] == 4401
+    bob_elsewhere.waits_for("stream gave up")
+    assert len(bob_elsewhere.told("stream message")) == 2
+
+    # Everywhere.
+    began = bob.asks("daphne", "everywhere/")
+    assert float(bob.waits_for("socket closed", 2)["at"]) / 1000 - began < SOON
+    assert float(bob.waits_for("stream closed", 2)["at"]) / 1000 - began < SOON
+    bob.waits_for("stream gave up")
+    for visitor in everybody:
+        visitor.context.close()
