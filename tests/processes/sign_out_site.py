@@ -59,7 +59,7 @@ from django.contrib.auth.models import User  # noqa: E402
 from django.core.management import call_command  # noqa: E402
 from django.db import transaction  # noqa: E402
 
-from channels_asyncq.auth import logout_everywhere  # noqa: E402
+from channels_asyncq.auth import disconnect_user, logout_everywhere  # noqa: E402
 from channels_asyncq.generic.websocket import AuthGroups, ResumableWebsocketConsumer  # noqa: E402
 from channels_asyncq.http import EventStream  # noqa: E402
 
@@ -125,6 +125,12 @@ def everywhere(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"sessions": logout_everywhere(user)})
 
 
+def kick(request: HttpRequest) -> HttpResponse:
+    """Close the connections of the user, whose session stays."""
+    disconnect_user(request.user, 4403, "kicked")
+    return HttpResponse("kicked")
+
+
 async def events(request: HttpRequest) -> HttpResponseBase:
     user = await request.auser()
     if not user.is_authenticated:
@@ -151,6 +157,7 @@ urlpatterns = [
     path("password/", password),
     path("rolled-back/", rolled_back),
     path("everywhere/", everywhere),
+    path("kick/", kick),
     path("events/", events),
 ]
 
