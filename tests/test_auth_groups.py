@@ -19,7 +19,7 @@ from django.db.models.signals import post_delete, post_save, pre_save
 from django.test import override_settings
 from django.test.utils import isolate_apps
 
-from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq import AsyncQueueChannelLayer, LayerUnavailable
 from channels_asyncq.auth import disconnect_user, guard, names, receivers, sessions, user_group
 from channels_asyncq.events import Faults
 from channels_asyncq.generic.websocket import (
@@ -515,6 +515,28 @@ async def test_recheck_of_a_session_that_holds(
     await talk.leaves()
 
 
+async def test_memberships_are_renewed(
+    layer: AsyncQueueChannelLayer, user: Any, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quiet connection stays in its groups for longer than `group_expiry`; an outage stops no look."""
+    joined: list[str] = []
+    real = layer.group_add
+
+    async def group_add(group: str, channel: str) -> None:
+        joined.append(group)
+        if len(joined) in (5, 6):
+            raise LayerUnavailable("redis://here", "away")
+        await real(group, channel)
+
+    monkeypatch.setattr(layer, "group_add", group_add)
+    key = await in_thread(sign_in)(user)
+    talk = begin(key, Rechecks)
+    await talk.accepted()
+    await eventually(lambda: len(joined) > 9, "three looks")
+    assert set(joined) == set(layer.groups) == {user_group(user), names.session_group(key)}
+    await is_here(talk)
+
+
 async def test_database_is_away(
     layer: AsyncQueueChannelLayer,
     user: Any,
@@ -619,6 +641,16 @@ async def test_leaves_while_it_is_looked_at(
 
 
 # Without a session
+
+
+async def test_user_who_may_not_sign_in(layer: AsyncQueueChannelLayer, user: Any, begin: Begin) -> None:
+    """The session of a user who is not active any more is still there: Django takes its owner for anonymous."""
+    key = await in_thread(sign_in)(user)
+    await in_thread(deactivate)(user)
+    talk = begin(key, Rechecks)
+    await talk.accepted()
+    assert not layer.groups
+    await is_here(talk)
 
 
 async def test_user_by_a_token(layer: AsyncQueueChannelLayer, user: Any, begin: Begin) -> None:

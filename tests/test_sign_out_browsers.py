@@ -99,7 +99,7 @@ class Visitor:
         return [each for each in self.page.evaluate("told") if each["what"] == what]
 
     def waits_for(self, what: str, count: int = 1) -> dict[str, Any]:
-        """Return the last of so many notes of a kind, when it is there."""
+        """Return the note of a kind with this number, from 1, when it is there."""
         self.page.wait_for_function(
             "([what, count]) => window.told?.filter((each) => each.what === what).length >= count",
             arg=[what, count],
@@ -107,7 +107,7 @@ class Visitor:
         return self.told(what)[count - 1]
 
     def hears(self, text: str, count: int) -> None:
-        """It is the last of so many messages on both connections, which are the first ones."""
+        """Both connections, which are the first ones, get a text as the message with this number, from 1."""
         for what in ("socket message", "stream message"):
             assert self.waits_for(what, count)["data"]["text"] == text
         assert not self.told("socket closed") and not self.told("stream closed")

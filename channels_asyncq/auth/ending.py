@@ -1,4 +1,4 @@
-"""Ends what a user has open: his connections, or also his sessions."""
+"""Ends the connections of a user, or the sessions too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROWS = 1000
 
 def disconnect_user(user: Any, code: int = SIGNED_OUT, reason: str = "signed out") -> None:
     """
-    Close the WebSockets and streams of a user, in all processes. His sessions stay: he may connect again.
+    Close the WebSockets and streams of a user, in all processes. The sessions stay: the user may connect again.
 
     In a transaction of the user's database they are closed after the commit, and not if it is rolled back. An
     error after the commit is logged as `session.untold`.
@@ -57,9 +57,9 @@ async def adisconnect_user(user: Any, code: int = SIGNED_OUT, reason: str = "sig
 
 def logout_everywhere(user: Any) -> int:
     """
-    Delete all sessions of a user, then close his connections with 4401. Returns how many sessions there were.
+    Delete all sessions of a user, then close the connections with 4401. Returns the number of sessions.
 
-    It reads every session that has not expired, because no session says in a column whose it is: about 30 µs of
+    It reads every session that has not expired, because sessions have no column for the user: about 30 µs of
     CPU time each. In a transaction of the sessions' database the connections are closed after the commit. An
     error of the channel layer is logged as `session.untold`: the sessions are gone all the same.
 
@@ -81,7 +81,7 @@ def logout_everywhere(user: Any) -> int:
 
 
 async def alogout_everywhere(user: Any) -> int:
-    """Delete all sessions of a user, then close his connections. As `logout_everywhere()`, in a thread."""
+    """Delete all sessions of a user, then close the connections. As `logout_everywhere()`, in a thread."""
     return await database_sync_to_async(logout_everywhere)(user)
 
 
@@ -91,7 +91,7 @@ def _store() -> type[SessionBase]:
         raise ImproperlyConfigured(
             f"logout_everywhere() needs sessions in a database, which can be listed; with SESSION_ENGINE="
             f"{settings.SESSION_ENGINE!r} use 'django.contrib.sessions.backends.cached_db', or change the user's "
-            "password, which ends his sessions too"
+            "password, which ends the sessions too"
         )
     return store
 

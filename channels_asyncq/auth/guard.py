@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
 from contextvars import ContextVar
@@ -35,7 +36,7 @@ _faults = Faults()
 def require_app() -> None:
     """
     Raises:
-        ImproperlyConfigured: the app is not installed, so that nobody would tell when a session ends.
+        ImproperlyConfigured: the app is not installed, so connections would not be told when a session ends.
     """
     if not apps.is_installed("channels_asyncq.auth"):
         raise ImproperlyConfigured(
@@ -67,7 +68,7 @@ class Guard:
     ---------|----------|-------------|------------------------------------------------------------
     idle     | None     | None        | `begin()` finds a session that holds: waiting
     waiting  | set      | None        | `recheck` seconds have passed: checking. `stop()`: idle
-    checking | None     | a task      | it holds, or nobody can tell: waiting. It does not, or `stop()`: idle
+    checking | None     | a task      | it holds, or that is unknown: waiting. It does not, or `stop()`: idle
     """
 
     def __init__(self, layer: AsyncQueueChannelLayer, channel: str, recheck: float | None) -> None:
@@ -75,6 +76,7 @@ class Guard:
         self._channel = channel
         self._recheck = recheck
         self._claim: Claim | None = None
+        self._groups: tuple[str, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._checking: asyncio.Task[None] | None = None
 
@@ -82,33 +84,38 @@ class Guard:
         """
         Join the groups of the user and of the session; return False if the session has ended.
 
-        A user who came without a session, as by a token, has his group and is not looked at again. Cancelling
-        leaves memberships, which end with the channel.
+        The user is that of the handshake; with None, the session says who it is. Without a session, as with a
+        token, the user's group is joined and nothing is looked at again. An anonymous user has no groups.
+        Cancelling leaves memberships, which end with the channel.
 
         Raises:
             ImproperlyConfigured: sessions are kept in cookies.
             ChannelLayerError: as `group_add()`.
         """
         claim = await database_sync_to_async(claim_of)(session)
-        if user is not None and user.is_authenticated:
+        if user is None and claim is not None:
+            group = group_of_key(claim.user)
+        elif user is None or not user.is_authenticated:
+            return True
+        else:
             group = user_group(user)
             if claim is not None and group_of_key(claim.user) != group:
-                claim = None  # he did not come by this session
-        elif claim is not None:
-            group = group_of_key(claim.user)
-        else:
-            return True
-        await self._layer.group_add(group, self._channel)
+                claim = None  # the user is not that of this session
+        self._claim = claim
+        self._groups = (group,) if claim is None else (group, session_group(claim.key))
+        await self._join()
         if claim is None:
             return True
-        await self._layer.group_add(session_group(claim.key), self._channel)
         # After joining: an end before this look is seen by it, and a later one is told to the groups.
         if not await database_sync_to_async(holds)(claim):
             return False
-        self._claim = claim
         guarded.set(claim)
         self._start_timer()
         return True
+
+    async def _join(self) -> None:
+        for group in self._groups:
+            await self._layer.group_add(group, self._channel)
 
     def stop(self) -> None:
         """Look no more. Stopping twice is fine."""
@@ -134,6 +141,9 @@ class Guard:
     async def _look(self) -> None:
         assert self._claim is not None
         try:
+            # Closed: nothing can be sent to it either. Or the server is away: the look does without.
+            with contextlib.suppress(ChannelLayerError):
+                await self._join()  # a membership of a quiet channel lapses after `group_expiry`
             is_there = await database_sync_to_async(holds)(self._claim)
         except Exception as error:
             text = "a session could not be looked at, and its connection stays until the next time: %s: %s"

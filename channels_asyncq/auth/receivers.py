@@ -18,7 +18,7 @@ from .telling import tell_in_time
 
 _SIGNED_OUT = Close(SIGNED_OUT, "signed out")
 _CHANGED = Close(UNAUTHORIZED, "the password has changed", NEW_SESSION)
-# The attribute of a user who is being saved that says whether his sessions will end with that.
+# The attribute of a user that is being saved which says whether that ends the sessions.
 _ENDS_SESSIONS = "_asyncq_ends_sessions"
 
 
@@ -64,7 +64,7 @@ def on_saving(
     update_fields: Collection[str] | None,
     **_: object,
 ) -> None:
-    """Compare a user with the one in the database: is it another session hash, or may he not sign in any more?"""
+    """Compare a user with the stored one: is the session hash another one, or is the user not active any more?"""
     vars(instance).pop(_ENDS_SESSIONS, None)
     only_a_login = update_fields is not None and set(update_fields) <= {"last_login"}
     if raw or only_a_login or instance.pk is None:

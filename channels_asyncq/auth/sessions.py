@@ -20,7 +20,7 @@ from django.utils.crypto import constant_time_compare
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A session of somebody who has signed in. `user` is the primary key as a text."""
+    """A session with a user. `user` is the primary key as a text."""
 
     store: type[SessionBase]
     key: str
@@ -29,10 +29,10 @@ class Claim:
 
 def claim_of(session: Any) -> Claim | None:
     """
-    Return what a session says, None if nobody has signed in with it. May read it from where it is stored.
+    Return the claim of a session, None for a session without a user. May read it from where it is stored.
 
     Raises:
-        ImproperlyConfigured: the session is in a cookie, so that nobody else can end it.
+        ImproperlyConfigured: the session is in a cookie, so only the browser can end it.
     """
     user = None if session is None else session.get(SESSION_KEY)
     if user is None or session.session_key is None:
@@ -40,7 +40,7 @@ def claim_of(session: Any) -> Claim | None:
     store = session.__class__  # also of what a LazyObject stands for
     if is_in_cookie(store):
         raise ImproperlyConfigured(
-            f"SESSION_ENGINE={settings.SESSION_ENGINE!r} keeps sessions in cookies, which nobody else can end; "
+            f"SESSION_ENGINE={settings.SESSION_ENGINE!r} keeps sessions in cookies, which only browsers can end; "
             "channels_asyncq.auth needs them on the server: 'django.contrib.sessions.backends.cached_db', for one"
         )
     return Claim(store, session.session_key, str(user))
@@ -52,7 +52,7 @@ def is_in_cookie(store: type[SessionBase]) -> bool:
 
 def holds(claim: Claim) -> bool:
     """
-    Tell whether a session is still there, and still that of a user who may sign in with his present password.
+    Tell whether a session is still there, and its user may still sign in with the present password.
 
     `django.contrib.auth.get_user()` asks the same, but it writes: it deletes a session that does not hold, and
     gives a new key to one that holds by a fallback of SECRET_KEY. The browser would not learn that key from here.

@@ -73,7 +73,7 @@ class EventStream(StreamingHttpResponse):
             of an IPv6 address the network, of 64 bits.
         auth: whether the stream ends with the session of the request: when its user signs out, changes the
             password or is deleted, as the page about signing out says. The client comes back to the view, unless
-            it has signed out.
+            it has signed out. A view that also serves anonymous users passes `auth=user.is_authenticated`.
         recheck: with `auth`, seconds after which the session is looked at again; None for never.
         layer: an alias, or a layer.
 
