@@ -21,6 +21,7 @@ from django.test.utils import isolate_apps
 
 from channels_asyncq import AsyncQueueChannelLayer, LayerUnavailable
 from channels_asyncq.auth import disconnect_user, guard, names, receivers, sessions, user_group
+from channels_asyncq.consumers import AsyncConsumer
 from channels_asyncq.events import Faults
 from channels_asyncq.generic.websocket import (
     AsyncWebsocketConsumer,
@@ -268,6 +269,22 @@ async def test_connects_while_it_signs_out(
     talk = begin(key)
     talk.say("websocket.connect")
     assert await talk.hears() == ENDED
+    await talk.leaves(1006)
+    assert log == []
+
+
+async def test_connects_without_the_server(
+    layer: AsyncQueueChannelLayer, user: Any, begin: Begin, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that would not be told of its end is refused, without an error in the server's log."""
+
+    async def group_add(group: str, channel: str) -> None:
+        raise LayerUnavailable("redis://here", "away")
+
+    monkeypatch.setattr(layer, "group_add", group_add)
+    talk = begin(await in_thread(sign_in)(user))
+    talk.say("websocket.connect")
+    assert await talk.hears() == {"type": CLOSE, "code": 1013}
     await talk.leaves(1006)
     assert log == []
 
@@ -752,6 +769,11 @@ def test_order_of_the_bases() -> None:
     with pytest.raises(TypeError, match=r"must come first: class Late\(AuthGroups, \.\.\.\)"):
 
         class Late(AsyncWebsocketConsumer, AuthGroups):
+            pass
+
+    with pytest.raises(TypeError, match=r"must come first"):
+
+        class Mixed(ChannelsConsumer, AuthGroups, AsyncConsumer):
             pass
 
     for base in (ChannelsConsumer, JsonWebsocketConsumer):

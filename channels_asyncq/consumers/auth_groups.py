@@ -9,8 +9,10 @@ from channels.consumer import SyncConsumer
 from django.core.exceptions import ImproperlyConfigured
 
 from ..auth.guard import ENDED, RECHECK, Guard, checked_recheck, require_app
+from ..exceptions import LayerUnavailable
 from ..layer import AsyncQueueChannelLayer
 from .consumer import AsyncConsumer
+from .conversation import TRY_AGAIN
 
 
 class AuthGroups:
@@ -44,7 +46,10 @@ class AuthGroups:
             raise TypeError(
                 f"AuthGroups of {cls.__name__} needs an async consumer of channels_asyncq.generic.websocket"
             )
-        if cls.__mro__.index(AuthGroups) > cls.__mro__.index(AsyncConsumer):
+        before = cls.__mro__[: cls.__mro__.index(AuthGroups)]
+        if any(
+            issubclass(base, ChannelsAsyncConsumer) and not issubclass(base, AuthGroups) for base in before
+        ):
             raise TypeError(f"AuthGroups must come first: class {cls.__name__}(AuthGroups, ...)")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -65,7 +70,13 @@ class AuthGroups:
             )
         recheck = checked_recheck(type(self).__name__, self.recheck)
         self._guard = guard = Guard(self.channel_layer, self.channel_name, recheck)
-        if await guard.begin(self.scope.get("session"), self.scope.get("user")):
+        try:
+            holds = await guard.begin(self.scope.get("session"), self.scope.get("user"))
+        except LayerUnavailable:
+            # Unguarded it cannot be let in. The layer logs the outage, once for all.
+            await self._asyncq.close(TRY_AGAIN)
+            return
+        if holds:
             await super().websocket_connect(message)  # type: ignore[misc]
         else:
             await self._asyncq.close(ENDED)
