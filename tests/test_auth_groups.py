@@ -250,6 +250,15 @@ async def test_without_the_server(
     assert not await in_thread(session_store().exists)(key)
 
 
+async def test_without_the_server_on_the_event_loop(user: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The same where the message is sent by the running event loop."""
+    with override_settings(SESSION_ENGINE="django.contrib.sessions.backends.cache"):
+        async with installed(AsyncQueueChannelLayer(hosts=["redis://127.0.0.1:1"], send_timeout=0.1)):
+            key = await in_thread(sign_in)(user)
+            sign_out(key, user)
+            await eventually(lambda: "session.untold" in caplog.text, "the log line")
+
+
 # Who connects meanwhile
 
 
@@ -602,6 +611,25 @@ async def test_full_channel(layer: AsyncQueueChannelLayer, user: Any, begin: Beg
     goes_on.set()
     assert (await talk.hears())["text"] == "1"
     assert (await talk.hears())["code"] == 1013
+
+
+async def test_closed_while_it_is_looked_at(
+    layer: AsyncQueueChannelLayer, user: Any, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that finds the channel closed has nothing to do any more."""
+
+    class Busy(Kept, Rechecks):
+        pass
+
+    key = await in_thread(sign_in)(user)
+    talk = begin(key, Busy)
+    await talk.accepted()
+    (channel,) = layer.channels
+    await layer.close_channel(channel)
+    await in_thread(session_store().delete)(key)
+    assert (await talk.hears())["code"] == 1013
+    await eventually(lambda: Kept.guards[0]._timer is Kept.guards[0]._checking is None, "the last look")
+    await talk.leaves()
 
 
 async def test_nothing_is_left(layer: AsyncQueueChannelLayer, user: Any, begin: Begin) -> None:
