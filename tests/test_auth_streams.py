@@ -16,9 +16,17 @@ from channels_asyncq.http import EventStream
 from channels_asyncq.messages.closing import CLOSE
 from tests.consumers import installed
 from tests.contract import MakeLayer
-from tests.sign_in import in_thread, new_user, quick_passwords, request_with, session_store, sign_in, sign_out
+from tests.sign_in import (
+    in_thread,
+    new_user,
+    quick_passwords,
+    request_with,
+    session_store,
+    set_password,
+    sign_in,
+    sign_out,
+)
 from tests.sse import Client, Event
-from tests.test_auth_groups import set_password
 from tests.test_event_stream import make_any, message, numbers, request
 
 __all__ = ["make_any", "quick_passwords"]
