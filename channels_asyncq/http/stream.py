@@ -8,6 +8,7 @@ import random
 import traceback
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from enum import Enum
 from weakref import WeakKeyDictionary
 
 from django.contrib.sessions.backends.base import SessionBase
@@ -53,12 +54,26 @@ class Wishes:
     recheck: float | None
 
 
+class Phase(Enum):
+    """How far a stream is; `Stream` has the table."""
+
+    RETURNING = "returning"
+    LIVE = "live"
+    CLOSED = "closed"
+
+
 class Stream:
     """
     The chunks of one response.
 
     An id stands in the same block as its event, or behind everything before it. A client counts an id when the
     block's blank line has come, so a connection that breaks anywhere loses nothing and repeats nothing.
+
+    phase     | event: next phase
+    ----------|----------------------------------------------------------------------------------------------
+    RETURNING | everything has come that was missed before this connection: LIVE. Close messages are left out
+    LIVE      | a close message comes: CLOSED
+    CLOSED    | none. The stream ends, as it does in each phase when it is told to, or its channel is closed
     """
 
     def __init__(self, layer: AsyncQueueChannelLayer, wishes: Wishes, renderer: Renderer) -> None:
@@ -66,11 +81,8 @@ class Stream:
         self._wishes = wishes
         self._renderer = renderer
         self._events = _events.setdefault(layer, Events())
-        # Until everything came that was missed before this connection.
-        self._is_returning = True
+        self._phase = Phase.RETURNING
         self._retry_range = wishes.retry
-        # A message of the layer has ended the stream.
-        self._is_closed = False
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """Yield the stream until its client leaves, the layer is closed, or the process is told to stop."""
@@ -96,10 +108,10 @@ class Stream:
                     if chunk:
                         yield chunk
                     await asyncio.sleep(0)  # others have missed something too
-                self._is_returning = False
+                self._phase = Phase.LIVE
                 if not wakeups.is_told:
                     yield self._comment(follower, "here")
-                while not wakeups.is_told and not self._is_closed:
+                while not wakeups.is_told and self._phase is Phase.LIVE:
                     chunk = await self._next(follower, wakeups)
                     if chunk:
                         yield chunk
@@ -156,7 +168,7 @@ class Stream:
                 if envelope.position:
                     chunk += b"id: %b\n" % follower.position.encode()
                 chunk += made
-            elif isinstance(made, Closing) and not self._is_returning:
+            elif isinstance(made, Closing) and self._phase is Phase.LIVE:
                 # (A close that was missed was meant for the connection before this one.)
                 chunk += self._close(follower, made)
                 break
@@ -173,14 +185,14 @@ class Stream:
 
     def _aside(self, envelope: Envelope, follower: Follower) -> bytes:
         """Return what a message is to the stream that its client does not get: `Closing`, or b""."""
-        if self._is_returning:
+        if self._phase is Phase.RETURNING:
             return b""
         message = follower.message_of(envelope)
         return Closing.of(message) if message.get("type") == CLOSE else b""
 
     def _close(self, follower: Follower, closing: Closing) -> bytes:
         """End the stream. Raises as `close_of()`."""
-        self._is_closed = True
+        self._phase = Phase.CLOSED
         close = close_of(closing.message)
         if close.retry is not None:
             self._retry_range = close.retry, 2 * close.retry
