@@ -89,7 +89,8 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
       again only if messages are lost for good later. The id has the name of the channel behind `~~`; add that to
       later ids, so that messages that exclude this connection are not sent to the next one.
     - `{"id": "<position>"}`: a fresh position, every `heartbeat` seconds.
-    - `{"type": "retry", "ms": 1200}`: before a close with 1012 (4012 under Daphne): come back after that time.
+    - `{"type": "retry", "ms": 1200}`: before a close with 1012 (4012 under Daphne), or another one that is not
+      final: come back after that time.
 
     A client comes back with the last id that it has got. All other frames are the consumer's own. Needs
     channels_asyncq as the channel layer; with another one, connecting raises ImproperlyConfigured.
