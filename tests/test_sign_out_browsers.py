@@ -110,11 +110,21 @@ class Visitor:
         """Both connections, which are the first ones, get a text as the message with this number, from 1."""
         for what in ("socket message", "stream message"):
             assert self.waits_for(what, count)["data"]["text"] == text
-        assert not self.told("socket closed") and not self.told("stream closed")
+        assert self.thrown_out("socket") == self.thrown_out("stream") == []
 
+    def thrown_out(self, kind: str) -> list[dict[str, Any]]:
+        """The ends that a server wanted. On a busy machine a socket may also be lost, and come back."""
+        return [each for each in self.told(f"{kind} closed") if each["code"] in (3000, 4401, 4403)]
 
-def took(visitor: Visitor, what: str, began: float) -> float:
-    return float(visitor.waits_for(what)["at"]) / 1000 - began
+    def is_thrown_out(self, kind: str, code: int, began: float | None) -> dict[str, Any]:
+        """Return the note of the first end by this code, which came soon after a time, if there is one."""
+        self.page.wait_for_function(
+            "([what, code]) => told.some((each) => each.what === what && each.code === code)",
+            arg=[f"{kind} closed", code],
+        )
+        found = next(each for each in self.thrown_out(kind) if each["code"] == code)
+        assert began is None or float(found["at"]) / 1000 - began < SOON
+        return found
 
 
 def test_three_browsers(browser: Any, sites: Sites) -> None:
@@ -133,12 +143,8 @@ def test_three_browsers(browser: Any, sites: Sites) -> None:
 
     # By HTTP at the other server.
     began = ada.asks("daphne", "sign-out/")
-    assert took(ada, "socket closed", began) < SOON
-    assert took(ada, "stream closed", began) < SOON
-    (closed,) = ada.told("socket closed")
-    assert closed["code"] == 4401 and closed["delay"] is None
-    (closed,) = ada.told("stream closed")
-    assert closed["code"] == 4401 and closed["final"] is True
+    assert ada.is_thrown_out("socket", 4401, began)["delay"] is None
+    assert ada.is_thrown_out("stream", 4401, began)["final"] is True
     ada.waits_for("stream gave up")
     sites.say("without ada")
     for visitor in (bob, bob_elsewhere):
@@ -147,35 +153,33 @@ def test_three_browsers(browser: Any, sites: Sites) -> None:
     # By another password.
     began = bob.asks("uvicorn", "password/")
     for visitor in (bob, bob_elsewhere):
-        for what in ("socket closed", "stream closed"):
-            assert took(visitor, what, began) < SOON
-            assert visitor.told(what)[0]["code"] == 3000
+        for kind in ("socket", "stream"):
+            visitor.is_thrown_out(kind, 3000, began)
     # The browser in which it was changed comes back, and misses nothing.
     sites.say("bob is back")
     bob.waits_for("socket open", 2)
     bob.waits_for("stream open", 2)
-    assert [each["recovered"] for each in bob.told("socket open")] == [True, True]
+    assert all(each["recovered"] for each in bob.told("socket open"))
     for what in ("socket message", "stream message"):
         last = bob.waits_for(what, 3)
         assert last["data"]["text"] == "bob is back"
     # The other one finds that it has to sign in.
-    assert bob_elsewhere.waits_for("socket closed", 2)["code"] == 4401
+    bob_elsewhere.is_thrown_out("socket", 4401, None)
     bob_elsewhere.waits_for("stream gave up")
     assert len(bob_elsewhere.told("stream message")) == 2
 
     # Kicked, by final code. The session stays: the view would admit the stream, and a new page has one again.
     bob.visits()
     began = bob.asks("uvicorn", "kick/")
-    assert took(bob, "socket closed", began) < SOON
-    assert took(bob, "stream closed", began) < SOON
+    assert bob.is_thrown_out("socket", 4403, began)["delay"] is None
+    assert bob.is_thrown_out("stream", 4403, began)["final"] is True
     bob.waits_for("stream gave up")
-    assert len(bob.told("stream open")) == len(bob.told("socket open")) == 1
     bob.visits()
 
     # Everywhere.
     began = bob.asks("daphne", "everywhere/")
-    assert took(bob, "socket closed", began) < SOON
-    assert took(bob, "stream closed", began) < SOON
+    for kind in ("socket", "stream"):
+        bob.is_thrown_out(kind, 4401, began)
     bob.waits_for("stream gave up")
     for visitor in everybody:
         visitor.context.close()
