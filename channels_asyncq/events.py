@@ -10,6 +10,7 @@ from .clock import monotonic
 
 CONNECTION = logging.getLogger("channels_asyncq.connection")
 LOSS = logging.getLogger("channels_asyncq.loss")
+DRAIN = logging.getLogger("channels_asyncq.drain")
 WIRE = logging.getLogger("channels_asyncq.wire")
 
 EVERY = 10.0

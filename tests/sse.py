@@ -163,6 +163,9 @@ class Connection(Client):
         while size := int(await self._reader.readuntil(b"\r\n"), 16):
             yield (await self._reader.readexactly(size + 2))[:-2]
 
-    async def leave(self) -> None:
+    def abort(self) -> None:
         self._writer.transport.abort()
+
+    async def leave(self) -> None:
+        self.abort()
         await super().leave()

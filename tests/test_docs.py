@@ -429,7 +429,7 @@ def test_public_names_are_documented() -> None:
 def test_names_exist(page: Path) -> None:
     """Every dotted name below channels_asyncq is there, or a check, a logger or an extra."""
     text = page.read_text()
-    others = {"connection", "loss", "wire"}
+    others = {"connection", "drain", "loss", "wire"}
     for name in set(re.findall(r"\bchannels_asyncq((?:\.[A-Za-z_]\w*)+)", text)):
         first, *rest = name.removeprefix(".").split(".")
         if first in others or re.fullmatch(r"[EW]\d{3}", first):

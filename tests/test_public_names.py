@@ -15,7 +15,7 @@ from channels_asyncq.messages.external import External
 from channels_asyncq.settings.keys import Recovery
 from channels_asyncq.settings.options import Options
 
-PUBLIC = ["", ".auth", ".consumers", ".generic.websocket", ".http", ".pytest_plugin", ".sync", ".testing"]
+PUBLIC = ["", ".asgi", ".auth", ".consumers", ".generic.websocket", ".http", ".pytest_plugin", ".sync", ".testing"]
 
 
 def modules() -> Iterator[ModuleType]:

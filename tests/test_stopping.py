@@ -1,4 +1,4 @@
-"""How open streams end when the process is told to stop, and when the server's own handler is called."""
+"""How open connections end when the process is told to stop, and when the server's own handler is called."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.http import stopping
-from channels_asyncq.http.stopping import OpenStreams, Phase
 from channels_asyncq.http.wakeups import ToldToEnd, Wakeups
+from channels_asyncq.stopping import connections, signals
+from channels_asyncq.stopping.connections import OpenConnections, Phase
 from tests import contract
 from tests.sse import Client
 from tests.test_event_stream import live, opened
@@ -51,8 +51,8 @@ async def server(number: signal.Signals) -> Server:
     return server
 
 
-def streams_here() -> OpenStreams:
-    return stopping._by_loop[asyncio.get_running_loop()]
+def streams_here() -> OpenConnections:
+    return connections.of_running_loop()
 
 
 async def ends_with_retry(client: Client) -> None:
@@ -71,16 +71,17 @@ async def test_streams_end_first(
     signal.raise_signal(number)
     assert server.calls == []
     await asyncio.gather(*reading)
-    assert server.calls == [] and streams_here().phase is Phase.ENDING
+    assert server.calls == [] and streams_here().phase is not Phase.ENDED
     await asyncio.wait_for(server.called.wait(), contract.DEADLINE)
     assert server.calls == [number] and streams_here().phase is Phase.ENDED
     assert layer.statistics().channels == 0
 
 
 async def test_second_signal_goes_straight_to_the_server(
-    make_memory: contract.MakeLayer, server: Server, number: signal.Signals
+    make_memory: contract.MakeLayer, server: Server, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever insists is not held up by streams."""
+    monkeypatch.setattr(signals, "SAME_ORDER", 0.0)
     client = await live(await make_memory(), "room")
     signal.raise_signal(number)
     async with asyncio.timeout(contract.DEADLINE):
@@ -89,14 +90,14 @@ async def test_second_signal_goes_straight_to_the_server(
     signal.raise_signal(number)
     assert server.calls == [number]
     await ends_with_retry(client)
-    await asyncio.wait_for(asyncio.shield(streams_here()._ending), contract.DEADLINE)  # type: ignore[arg-type]
+    await asyncio.wait_for(asyncio.shield(streams_here()._drain), contract.DEADLINE)  # type: ignore[arg-type]
 
 
 async def test_client_that_does_not_read(
     make_memory: contract.MakeLayer, server: Server, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream that cannot write holds up the server's handler for a moment, not for ever."""
-    monkeypatch.setattr(stopping, "LONGEST", 0.05)
+    monkeypatch.setattr(connections, "LONGEST", 0.05)
     client = await live(await make_memory(), "room")
     signal.raise_signal(number)
     await asyncio.wait_for(server.called.wait(), contract.DEADLINE)
@@ -160,7 +161,7 @@ def test_loop_that_is_closed(number: signal.Signals) -> None:
     signal.signal(number, lambda number, frame: calls.append(number))
 
     async def enter() -> None:
-        stopping.enter(Wakeups(60))
+        signals.enter(Wakeups(60))
 
     asyncio.run(enter())
     signal.raise_signal(number)

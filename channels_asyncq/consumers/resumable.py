@@ -25,6 +25,7 @@ from ..messages.closing import CLOSE, Close, close_of
 from ..messages.envelopes import Envelope
 from ..rates import ClientMeters, Rate, checked_rate, network_of
 from ..slices import Slice
+from ..stopping.sockets import SCOPE_KEY
 from .consumer import AsyncConsumer
 from .conversation import Conversation
 from .limits import require_used
@@ -170,6 +171,8 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
     async def _open_source(self, layer: AsyncQueueChannelLayer) -> FollowedGroups:
         _require_seconds(type(self).__name__, self.heartbeat)
         require_used(self, "resume_rate", resume_burst=None)
+        if SCOPE_KEY in self.scope:
+            self.scope[SCOPE_KEY].retry = _RETRY  # type: ignore[literal-required]
         follower = await layer.open_follower(())
         follower.channel.obey_close()
         self._followed = FollowedGroups(follower, self.heartbeat)

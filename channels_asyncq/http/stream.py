@@ -21,7 +21,8 @@ from ..layer import AsyncQueueChannelLayer
 from ..messages.closing import CLOSE, close_of
 from ..messages.envelopes import Envelope
 from ..session.following import Follower, Reset
-from . import request_thread, stopping
+from ..stopping import signals
+from . import request_thread
 from .frames import Closing, Events, Renderer, closing_event, compact_json, event
 from .wakeups import ToldToEnd, Wakeups
 
@@ -87,7 +88,7 @@ class Stream:
     async def chunks(self) -> AsyncGenerator[bytes]:
         """Yield the stream until its client leaves, the layer is closed, or the process is told to stop."""
         wakeups = Wakeups(self._wishes.heartbeat)
-        stopping.enter(wakeups)
+        connections = signals.enter(wakeups)
         follower: Follower | None = None
         guard: Guard | None = None
         try:
@@ -127,7 +128,7 @@ class Stream:
             if follower is not None:
                 follower.channel.close()
             wakeups.close()
-            stopping.leave(wakeups)
+            connections.leave(wakeups)
 
     async def _next(self, follower: Follower, wakeups: Wakeups) -> bytes:
         """Return the next chunk; b"" where there is none yet."""

@@ -1,0 +1,1 @@
+"""How the open connections of a process end before its server stops."""

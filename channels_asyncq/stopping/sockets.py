@@ -1,0 +1,75 @@
+"""A WebSocket as the server's callables show it: it can be closed whatever consumer it has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from . import signals
+from .connections import OpenConnections
+
+# A generator of our own: the state of the global one belongs to the application.
+_jitter = random.Random()
+#: Where a consumer finds the `OpenSocket` in its scope.
+SCOPE_KEY = "channels_asyncq.socket"
+#: "Service restart", and its substitute under a server that sends no code below 3000 (Daphne).
+CLOSE_RESTART = 1012
+CLOSE_RESTART_PRIVATE = 4012
+
+
+class OpenSocket:
+    """
+    The application's way to one WebSocket, which the drain may close.
+
+    state   | `_connections` | `_closing` | a message of the application
+    --------|----------------|------------|---------------------------------------------------------------
+    opening | None           | None       | goes to the server; `websocket.accept`: open, once it was sent
+    open    | are set        | None       | goes to the server. `tell()`: told
+    told    | are set        | a task     | is dropped: a server refuses frames behind the close
+
+    `stop()` ends every state, when the application has returned.
+    """
+
+    def __init__(self, send: Callable[[Any], Awaitable[None]]) -> None:
+        self._send = send
+        self._connections: OpenConnections | None = None
+        self._closing: asyncio.Task[None] | None = None
+        #: The range, in ms, of the time in the frame `retry` before the close; None for clients that expect none.
+        self.retry: tuple[int, int] | None = None
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message of the application to the server. Raises whatever the server raises."""
+        if self._closing is not None:
+            return
+        await self._send(message)
+        if message["type"] == "websocket.accept":
+            self._connections = signals.enter(self)
+
+    def tell(self) -> None:
+        """Close the WebSocket. On its own event loop; telling it twice is fine."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        if self.retry is not None:
+            frame = json.dumps({"type": "retry", "ms": _jitter.randint(*self.retry)})
+            await self._send({"type": "websocket.send", "text": frame})
+        try:
+            await self._send({"type": "websocket.close", "code": CLOSE_RESTART})
+        except (OSError, RuntimeError):
+            raise  # the client has gone
+        except Exception:
+            await self._send({"type": "websocket.close", "code": CLOSE_RESTART_PRIVATE})
+
+    async def stop(self) -> None:
+        """Forget the WebSocket: its application has returned."""
+        if self._connections is not None:
+            self._connections.leave(self)
+        if self._closing is not None:
+            self._closing.cancel()
+            await asyncio.wait([self._closing])
+            if not self._closing.cancelled():
+                self._closing.exception()  # retrieved, or asyncio would log it: the client has gone
