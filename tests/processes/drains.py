@@ -1,0 +1,54 @@
+"""The site with event streams, and with WebSockets, whose clients leave one after the other before it stops."""
+
+import json
+import os
+from typing import Any
+from urllib.parse import parse_qs
+
+from channels.routing import ProtocolTypeRouter
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+
+from channels_asyncq.asgi import drained, is_ready
+from channels_asyncq.generic.websocket import AsyncWebsocketConsumer, ResumableWebsocketConsumer
+from tests.processes import streams
+
+
+def ready(request: HttpRequest) -> HttpResponse:
+    """What a load balancer asks."""
+    return HttpResponse("ready" if is_ready() else "draining")
+
+
+urlpatterns = [*streams.urlpatterns, path("ready/", ready)]
+
+
+class Room(ResumableWebsocketConsumer):
+    """Follows the group of its query."""
+
+    def resumable_groups(self) -> list[str]:
+        return [parse_qs(self.scope["query_string"].decode())["group"][0]]
+
+
+class Plain(AsyncWebsocketConsumer):
+    """Speaks no frames of this package, and talks on when it is being closed."""
+
+    async def connect(self) -> None:
+        await self.accept()
+        await self.channel_layer.group_add("plain", self.channel_name)
+
+    async def disconnect(self, code: int) -> None:
+        await self.channel_layer.group_discard("plain", self.channel_name)
+
+    async def test_message(self, message: dict[str, Any]) -> None:
+        await self.send(text_data=json.dumps(message))
+
+
+async def sockets(scope: Any, receive: Any, send: Any) -> None:
+    consumer: Any = Plain if scope["path"] == "/plain/" else Room
+    await consumer.as_asgi()(scope, receive, send)
+
+
+application = drained(
+    ProtocolTypeRouter({"http": streams.application, "websocket": sockets}),
+    seconds=float(os.environ.get("TEST_SECONDS", "5")),
+)
