@@ -5,12 +5,13 @@ import os
 from typing import Any
 from urllib.parse import parse_qs
 
+from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.routing import ProtocolTypeRouter
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 from channels_asyncq.asgi import drained, is_ready
-from channels_asyncq.generic.websocket import AsyncWebsocketConsumer, ResumableWebsocketConsumer
+from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
 from tests.processes import streams
 
 
@@ -30,7 +31,7 @@ class Room(ResumableWebsocketConsumer):
 
 
 class Plain(AsyncWebsocketConsumer):
-    """Speaks no frames of this package, and talks on when it is being closed."""
+    """A consumer of Channels, which sends on while it is being closed: its error would be in the log."""
 
     async def connect(self) -> None:
         await self.accept()
