@@ -428,7 +428,13 @@ def test_options() -> None:
     arguments = parser().parse_args(["--herd", "--kind", "sse"])
     assert [side.name for side in chosen_sides(arguments)] == ["sse"]
     assert plan_of(arguments) == Plan(clients=2000, seconds=5.0, servers=1)
-    assert plan_of(parser().parse_args(["--faults"])).faults == ("server", "connections", "stop", "empty")
+    assert plan_of(parser().parse_args(["--faults"])).faults == (
+        "server",
+        "connections",
+        "stop",
+        "empty",
+        "restart",
+    )
     everything = parser().parse_args(["--cluster", "--faults"])
     assert plan_of(everything).faults == tuple(CLUSTER_FAULTS) and plan_of(everything).is_cluster
     refused = (["--cluster", "--herd"], ["--cluster", "--compare"], ["--cluster", "--faults", "empty"])
@@ -471,6 +477,20 @@ def test_a_run_with_resume(tmp_path: Path) -> None:
     for run in play(tmp_path, "--sides", "sse,websocket", *faults):
         assert run["tally"]["delivered"] == 100 and run["ends"]["cut"] > 20
         # How soon they have caught up is the machine's affair here.
+        goals = [goal for goal in run["goals"] if "p99" not in goal["text"]]
+        assert goals and all(goal["is_met"] for goal in goals), goals
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("server", ["uvicorn", "granian"])
+def test_a_run_with_restarts(tmp_path: Path, server: str) -> None:
+    """Servers that are drained and started again, in turn, cost no client a message."""
+    pytest.importorskip(server)
+    faults = "--faults", "restart", "--drain", "2", "--every", "0.5,1", "--seconds", "12", "--server", server
+    for run in play(tmp_path, "--sides", "sse,websocket", *faults):
+        assert run["tally"]["delivered"] == 100 and len(run["faults"]) > 1
         goals = [goal for goal in run["goals"] if "p99" not in goal["text"]]
         assert goals and all(goal["is_met"] for goal in goals), goals
 

@@ -73,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="MIN,MAX",
         help="seconds to a fault (default: %(default)s)",
     )
+    add(
+        "--drain",
+        type=float,
+        default=5.0,
+        help="seconds in which the clients of a server leave that is restarted (default: %(default)s)",
+    )
     add("--cluster", action="store_true", help="on a Redis Cluster: three primaries with a replica each")
     add("--herd", action="store_true", help="all come back at once to a fresh process")
     add("--cuts", type=int, metavar="N", help="N cuts at random bytes of each side's streams")
@@ -121,6 +127,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         every=arguments.every,
         seed=arguments.seed,
         is_cluster=arguments.cluster,
+        drain=arguments.drain,
     )
 
 

@@ -37,6 +37,7 @@ class Faults:
         self._redis = redis
         self._servers = servers
         self._random = random.Random(seed)
+        self._restarts = 0
 
     async def run(self, stopped: asyncio.Event) -> None:
         """Play faults until it is stopped; the last one is played to its end, so that everything is up again."""
@@ -68,6 +69,15 @@ class Faults:
         # Some listen before they serve.
         self.outages.append(Outage(begin, time.monotonic(), server.port))
 
+    async def restart_server(self) -> None:
+        """A deploy: the servers in turn are told to stop, and start again when their clients have left."""
+        server = self._servers[self._restarts % len(self._servers)]
+        self._restarts += 1
+        await server.drain()
+        begin = time.monotonic()
+        await server.start()
+        self.outages.append(Outage(begin, time.monotonic(), server.port))
+
     async def kill_connections(self) -> None:
         """CLIENT KILL of every connection to Valkey."""
         for kind in ("normal", "pubsub"):
@@ -96,4 +106,5 @@ FAULTS: Mapping[str, Callable[[Faults], Awaitable[None]]] = {
     "connections": Faults.kill_connections,
     "stop": Faults.stop_valkey,
     "empty": Faults.empty_valkey,
+    "restart": Faults.restart_server,
 }

@@ -45,7 +45,8 @@ class Plan:
 
     `rate` is per room and second, `seconds` is the time of publishing. A client is cut off `stay` seconds after
     each connect (a range), and is away for `away` seconds. Faults come `every` so many seconds (a range). With
-    `is_cluster` the messages go through a cluster of three primaries with a replica each.
+    `is_cluster` the messages go through a cluster of three primaries with a replica each. Where servers are
+    restarted, their clients leave within `drain` seconds.
     """
 
     clients: int = 300
@@ -61,6 +62,7 @@ class Plan:
     every: tuple[float, float] = (3.0, 6.0)
     seed: int = 1
     is_cluster: bool = False
+    drain: float = 5.0
 
 
 @dataclass(slots=True)
@@ -129,8 +131,15 @@ class Scene:
         await asyncio.to_thread(self._redis.start)
         self._stack.push_async_callback(asyncio.to_thread, self._redis.stop)
         try:
+            drain = self.plan.drain if "restart" in self.plan.faults else 0.0
             self.stage = Stage(
-                self.side, self.plan.server, self._redis.url, self._folder, self._prefix, self._database
+                self.side,
+                self.plan.server,
+                self._redis.url,
+                self._folder,
+                self._prefix,
+                self._database,
+                drain,
             )
             for number in range(self.plan.servers):
                 server = self.stage.make_server(number)

@@ -62,6 +62,12 @@ COMMANDS: Mapping[str, Callable[[int], list[str]]] = {
 }
 
 
+#: The servers whose clients must leave by the command, because SIGTERM cuts WebSockets at once.
+BY_COMMAND = frozenset({"granian"})
+#: Seconds beyond those of a drain until the process must have ended.
+SPARE_SECONDS = 15.0
+
+
 class Server:
     """
     One server on a port of its own, the same after a restart.
@@ -71,6 +77,9 @@ class Server:
     | down | None |
     | up | set; `pid` is the group of all its processes |
     """
+
+    #: Whether its clients must leave before SIGTERM.
+    is_told_by_command = False
 
     def __init__(self, command: Sequence[str], port: int, order: Mapping[str, Any], log: Path) -> None:
         self.port = port
@@ -105,6 +114,33 @@ class Server:
                 await self.kill()
                 raise BenchmarkError(f"{' '.join(self._command)} does not serve:\n{self.tail()}")
             await asyncio.sleep(0.02)
+
+    async def drain(self) -> None:
+        """
+        Tell it to stop, and wait until its clients have left and it has ended.
+
+        Raises:
+            BenchmarkError: it did not end in time, or with another exit status than 0.
+        """
+        assert self._process is not None
+        seconds = json.loads(self._order)["drain"]
+        if self.is_told_by_command:
+            command = [sys.executable, "-m", "benchmarks.drops.draining", str(self._process.pid)]
+            environment = {**os.environ, "BENCHMARK_DROPS": self._order}
+            with self.log.open("ab") as output:
+                told = await asyncio.create_subprocess_exec(
+                    *command, cwd=ROOT, env=environment, stdout=output, stderr=output
+                )
+                await told.wait()
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(seconds + SPARE_SECONDS):
+                status: object = await self._process.wait()
+        except TimeoutError:
+            status = "none"
+        await self.kill()
+        if status != 0:
+            raise BenchmarkError(f"a drained server has the exit status {status}:\n{self.tail()}")
 
     async def kill(self) -> None:
         """Kill it and its workers: those of a parent that was killed alone would serve on."""
@@ -209,4 +245,6 @@ def cpu_times() -> list[int]:
 def asgi_server(kind: str, order: Mapping[str, Any], log: Path) -> Server:
     """A server of that kind for the site of this folder."""
     port = free_port()
-    return Server(COMMANDS[kind](port), port, order, log)
+    server = Server(COMMANDS[kind](port), port, order, log)
+    server.is_told_by_command = kind in BY_COMMAND
+    return server

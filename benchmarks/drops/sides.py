@@ -63,9 +63,17 @@ class Stage:
     """Where a side is played: makes its servers and its publisher's command."""
 
     def __init__(
-        self, side: Side, server: str, url: str, folder: Path, prefix: str, database: Path | None
+        self,
+        side: Side,
+        server: str,
+        url: str,
+        folder: Path,
+        prefix: str,
+        database: Path | None,
+        drain: float = 0.0,
     ) -> None:
         self.side = side
+        self._drain = drain
         self._server = server
         self._folder = folder
         self._database = database
@@ -88,6 +96,7 @@ class Stage:
             "kind": self.side.kind,
             "resume": self.side.resume,
             "database": str(self._database) if self._database is not None else "",
+            "drain": self._drain,
         }
         return asgi_server(self._server, order, log)
 

@@ -48,6 +48,7 @@ from channels.generic import websocket as channels_websocket  # noqa: E402
 from channels.layers import get_channel_layer  # noqa: E402
 
 from channels_asyncq import get_layer  # noqa: E402
+from channels_asyncq.asgi import drained  # noqa: E402
 from channels_asyncq.generic import websocket as own_websocket  # noqa: E402
 
 
@@ -165,6 +166,10 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
                 return
     await (_socket if scope["type"] == "websocket" else _http)(scope, receive, send)
 
+
+if order["drain"]:
+    # Only where servers are restarted: the other runs measure the site without it.
+    application = drained(application, seconds=order["drain"])
 
 if __name__ == "__main__":
     sys.exit("serve benchmarks.drops.site:application with an ASGI server")
