@@ -33,9 +33,9 @@ APPLICATION = "tests.processes.drains:application"
 SETTINGS = "tests.processes.stream_settings"
 SECONDS = 8.0
 #: Seconds beyond those of the drain in which the process ends.
-SOON = 8.0
+SOON = 20.0
 GROUP = "room"
-#: Seconds from one message to the next. Hundreds of clients get each of them, in development mode.
+#: Seconds from one message to the next with 200 clients, which all get each of them.
 EVERY = 0.5
 
 
@@ -67,7 +67,7 @@ def kinds(*how: str) -> list[Any]:
 class DrainedServer(Served):
     """The drained site under a server, at a port."""
 
-    def __init__(self, kind: str, config: dict[str, Any], seconds: float = SECONDS) -> None:
+    def __init__(self, kind: str, config: dict[str, Any], seconds: float = SECONDS, **more: str) -> None:
         super().__init__(kind, APPLICATION)
         self.seconds = seconds
         self.environment = {
@@ -75,6 +75,7 @@ class DrainedServer(Served):
             "TEST_LAYER_CONFIG": json.dumps(config),
             "TEST_URLS": "tests.processes.drains",
             "TEST_SECONDS": str(seconds),
+            **more,
         }
 
     def command(self) -> Sequence[str]:
@@ -138,8 +139,8 @@ async def make_server(redis_url: str, prefix: str) -> AsyncIterator[MakeServer]:
     """Start servers of a kind; they are gone at the end, and have complained of nothing."""
     started: list[DrainedServer] = []
 
-    async def make_server(kind: str, seconds: float = SECONDS) -> DrainedServer:
-        server = DrainedServer(kind, {"hosts": [redis_url], "prefix": prefix}, seconds)
+    async def make_server(kind: str, seconds: float = SECONDS, **more: str) -> DrainedServer:
+        server = DrainedServer(kind, {"hosts": [redis_url], "prefix": prefix}, seconds, **more)
         started.append(server)
         await server.run()
         return server
@@ -214,7 +215,8 @@ class Socket(Visitor):
     async def visit(self, port: int) -> None:
         query = f"group={GROUP}&since={self.position}" if self.position else f"group={GROUP}"
         url = f"ws://127.0.0.1:{port}/room/?{query}"
-        async with connect(url, ping_interval=None, open_timeout=60, close_timeout=1, proxy=None) as socket:
+        options: dict[str, Any] = {"ping_interval": None, "compression": None, "proxy": None}
+        async with connect(url, open_timeout=60, close_timeout=1, **options) as socket:
             while True:
                 try:
                     frame = json.loads(await socket.recv())
@@ -260,9 +262,9 @@ async def come(server: DrainedServer, other: DrainedServer, count: int) -> tuple
 
 
 async def check_drain(
-    make_server: MakeServer, layer: AsyncQueueChannelLayer, kind: str, count: int, seconds: float
+    make_server: MakeServer, layer: AsyncQueueChannelLayer, kind: str, count: int, seconds: float, **more: str
 ) -> None:
-    server, other = await make_server(kind, seconds), await make_server("uvicorn")
+    server, other = await make_server(kind, seconds, **more), await make_server("uvicorn", **more)
     visitors, tasks = await come(server, other, count)
     stopped = asyncio.Event()
     sent = 0
@@ -272,7 +274,7 @@ async def check_drain(
         while not stopped.is_set():
             await layer.group_send(GROUP, {"type": "test.message", "n": sent})
             sent += 1
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(EVERY * count / 200)
 
     publishing = asyncio.create_task(publish())
     assert await server.stops() == 0, server.errors
@@ -287,11 +289,11 @@ async def check_drain(
     assert all(visitor.numbers == list(range(sent)) and not visitor.resets for visitor in visitors)
     moments = [visitor.ended_at for visitor in visitors]
     assert max(moments) - min(moments) > 0.7 * seconds
-    assert largest_tenth(moments) <= 0.15, spread(moments)
+    assert largest_tenth(moments) <= 0.15, str(spread(moments))
     assert {visitor.code for visitor in visitors if isinstance(visitor, Socket)} == {KINDS[kind][1]}
     print(
         f"\n{kind}: {count} ends within {max(moments) - min(moments):.1f} s, "
-        f"{100 * largest_tenth(moments):.0f} % in a tenth, {sent} messages"
+        f"{spread(moments)} in tenths, {sent} messages"
     )
     for task in tasks:
         task.cancel()
@@ -314,8 +316,8 @@ async def test_clients_leave_one_after_the_other(
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", kinds("signal", "command"))
 async def test_a_thousand_clients(make_server: MakeServer, layer: AsyncQueueChannelLayer, kind: str) -> None:
-    """So it is with a thousand."""
-    await check_drain(make_server, layer, kind, 1000, 15.0)
+    """So it is with a thousand. Development mode would cost the servers half of their time."""
+    await check_drain(make_server, layer, kind, 1000, 25.0, PYTHONDEVMODE="")
 
 
 async def answer(server: DrainedServer, path: str, expected: str) -> None:
@@ -424,7 +426,7 @@ async def test_command_for_nobody(make_server: MakeServer) -> None:
     server = await make_server("uvicorn")
     command = await server.drain("--process", "elsewhere:*")
     assert command.process.returncode == 1
-    assert "CommandError: no process of elsewhere:* has answered within 5 s" in command.errors
+    assert "CommandError: no process of elsewhere:* has answered within 10 s" in command.errors
     assert await server.page("ready") == "ready"
 
 

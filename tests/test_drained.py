@@ -252,6 +252,16 @@ async def test_second_sigterm(server: ServerOf, monkeypatch: pytest.MonkeyPatch)
     await asyncio.wait_for(here.begin(0.0), DEADLINE)
 
 
+async def test_forked_child(server: ServerOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child without the event loop does not wait for its parent's connections."""
+    here = signals.watched()
+    guest = Guest(here)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    signal.raise_signal(signal.SIGTERM)
+    assert server.calls == [signal.SIGTERM] and here.phase is Phase.SERVING and not guest.told_at
+    here.leave(guest)
+
+
 async def test_interrupt_is_no_drain(server: ServerOf) -> None:
     """Ctrl-C tells all at once; during a drain it goes straight to the server."""
     here = signals.watched()
@@ -700,6 +710,15 @@ async def test_command_without_a_server(stop_signals: StopSignals, own_redis_ser
     async with installed(AsyncQueueChannelLayer(hosts=[url], send_timeout=0.2)):
         with pytest.raises(CommandError, match="the processes cannot be reached: "):
             await asyncio.to_thread(command)
+
+
+def test_command_without_a_layer() -> None:
+    """Without a layer of this package the command says so."""
+    with (
+        override_settings(CHANNEL_LAYERS={}),
+        pytest.raises(CommandError, match=r"CHANNEL_LAYERS\['default'\] is not configured"),
+    ):
+        command()
 
 
 async def test_order_of_another_program_is_ignored(

@@ -25,7 +25,7 @@ from ..messages.closing import CLOSE, Close, close_of
 from ..messages.envelopes import Envelope
 from ..rates import ClientMeters, Rate, checked_rate, network_of
 from ..slices import Slice
-from ..stopping.sockets import SCOPE_KEY
+from ..stopping.sockets import SCOPE_KEY, close_for_restart
 from .consumer import AsyncConsumer
 from .conversation import Conversation
 from .limits import require_used
@@ -34,9 +34,6 @@ from .sources import Message
 
 # A generator of our own: the state of the global one belongs to the application.
 _jitter = random.Random()
-# "Service restart", and its substitute under a server that sends no code below 3000 (Daphne).
-_CLOSE_RESTART = 1012
-_CLOSE_RESTART_PRIVATE = 4012
 # When a client comes back that was sent away, in ms.
 _RETRY = (500, 3000)
 # The message that a task works for. A task that a handler has left behind finds it different from that of the
@@ -313,12 +310,7 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         """Have the client come back later, in at least so many ms: it cannot be served now."""
         source.close()
         await super().send_json({"type": "retry", "ms": least + _jitter.randint(*_RETRY)})
-        try:
-            await self.close(_CLOSE_RESTART)
-        except (OSError, RuntimeError):
-            raise
-        except Exception:
-            await self.close(_CLOSE_RESTART_PRIVATE)
+        await close_for_restart(self.base_send)
 
 
 def _resume_rate(consumer: Any) -> Rate | None:

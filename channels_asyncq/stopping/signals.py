@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class StopSignals:
         self._replaced: dict[int, list[ServerHandler | signal.Handlers]] = {}
         self._held: tuple[int, float] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0  # of the process that runs the loop: a forked child has a copy, which stands still
         #: The connections of the event loop that runs on the main thread.
         self.connections: OpenConnections | None = None
         #: Seconds in which the connections end at SIGTERM; None without `drained()`: then they end at once.
@@ -51,6 +53,7 @@ class StopSignals:
         """Stand before the handlers that are set now, for this event loop of the main thread."""
         if loop is not self._loop:
             self._loop = loop
+            self._pid = os.getpid()
             self.connections = open_connections
             self._held = None
         self.hook()
@@ -79,7 +82,7 @@ class StopSignals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         loop, held = self._loop, self._held
-        if loop is None or not self._must_wait(number):
+        if loop is None or os.getpid() != self._pid or not self._must_wait(number):
             self.pass_on(number, frame)
         elif held is None:
             self._held = number, monotonic()

@@ -20,6 +20,21 @@ CLOSE_RESTART = 1012
 CLOSE_RESTART_PRIVATE = 4012
 
 
+async def close_for_restart(send: Callable[[Any], Awaitable[None]]) -> None:
+    """
+    Close a WebSocket whose client is to come back.
+
+    Raises:
+        OSError, RuntimeError: the client has gone.
+    """
+    try:
+        await send({"type": "websocket.close", "code": CLOSE_RESTART})
+    except (OSError, RuntimeError):
+        raise
+    except Exception:
+        await send({"type": "websocket.close", "code": CLOSE_RESTART_PRIVATE})
+
+
 class OpenSocket:
     """
     The application's way to one WebSocket, which the drain may close.
@@ -57,12 +72,7 @@ class OpenSocket:
         if self.retry is not None:
             frame = json.dumps({"type": "retry", "ms": _jitter.randint(*self.retry)})
             await self._send({"type": "websocket.send", "text": frame})
-        try:
-            await self._send({"type": "websocket.close", "code": CLOSE_RESTART})
-        except (OSError, RuntimeError):
-            raise  # the client has gone
-        except Exception:
-            await self._send({"type": "websocket.close", "code": CLOSE_RESTART_PRIVATE})
+        await close_for_restart(self._send)
 
     async def stop(self) -> None:
         """Forget the WebSocket: its application has returned."""

@@ -9,6 +9,7 @@ from argparse import ArgumentTypeError
 from typing import Any
 
 from channels import DEFAULT_CHANNEL_LAYER
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from channels_asyncq import get_layer
@@ -18,7 +19,7 @@ from channels_asyncq.layer import AsyncQueueChannelLayer
 from channels_asyncq.stopping.orders import Order, with_host
 
 #: Seconds within which the first process must answer.
-ANSWER = 5.0
+ANSWER = 10.0
 #: Seconds for which the command gathers the processes that answer.
 GATHER = 2.0
 #: Seconds for which the command waits beyond the time of the drain.
@@ -61,7 +62,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, do: str, **options: Any) -> None:
         patterns = [with_host(pattern) for pattern in options["process"] or [f"{socket.gethostname()}:*"]]
         try:
-            asyncio.run(self._drain(get_layer(options["layer"]), patterns, options["seconds"]))
+            layer = get_layer(options["layer"])
+            asyncio.run(self._drain(layer, patterns, options["seconds"]))
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
         except (LayerUnavailable, DeliveryUnknown) as error:
             raise CommandError(f"the processes cannot be reached: {error}") from error
 
