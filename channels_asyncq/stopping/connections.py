@@ -17,8 +17,12 @@ from ..events import DRAIN, record
 _jitter = random.Random()
 #: The part of the time that is for connections that came after the drain had begun: the last slice.
 LAST_SLICE = 0.05
+#: A slice that comes late may be so many times larger: after a standstill the others must not end in one burst.
+CATCH_UP = 4
 #: Seconds from one slice to the next, at least. The connections of one slice are told at once.
 SLICE = 0.05
+#: A slice that comes late may be so many times larger: after a standstill the others must not end in one burst.
+CATCH_UP = 4
 #: Seconds in which the connections that were told must end. The last chunk of a client that does not read cannot
 #: be written: how long to wait for that one is the server's affair.
 LONGEST = 1.0
@@ -124,17 +128,22 @@ class OpenConnections:
         """Tell these connections to end, evenly over the seconds; return after them, or when all are gone."""
         now = asyncio.get_running_loop().time
         until = now() + seconds
+        total = len(connections)
         while connections:
-            # From what is left: after a standstill the others must not end in one burst.
             left = until - now()
-            number = math.ceil(len(connections) * SLICE / left) if left > SLICE else len(connections)
-            pause = max(left, 0.0) * number / len(connections)
+            number = len(connections)
+            if left > 0:
+                per_second = total / seconds
+                most = CATCH_UP * math.ceil(per_second * SLICE)
+                number = min(max(number - int(per_second * left), 1), most)
             some, connections = connections[:number], connections[number:]
             for connection in some:
                 if connection in self._untold:
                     self._untold.discard(connection)
                     connection.tell()
-            if await self._all_gone(pause):
+            # Sleeps are too long on a busy machine. So the next one ends when the next connection is due.
+            due = until - seconds * len(connections) / total
+            if seconds and await self._all_gone(max(due - now(), SLICE)):
                 return
         await self._all_gone(until - now())
 
