@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from channels import DEFAULT_CHANNEL_LAYER
 from channels.layers import get_channel_layer
@@ -23,17 +24,17 @@ from .events import DRAIN, record
 from .layer import AsyncQueueChannelLayer
 from .stopping import signals
 from .stopping.connections import is_ready
-from .stopping.orders import Listener
+from .stopping.orders import OrderListener
 from .stopping.sockets import SCOPE_KEY, OpenSocket
-
-if TYPE_CHECKING:
-    from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable
 
 __all__ = ["Drained", "drained", "is_ready"]
 
 
 def drained(
-    application: ASGI3Application, seconds: float = 25.0, *, layer: str = DEFAULT_CHANNEL_LAYER
+    application: Callable[[Any, Any, Any], Awaitable[None]],
+    seconds: float = 25.0,
+    *,
+    layer: str = DEFAULT_CHANNEL_LAYER,
 ) -> Drained:
     """
     Return the application; when its process is told to stop, its clients leave one after the other before.
@@ -77,17 +78,21 @@ class Drained:
     """What `drained()` returns: an ASGI application around another one."""
 
     def __init__(
-        self, application: ASGI3Application, seconds: float, layer: AsyncQueueChannelLayer | None
+        self,
+        application: Callable[[Any, Any, Any], Awaitable[None]],
+        seconds: float,
+        layer: AsyncQueueChannelLayer | None,
     ) -> None:
+        # Channels and Django annotate their applications in different ways, so its arguments are Any.
         self.application = application
         self.seconds = seconds
         self._layer = layer
         # What each event loop has seen, by the type of its scopes: a server may set its handlers late.
         self._seen: dict[asyncio.AbstractEventLoop, set[str]] = {}
-        self._listeners: dict[asyncio.AbstractEventLoop, Listener] = {}
+        self._listeners: dict[asyncio.AbstractEventLoop, OrderListener] = {}
         signals.drain_for(seconds)
 
-    async def __call__(self, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         kind = scope["type"]
         loop = asyncio.get_running_loop()
         if kind not in self._seen.get(loop, ()):
@@ -97,7 +102,7 @@ class Drained:
             return
         opened = OpenSocket(send)
         try:
-            await self.application({**scope, SCOPE_KEY: opened}, receive, opened.send)  # type: ignore[arg-type]
+            await self.application({**scope, SCOPE_KEY: opened}, receive, opened.send)
         finally:
             await opened.stop()
 
@@ -111,7 +116,7 @@ class Drained:
         seen.add(kind)
         found = signals.watched()
         if self._layer is not None and loop not in self._listeners:
-            self._listeners[loop] = Listener(self._layer, found, self.seconds)
+            self._listeners[loop] = OrderListener(self._layer, found, self.seconds)
         if is_first_request and (reason := signals.why_unheard()):
             level = logging.INFO if settings.DEBUG else logging.WARNING
             text = "SIGTERM begins no drain here: %s. Run `manage.py asyncq drain` before it"

@@ -282,10 +282,11 @@ async def check_drain(
         await asyncio.wait_for(visitor.is_here.wait(), 60)  # it is back, at the other one
     stopped.set()
     await publishing
-    for visitor in visitors:
-        await contract.eventually(
-            lambda numbers=visitor.numbers: numbers[-1:] == [sent - 1], "the last message"
-        )  # type: ignore[misc]
+
+    def have_all() -> bool:
+        return all(visitor.numbers[-1:] == [sent - 1] for visitor in visitors)
+
+    await contract.eventually(have_all, "the last message")
     assert all(visitor.numbers == list(range(sent)) and not visitor.resets for visitor in visitors)
     moments = [visitor.ended_at for visitor in visitors]
     assert max(moments) - min(moments) > 0.7 * seconds
@@ -344,7 +345,7 @@ async def test_newcomers_are_served(
     await late.here()
     await layer.group_send(GROUP, {"type": "test.message", "n": 1})
     assert (await late.event()).json["n"] == 1
-    ends = []
+    ends: list[float] = []
     for client in (*first, late):
         client.parser.retry = None
         await client.end()

@@ -513,7 +513,7 @@ async def test_other_scopes_pass(stop_signals: StopSignals, layer: AsyncQueueCha
     wrapped = drained(application)
     for kind in ("lifespan", "http", "http"):
         given = ({"type": kind}, object(), object())
-        await wrapped(*given)  # type: ignore[arg-type]
+        await wrapped(*given)
         assert all(a is b for a, b in zip(seen[-1], given, strict=True))
 
 
@@ -544,9 +544,9 @@ def test_wrong_layer(stop_signals: StopSignals) -> None:
 
 
 async def serve_once(application: Drained) -> None:
-    await application({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
-    await application({"type": "http"}, None, None)  # type: ignore[arg-type]
-    await application({"type": "http"}, None, None)  # type: ignore[arg-type]
+    await application({"type": "lifespan"}, None, None)
+    await application({"type": "http"}, None, None)
+    await application({"type": "http"}, None, None)
 
 
 async def nothing(*arguments: Any) -> None:
@@ -654,7 +654,9 @@ def command(*arguments: str) -> str:
 
 
 @pytest.fixture
-async def listener(stop_signals: StopSignals, redis_url: str, prefix: str) -> AsyncIterator[orders.Listener]:
+async def listener(
+    stop_signals: StopSignals, redis_url: str, prefix: str
+) -> AsyncIterator[orders.OrderListener]:
     """The ear of a process that has served a request, and can be told to drain."""
     async with installed(AsyncQueueChannelLayer(hosts=[redis_url], prefix=prefix)) as layer:
         application = drained(nothing, seconds=7)
@@ -664,7 +666,7 @@ async def listener(stop_signals: StopSignals, redis_url: str, prefix: str) -> As
         yield listener
 
 
-async def test_command(listener: orders.Listener, quick: None) -> None:
+async def test_command(listener: orders.OrderListener, quick: None) -> None:
     """The command begins the drain, and returns when it is over."""
     here = connections.of_running_loop()
     guests = [Guest(here, leaves=True) for _ in range(3)]
@@ -674,14 +676,14 @@ async def test_command(listener: orders.Listener, quick: None) -> None:
     assert output == f"{name}: 3 open, 0.1 s\ndrained: {name}\n"
 
 
-async def test_command_for_others(listener: orders.Listener, quick: None) -> None:
+async def test_command_for_others(listener: orders.OrderListener, quick: None) -> None:
     """A process that is not meant goes on, and the command says that nobody has answered."""
     with pytest.raises(CommandError, match=r"no process of web-9:\* has answered within 0.3 s"):
         await asyncio.to_thread(command, "--process", "web-9:*")
     assert is_ready()
 
 
-async def test_command_does_not_wait_for_ever(listener: orders.Listener, quick: None) -> None:
+async def test_command_does_not_wait_for_ever(listener: orders.OrderListener, quick: None) -> None:
     """A process that does not drain in its time is named."""
     here = connections.of_running_loop()
     guest = Guest(here)
@@ -691,7 +693,7 @@ async def test_command_does_not_wait_for_ever(listener: orders.Listener, quick: 
 
 
 async def test_process_that_ends_meanwhile(
-    listener: orders.Listener, quick: None, monkeypatch: pytest.MonkeyPatch
+    listener: orders.OrderListener, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that has ended in the middle of its drain is not waited for."""
     monkeypatch.setattr(orders, "SILENT", 0.3)
@@ -733,7 +735,7 @@ def test_command_without_a_layer() -> None:
 
 
 async def test_order_of_another_program_is_ignored(
-    listener: orders.Listener, monkeypatch: pytest.MonkeyPatch
+    listener: orders.OrderListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JSON from outside drains nothing, and neither do other messages."""
     order = {"type": orders.ORDER, "processes": ["*"], "seconds": 0.0, "answer": "nowhere"}
@@ -769,7 +771,7 @@ async def test_process_joins_again(
         await eventually(lambda: orders.GROUP in layer.groups, "the membership after the flush")
 
 
-async def test_closed_layer(listener: orders.Listener) -> None:
+async def test_closed_layer(listener: orders.OrderListener) -> None:
     """With its layer, a process is deaf to the command, and no timer is left."""
     await listener._layer.close()
     await eventually(lambda: listener._timer is not None and listener._timer.cancelled(), "the timer's end")

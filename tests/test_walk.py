@@ -186,6 +186,7 @@ def test_walks() -> None:
 
 # What may stand in an attribute and be called: its place, and why there is no method instead.
 CALLABLES = {
+    "asgi.Drained.application": "an argument of users: an ASGI application",
     "consumers.admission.Admission._receive": "an argument of ASGI, which passes no object",
     "consumers.consumer.AsyncConsumer.channel_receive": "an attribute that consumers of Channels have",
     "consumers.conversation.Client.send": "an argument of ASGI, which passes no object",

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, assert_type
 
+from channels.routing import ProtocolTypeRouter
+from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, StreamingHttpResponse
 
 from channels_asyncq import (
@@ -26,6 +28,7 @@ from channels_asyncq import (
     get_layer,
     sync,
 )
+from channels_asyncq.asgi import Drained, drained, is_ready
 from channels_asyncq.consumers import AsyncConsumer
 from channels_asyncq.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
 from channels_asyncq.http import EventStream
@@ -121,3 +124,11 @@ def the_arguments(config: Config) -> None:
 def the_fixtures(asyncq_listen: Callable[..., Listener], maxmemory: Option) -> None:
     assert_type(asyncq_listen("room").get(), dict[str, Any])
     EmbeddedServer(maxmemory=maxmemory, user=["default off", "bob on"])
+
+
+def applications() -> None:
+    assert_type(drained(get_asgi_application(), seconds=10), Drained)
+    drained(ProtocolTypeRouter({"http": get_asgi_application()}), 25.0, layer="other")
+    drained(drained(get_asgi_application()))
+    drained("site.asgi")  # type: ignore[arg-type]
+    assert_type(is_ready(), bool)

@@ -54,7 +54,7 @@ def with_host(pattern: str) -> str:
     return f"{socket.gethostname()}:{pattern}" if ":" not in pattern and pattern.isdigit() else pattern
 
 
-class Listener:
+class OrderListener:
     """
     Hears the command on one event loop, and begins the drain.
 
