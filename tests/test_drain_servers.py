@@ -148,8 +148,15 @@ async def make_server(redis_url: str, prefix: str) -> AsyncIterator[MakeServer]:
     yield make_server
     for server in started:
         if server.process.returncode is None:
-            server.process.send_signal(signal.SIGINT)
-        await server.ended()
+            server.signal(signal.SIGINT)
+    try:
+        for server in started:
+            async with asyncio.timeout(SOON):
+                await server.process.wait()
+    finally:
+        for server in started:
+            await server.kill()
+    for server in started:
         for complaint in ("Traceback", "Task was destroyed", "never retrieved", "never awaited", "ERROR"):
             assert complaint not in server.errors, server.errors
 
@@ -247,6 +254,30 @@ def largest_tenth(moments: Sequence[float]) -> float:
     return max(spread(moments)) / len(moments)
 
 
+class Standstill:
+    """
+    How long this process stood still, in seconds. On a machine with other work, servers do so at the same time:
+    then those of their clients that were due leave together, and that is not the servers' doing.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._task = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            begin = now()
+            await asyncio.sleep(0.05)
+            late = now() - begin - 0.05
+            self.seconds += late if late > 0.05 else 0.0
+
+    async def stop(self) -> float:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        return self.seconds
+
+
 async def come(server: DrainedServer, other: DrainedServer, count: int) -> tuple[list[Visitor], list[Any]]:
     """Have clients come, half of them by event streams; return them, and their tasks."""
     visitors: list[Visitor] = [Stream() if number % 2 else Socket() for number in range(count)]
@@ -277,7 +308,9 @@ async def check_drain(
             await asyncio.sleep(EVERY * count / 200)
 
     publishing = asyncio.create_task(publish())
+    standstill = Standstill()
     assert await server.stops() == 0, server.errors
+    stood_still = await standstill.stop()
     for visitor in visitors:
         await asyncio.wait_for(visitor.is_here.wait(), 60)  # it is back, at the other one
     stopped.set()
@@ -290,11 +323,11 @@ async def check_drain(
     assert all(visitor.numbers == list(range(sent)) and not visitor.resets for visitor in visitors)
     moments = [visitor.ended_at for visitor in visitors]
     assert max(moments) - min(moments) > 0.7 * seconds
-    assert largest_tenth(moments) <= 0.15, str(spread(moments))
+    assert largest_tenth(moments) <= 0.15 + stood_still / seconds, f"{spread(moments)}, {stood_still:.1f} s"
     assert {visitor.code for visitor in visitors if isinstance(visitor, Socket)} == {KINDS[kind][1]}
     print(
         f"\n{kind}: {count} ends within {max(moments) - min(moments):.1f} s, "
-        f"{spread(moments)} in tenths, {sent} messages"
+        f"{spread(moments)} in tenths, {sent} messages, {stood_still:.1f} s of standstill"
     )
     for task in tasks:
         task.cancel()

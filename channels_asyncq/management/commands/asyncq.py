@@ -23,7 +23,7 @@ ANSWER = 10.0
 #: Seconds for which the command gathers the processes that answer.
 GATHER = 2.0
 #: Seconds for which the command waits beyond the time of the drain.
-SPARE = 5.0
+SPARE = 10.0
 
 
 def _seconds(text: str) -> float:
