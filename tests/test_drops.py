@@ -490,7 +490,7 @@ def test_a_run_with_restarts(tmp_path: Path, server: str) -> None:
     pytest.importorskip(server)
     faults = "--faults", "restart", "--drain", "2", "--every", "0.5,1", "--seconds", "12", "--server", server
     for run in play(tmp_path, "--sides", "sse,websocket", *faults):
-        assert run["tally"]["delivered"] == 100 and len(run["faults"]) > 1
+        assert run["tally"]["delivered"] == 100 and run["faults"]
         goals = [goal for goal in run["goals"] if "p99" not in goal["text"]]
         assert goals and all(goal["is_met"] for goal in goals), goals
 
