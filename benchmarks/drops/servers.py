@@ -65,7 +65,7 @@ COMMANDS: Mapping[str, Callable[[int], list[str]]] = {
 #: The servers whose clients must leave by the command, because SIGTERM cuts WebSockets at once.
 BY_COMMAND = frozenset({"granian"})
 #: Seconds beyond those of a drain until the process must have ended.
-SPARE_SECONDS = 15.0
+SPARE_SECONDS = 60.0
 
 
 class Server:
