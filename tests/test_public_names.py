@@ -15,7 +15,17 @@ from channels_asyncq.messages.external import External
 from channels_asyncq.settings.keys import Recovery
 from channels_asyncq.settings.options import Options
 
-PUBLIC = ["", ".asgi", ".auth", ".consumers", ".generic.websocket", ".http", ".pytest_plugin", ".sync", ".testing"]
+PUBLIC = [
+    "",
+    ".asgi",
+    ".auth",
+    ".consumers",
+    ".generic.websocket",
+    ".http",
+    ".pytest_plugin",
+    ".sync",
+    ".testing",
+]
 
 
 def modules() -> Iterator[ModuleType]:

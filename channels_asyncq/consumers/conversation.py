@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from channels.exceptions import StopConsumer
 
 from ..exceptions import ChannelClosed
-from ..messages.closing import CLOSE, Close
+from ..messages.closing import Close, send_close
 from . import database
 from .sources import NOTHING, OVER_LIMIT, Message, ReceiveSource, Source
 
@@ -185,7 +185,7 @@ class Conversation:
         if self.client.has_closed:
             return
         try:
-            await self._send_close(close)
+            await send_close(self.client, close)
         except (OSError, RuntimeError) as error:
             await self._expect_end(error)
 
@@ -199,7 +199,7 @@ class Conversation:
         if self.client.has_closed or not self._is_websocket:
             return
         self._messages = NOTHING
-        await self._send_close(close)
+        await send_close(self.client, close)
         events = self._events
         events.lift()
         while (event := events.held()) is None or event["type"] in ("websocket.receive", OVER_LIMIT):
@@ -207,19 +207,6 @@ class Conversation:
                 await self._wait()
             else:
                 events.take()
-
-    async def _send_close(self, close: Close) -> None:
-        message = {"type": CLOSE, "code": close.code}
-        if close.reason:
-            message["reason"] = close.reason
-        try:
-            await self.client(message)
-        except (OSError, RuntimeError):
-            raise
-        except Exception:
-            if close.code >= 3000:
-                raise
-            await self.client(message | {"code": close.substitute})
 
     def must_visit_database(self) -> bool:
         """Tell whether a database connection may be due in the consumer's thread, as before the first visit."""

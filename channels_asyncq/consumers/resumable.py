@@ -21,11 +21,11 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from ..exceptions import ChannelClosed, LayerUnavailable
 from ..layer import AsyncQueueChannelLayer
-from ..messages.closing import CLOSE, Close, close_of
+from ..messages.closing import CLOSE, Close, close_of, send_close
 from ..messages.envelopes import Envelope
 from ..rates import ClientMeters, Rate, checked_rate, network_of
 from ..slices import Slice
-from ..stopping.sockets import SCOPE_KEY, close_for_restart
+from ..stopping.sockets import RESTART, SCOPE_KEY
 from .consumer import AsyncConsumer
 from .conversation import Conversation
 from .limits import require_used
@@ -310,7 +310,7 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         """Have the client come back later, in at least so many ms: it cannot be served now."""
         source.close()
         await super().send_json({"type": "retry", "ms": least + _jitter.randint(*_RETRY)})
-        await close_for_restart(self.base_send)
+        await send_close(self.base_send, RESTART)
 
 
 def _resume_rate(consumer: Any) -> Rate | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 #: The type of the message. From the layer it ends the WebSockets and event streams of a group.
@@ -86,3 +86,23 @@ def close_of(message: Mapping[str, Any]) -> Close:
                 f'a "{CLOSE}" message has retry={retry!r}: it must be seconds between 0 and {_LONGEST_RETRY}'
             )
     return Close(code, reason, retry)
+
+
+async def send_close(send: Callable[[Any], Awaitable[None]], close: Close) -> None:
+    """
+    Close a WebSocket, with the substitute of the code if the server refuses that.
+
+    Raises:
+        OSError, RuntimeError: the client has gone.
+    """
+    message = {"type": CLOSE, "code": close.code}
+    if close.reason:
+        message["reason"] = close.reason
+    try:
+        await send(message)
+    except (OSError, RuntimeError):
+        raise
+    except Exception:
+        if close.code >= 3000:
+            raise
+        await send(message | {"code": close.substitute})

@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from ..messages.closing import Close, send_close
 from . import signals
 from .connections import OpenConnections
 
@@ -15,24 +16,8 @@ from .connections import OpenConnections
 _jitter = random.Random()
 #: Where a consumer finds the `OpenSocket` in its scope.
 SCOPE_KEY = "channels_asyncq.socket"
-#: "Service restart", and its substitute under a server that sends no code below 3000 (Daphne).
-CLOSE_RESTART = 1012
-CLOSE_RESTART_PRIVATE = 4012
-
-
-async def close_for_restart(send: Callable[[Any], Awaitable[None]]) -> None:
-    """
-    Close a WebSocket whose client is to come back.
-
-    Raises:
-        OSError, RuntimeError: the client has gone.
-    """
-    try:
-        await send({"type": "websocket.close", "code": CLOSE_RESTART})
-    except (OSError, RuntimeError):
-        raise
-    except Exception:
-        await send({"type": "websocket.close", "code": CLOSE_RESTART_PRIVATE})
+#: "Service restart": the client is to come back.
+RESTART = Close(1012)
 
 
 class OpenSocket:
@@ -49,7 +34,8 @@ class OpenSocket:
     """
 
     def __init__(self, send: Callable[[Any], Awaitable[None]]) -> None:
-        self._send = send
+        #: By this name Channels' session middleware has what it wraps too.
+        self.real_send = send
         self._connections: OpenConnections | None = None
         self._closing: asyncio.Task[None] | None = None
         #: The range, in ms, of the time in the frame `retry` before the close; None for clients that expect none.
@@ -59,7 +45,7 @@ class OpenSocket:
         """Send a message of the application to the server. Raises whatever the server raises."""
         if self._closing is not None:
             return
-        await self._send(message)
+        await self.real_send(message)
         if message["type"] == "websocket.accept":
             self._connections = signals.enter(self)
 
@@ -71,8 +57,8 @@ class OpenSocket:
     async def _close(self) -> None:
         if self.retry is not None:
             frame = json.dumps({"type": "retry", "ms": _jitter.randint(*self.retry)})
-            await self._send({"type": "websocket.send", "text": frame})
-        await close_for_restart(self._send)
+            await self.real_send({"type": "websocket.send", "text": frame})
+        await send_close(self.real_send, RESTART)
 
     async def stop(self) -> None:
         """Forget the WebSocket: its application has returned."""
