@@ -43,12 +43,21 @@ def has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def uvicorn_worker() -> str:
+    """The worker class of uvicorn for gunicorn, "" if it is not here. It has moved to a package of its own."""
+    for module in ("uvicorn_worker", "uvicorn.workers"):
+        if has("gunicorn") and has(module):
+            return f"{module}.UvicornWorker"
+    return ""
+
+
 #: For each kind: what tells it to stop, and the close code that its clients see.
 KINDS: dict[str, tuple[str, int, bool]] = {
     "uvicorn": ("signal", 1012, True),
     "uvicorn-workers": ("signal", 1012, True),
     "daphne": ("signal", 4012, True),
     "gunicorn": ("signal", 1012, has_worker_of_gunicorn()),
+    "gunicorn-uvicorn": ("signal", 1012, bool(uvicorn_worker())),
     "hypercorn-0": ("signal", 1012, has("hypercorn")),
     "hypercorn": ("command", 1012, has("hypercorn")),
     "granian": ("command", 1012, has("granian")),
@@ -90,8 +99,9 @@ class DrainedServer(Served):
                 limits = ["--backlog", "4096", "--backpressure", "5000"]
                 return [*python, "--interface", "asgi", "--port", str(self.port), *limits, APPLICATION]
             case "gunicorn", _:
-                limits = ["--worker-connections", "5000"]
-                return [*python, "-k", "asgi", *limits, *bind, APPLICATION]
+                worker = uvicorn_worker() if workers else "asgi"
+                limits = ["--worker-connections", "5000", "--backlog", "4096"]
+                return [*python, "-k", worker, *limits, *bind, APPLICATION]
             case "hypercorn", "0":
                 return [*python, "--workers", "0", *bind, APPLICATION]
             case "hypercorn", _:

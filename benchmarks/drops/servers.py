@@ -54,11 +54,18 @@ def _gunicorn(port: int) -> list[str]:
     return [sys.executable, "-m", "gunicorn", "-k", "asgi", *options, *limits, APPLICATION]
 
 
+def _hypercorn(port: int) -> list[str]:
+    # Its workers get no signal. Without them, the process itself does.
+    options = ["--workers", "0", "-b", f"127.0.0.1:{port}", "--backlog", str(BACKLOG)]
+    return [sys.executable, "-m", "hypercorn", *options, "--log-level", "warning", APPLICATION]
+
+
 COMMANDS: Mapping[str, Callable[[int], list[str]]] = {
     "uvicorn": _uvicorn,
     "daphne": _daphne,
     "granian": _granian,
     "gunicorn": _gunicorn,
+    "hypercorn": _hypercorn,
 }
 
 
@@ -120,7 +127,7 @@ class Server:
         Tell it to stop, and wait until its clients have left and it has ended.
 
         Raises:
-            BenchmarkError: it did not end in time, or with another exit status than 0.
+            BenchmarkError: it did not end in time, or it or the command has another exit status than 0.
         """
         assert self._process is not None
         seconds = json.loads(self._order)["drain"]
@@ -131,16 +138,17 @@ class Server:
                 told = await asyncio.create_subprocess_exec(
                     *command, cwd=ROOT, env=environment, stdout=output, stderr=output
                 )
-                await told.wait()
+                if status := await told.wait():
+                    raise BenchmarkError(f"`asyncq drain` has the exit status {status}:\n{self.tail()}")
         self._process.send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(seconds + SPARE_SECONDS):
-                status: object = await self._process.wait()
+                ended: object = await self._process.wait()
         except TimeoutError:
-            status = "none"
+            ended = "none"
         await self.kill()
-        if status != 0:
-            raise BenchmarkError(f"a drained server has the exit status {status}:\n{self.tail()}")
+        if ended != 0:
+            raise BenchmarkError(f"a drained server has the exit status {ended}:\n{self.tail()}")
 
     async def kill(self) -> None:
         """Kill it and its workers: those of a parent that was killed alone would serve on."""
