@@ -17,8 +17,6 @@ from ..events import DRAIN, record
 _jitter = random.Random()
 #: The part of the time that is for connections that came after the drain had begun: the last slice.
 LAST_SLICE = 0.05
-#: A slice that comes late may be so many times larger: after a standstill the others must not end in one burst.
-CATCH_UP = 4
 #: Seconds from one slice to the next, at least. The connections of one slice are told at once.
 SLICE = 0.05
 #: A slice that comes late may be so many times larger: after a standstill the others must not end in one burst.
