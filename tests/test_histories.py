@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, LayerUnavailable
+from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, LayerUnavailable, MessagesLost
 from channels_asyncq.bus.redis import histories, layout
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.leasing import LeaseKeeper
@@ -33,11 +33,12 @@ from tests.contract import (
     started,
 )
 from tests.contract.history import KEPT, LARGE, SHORT_LOG, trim_the_log
-from tests.contract.resume import resumed, send_all
+from tests.contract.resume import resumed, send_all, take
 from tests.evictions import evicting, fill, info
 from tests.fences import fence_every
 from tests.resp_server import RespServer
 from tests.sessions import bus_of
+from tests.test_catching_up import Away
 from tests.test_cluster_resume import STEPS, Place
 
 pytestmark = pytest.mark.server
@@ -306,6 +307,55 @@ async def test_closed_during_a_read(make_layer: MakeLayer, monkeypatch: pytest.M
     with pytest.raises(ChannelLayerError):
         await every([resuming])
     await eventually(lambda: not bus.histories._tasks, "its end")
+
+
+# A process that was away
+
+
+@pytest.mark.parametrize("kind", ["trimmed", "too large"])
+async def test_a_process_that_was_away(
+    make_layer: MakeLayer, own_redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its readers get from the history what the log does not have, in order, and no reset."""
+    config: dict[str, Any] = {"hosts": [own_redis_server.url], **KEPT, **SHORT_LOG}
+    reader, sender = await make_layer(on_loss="test.loss", **config), await make_layer(**config)
+    member = await member_of(reader)
+    async with reader.subscribe("room") as subscription:
+        await sender.group_send("room", note(0))
+        assert await take(subscription, 1) == [note(0)]
+        away = Away([own_redis_server])
+        away.install(monkeypatch)
+        await away.leave()
+        sent = [note(1), LARGE, note(2), LARGE | note(3), note(4)]
+        for message in sent:
+            await sender.group_send("room", message)
+        if kind == "trimmed":
+            await trim_the_log(sender)
+        sent.append(note(5))
+        await sender.group_send("room", note(5))
+        away.come_back()
+        assert await take(subscription, 6) == sent
+    # A plain member is told, before what follows.
+    reason = "trimmed" if kind == "trimmed" else "too_large"
+    loss = {"type": "test.loss", "reason": reason, "groups": ["room"]}
+    told = await receive_many(reader, member, 3)
+    assert told[1:] == ([loss, note(5)] if kind == "trimmed" else [note(1), loss])
+
+
+async def test_a_group_without_a_history(
+    make_layer: MakeLayer, own_redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader of groups that have histories, and of one that has none, is told what it missed."""
+    config: dict[str, Any] = {"hosts": [own_redis_server.url], **KEPT, **SHORT_LOG}
+    reader, sender = await make_layer(on_loss="test.loss", **config), await make_layer(**config)
+    async with reader.subscribe("room", "chat") as subscription:
+        away = Away([own_redis_server])
+        away.install(monkeypatch)
+        await away.leave()
+        await sender.group_send("chat", LARGE)
+        away.come_back()
+        with pytest.raises(MessagesLost, match="chat were missed: too_large"):
+            await take(subscription, 1)
 
 
 # When it does not show that nothing is missing

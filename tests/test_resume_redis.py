@@ -21,8 +21,10 @@ from tests.contract import (
     note,
     receive,
     receive_many,
+    time_passes,
 )
-from tests.contract.resume import resumed
+from tests.contract.resume import resumed, take
+from tests.test_catching_up import Away
 
 KEYS = ["key"]
 AddEntry = Callable[[str, str, bytes], bytes]
@@ -149,3 +151,20 @@ async def test_sentinels_and_a_failover(prefix: str) -> None:
             again = await layer.group_resume("room", third, since=late.position)
             assert again.recovered
             assert [message["n"] for message in again.messages][-1:] in ([3], [])
+
+
+async def test_expired_while_the_process_was_away(
+    make_layer: MakeLayer, own_redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has expired for channels is in the log still, so a reader gets it, before what was sent later."""
+    config: dict[str, Any] = {"hosts": [own_redis_server.url], "partitions": 1, "expiry": 1}
+    reader, sender = await make_layer(on_loss="test.loss", **config), await make_layer(**config)
+    async with reader.subscribe("room") as subscription:
+        away = Away([own_redis_server])
+        away.install(monkeypatch)
+        await away.leave()
+        await sender.group_send("room", note(0))
+        await time_passes(1.1)
+        await sender.group_send("room", note(1))
+        away.come_back()
+        assert await take(subscription, 2) == [note(0), note(1)]

@@ -361,6 +361,10 @@ class Log(Protocol):
     def counts(self) -> ReplayCounts: ...
 
 
+#: The reasons for which a log has not what a history may have.
+IN_HISTORIES = frozenset({"trimmed", "too_large"})
+
+
 class HistoryPage(NamedTuple):
     """
     Messages of a group's history, in order.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..bus.base import IN_HISTORIES
 from ..messages.envelopes import NOTICE, Envelope
 from ..messages.positions import Place, Position, order_of
 from .decoding import Decoder
@@ -41,7 +42,8 @@ class Follower:
     --------|-----------|---------|---------------------------------------------------------------------------
     behind  | some      | None    | the last of them is taken: live
     live    | none      | None    | a loss notice is taken: mending
-    mending | none      | there   | the log has what was lost: behind, live; it has not: live, with a `Reset`
+    mending | none      | there   | the log or a history has what was lost: behind, live; else live, with a
+            |           |         | `Reset`
     """
 
     def __init__(
@@ -174,13 +176,13 @@ class Follower:
 
     async def mend(self) -> Reset | None:
         """
-        Get from the log what the channel has lost. Returns a `Reset` if it does not have it.
+        Get from the logs and histories what was lost. Returns a `Reset` if they do not have it.
 
         Cancelling is safe: the next call tries again. Raises as `resume()`.
         """
         assert self._loss is not None
         reason, groups = self._loss
-        if reason in _IN_THE_LOG and self._places and all(map(self._partitions.__contains__, groups)):
+        if self._places and self._can_be_had(reason, groups):
             resumption = await self._resumer.resume(self.groups, self.channel.name, self.position_with_former)
             self._loss = None
             self._go_on(resumption)
@@ -189,6 +191,12 @@ class Follower:
         self._loss = None
         self._places = places
         return Reset(reason, groups)
+
+    def _can_be_had(self, reason: str, groups: Sequence[str]) -> bool:
+        """Tell whether logs or histories may have what these groups lost for this reason."""
+        if reason in IN_HISTORIES:
+            return all(map(self._resumer.histories.covers, groups))
+        return reason in _IN_THE_LOG and all(map(self._partitions.__contains__, groups))
 
     @property
     def position_with_former(self) -> str:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..bus.base import Bus, NotReplayed
+from ..bus.base import IN_HISTORIES, Bus, NotReplayed
 from ..clock import monotonic
 from ..exceptions import ChannelLayerError, LayerUnavailable
 from ..local.hub import Hub
@@ -20,9 +20,6 @@ from .groups import SessionGroups
 from .lifetime import Lifetime
 from .lingering import LingeringTopics
 from .routes import Routes
-
-# Where a log has not what was missed, for these reasons, a history may have it.
-_IN_HISTORIES = frozenset({"trimmed", "too_large"})
 
 
 @dataclass(slots=True)
@@ -81,7 +78,7 @@ class Resumer:
         self._lifetime = lifetime
         self._pubsub = bus.pubsub
         self.log = bus.log
-        self._histories = bus.histories
+        self.histories = bus.histories
         self._routes = routes
         self._groups = groups
         self._lingering = lingering
@@ -252,7 +249,7 @@ class Resumer:
                 return self._splice(groups, channel, wanted, ahead, kept, former)
             except _Refused as exc:
                 is_late = monotonic() - began > 2 * self._options.send_timeout
-                if is_late or exc.reason not in _IN_HISTORIES or not self._histories.covers(exc.group):
+                if is_late or exc.reason not in IN_HISTORIES or not self.histories.covers(exc.group):
                     raise
                 refused = exc
             kept += refused.found
@@ -270,7 +267,7 @@ class Resumer:
             # A message that is too large is alone in its entry.
             place = Place(place.epoch, refused.position - 1)
         try:
-            found, end = await self._histories.since(refused.group, place)
+            found, end = await self.histories.since(refused.group, place)
         except NotReplayed as exc:
             raise (refused if exc.reason == "trimmed" else exc) from None
         if refused.position and (not found or found[0].position != refused.position):

@@ -12,6 +12,7 @@ from ...messages.envelopes import HEADER_ONLY, Envelope
 from ...messages.framing import BadEnvelope
 from ...messages.sealing import ANY_AGE
 from ...slices import Slice
+from ..base import IN_HISTORIES
 from .partition import Partition, PartitionReading
 from .redirects import Redirected
 from .sequences import format_position, milliseconds_of, parse_position
@@ -27,17 +28,29 @@ _MOST_FILTERED = 128
 class LossNotes:
     """
     Losses that were found and are not reported yet: topics by reason. A channel gets one notice for all of them.
+
+    A reader that comes back from its own place gets some of them from a log or a history, if it has taken nothing
+    that follows them. So these are reported before that is delivered.
     """
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._lost: defaultdict[str, set[bytes]] = defaultdict(set)
+        self._comes_first = False
 
     def add(self, reason: str, *topics: bytes) -> None:
         self._lost[reason].update(topics)
+        if reason == "expired" or (reason in IN_HISTORIES and self._shared.options.history):
+            self._comes_first = True
+
+    def report_first(self) -> None:
+        """Report all of them, if one has to come before the message that is delivered next."""
+        if self._comes_first:
+            self.report()
 
     def report(self) -> None:
         """Report all of them."""
+        self._comes_first = False
         if not self._lost:
             return
         lost, self._lost = self._lost, defaultdict(set)
@@ -279,6 +292,8 @@ class LogReader:
             return
         envelopes = self._opener.open_all(partition.number, topic, data, self, is_logged=True, position=at)
         envelopes.reverse()
+        if envelopes:
+            self.losses.report_first()
         while envelopes and not partition.deliver(entry, envelopes, is_logged=True):
             waiter: asyncio.Future[None] = self._shared.loop.create_future()
             self._waiters.add(waiter)
