@@ -406,6 +406,27 @@ async def test_a_history_that_was_evicted(
     assert (await resumed(layer, "room", position))[1].recovered  # its first entry is before the position
 
 
+async def test_expiry_after_the_clock_was_set_back(
+    make_layer: MakeLayer, redis_server: EmbeddedServer, prefix: str
+) -> None:
+    """The ids of messages are ahead of the clock then, so a history may have expired that had young ones."""
+    layer = await make_layer(**KEPT, **SHORT_LOG)
+    await layer.group_send("lobby", note(0))
+    ahead = time_of(redis_server) + 3_600_000
+    redis_server.command("XADD", f"{prefix}:0:log:0", f"{ahead}-0", "begin", "")
+    position = await layer.position("room")
+    await layer.group_send("room", note(0))
+    await trim_the_log(layer)
+    redis_server.command("DEL", history_of(prefix))
+    await refused(layer, position)
+    await layer.group_send("room", note(1))
+    position = (await layer.history("room")).position
+    await layer.group_send("room", note(2))
+    await trim_the_log(layer)
+    _, replay = await resumed(layer, "room", position)
+    assert replay.messages == [note(2)]
+
+
 async def test_a_process_without_histories(make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it sends is in no history, so positions from before its lease ends are refused, at once."""
     monkeypatch.setattr(layout, "LEASE", 1.0)

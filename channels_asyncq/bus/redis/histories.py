@@ -176,14 +176,15 @@ class RedisHistories:
         opened = await self._open(group, entries)
         # A session with other histories may have come and sent since this one renewed its lease last.
         await self._partition(group).home.lease_keeper.refresh()
-        return _Kept(self._reach(group, answer), end, opened)
+        return _Kept(self._reach(group, answer, end), end, opened)
 
-    def _reach(self, group: str, answer: _Answer) -> float:
+    def _reach(self, group: str, answer: _Answer, end: Place) -> float:
         """Return the lowest position behind which nothing is missing."""
         oldest = answer.now - 1000 * self._keeping(group).seconds
         reach: float = int(max(oldest, self._partition(group).home.lease.unkept)) << 64
         first, is_whole = answer.whole
-        if not is_whole:
+        # If the server's clock was set back, ids are ahead of it, and a history may expire with young ones in it.
+        if not is_whole or milliseconds_of(end.position) > answer.now:
             # Its first entry shows that nothing is missing behind it.
             reach = max(reach, parse_position(first) - 1) if first else math.inf
         return reach
