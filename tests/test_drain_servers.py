@@ -90,7 +90,8 @@ class DrainedServer(Served):
     def command(self) -> Sequence[str]:
         name, _, workers = self.name.partition("-")
         python = [sys.executable, "-m", name]
-        bind = ["-b", f"127.0.0.1:{self.port}"]
+        # As the page about deployment says: longer than the drain.
+        bind = ["--graceful-timeout", f"{self.seconds + 20:.0f}", "-b", f"127.0.0.1:{self.port}"]
         match name, workers:
             case "uvicorn", _:
                 more = ["--workers", "2"] if workers else ["--backlog", "4096"]
@@ -295,11 +296,20 @@ async def come(server: DrainedServer, other: DrainedServer, count: int) -> tuple
     for number, visitor in enumerate(visitors):
         tasks.append(asyncio.create_task(visitor.stay(server.port, other.port)))
         if number % 50 == 49:
-            await asyncio.wait_for(visitor.is_here.wait(), 60)
-    for visitor in visitors:
-        await asyncio.wait_for(visitor.is_here.wait(), 60)
+            await catch_up(visitor, tasks[-1])
+    for visitor, task in zip(visitors, tasks, strict=True):
+        await catch_up(visitor, task)
         visitor.is_here.clear()
     return visitors, tasks
+
+
+async def catch_up(visitor: Visitor, task: asyncio.Task[None]) -> None:
+    """Wait until a client has caught up; raise its error if it has one."""
+    arriving = asyncio.create_task(visitor.is_here.wait())
+    await asyncio.wait([arriving, task], timeout=60, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task
+    assert arriving.done(), "it has not caught up within a minute"
 
 
 async def check_drain(
@@ -321,8 +331,8 @@ async def check_drain(
     standstill = Standstill()
     assert await server.stops() == 0, server.errors
     stood_still = await standstill.stop()
-    for visitor in visitors:
-        await asyncio.wait_for(visitor.is_here.wait(), 60)  # it is back, at the other one
+    for visitor, task in zip(visitors, tasks, strict=True):
+        await catch_up(visitor, task)  # it is back, at the other one
     stopped.set()
     await publishing
 
