@@ -757,7 +757,11 @@ async def test_process_joins_again(
     monkeypatch.setattr(orders, "RETRY", 0.01)
     monkeypatch.setattr(orders, "RENEW", 0.05)
     async with installed(AsyncQueueChannelLayer(hosts=[redis_url], prefix=prefix)) as layer:
-        add, failures = layer.group_add, [LayerUnavailable("here", "not yet")] * 2
+        add = layer.group_add
+        failures = [
+            LayerUnavailable("here", "not yet"),
+            ImproperlyConfigured("another site has the namespace"),
+        ]
 
         async def fails_first(group: str, channel: str) -> None:
             if failures:

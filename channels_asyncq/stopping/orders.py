@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
+
 from ..clock import monotonic
-from ..exceptions import ChannelClosed, DeliveryUnknown, LayerUnavailable
+from ..exceptions import ChannelClosed, ChannelLayerError, DeliveryUnknown, LayerUnavailable
 from ..layer import AsyncQueueChannelLayer
 from ..messages.external import ExternalMessage
 from ..session.open_channel import OpenChannel
@@ -92,7 +94,8 @@ class OrderListener:
             await self._layer.group_add(GROUP, self._channel.name)
         except ChannelClosed:
             return
-        except (LayerUnavailable, DeliveryUnknown):
+        except (ChannelLayerError, ImproperlyConfigured):
+            # Another site may have the namespace, and leave it.
             delay = RETRY
         self._timer = self._loop.call_later(delay, self._join)
 
