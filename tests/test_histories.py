@@ -223,6 +223,48 @@ async def test_age_of_sealed_messages(make_layer: MakeLayer, monkeypatch: pytest
     await refused(layer, position, "unreadable")
 
 
+async def test_rotated_keys(make_layer: MakeLayer) -> None:
+    """A history is read for as long as its key is there. Then its messages are left out, and end a replay."""
+    old = await make_layer(symmetric_encryption_keys=["old"], **KEPT, **SHORT_LOG)
+    position = await old.position("room")
+    await send_all(old, "room", notes(3))
+    await trim_the_log(old)
+    await old.close()
+    both = await make_layer(symmetric_encryption_keys=["new", "old"], **KEPT, **SHORT_LOG)
+    await both.group_send("room", note(3))
+    assert (await both.history("room")).messages == notes(4)
+    _, replay = await resumed(both, "room", position)
+    assert replay.messages == notes(4)
+    await both.close()
+    new = await make_layer(symmetric_encryption_keys=["new"], **KEPT, **SHORT_LOG)
+    await new.new_channel()
+    page = await new.history("room")
+    assert page.messages == [note(3)] and new.statistics().dropped["unreadable"] > 0
+    await refused(new, position, "unreadable")
+    _, replay = await resumed(new, "room", page.position)
+    assert replay.recovered and replay.messages == []
+
+
+async def test_pages_of_another_epoch(
+    make_layer: MakeLayer, redis_server: EmbeddedServer, prefix: str
+) -> None:
+    """After a failover, pages go on from a position of before; a resume from it is refused."""
+    first = await make_layer(partitions=1, **KEPT)
+    for n in range(6):
+        await first.group_send("room", note(n))
+    page = await first.history("room", limit=2)
+    # As where the server is another one: the next question begins an epoch.
+    redis_server.command("HSET", f"{prefix}:0:epoch:0", "server", "another")
+    later = await make_layer(partitions=1, **KEPT)
+    await later.group_send("room", note(6))
+    for layer in (first, later):
+        earlier = await layer.history("room", limit=2, before=page.before)
+        assert earlier.messages == notes(4)[2:]
+        assert (await layer.history("room", before=earlier.before)).messages == notes(2)
+        assert (await layer.history("room")).messages == notes(7)
+    await refused(later, page.position, "server_changed")
+
+
 # What a read costs
 
 
