@@ -6,18 +6,18 @@ No code of the package runs here. A server that fails one of these breaks the co
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from channels_asyncq.testing import EmbeddedServerError, server_binaries
+from channels_asyncq.testing import EmbeddedServerError
+from tests.cluster_fixtures import SLOT, cluster, source, started, target
 from tests.cluster_nodes import Node, wait_for
 from tests.clusters import Cluster
 
+__all__ = ["cluster", "source", "started", "target"]
+
 #: Two keys and a channel of one slot.
-SLOT = 13907
 LOG, MEMBERS, CHANNEL = "{0}log", "{0}members", "{0}channel"
 
 #: A channel of another slot, and of another node.
@@ -25,32 +25,6 @@ FOREIGN = "{1}channel"
 
 #: Append to the log and publish, as the scripts of the package do; the channel is no key.
 SEND = "redis.call('XADD', KEYS[1], '*', 'm', ARGV[2]); return redis.call('SPUBLISH', ARGV[1], ARGV[2])"
-
-
-@pytest.fixture(scope="module", params=server_binaries(), ids=os.path.basename)
-def started(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A cluster of each server that there is."""
-    with Cluster(binary=request.param) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def cluster(started: Cluster) -> Iterator[Cluster]:
-    """The cluster, put back after the test."""
-    yield started
-    started.restore()
-
-
-@pytest.fixture
-def source(cluster: Cluster) -> Node:
-    """The node that has the slot at first."""
-    return cluster.nodes[2]
-
-
-@pytest.fixture
-def target(cluster: Cluster) -> Node:
-    """Another primary."""
-    return cluster.nodes[0]
 
 
 def send(node: Node, text: str, *keys: str, channel: str = CHANNEL) -> int:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from channels_asyncq.testing import EmbeddedServerError, server_binaries
 from tests import clusters
+from tests.cluster_fixtures import SLOT, cluster, source, started, target
 from tests.cluster_nodes import SLOTS, Entry, Node, version_of, wait_for
 from tests.clusters import Cluster
 
-#: A hash tag, its slot, and how many keys the tests write there: more than one batch.
+__all__ = ["cluster", "source", "started", "target"]
+
+#: The hash tag of the slot, and how many keys the tests write there: more than one batch.
 TAG = "0"
-SLOT = 13907
 KEYS = 250
 
 STEPS = ["importing", "migrating", "batch", "batch", "batch", "keys", "target", "source", "others"]
@@ -24,32 +26,6 @@ STEPS = ["importing", "migrating", "batch", "batch", "batch", "keys", "target", 
 
 class Stop(Exception):
     """What a test raises to leave a move off."""
-
-
-@pytest.fixture(scope="module", params=server_binaries(), ids=os.path.basename)
-def started(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A cluster of each server that there is."""
-    with Cluster(binary=request.param) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def cluster(started: Cluster) -> Iterator[Cluster]:
-    """The cluster, put back after the test."""
-    yield started
-    started.restore()
-
-
-@pytest.fixture
-def source(cluster: Cluster) -> Node:
-    """The node that has the slot at first."""
-    return cluster.nodes[2]
-
-
-@pytest.fixture
-def target(cluster: Cluster) -> Node:
-    """Another primary."""
-    return cluster.nodes[0]
 
 
 def fill(node: Node) -> None:
