@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import channels.consumer
 import channels.generic.websocket
+import pytest
 from channels.layers import InMemoryChannelLayer, channel_layers
 from django.test import override_settings
 
@@ -163,3 +164,31 @@ async def talks() -> AsyncGenerator[Any, None]:
     finally:
         for talk in begun:
             await talk.stop()
+
+
+Begin = Callable[..., Talk]
+
+
+@pytest.fixture
+async def begin() -> AsyncGenerator[Begin, None]:
+    """`talks()`, for the time of the test."""
+    async with talks() as begin:
+        yield begin
+
+
+@pytest.fixture
+async def layer(prefix: str) -> AsyncGenerator[AsyncQueueChannelLayer, None]:
+    """A layer on `memory://` in place of CHANNEL_LAYERS["default"]."""
+    async with installed(make("asyncq.memory", "", prefix)) as layer:
+        yield layer
+
+
+def say(talk: Talk, *texts: object) -> None:
+    """Have a client send frames."""
+    for text in texts:
+        talk.say("websocket.receive", text=str(text))
+
+
+async def hears(talk: Talk) -> Any:
+    """Return the text of the next frame that a client gets."""
+    return (await talk.hears())["text"]

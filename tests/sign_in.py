@@ -20,7 +20,7 @@ from django.utils.module_loading import import_string
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.generic.websocket import AsyncWebsocketConsumer, AuthGroups
 from channels_asyncq.messages.closing import CLOSE
-from tests.consumers import Message, Talk, installed, make
+from tests.consumers import Message, Talk
 
 in_thread = database_sync_to_async
 BACKEND = "django.contrib.auth.backends.ModelBackend"
@@ -117,12 +117,6 @@ class Room(AuthGroups, AsyncWebsocketConsumer):
 def log() -> list[str]:
     Room.log = []
     return Room.log
-
-
-@pytest.fixture
-async def layer(prefix: str) -> AsyncIterator[AsyncQueueChannelLayer]:
-    async with installed(make("asyncq.memory", "", prefix)) as layer:
-        yield layer
 
 
 @pytest.fixture

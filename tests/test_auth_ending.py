@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -22,26 +21,13 @@ from channels_asyncq.auth import (
     user_group,
 )
 from channels_asyncq.messages.closing import CLOSE
-from tests.consumers import installed, make
+from tests.consumers import installed, layer
 from tests.contract import assert_nothing_waits, receive
-from tests.sign_in import in_thread, new_user, quick_passwords, session_store, sign_in
+from tests.sign_in import SIGNED_OUT, in_thread, new_user, quick_passwords, session_store, sign_in, user
 
-__all__ = ["quick_passwords"]
+__all__ = ["layer", "quick_passwords", "user"]
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-SIGNED_OUT = {"type": CLOSE, "code": 4401, "reason": "signed out"}
-
-
-@pytest.fixture
-async def layer(prefix: str) -> AsyncIterator[AsyncQueueChannelLayer]:
-    async with installed(make("asyncq.memory", "", prefix)) as layer:
-        yield layer
-
-
-@pytest.fixture
-async def user(layer: AsyncQueueChannelLayer) -> Any:
-    return await in_thread(new_user)("ada")
 
 
 @pytest.fixture

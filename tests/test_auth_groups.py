@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from channels.auth import AuthMiddlewareStack
 from channels.generic.websocket import AsyncWebsocketConsumer as ChannelsConsumer
 from channels.layers import InMemoryChannelLayer
 from django.core.exceptions import ImproperlyConfigured
@@ -19,7 +20,7 @@ from channels_asyncq.generic.websocket import (
     JsonWebsocketConsumer,
     ResumableWebsocketConsumer,
 )
-from tests.consumers import Talk, installed
+from tests.consumers import Talk, installed, layer
 from tests.sign_in import (
     SIGNED_OUT,
     Begin,
@@ -31,7 +32,6 @@ from tests.sign_in import (
     handshake,
     in_thread,
     is_here,
-    layer,
     log,
     new_user,
     no_guards,
@@ -93,7 +93,7 @@ async def test_resumable_consumer(layer: AsyncQueueChannelLayer, user: Any, begi
 
     key = await in_thread(sign_in)(user)
     scope = {**handshake(key), "query_string": b""}
-    talk = Talk(comes_by_session(Resumes), scope)
+    talk = Talk(AuthMiddlewareStack(Resumes.as_asgi()), scope)
     await talk.accepted()
     assert "resumed" in (await talk.hears())["text"]
     await in_thread(sign_out)(key, user)
@@ -101,21 +101,13 @@ async def test_resumable_consumer(layer: AsyncQueueChannelLayer, user: Any, begi
     await talk.leaves()
 
 
-def comes_by_session(consumer: Any) -> Any:
-    from channels.auth import AuthMiddlewareStack
-
-    return AuthMiddlewareStack(consumer.as_asgi())
-
-
-async def test_app_is_missing(layer: AsyncQueueChannelLayer, user: Any, begin: Begin) -> None:
+async def test_app_is_missing(layer: AsyncQueueChannelLayer, begin: Begin) -> None:
     """Without the app nobody would tell, so connecting raises, and the error names the remedy."""
-    key = await in_thread(sign_in)(user)
     with override_settings(INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"]):
         talk = begin(None)
         talk.say("websocket.connect")
         with pytest.raises(ImproperlyConfigured, match=r'"channels_asyncq\.auth" to INSTALLED_APPS'):
             await talk.ends()
-    assert key
 
 
 async def test_another_layer(begin: Begin) -> None:

@@ -15,7 +15,7 @@ from channels_asyncq import AsyncQueueChannelLayer, LayerUnavailable
 from channels_asyncq.auth import guard, names, sessions, user_group
 from channels_asyncq.events import Faults
 from channels_asyncq.messages.closing import CLOSE
-from tests.consumers import Message
+from tests.consumers import Message, layer
 from tests.contract import DEADLINE, eventually
 from tests.sign_in import (
     ENDED,
@@ -27,7 +27,6 @@ from tests.sign_in import (
     begin,
     in_thread,
     is_here,
-    layer,
     log,
     no_guards,
     quick_passwords,

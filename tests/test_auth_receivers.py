@@ -16,7 +16,7 @@ from django.test.utils import isolate_apps
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.auth import receivers
-from tests.consumers import installed
+from tests.consumers import installed, layer
 from tests.contract import eventually
 from tests.sign_in import (
     CHANGED,
@@ -26,7 +26,6 @@ from tests.sign_in import (
     deactivate,
     in_thread,
     is_here,
-    layer,
     log,
     new_user,
     no_guards,

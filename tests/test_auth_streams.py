@@ -18,18 +18,18 @@ from tests.consumers import installed
 from tests.contract import MakeLayer
 from tests.sign_in import (
     in_thread,
-    new_user,
     quick_passwords,
     request_with,
     session_store,
     set_password,
     sign_in,
     sign_out,
+    user,
 )
 from tests.sse import Client, Event
 from tests.test_event_stream import make_any, message, numbers, request
 
-__all__ = ["make_any", "quick_passwords"]
+__all__ = ["make_any", "quick_passwords", "user"]
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -38,11 +38,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 async def layer(make_any: MakeLayer) -> Any:
     async with installed(await make_any()) as layer:
         yield layer
-
-
-@pytest.fixture
-async def user(layer: AsyncQueueChannelLayer) -> Any:
-    return await in_thread(new_user)("ada")
 
 
 def opened(key: str | None, **options: Any) -> Client:

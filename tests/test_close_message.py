@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import channels_asyncq
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
 from channels_asyncq.messages.closing import CLOSE, Close, close_of
-from tests.consumers import OURS, Talk, installed, make, talks
+from tests.consumers import OURS, Begin, Message, begin, installed, make
 from tests.contract import Publish, eventually
 
-Message = dict[str, Any]
-Begin = Callable[..., Talk]
+__all__ = ["begin"]
+
 OUT = {"type": CLOSE, "code": 4401, "reason": "signed out"}
 
 
@@ -115,12 +115,6 @@ def log() -> list[Any]:
 async def layer(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Any]:
     async with installed(make(request.param, "", prefix)) as layer:
         yield layer
-
-
-@pytest.fixture
-async def begin() -> AsyncIterator[Any]:
-    async with talks() as begin:
-        yield begin
 
 
 async def test_it_closes_the_members_of_a_group(layer: Any, begin: Begin, log: list[Any]) -> None:

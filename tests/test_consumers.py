@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -13,26 +12,13 @@ from channels.layers import channel_layers
 from channels_asyncq import AsyncQueueChannelLayer, ChannelClosed, LayerClosed
 from channels_asyncq.consumers import conversation
 from tests.clock import Clock
-from tests.consumers import OURS, Message, Talk, installed, make, talks
+from tests.consumers import OURS, Begin, Message, begin, installed, layer, make
 from tests.contract import eventually, steps
 from tests.sessions import session_of
 
+__all__ = ["begin", "layer"]
+
 OTHERS = ("inmemory", "asyncq.traced")
-
-
-@pytest.fixture
-async def layer(prefix: str) -> AsyncGenerator[AsyncQueueChannelLayer, None]:
-    async with installed(make("asyncq.memory", "", prefix)) as layer:
-        yield layer
-
-
-@pytest.fixture
-async def begin() -> AsyncGenerator[Any, None]:
-    async with talks() as begin:
-        yield begin
-
-
-Begin = Callable[..., Talk]
 
 
 class Member(OURS.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]

@@ -23,8 +23,10 @@ from channels.testing import WebsocketCommunicator
 
 import channels_asyncq.consumers
 import channels_asyncq.generic.websocket
-from tests.consumers import KINDS, LAYERS, Kind, Message, TracedLayer, installed, make, talks
+from tests.consumers import KINDS, LAYERS, Kind, Message, TracedLayer, begin, installed, make
 from tests.contract import DEADLINE, eventually, steps
+
+__all__ = ["begin"]
 
 
 @pytest.fixture(params=list(KINDS))
@@ -46,12 +48,6 @@ async def layer(request: pytest.FixtureRequest, prefix: str) -> AsyncGenerator[A
         yield made
         if request.param == "redis.pubsub":
             await made.close_pools() if hasattr(made, "close_pools") else await made.flush()
-
-
-@pytest.fixture
-async def begin() -> AsyncGenerator[Any, None]:
-    async with talks() as begin:
-        yield begin
 
 
 def recorder(kind: Kind) -> Any:

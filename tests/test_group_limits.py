@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -16,29 +15,10 @@ from channels_asyncq.generic.websocket import (
     ResumableWebsocketConsumer,
 )
 from channels_asyncq.http import EventStream
-from tests.consumers import Message, Talk, installed, talks
+from tests.consumers import Message, begin, hears, installed, layer, say
 from tests.contract import DEADLINE, MakeLayer
 
-
-@pytest.fixture
-async def layer(prefix: str) -> AsyncGenerator[AsyncQueueChannelLayer, None]:
-    async with installed(AsyncQueueChannelLayer(hosts=["memory://"], prefix=prefix)) as layer:
-        yield layer
-
-
-@pytest.fixture
-async def begin() -> AsyncGenerator[Any, None]:
-    async with talks() as begin:
-        yield begin
-
-
-async def hears(talk: Talk) -> Any:
-    return (await talk.hears())["text"]
-
-
-def say(talk: Talk, *texts: object) -> None:
-    for text in texts:
-        talk.say("websocket.receive", text=str(text))
+__all__ = ["begin", "layer"]
 
 
 class Joiner(AsyncJsonWebsocketConsumer):

@@ -22,20 +22,10 @@ from channels_asyncq.generic.websocket import (
     AsyncWebsocketConsumer,
     ResumableWebsocketConsumer,
 )
-from tests.consumers import Message, Talk, installed, talks
+from tests.consumers import Message, Talk, begin, hears, installed, layer, say
 from tests.contract import DEADLINE, eventually
 
-
-@pytest.fixture
-async def layer(prefix: str) -> AsyncGenerator[AsyncQueueChannelLayer, None]:
-    async with installed(AsyncQueueChannelLayer(hosts=["memory://"], prefix=prefix)) as layer:
-        yield layer
-
-
-@pytest.fixture
-async def begin() -> AsyncGenerator[Any, None]:
-    async with talks() as begin:
-        yield begin
+__all__ = ["begin", "layer"]
 
 
 class Echo(AsyncWebsocketConsumer):
@@ -66,15 +56,6 @@ async def started(begin: Any, log: list[Any] | None = None, **limits: Any) -> Ta
     talk: Talk = begin(echo(**limits), log=log)
     await talk.accepted()
     return talk
-
-
-async def hears(talk: Talk) -> Any:
-    return (await talk.hears())["text"]
-
-
-def say(talk: Talk, *texts: object) -> None:
-    for text in texts:
-        talk.say("websocket.receive", text=str(text))
 
 
 # Attributes

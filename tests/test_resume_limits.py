@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -13,28 +12,12 @@ from django.test import AsyncRequestFactory
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.consumers import resumable
-from channels_asyncq.generic.websocket import (
-    ResumableWebsocketConsumer,
-)
+from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
 from channels_asyncq.http import EventStream, resumes
 from channels_asyncq.rates import ClientMeters
-from tests.consumers import Message, Talk, installed, talks
+from tests.consumers import Message, begin, hears, layer
 
-
-@pytest.fixture
-async def layer(prefix: str) -> AsyncGenerator[AsyncQueueChannelLayer, None]:
-    async with installed(AsyncQueueChannelLayer(hosts=["memory://"], prefix=prefix)) as layer:
-        yield layer
-
-
-@pytest.fixture
-async def begin() -> AsyncGenerator[Any, None]:
-    async with talks() as begin:
-        yield begin
-
-
-async def hears(talk: Talk) -> Any:
-    return (await talk.hears())["text"]
+__all__ = ["begin", "layer"]
 
 
 class Follower(ResumableWebsocketConsumer):
