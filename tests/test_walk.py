@@ -199,7 +199,7 @@ CALLABLES = {
     "messages.framing._Unpackers.newest": "likewise",
     "settings.arguments._Argument.fits": "a table of the arguments of redis-py, and what each may be",
     "settings.hosts.Host.address_remap": "an argument of redis-py, which takes a function there",
-    "stopping.sockets.OpenSocket._send": "an argument of ASGI",
+    "stopping.sockets.OpenSocket.real_send": "an argument of ASGI",
     "threads._RealThread._target": "the target of a thread, as threading.Thread takes it",
 }
 
