@@ -19,7 +19,7 @@ _jitter = random.Random()
 LAST_SLICE = 0.05
 #: Seconds from one slice to the next, at least. The connections of one slice are told at once.
 SLICE = 0.05
-#: A slice that comes late may be so many times larger: after a standstill the others must not end in one burst.
+#: How many times larger a slice may be that comes late: after a standstill the others must not end in one burst.
 CATCH_UP = 4
 #: Seconds in which the connections that were told must end. The last chunk of a client that does not read cannot
 #: be written: how long to wait for that one is the server's affair.
