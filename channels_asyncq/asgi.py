@@ -75,7 +75,7 @@ def _layer(alias: str) -> AsyncQueueChannelLayer | None:
 
 
 class Drained:
-    """What `drained()` returns: an ASGI application around another one."""
+    """An ASGI application around another one, whose clients leave before its server stops."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ _FORM = re.compile(r"([1-9][0-9]{0,8})/([smh])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 #: The most clients that `ClientMeters` knows.
 MOST_CLIENTS = 10_000
-# An owner of IPv6 addresses has at least this many of their bits for himself.
+# The bits of an IPv6 address that name its network. One client has all addresses of such a network.
 _NETWORK_BITS = 64
 
 

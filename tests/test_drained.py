@@ -88,8 +88,8 @@ async def test_pace(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     assert all(len(told) == 1 for told in moments)
     ordered = sorted(told[0] for told in moments)
     assert ordered[0] == 0 and ordered[-1] <= 19.01
-    for number_, moment in enumerate(ordered):
-        assert moment == pytest.approx(19.0 * number_ / number, abs=0.1)
+    for place, moment in enumerate(ordered):
+        assert moment == pytest.approx(19.0 * place / number, abs=0.1)
     if number > 7:
         assert [told[0] for told in moments] != ordered
     assert len(paused.pauses) <= 20.0 / connections.SLICE + 2
@@ -657,7 +657,7 @@ def command(*arguments: str) -> str:
 async def listener(
     stop_signals: StopSignals, redis_url: str, prefix: str
 ) -> AsyncIterator[orders.OrderListener]:
-    """The ear of a process that has served a request, and can be told to drain."""
+    """The listener of a process that has served a request, and can be told to drain."""
     async with installed(AsyncQueueChannelLayer(hosts=[redis_url], prefix=prefix)) as layer:
         application = drained(nothing, seconds=7)
         await serve_once(application)

@@ -141,9 +141,10 @@ class Guard:
     async def _look(self) -> None:
         assert self._claim is not None
         try:
-            # Closed: nothing can be sent to it either. Or the server is away: the look does without.
+            # A membership of a quiet channel lapses after `group_expiry`. An outage must not stop the look, and a
+            # channel that is closed needs no membership.
             with contextlib.suppress(ChannelLayerError):
-                await self._join()  # a membership of a quiet channel lapses after `group_expiry`
+                await self._join()
             is_there = await database_sync_to_async(holds)(self._claim)
         except Exception as error:
             text = "a session could not be looked at, and its connection stays until the next time: %s: %s"
