@@ -12,6 +12,7 @@ from channels import consumer
 from channels.generic import http, websocket
 
 from channels_asyncq import AsyncQueueChannelLayer, ExternalMessage
+from channels_asyncq.generic.websocket import AuthGroups, ResumableWebsocketConsumer
 from channels_asyncq.messages.external import CONSUMER_NAMES
 from tests.consumers import OURS, Message, TracedLayer, installed, talks
 from tests.contract import MakeLayer, Publish, assert_nothing_waits, eventually, members_of, note, receive
@@ -27,7 +28,9 @@ def dropped(layer: AsyncQueueChannelLayer, reason: str = "unreadable") -> int:
 
 OF_SERVERS = "websocket.receive websocket.connect websocket.disconnect websocket.accept http.request"
 OTHERS = "channel.layer websocket_receive websocket_send http_disconnect"
-OF_CONSUMERS = "disconnect receive receive.json send send_json close dispatch scope _private .private"
+OF_CONSUMERS = (
+    "disconnect receive receive.json send send_json close dispatch scope on.resumed _private .private"
+)
 REFUSED = f"{OF_SERVERS} {OTHERS} {OF_CONSUMERS}".split()
 
 
@@ -44,15 +47,18 @@ async def test_types_of_others_are_refused(make_layer: MakeLayer, publish: Publi
 
 
 def test_names_of_consumers() -> None:
-    """Every method and attribute of a consumer of Channels is among the names that no type may lead to."""
-    classes = {
+    """Methods and attributes of Channels' consumers, and methods of ours, are names that no type may lead to."""
+    classes: set[Any] = {
         kind
         for module in (consumer, websocket, http)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, consumer.AsyncConsumer)
-    } | {OURS.AsyncJsonWebsocketConsumer}
-    names = {name for kind in classes for name in dir(kind) if not name.startswith("_")}
-    assert len(classes) > 6
+    }
+    assert len(classes) > 5
+    names = {name for kind in classes for name in dir(kind)}
+    for ours in (OURS.AsyncJsonWebsocketConsumer, ResumableWebsocketConsumer, AuthGroups):
+        names |= {name for name in dir(ours) if callable(getattr(ours, name))}
+    names = {name for name in names if not name.startswith("_")}
     assert {name for name in names if not name.startswith(("websocket_", "http_"))} <= CONSUMER_NAMES
 
 

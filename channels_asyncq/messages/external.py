@@ -8,8 +8,9 @@ from typing import Any
 
 from .closing import CLOSE, close_of
 
-#: Methods and attributes of Channels' consumers. A consumer finds the handler of a type by its name, with
-#: underscores for dots: a message of type `disconnect` from another program would run `disconnect()`.
+#: Methods and attributes of Channels' consumers, and methods of ours. A consumer finds the handler of a type by
+#: its name, with underscores for dots: a message of type `disconnect` from another program would run
+#: `disconnect()`. (Attributes of ours do no harm: our consumers run coroutine functions only.)
 CONSUMER_NAMES = frozenset(
     {
         "accept",
@@ -28,8 +29,11 @@ CONSUMER_NAMES = frozenset(
         "encode_json",
         "groups",
         "handle",
+        "on_resumed",
         "receive",
         "receive_json",
+        "resumable_groups",
+        "resume_key",
         "scope",
         "send",
         "send_body",
