@@ -25,6 +25,7 @@ from rich.table import Table
 from websockets.asyncio.client import ClientConnection, connect
 
 from .runner import ROOT
+from .sockets.flooder import LONGEST_FRAME
 from .websockets import SERVERS, START_TIMEOUT, free_port
 
 HOST = "127.0.0.1"
@@ -200,6 +201,13 @@ async def run(arguments: argparse.Namespace, console: Console) -> None:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
+def frame_size(text: str) -> int:
+    """Return the bytes of a frame. The client that floods writes headers of short frames only."""
+    if not text.isdecimal() or not 1 <= int(text) <= LONGEST_FRAME:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes from 1 to {LONGEST_FRAME}")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(prog="python -m benchmarks.flood", description=__doc__)
     command.add_argument("--rounds", type=int, default=5, help="rounds of each kind (default: %(default)s)")
@@ -207,7 +215,9 @@ def main(argv: list[str] | None = None) -> int:
         "--clients", type=int, default=20, help="clients that mean no harm (default: %(default)s)"
     )
     command.add_argument("--seconds", type=float, default=10, help="of a round (default: %(default)s)")
-    command.add_argument("--size", type=int, default=100, help="bytes of a frame (default: %(default)s)")
+    command.add_argument(
+        "--size", type=frame_size, default=100, help="bytes of a frame, up to 125 (default: %(default)s)"
+    )
     command.add_argument("--servers", default=",".join(SERVERS), help="default: %(default)s")
     command.add_argument("--actions", default=",".join(ACTIONS), help="default: %(default)s")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")

@@ -13,6 +13,9 @@ import socket
 import sys
 import threading
 
+#: The most bytes of a frame whose length is in its second byte.
+LONGEST_FRAME = 125
+
 
 def connected(address: tuple[str, int]) -> socket.socket:
     """A WebSocket that a server has accepted."""
@@ -34,7 +37,7 @@ def connected(address: tuple[str, int]) -> socket.socket:
 
 def flood(address: tuple[str, int], size: int, is_over: threading.Event) -> tuple[int, int]:
     """Send until it is over; return bytes and connections."""
-    assert size < 126
+    assert size <= LONGEST_FRAME
     frame = bytes([0x81, 0x80 | size]) + bytes(4) + b"x" * size
     frames = frame * (65536 // len(frame))
     sent = connections = 0
