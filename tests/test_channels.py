@@ -153,6 +153,20 @@ def test_sweep_ends_what_nobody_reads(clock: Clock) -> None:
     assert here.empty == [ROOM] and not here.hub.channels.buffers and not here.hub.groups.by_topic
 
 
+def test_sweep_keeps_an_open_channel_in_its_groups(clock: Clock) -> None:
+    """Its reader comes back to it, as a consumer does when its client reads again."""
+    here = Recorder()
+    here.hub.join(ROOM, "a")
+    here.hub.channels.open("a").is_kept = True
+    here.hub.deliver(ROOM, envelope("1"))
+    for _ in range(2):
+        clock.turn(3 * EXPIRY)
+        here.hub.sweep()
+    assert here.hub.counters.dropped == {"expired": 1}
+    here.hub.deliver(ROOM, envelope("2"))
+    assert here.texts("a") == ["2"]
+
+
 def test_sweep_leaves_a_quiet_member_alone(clock: Clock) -> None:
     """A member that nobody writes to, or that received all it got, stays until its membership lapses."""
     here = Recorder()

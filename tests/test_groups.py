@@ -86,3 +86,19 @@ def test_membership_is_renewed(clock: Clock, renewal: str) -> None:
     clock.turn(1)
     here.hub.sweep()
     assert here.empty == [ROOM]
+
+
+def test_membership_of_an_open_channel(clock: Clock) -> None:
+    """It has a reader until it is closed: it does not lapse, however quiet its group is; others in it do."""
+    here = Recorder()
+    for name in ("open", "other"):
+        here.hub.join(ROOM, name)
+    here.hub.channels.open("open").is_kept = True
+    for _ in range(3):
+        clock.turn(GROUP_EXPIRY)
+        here.hub.sweep()
+        assert set(here.hub.groups.by_topic[ROOM].members) == {"open"}
+    here.hub.deliver(ROOM, envelope("1"))
+    assert here.texts("open") == ["1"]
+    here.hub.channels.discard(here.hub.channels.open("open"))
+    assert here.empty == [ROOM]

@@ -176,7 +176,8 @@ class Channels:
         buffer.drop_expired()
         if buffer.is_awaited or now - buffer.last_used <= expiry:
             return
-        is_abandoned = buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry
+        is_unread = buffer.lost_expired and now - buffer.last_used > _ABANDONED_AFTER * expiry
+        is_abandoned = is_unread and not buffer.is_kept
         if is_abandoned:
             self._groups.leave_all(buffer)
         is_empty = not (buffer.has_messages if is_abandoned else buffer.queued)
