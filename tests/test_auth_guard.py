@@ -233,6 +233,36 @@ async def test_full_channel(layer: AsyncQueueChannelLayer, user: Any, begin: Beg
     assert (await talk.hears())["code"] == 1013
 
 
+async def test_signed_out_while_its_client_does_not_read(
+    layer: AsyncQueueChannelLayer, user: Any, begin: Begin
+) -> None:
+    """The message that closes it waits for as long as its consumer is busy, beyond the expiry."""
+    enters, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Busy(Room):
+        recheck = None
+
+        async def room_wait(self, event: Message) -> None:
+            enters.set()
+            await goes_on.wait()
+
+    layer.expiry = 0.05
+    key = await in_thread(sign_in)(user)
+    talk = begin(key, Busy)
+    await talk.accepted()
+    (channel,) = layer.channels
+    await layer.send(channel, {"type": "room.wait"})
+    await enters.wait()
+    await layer.send(channel, {"type": "websocket.send", "text": "1"})
+    await in_thread(sign_out)(key, user)
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.1, passed.set)
+    await passed.wait()
+    goes_on.set()
+    assert await talk.hears() == SIGNED_OUT
+    assert layer.statistics().dropped == {"expired": 1}
+
+
 async def test_closed_while_it_is_looked_at(
     layer: AsyncQueueChannelLayer, user: Any, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

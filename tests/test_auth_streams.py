@@ -10,10 +10,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.auth import user_group
+from channels_asyncq.auth import adisconnect_user, user_group
 from channels_asyncq.auth.names import session_group
 from channels_asyncq.http import EventStream
 from channels_asyncq.messages.closing import CLOSE
+from channels_asyncq.session.following import Follower
 from tests.consumers import installed
 from tests.contract import MakeLayer
 from tests.sign_in import (
@@ -103,6 +104,26 @@ async def test_signs_out_while_it_begins(
     assert await client.end() == []
     assert client.parser.retry is not None
     assert not layer.groups
+
+
+async def test_disconnected_while_it_resumes(
+    layer: AsyncQueueChannelLayer, user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that also follows its user's group is closed by what comes while its log is read."""
+    key = await in_thread(sign_in)(user)
+    groups = [user_group(user)]
+    since = await layer.position(*groups)
+    real = Follower.begin
+
+    async def begin(self: Follower, since: str | None) -> None:
+        await adisconnect_user(user)
+        await real(self, since)
+
+    monkeypatch.setattr(Follower, "begin", begin)
+    stream = EventStream(request_with(key), groups, since=since, auth=True)
+    client = Client(aiter(stream))
+    await client.here()
+    assert (await closing_of(client))["code"] == 4401
 
 
 async def test_recheck(layer: AsyncQueueChannelLayer, user: Any) -> None:

@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from channels_asyncq.exceptions import ChannelClosed, LayerClosed
 from channels_asyncq.local.buffers import ChannelBuffer
 from channels_asyncq.local.counters import Counters
+from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.envelopes import NOTICE, Envelope
-from tests.buffers import Observer, envelope, make, texts
+from tests.buffers import NEVER, Observer, envelope, make, texts
 from tests.clock import Clock
 from tests.contract import ended, eventually, every, started
 
@@ -134,6 +135,41 @@ def test_what_was_lost_by_expiry_is_remembered(clock: Clock) -> None:
     buffer.offer(envelope("b", clock.now + 1))
     assert buffer.take() is not None and not buffer.lost_expired
     assert buffer.last_received == buffer.last_used == clock.now
+
+
+def test_close_messages_do_not_expire(clock: Clock) -> None:
+    """A reader that ends at them gets them, however late it comes; what only names them expires."""
+    codec = Codec()
+    message = {"type": "websocket.close", "code": 4401}
+    named = {"type": "chat.message", "text": "websocket.close"}
+    buffer = make(3)
+    buffer.close_codec = codec
+    for each in (named, message, named):
+        buffer.offer(Envelope(codec.encode(each), "chat", expires_at=clock.now + 1))
+    clock.turn(5)
+    assert buffer.next_expiry() == clock.now - 4
+    assert [buffer.drop_expired(), buffer.drop_expired()] == [1, 0]
+    assert buffer.next_expiry() is None
+    taken = buffer.take()
+    assert taken is not None and codec.decode(taken.payload) == message
+    assert buffer.take() is None and buffer.empty()
+
+
+def test_close_messages_that_have_come_are_not_replayed() -> None:
+    """What is in a log is dropped for a replay, in which a close message is left out: so that one stays."""
+    codec = Codec()
+    close, other = (codec.encode({"type": kind}) for kind in ("websocket.close", "chat.message"))
+    buffer = make(3)
+    buffer.close_codec = codec
+    for payload in (close, other):
+        logged = Envelope(payload, "chat", expires_at=NEVER)
+        logged.position = 1
+        buffer.offer(logged)
+    buffer.drop_logged({"room"})
+    assert buffer.queued == 2
+    buffer.drop_logged({"chat"})
+    taken = buffer.take()
+    assert taken is not None and taken.payload == close and buffer.empty()
 
 
 def test_a_closed_buffer() -> None:

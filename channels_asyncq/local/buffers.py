@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, cast
 
 from ..clock import monotonic
 from ..exceptions import ChannelClosed
+from ..messages.closing import CLOSE
 from ..messages.codecs import Codec
 from ..messages.envelopes import NOTICE, Envelope
 from .counters import Counters
@@ -20,6 +21,7 @@ from .senders import WaitingSenders
 
 # The deque of a buffer that has had no message: shared, because an empty deque takes 760 bytes.
 _NOTHING = cast("deque[Envelope]", ())
+_CLOSE = CLOSE.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class ChannelBuffer(QueueInterface):
     former: tuple[str, ...] = ()
     is_mended = False  # its reader gets from the log what an overflow drops
     group_limit: GroupLimit | None = None
-    #: Set where the reader ends at a close message: the channel is closed if one finds no place.
+    #: Set where the reader ends at a close message: that does not expire, and the channel is closed if it finds no
+    #: place.
     close_codec: Codec | None = None
     is_kept = False  # an open channel reads from it: never swept
     _senders: WaitingSenders | None = None
@@ -234,7 +237,7 @@ class ChannelBuffer(QueueInterface):
 
     def next_expiry(self) -> float | None:
         oldest = next(_messages(self._envelopes), None)
-        return None if oldest is None else oldest.expires_at
+        return None if oldest is None or self.ends_at(oldest) else oldest.expires_at
 
     # Taking
 
@@ -252,7 +255,7 @@ class ChannelBuffer(QueueInterface):
             if self.is_reported_full or self.losses or (self._senders is not None and self._senders.line):
                 self._note_place_free()
             now = monotonic()
-            if envelope.expires_at > now:
+            if envelope.expires_at > now or self.ends_at(envelope):
                 self.last_used = self.last_received = now
                 self.lost_expired = False
                 return envelope
@@ -296,7 +299,7 @@ class ChannelBuffer(QueueInterface):
         queue = self._envelopes
         if not queue or (queue[0].expires_at > monotonic() and not queue[0].flags & NOTICE):
             return 0  # as a rule
-        expired = _pop_expired(queue)
+        expired = self._pop_expired(queue)
         if not expired:
             return 0
         if self._counts_bytes:
@@ -305,6 +308,28 @@ class ChannelBuffer(QueueInterface):
         self._note_place_free()
         self._count_expired(expired)
         return len(expired)
+
+    def _pop_expired(self, queue: deque[Envelope]) -> list[Envelope]:
+        """Remove and return the messages at the head that expired; loss notices among them stay."""
+        now = monotonic()
+        expired: list[Envelope] = []
+        notices: list[Envelope] = []
+        while queue and (queue[0].expires_at <= now or queue[0].flags & NOTICE):
+            if self.ends_at(queue[0]):
+                break
+            envelope = queue.popleft()
+            (notices if envelope.flags & NOTICE else expired).append(envelope)
+        if notices:
+            queue.extendleft(reversed(notices))
+        return expired
+
+    def ends_at(self, envelope: Envelope) -> bool:
+        """Tell whether an envelope has a close message, at which the reader of this buffer would end."""
+        codec = self.close_codec
+        if codec is None or _CLOSE not in envelope.payload:
+            return False
+        # Most messages are not decoded for this: the bytes must have the type in them.
+        return codec.decode_own(envelope.payload).get("type") == CLOSE
 
     def _count_expired(self, expired: list[Envelope]) -> None:
         self.lost_expired = True
@@ -333,12 +358,19 @@ class ChannelBuffer(QueueInterface):
         return count
 
     def drop_logged(self, targets: Container[str]) -> None:
-        """Drop the messages to these groups that are in a log, without counting them: they are replayed."""
-        dropped = [each for each in self._envelopes if each.position and each.target in targets]
+        """
+        Drop the messages to these groups that are in a log, without counting them: they are replayed.
+
+        Close messages stay: in a replay they are those of the connection before this one.
+        """
+        dropped: list[Envelope] = []
+        kept: deque[Envelope] = deque()
+        for each in self._envelopes:
+            is_replayed = each.position and each.target in targets and not self.ends_at(each)
+            (dropped if is_replayed else kept).append(each)
         if not dropped:
             return
-        kept = [each for each in self._envelopes if not (each.position and each.target in targets)]
-        self._envelopes = deque(kept)
+        self._envelopes = kept
         if self._counts_bytes:
             for envelope in dropped:
                 self._counters.release(envelope)
@@ -396,16 +428,3 @@ def _wake_first(waiters: list[asyncio.Future[None]]) -> None:
 def _messages(queue: deque[Envelope]) -> Iterator[Envelope]:
     """Yield the envelopes that are no loss notices, oldest first."""
     return (envelope for envelope in queue if not envelope.flags & NOTICE)
-
-
-def _pop_expired(queue: deque[Envelope]) -> list[Envelope]:
-    """Remove and return the messages at the head that expired; loss notices among them stay."""
-    now = monotonic()
-    expired: list[Envelope] = []
-    notices: list[Envelope] = []
-    while queue and (queue[0].expires_at <= now or queue[0].flags & NOTICE):
-        envelope = queue.popleft()
-        (notices if envelope.flags & NOTICE else expired).append(envelope)
-    if notices:
-        queue.extendleft(reversed(notices))
-    return expired

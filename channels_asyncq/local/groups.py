@@ -138,7 +138,7 @@ class Groups:
         group.lapses_at = math.inf
         for some in chunks(list(group.members.values())):
             for member in some:
-                # A channel that is open has a reader, however quiet it is. It leaves its groups when it is closed.
+                # An open channel has a reader, however quiet it is. It leaves its groups when it is closed.
                 used_at = now if member.buffer.is_kept else max(member.added, member.buffer.last_received)
                 lapses_at = used_at + group_expiry
                 if lapses_at > now:

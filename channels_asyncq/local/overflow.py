@@ -5,28 +5,16 @@ from __future__ import annotations
 from channels.exceptions import ChannelFull
 
 from ..events import LOSS, Throttle
-from ..messages.closing import CLOSE
 from ..messages.envelopes import Envelope
 from ..settings.options import Options
 from .buffers import ChannelBuffer
 from .channels import Channels
 from .counters import Counters
 
-_CLOSE = CLOSE.encode()
-
 
 def would_exceed_bytes(counters: Counters, buffer: ChannelBuffer, envelope: Envelope) -> bool:
     """Tell whether `max_buffered_bytes` forbids an envelope. An empty channel takes it: its reader keeps up."""
     return counters.would_exceed(envelope) and buffer.has_messages
-
-
-def is_close(buffer: ChannelBuffer, envelope: Envelope) -> bool:
-    """Tell whether an envelope has a close message, at which the reader of this buffer would end."""
-    codec = buffer.close_codec
-    if codec is None or _CLOSE not in envelope.payload:
-        return False
-    # Most messages are not decoded for this: the bytes must have the type in them.
-    return codec.decode_own(envelope.payload).get("type") == CLOSE
 
 
 class Overflow:
@@ -70,7 +58,7 @@ class Overflow:
         if not buffer.losses or "overflow" not in buffer.losses:
             self._log(buffer.channel)
         if policy == "drop_newest" or not buffer.has_messages:
-            if is_close(buffer, envelope):
+            if buffer.ends_at(envelope):
                 self._close(buffer)
                 return False
             buffer.notify_loss("overflow", [envelope.target], at_head=False)
@@ -79,7 +67,7 @@ class Overflow:
         while would_exceed_bytes(self._counters, buffer, envelope):
             self._counters.dropped["overflow"] += 1
             dropped.append(buffer.drop_oldest())
-        if any(is_close(buffer, each) for each in dropped):
+        if any(buffer.ends_at(each) for each in dropped):
             self._close(buffer)
             return False
         buffer.offer(envelope)
