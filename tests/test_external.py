@@ -27,7 +27,7 @@ def dropped(layer: AsyncQueueChannelLayer, reason: str = "unreadable") -> int:
 
 
 OF_SERVERS = "websocket.receive websocket.connect websocket.disconnect websocket.accept http.request"
-OTHERS = "channel.layer websocket_receive websocket_send http_disconnect"
+OTHERS = "channel.layer websocket_receive websocket_send http_disconnect asyncq.lost asyncq.over_limit"
 OF_CONSUMERS = (
     "disconnect receive receive.json send send_json close dispatch scope on.resumed _private .private"
 )

@@ -42,8 +42,9 @@ CONSUMER_NAMES = frozenset(
         "send_response",
     }
 )
-# Types that a server sends to a consumer. Another program may send to the client, but not pose as the server.
-_OF_SERVERS = ("websocket_", "http_")
+# Types that a server, or this package, sends to a consumer. Another program may send to the client, but not pose as
+# one of them.
+_OF_SERVERS = ("websocket_", "http_", "asyncq_")
 _TO_THE_CLIENT = "websocket.send"
 
 
