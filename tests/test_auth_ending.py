@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.cache import cache
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
@@ -98,6 +98,27 @@ async def test_all_layers(prefix: str, user: Any) -> None:
             await layer.close()
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_one_layer_is_away(prefix: str, user: Any, is_async: bool) -> None:
+    """The connections of the other layers are closed all the same; who asks is told that one failed."""
+    from channels.layers import channel_layers
+
+    backend = "channels_asyncq.AsyncQueueChannelLayer"
+    layers = {
+        "default": {"BACKEND": backend, "CONFIG": {"hosts": ["redis://127.0.0.1:1"], "send_timeout": 0.1}},
+        "other": {"BACKEND": backend, "CONFIG": {"hosts": ["memory://"], "prefix": prefix}},
+    }
+    with override_settings(CHANNEL_LAYERS=layers):
+        layer: Any = channel_layers["other"]
+        channel = await layer.new_channel()
+        await layer.group_add(user_group(user), channel)
+        with pytest.raises(LayerUnavailable):
+            await (adisconnect_user(user) if is_async else in_thread(disconnect_user)(user))
+        assert await receive(layer, channel) == SIGNED_OUT
+        for each in channel_layers.backends.values():
+            await each.close()
+
+
 @pytest.mark.parametrize(("code", "reason"), [(999, ""), (True, ""), (4401, 7), (4401, "x" * 124)])
 async def test_wrong_code(user: Any, channel: str, code: Any, reason: Any) -> None:
     """What no server could send is an error of the caller's, not of the consumers."""
@@ -130,6 +151,9 @@ async def test_nobody(layer: AsyncQueueChannelLayer) -> None:
         user_group(AnonymousUser())
     with pytest.raises(TypeError, match="None"):
         await adisconnect_user(None)
+    for nobody in (AnonymousUser(), User()):
+        with pytest.raises(TypeError, match="has no primary key"):
+            await alogout_everywhere(nobody)
 
 
 # Sessions

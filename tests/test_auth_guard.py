@@ -164,7 +164,7 @@ async def test_recheck_of_a_session_that_holds(
 async def test_memberships_are_renewed(
     layer: AsyncQueueChannelLayer, user: Any, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quiet connection stays in its groups for longer than `group_expiry`; an outage stops no look."""
+    """A connection joins its groups anew at each look, should it have lost them; an outage stops no look."""
     joined: list[str] = []
     real = layer.group_add
 

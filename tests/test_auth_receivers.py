@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from django.contrib.auth import alogout
 from django.contrib.auth.models import AnonymousUser, User
+from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
-from django.db import transaction
+from django.db import connection, models, transaction
 from django.db.models.signals import post_delete, post_save, pre_save
 from django.test import override_settings
 from django.test.utils import isolate_apps
 
 from channels_asyncq import AsyncQueueChannelLayer
-from channels_asyncq.auth import receivers
+from channels_asyncq.auth import logout_everywhere, receivers
 from tests.consumers import installed, layer
 from tests.contract import eventually
 from tests.sign_in import (
@@ -136,6 +137,26 @@ async def test_sign_out_in_a_transaction(
         await is_here(talk)
 
 
+@pytest.mark.parametrize("end", [sign_out, lambda key, user: logout_everywhere(user)])
+async def test_session_that_is_read_before_the_commit(
+    layer: AsyncQueueChannelLayer, user: Any, begin: Begin, end: Callable[[str, Any], object]
+) -> None:
+    """A socket that connects meanwhile finds the session, and puts it into the cache: it ends all the same."""
+    with override_settings(SESSION_ENGINE="django.contrib.sessions.backends.cached_db"):
+        key = await in_thread(sign_in)(user)
+
+        def in_transaction() -> None:
+            read = session_store(key)
+            content = read.load()
+            with transaction.atomic():
+                end(key, user)
+                # What another process does that reads the row, which is there until the commit.
+                caches["default"].set(read.cache_key, content)
+
+        await in_thread(in_transaction)()
+        assert not await in_thread(session_store().exists)(key)
+
+
 @pytest.mark.parametrize("engine", ["cache", "cached_db", "file"])
 async def test_other_engines(
     layer: AsyncQueueChannelLayer, user: Any, begin: Begin, engine: str, tmp_path: Any
@@ -236,6 +257,35 @@ def test_proxies_of_the_user_model(monkeypatch: pytest.MonkeyPatch) -> None:
             for signal in (pre_save, post_save, post_delete):
                 assert signal.disconnect(sender=Person, dispatch_uid="channels_asyncq.auth")
     assert told == [f"user.{User.objects.get().pk}"]
+
+
+def test_relations_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relation that is saved alone is not followed, which would be a query, or an error if it leads nowhere."""
+    told: list[str] = []
+    monkeypatch.setattr(receivers, "tell_in_time", lambda group, close, using: told.append(group))
+    with isolate_apps("chat"):
+
+        class Employee(User):
+            boss = models.ForeignKey(User, models.DO_NOTHING, related_name="+", db_constraint=False)
+
+            class Meta:
+                app_label = "chat"
+
+        with connection.schema_editor() as editor:
+            editor.create_model(Employee)
+        try:
+            employee: Any = Employee(username="ada", boss_id=7)
+            employee.save()
+            for name in ("boss", "boss_id"):
+                receivers.on_saving(Employee, employee, False, "default", {name})
+                receivers.on_saved(Employee, employee, "default")
+            employee.is_active = False
+            receivers.on_saving(Employee, employee, False, "default", {"boss", "is_active"})
+            receivers.on_saved(Employee, employee, "default")
+        finally:
+            with connection.schema_editor() as editor:
+                editor.delete_model(Employee)
+    assert told == [f"user.{employee.pk}"]
 
 
 async def test_deleted_user(layer: AsyncQueueChannelLayer, user: Any, begin: Begin) -> None:

@@ -15,6 +15,7 @@ from django.utils.timezone import now
 
 from ..messages.closing import SIGNED_OUT, Close, close_of
 from .names import user_group
+from .sessions import end
 from .telling import atell, is_on_a_loop, tell, tell_in_time
 
 # Rows that are read at once.
@@ -66,17 +67,20 @@ def logout_everywhere(user: Any) -> int:
     Raises:
         RuntimeError: an event loop runs in this thread; await `alogout_everywhere()` there.
         ImproperlyConfigured: SESSION_ENGINE cannot list sessions.
+        TypeError: it is no user of the database.
     """
     _refuse_on_a_loop("logout_everywhere")
+    group = user_group(user)
     store = _store()
     model: Any = store().model  # type: ignore[attr-defined]
     key = user._meta.pk.value_to_string(user)
+    using = router.db_for_write(model)
     ended = 0
     for row in model.objects.filter(expire_date__gt=now()).iterator(chunk_size=_ROWS):
         if str(row.get_decoded().get(SESSION_KEY)) == key:
-            store(row.session_key).delete()  # where there is a cache, from there too
+            end(store, row.session_key, using)  # where there is a cache, from there too
             ended += 1
-    tell_in_time(user_group(user), Close(SIGNED_OUT, "signed out"), router.db_for_write(model))
+    tell_in_time(group, Close(SIGNED_OUT, "signed out"), using)
     return ended
 
 

@@ -141,8 +141,7 @@ class Guard:
     async def _look(self) -> None:
         assert self._claim is not None
         try:
-            # A membership of a quiet channel lapses after `group_expiry`. An outage must not stop the look, and a
-            # channel that is closed needs no membership.
+            # Memberships end by `flush()`. An outage must not stop the look, and a channel that is closed needs none.
             with contextlib.suppress(ChannelLayerError):
                 await self._join()
             is_there = await database_sync_to_async(holds)(self._claim)

@@ -7,13 +7,13 @@ from typing import Any
 
 from django.apps import apps
 from django.contrib.auth import get_user_model, user_logged_out
-from django.db import router, transaction
+from django.db import router
 from django.db.models.signals import post_delete, post_save, pre_save
 
 from ..messages.closing import NEW_SESSION, SIGNED_OUT, UNAUTHORIZED, Close
 from .guard import guarded
 from .names import session_group, user_group
-from .sessions import Claim, claim_of, is_in_cookie
+from .sessions import Claim, claim_of, end, is_in_cookie
 from .telling import tell_in_time
 
 _SIGNED_OUT = Close(SIGNED_OUT, "signed out")
@@ -38,12 +38,10 @@ def on_logged_out(sender: object, request: Any, **_: object) -> None:
     claim = _claim_of(request)
     if claim is None:
         return
-    store = claim.store(claim.key)
-    model: Any = getattr(store, "model", None)
+    model: Any = getattr(claim.store(claim.key), "model", None)
     using = None if model is None else router.db_for_write(model)
-    if using is None or not transaction.get_connection(using).in_atomic_block:
-        # Else a socket that connects after the message, and before Django deletes the session, would stay.
-        store.delete(claim.key)
+    # Else a socket that connects after the message, and before Django deletes the session, would stay.
+    end(claim.store, claim.key, using)
     tell_in_time(session_group(claim.key), _SIGNED_OUT, using)
 
 
@@ -77,7 +75,8 @@ def on_saving(
         after = _standing(instance)
     else:
         for name in update_fields:
-            setattr(stored, name, getattr(instance, name))
+            attribute = instance._meta.get_field(name).attname  # of a relation the key, without a query
+            setattr(stored, attribute, getattr(instance, attribute))
         after = _standing(stored)
     setattr(instance, _ENDS_SESSIONS, before != after)
 

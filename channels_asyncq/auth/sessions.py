@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -15,6 +16,7 @@ from django.contrib.auth import (
 )
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured
+from django.db import transaction
 from django.utils.crypto import constant_time_compare
 
 
@@ -48,6 +50,17 @@ def claim_of(session: Any) -> Claim | None:
 
 def is_in_cookie(store: type[SessionBase]) -> bool:
     return any(base.__module__ == "django.contrib.sessions.backends.signed_cookies" for base in store.__mro__)
+
+
+def end(store: type[SessionBase], key: str, using: str | None) -> None:
+    """
+    Delete a session; where a transaction on its database is open, once more after the commit.
+
+    Others find it in the database until then. One that looks for it puts it into the cache again, if there is one.
+    """
+    store(key).delete(key)
+    if using is not None and transaction.get_connection(using).in_atomic_block:
+        transaction.on_commit(partial(store(key).delete, key), using=using, robust=True)
 
 
 def holds(claim: Claim) -> bool:

@@ -13,6 +13,7 @@ from django.db import transaction
 
 from .. import threads
 from ..events import LOSS, record
+from ..exceptions import ChannelLayerError
 from ..layer import AsyncQueueChannelLayer
 from ..messages.closing import Close
 
@@ -21,15 +22,31 @@ _under_way: set[asyncio.Task[None]] = set()
 
 
 def tell(group: str, close: Close) -> None:
-    """Have the connections of a group closed, from code without an event loop. Raises as `group_send()`."""
+    """
+    Have the connections of a group closed, from code without an event loop.
+
+    Raises as `group_send()`: the first error, when all layers were asked.
+    """
+    errors: list[ChannelLayerError] = []
     for layer in _layers():
-        layer.prepare_group_send(group, close.as_message())()
+        try:
+            layer.prepare_group_send(group, close.as_message())()
+        except ChannelLayerError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 async def atell(group: str, close: Close) -> None:
-    """Have the connections of a group closed. Raises as `group_send()`."""
+    """Have the connections of a group closed. Raises as `tell()`."""
+    errors: list[ChannelLayerError] = []
     for layer in _layers():
-        await layer.group_send(group, close.as_message())
+        try:
+            await layer.group_send(group, close.as_message())
+        except ChannelLayerError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def tell_in_time(group: str, close: Close, using: str | None) -> None:

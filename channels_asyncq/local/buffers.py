@@ -109,7 +109,7 @@ class ChannelBuffer(QueueInterface):
     former: tuple[str, ...] = ()
     is_mended = False  # its reader gets from the log what an overflow drops
     group_limit: GroupLimit | None = None
-    #: Set where the reader ends at a close message: that does not expire, and the channel is closed if it finds no
+    #: Set where the reader ends at a close message: it does not expire, and the channel is closed if it finds no
     #: place.
     close_codec: Codec | None = None
     is_kept = False  # an open channel reads from it: never swept
