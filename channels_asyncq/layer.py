@@ -614,6 +614,12 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         if session is not None and not session.lifetime.is_closed:
             session.hub.channels.open(channel).group_limit = group_limit(most, setting)
 
+    def allow_own_groups(self, channel: str, count: int) -> None:
+        """Let a channel of the running loop be in this many groups beside those that `limit_groups()` allows."""
+        session = self._registry.sessions.get(asyncio.get_running_loop())
+        if session is not None and not session.lifetime.is_closed:
+            session.hub.channels.open(channel).own_groups = count
+
     def topic_of_group(self, group: str) -> str:
         """
         Return the name on the server on which another program publishes messages to a group.

@@ -11,7 +11,7 @@ from channels.layers import InMemoryChannelLayer
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq import AsyncQueueChannelLayer, TooManyGroups
 from channels_asyncq.auth import disconnect_user, names
 from channels_asyncq.consumers import AsyncConsumer
 from channels_asyncq.generic.websocket import (
@@ -99,6 +99,35 @@ async def test_resumable_consumer(layer: AsyncQueueChannelLayer, user: Any, begi
     await in_thread(sign_out)(key, user)
     assert await talk.hears() == SIGNED_OUT
     await talk.leaves()
+
+
+def comes_by_session(consumer: Any) -> Any:
+    from channels.auth import AuthMiddlewareStack
+
+    return AuthMiddlewareStack(consumer.as_asgi())
+
+
+async def test_limit_of_groups(layer: AsyncQueueChannelLayer, user: Any, begin: Begin) -> None:
+    """Its two groups do not count: a connection with a user may join as many groups as one without."""
+
+    class Few(Room):
+        max_groups = 1
+
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            try:
+                await self.channel_layer.group_add(text_data or "", self.channel_name)
+            except TooManyGroups as error:
+                await self.send(text_data=f"too many: {error.most}")
+            else:
+                await self.send(text_data="joined")
+
+    key = await in_thread(sign_in)(user)
+    for known in (key, None):
+        talk = begin(known, Few)
+        await talk.accepted()
+        for group, answer in (("a", "joined"), ("b", "too many: 1"), ("a", "joined")):
+            talk.say("websocket.receive", text=group)
+            assert (await talk.hears())["text"] == answer
 
 
 async def test_app_is_missing(layer: AsyncQueueChannelLayer, begin: Begin) -> None:

@@ -103,6 +103,7 @@ class Guard:
                 claim = None  # the user is not that of this session
         self._claim = claim
         self._groups = (group,) if claim is None else (group, session_group(claim.key))
+        self._layer.allow_own_groups(self._channel, len(self._groups))
         await self._join()
         if claim is None:
             return True

@@ -56,7 +56,7 @@ def end(store: type[SessionBase], key: str, using: str | None) -> None:
     """
     Delete a session; where a transaction on its database is open, once more after the commit.
 
-    Others find it in the database until then. One that looks for it puts it into the cache again, if there is one.
+    Others find it in the database until then, and one that looks for it puts it into the cache again.
     """
     store(key).delete(key)
     if using is not None and transaction.get_connection(using).in_atomic_block:

@@ -109,6 +109,7 @@ class ChannelBuffer(QueueInterface):
     former: tuple[str, ...] = ()
     is_mended = False  # its reader gets from the log what an overflow drops
     group_limit: GroupLimit | None = None
+    own_groups = 0  # how many of its groups do not count for the limit
     #: Set where the reader ends at a close message: it does not expire, and the channel is closed if it finds no
     #: place.
     close_codec: Codec | None = None

@@ -66,7 +66,7 @@ class Hub:
             TooManyGroups: it may not; this is counted.
         """
         new = topics - buffer.groups
-        if new and len(buffer.groups) + len(new) > limit.most:
+        if new and len(buffer.groups) + len(new) > limit.most + buffer.own_groups:
             self.counters.limited["max_groups"] += 1
             raise TooManyGroups(buffer.channel, limit.most, limit.setting)
 

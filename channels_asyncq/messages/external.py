@@ -42,8 +42,8 @@ CONSUMER_NAMES = frozenset(
         "send_response",
     }
 )
-# Types that a server, or this package, sends to a consumer. Another program may send to the client, but not pose as
-# one of them.
+# Types that a server, or this package, sends to a consumer. Another program may send to the client, but not pose
+# as one of them.
 _OF_SERVERS = ("websocket_", "http_", "asyncq_")
 _TO_THE_CLIENT = "websocket.send"
 
