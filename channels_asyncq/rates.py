@@ -80,9 +80,9 @@ class Meter:
         rate = self._rate
         return max(0.0, self._full_at - (rate.burst - 1) * rate.interval - monotonic())
 
-    def take(self) -> None:
-        """Count an event."""
-        self._full_at = max(self._full_at, monotonic()) + self._rate.interval
+    def take(self, events: int = 1) -> None:
+        """Count an event, or several."""
+        self._full_at = max(self._full_at, monotonic()) + events * self._rate.interval
 
     @property
     def is_full(self) -> bool:

@@ -202,8 +202,8 @@ async def test_drop(layer: AsyncQueueChannelLayer, begin: Any, caplog: pytest.Lo
     log: list[Any] = []
     with caplog.at_level(logging.WARNING, "channels_asyncq"):
         talk = await started(begin, log, rate="1/h", burst=2, rate_action="drop")
-        say(talk, *range(5000))
-        await eventually(lambda: layer.statistics().limited == {"rate": 4998}, "the count")
+        say(talk, *range(400))
+        await eventually(lambda: layer.statistics().limited == {"rate": 398}, "the count")
     assert [await hears(talk), await hears(talk)] == ["0", "1"]
     await layer.group_send("room", {"type": "websocket.send", "text": "hello"})
     assert await hears(talk) == "hello"
@@ -213,12 +213,39 @@ async def test_drop(layer: AsyncQueueChannelLayer, begin: Any, caplog: pytest.Lo
     assert "a client of Room exceeds rate: its frames are dropped" in line.getMessage()
 
 
-async def test_drop_lets_others_run(layer: AsyncQueueChannelLayer, begin: Any) -> None:
-    """A queue of frames that are dropped does not keep the event loop."""
+async def test_drop_of_a_flood(layer: AsyncQueueChannelLayer, begin: Any) -> None:
+    """Beyond 500 frames a second a client is not asked for more: others do not pay for what it sends."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     talk = await started(begin, rate="1/h", burst=1, rate_action="drop")
+    say(talk, *range(800))
+    assert await hears(talk) == "0"
+    await eventually(lambda: layer.statistics().limited.get("rate", 0) > 500, "the first pause")
+    await layer.group_send("room", {"type": "websocket.send", "text": "hello"})
+    assert await hears(talk) == "hello"
+    await eventually(lambda: layer.statistics().limited == {"rate": 799}, "the last frame")
+    assert loop.time() - began > 0.5
+    await talk.leaves()
+
+
+async def test_drop_of_a_flood_cancelled(layer: AsyncQueueChannelLayer, begin: Any) -> None:
+    """A consumer that pauses ends at once with its server, and its channel with it."""
+    talk = await started(begin, rate="1/h", burst=1, rate_action="drop")
+    say(talk, *range(5000))
+    await eventually(lambda: layer.statistics().limited.get("rate", 0) > 500, "the first pause")
+    await talk.stop()
+    assert layer.statistics().channels == 0
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_over_lets_others_run(layer: AsyncQueueChannelLayer, begin: Any) -> None:
+    """A queue of frames that are dropped without waiting, to come to the disconnect, does not keep the loop."""
+    talk = await started(begin, rate="1/h", burst=1, rate_action="close")
     say(talk, *range(200_000))
+    assert await hears(talk) == "0"
+    assert (await talk.hears())["code"] == 4008
     turns = 0
-    while layer.statistics().limited.get("rate", 0) < 199_999:
+    while talk.asked < 200_001:
         await asyncio.sleep(0)
         turns += 1
     assert turns > 20

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..layer import AsyncQueueChannelLayer
 from ..messages.closing import Close
-from ..rates import Meter
+from ..rates import Meter, Rate
 from ..slices import Slice
 from .connection import Connection, connection_of
 from .limits import Limits
@@ -24,6 +24,13 @@ _TOO_QUIET = 4408  # HTTP's "request timeout", privately
 _LINGER = 5.0
 # Seconds between two looks at the connection of a client whose frame waits.
 _LOOK = 1.0
+# How many frames of a client are dropped in a second, and how many at once after a quiet time. The server has to
+# parse what is dropped, so a client that sends more has to wait as well: for at least _PAUSE seconds, because a
+# timer for each frame would cost more than the frame.
+_DROPS = Rate(1 / 500, 500)
+_PAUSE = 0.1
+# A larger frame counts as several of this many bytes.
+_FRAME = 4096
 
 
 class Admission:
@@ -34,7 +41,8 @@ class Admission:
     ------|-----------|---------------------------------------------------------------------------------
     open  | False     | a frame or a silence for which the client is disconnected; `lift()`; a client that
           |           | left _LINGER seconds ago: over
-    over  | True      | none. Frames are dropped, without waiting, until the client's disconnect comes
+    over  | True      | none. Frames are dropped, without waiting, until the client's disconnect comes. After a
+          |           | frame too many (`_is_cut_off`), nothing more is read from the connection
     """
 
     def __init__(
@@ -58,8 +66,11 @@ class Admission:
         self._reader = reader
         self._loop = asyncio.get_running_loop()
         self._meter = Meter(limits.rate) if limits.rate is not None else None
+        self._drops = Meter(_DROPS)
         #: Whether nothing that the client sends is admitted any more.
         self.is_over = False
+        # Whether that is for what the client has sent: nothing more is read from it then, not even its answer.
+        self._is_cut_off = False
         self._waiter: asyncio.Future[None] | None = None
         # When a frame waited and the connection was found to have ended.
         self._gone_at: float | None = None
@@ -70,13 +81,17 @@ class Admission:
         """
         Return the next event that is admitted, or the event OVER_LIMIT: the client is to be disconnected.
 
-        With the action "wait", a frame that comes too early is held until its time, and no other is asked for.
+        With the action "wait", a frame that comes too early is held until its time, and no other is asked for. So
+        it is with "drop" while more than _DROPS are dropped.
         (One that is not asked for either would hide the disconnect of a client that has sent nothing.) Cancelling
         loses the frame that is held, and no event where the server's own `receive()` loses none.
         """
         turn = Slice()
         while True:
-            self._connection.read_again_if_empty()
+            if self._is_cut_off:
+                self._connection.cut_off()
+            else:
+                self._connection.read_again_if_empty()
             self.asked_at = self._loop.time()
             event: Message = await self._receive()
             self.asked_at = None
@@ -101,6 +116,7 @@ class Admission:
                 return self._end("rate", _TOO_MUCH)
             if limits.rate_action == "drop":
                 self._note("rate", "its frames are dropped")
+                await self._pause_after_dropping(frame)
                 return None
             self._note("rate", "its frames wait", is_worth_a_line=False)
             await self._hold(delay)
@@ -108,6 +124,12 @@ class Admission:
                 return None
         meter.take()
         return frame
+
+    async def _pause_after_dropping(self, frame: Message) -> None:
+        self._drops.take(1 + len(frame.get("text") or frame.get("bytes") or b"") // _FRAME)
+        excess = self._drops.wait()
+        if excess and not self._connection.is_gone:
+            await self._hold(excess + _PAUSE)
 
     async def _hold(self, delay: float) -> None:
         """Return after so many seconds, or when the admission is over."""
@@ -127,11 +149,14 @@ class Admission:
 
     def end_for_silence(self) -> Message:
         """Return OVER_LIMIT: the client was idle for too long."""
-        return self._end("idle_timeout", _TOO_QUIET, is_worth_a_line=False)
-
-    def _end(self, limit: str, code: int, *, is_worth_a_line: bool = True) -> Message:
         self.is_over = True
-        self._note(limit, "it is disconnected", is_worth_a_line=is_worth_a_line)
+        self._note("idle_timeout", "it is disconnected", is_worth_a_line=False)
+        return {"type": OVER_LIMIT, "close": Close(_TOO_QUIET, "idle_timeout")}
+
+    def _end(self, limit: str, code: int) -> Message:
+        """Return OVER_LIMIT: the client has sent too much."""
+        self.is_over = self._is_cut_off = True
+        self._note(limit, "it is disconnected")
         return {"type": OVER_LIMIT, "close": Close(code, limit)}
 
     def lift(self) -> None:
@@ -141,8 +166,11 @@ class Admission:
             self._waiter.set_result(None)
 
     def close(self) -> None:
-        """Leave the connection as the server had it."""
-        self._connection.read_again()
+        """Leave the connection as the server had it, unless its client is disconnected for what it has sent."""
+        if self._is_cut_off:
+            self._connection.cut_off()
+        else:
+            self._connection.read_again()
 
     def _note(self, limit: str, outcome: str, *, is_worth_a_line: bool = True) -> None:
         if self._layer is not None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+
+# Seconds in which a client that was disconnected for a limit can take the close frame and leave.
+_FAREWELL = 1.0
 
 
 class Connection:
@@ -27,18 +31,33 @@ class Connection:
     def read_again(self) -> None:
         """Go on reading."""
 
+    def cut_off(self) -> None:
+        """
+        Read nothing more of a client that was sent a close frame, and end its connection in a second.
+
+        A second call changes nothing.
+        """
+
 
 class UvicornConnection(Connection):
     """A connection of asyncio or uvloop. uvicorn stops reading by itself until everything is taken."""
 
-    __slots__ = ("_transport",)
+    __slots__ = ("_is_cut_off", "_transport")
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
+        self._is_cut_off = False
 
     @property
     def is_gone(self) -> bool:
         return bool(self._transport.is_closing())
+
+    def cut_off(self) -> None:
+        # uvicorn reads on for ten seconds, until the client answers.
+        if not self._is_cut_off and not self.is_gone:
+            self._is_cut_off = True
+            self._transport.pause_reading()
+            _later(self._transport.abort)
 
 
 class DaphneConnection(Connection):
@@ -75,6 +94,13 @@ class DaphneConnection(Connection):
         if self._is_stopped:
             self._is_stopped = False
             self._transport.resumeProducing()
+
+    def cut_off(self) -> None:
+        self.stop_reading()  # autobahn ends it in a second
+
+
+def _later(end: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(_FAREWELL, end, context=contextvars.Context())
 
 
 def connection_of(

@@ -50,8 +50,8 @@ class AsyncConsumer(consumer.AsyncConsumer):
     max_frame: int | None = None
     #: Seconds without a frame from the client after which it is disconnected with 4408.
     idle_timeout: float | None = None
-    #: The most groups that the consumer's channel is in, without those of AuthGroups. `group_add()` of another one
-    #: raises TooManyGroups.
+    #: The most groups that the consumer's channel is in, without those of AuthGroups. `group_add()` of another
+    #: one raises TooManyGroups.
     max_groups: int | None = 1000
 
     # On the class, because consumers need not call our __init__(), and their tests may call dispatch().
