@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,34 @@ from tests.test_resume_browser import ROOT, browser, pytestmark
 __all__ = ["browser", "pytestmark"]
 
 SITE = "tests.processes.sign_out_site"
+#: Daphne ends a handshake after five seconds, which a machine with other work may take.
+DAPHNE = ("--websocket_connect_timeout", "60")
 #: Seconds within which a connection has to end.
 SOON = 1.0
+
+
+class Standstill(threading.Thread):
+    """How long this process stood still: on a machine with other work, servers and browsers do so as well."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._late: list[tuple[float, float]] = []
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        begin = time.time()
+        while not self._is_over.wait(0.02):
+            now = time.time()
+            self._late.append((now, max(0.0, now - begin - 0.04)))
+            begin = now
+
+    def since(self, moment: float) -> float:
+        """Return the seconds of standstill since a time, in s since 1970."""
+        return sum(late for at, late in self._late if at > moment)
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join()
 
 
 class Sites:
@@ -33,6 +60,8 @@ class Sites:
     def __init__(self, folder: Path, server: EmbeddedServer, prefix: str) -> None:
         config: dict[str, Any] = {"hosts": [server.url], "prefix": prefix}
         self.layer = AsyncQueueChannelLayer(**config)
+        self.standstill = Standstill()
+        self.standstill.start()
         environment = {
             "PYTHONPATH": str(ROOT),
             "TEST_DATABASE": str(folder / "site.sqlite3"),
@@ -43,7 +72,7 @@ class Sites:
         port = {kind: str(number) for kind, number in self.ports.items()}
         commands = (
             ["-m", "uvicorn", "--host", HOST, "--port", port["uvicorn"], f"{SITE}:application"],
-            ["-m", "daphne", "-b", HOST, "-p", port["daphne"], f"{SITE}:application"],
+            ["-m", "daphne", *DAPHNE, "-b", HOST, "-p", port["daphne"], f"{SITE}:application"],
         )
         self.programs = [Program(*command, environment=environment).__enter__() for command in commands]
         for program in self.programs:
@@ -60,6 +89,7 @@ class Sites:
         for program in self.programs:
             program.__exit__(None, None, None)
             assert "Traceback" not in program.output, program.output
+        self.standstill.stop()
         self.layer.close_from_thread()
 
 
@@ -110,20 +140,15 @@ class Visitor:
         """Both connections, which are the first ones, get a text as the message with this number, from 1."""
         for what in ("socket message", "stream message"):
             assert self.waits_for(what, count)["data"]["text"] == text
-        assert self.thrown_out("socket") == self.thrown_out("stream") == []
+        assert not self.told("socket closed") and not self.told("stream closed")
 
-    def thrown_out(self, kind: str) -> list[dict[str, Any]]:
-        """The ends that a server wanted. On a busy machine a socket may also be lost, and come back."""
-        return [each for each in self.told(f"{kind} closed") if each["code"] in (3000, 4401, 4403)]
-
-    def is_thrown_out(self, kind: str, code: int, began: float | None) -> dict[str, Any]:
-        """Return the note of the first end by this code, which came soon after a time, if there is one."""
-        self.page.wait_for_function(
-            "([what, code]) => told.some((each) => each.what === what && each.code === code)",
-            arg=[f"{kind} closed", code],
-        )
-        found = next(each for each in self.thrown_out(kind) if each["code"] == code)
-        assert began is None or float(found["at"]) / 1000 - began < SOON
+    def is_thrown_out(self, kind: str, code: int, began: float | None, count: int = 1) -> dict[str, Any]:
+        """Return the note of the end with this number, from 1: it has this code, and came soon after a time."""
+        found = self.waits_for(f"{kind} closed", count)
+        assert found["code"] == code
+        if began is not None:
+            late = self.sites.standstill.since(began)
+            assert float(found["at"]) / 1000 - began < SOON + late, f"{late} s of standstill"
         return found
 
 
@@ -159,12 +184,12 @@ def test_three_browsers(browser: Any, sites: Sites) -> None:
     sites.say("bob is back")
     bob.waits_for("socket open", 2)
     bob.waits_for("stream open", 2)
-    assert all(each["recovered"] for each in bob.told("socket open"))
+    assert [each["recovered"] for each in bob.told("socket open")] == [True, True]
     for what in ("socket message", "stream message"):
         last = bob.waits_for(what, 3)
         assert last["data"]["text"] == "bob is back"
     # The other one finds that it has to sign in.
-    bob_elsewhere.is_thrown_out("socket", 4401, None)
+    bob_elsewhere.is_thrown_out("socket", 4401, None, 2)
     bob_elsewhere.waits_for("stream gave up")
     assert len(bob_elsewhere.told("stream message")) == 2
 
