@@ -115,7 +115,8 @@ async def test_one_layer_is_away(prefix: str, user: Any, is_async: bool) -> None
         with pytest.raises(LayerUnavailable):
             await (adisconnect_user(user) if is_async else in_thread(disconnect_user)(user))
         assert await receive(layer, channel) == SIGNED_OUT
-        for each in channel_layers.backends.values():
+        backends: dict[str, Any] = channel_layers.backends
+        for each in backends.values():
             await each.close()
 
 

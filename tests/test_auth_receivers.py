@@ -266,7 +266,7 @@ def test_relations_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     with isolate_apps("chat"):
 
         class Employee(User):
-            boss = models.ForeignKey(User, models.DO_NOTHING, related_name="+", db_constraint=False)
+            boss: Any = models.ForeignKey(User, models.DO_NOTHING, related_name="+", db_constraint=False)
 
             class Meta:
                 app_label = "chat"
