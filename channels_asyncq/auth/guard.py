@@ -142,7 +142,7 @@ class Guard:
     async def _look(self) -> None:
         assert self._claim is not None
         try:
-            # Memberships end by `flush()`. An outage must not stop the look, and a channel that is closed needs none.
+            # Memberships end by `flush()`. An outage must not stop the look, and a closed channel needs none.
             with contextlib.suppress(ChannelLayerError):
                 await self._join()
             is_there = await database_sync_to_async(holds)(self._claim)
