@@ -332,7 +332,8 @@ async def test_without_a_handler_the_process_ends(stop_signals: StopSignals) -> 
         sys.executable,
         "-c",
         "import signal; from channels_asyncq.stopping import signals; signals.drain_for(9.0); "
-        "print(signal.getsignal(signal.SIGTERM).__name__); signal.raise_signal(signal.SIGTERM); print('alive')",
+        "print(signal.getsignal(signal.SIGTERM).__name__, flush=True); signal.raise_signal(signal.SIGTERM); "
+        "print('alive')",
         stdout=asyncio.subprocess.PIPE,
     )
     output, _ = await process.communicate()
