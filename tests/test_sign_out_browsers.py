@@ -1,4 +1,4 @@
-"""Three browsers on two servers: which connections end within a second when a user signs out, and which stay."""
+"""Three browsers on two servers: which connections end when a user signs out, and which stay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,32 +25,9 @@ __all__ = ["browser", "pytestmark"]
 SITE = "tests.processes.sign_out_site"
 #: Daphne ends a handshake after five seconds, which a machine with other work may take.
 DAPHNE = ("--websocket_connect_timeout", "60")
-#: Seconds within which a connection has to end.
-SOON = 1.0
-
-
-class Standstill(threading.Thread):
-    """How long this process stood still: on a machine with other work, servers and browsers do so as well."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._late: list[tuple[float, float]] = []
-        self._is_over = threading.Event()
-
-    def run(self) -> None:
-        begin = time.time()
-        while not self._is_over.wait(0.02):
-            now = time.time()
-            self._late.append((now, max(0.0, now - begin - 0.04)))
-            begin = now
-
-    def since(self, moment: float) -> float:
-        """Return the seconds of standstill since a time, in s since 1970."""
-        return sum(late for at, late in self._late if at > moment)
-
-    def stop(self) -> None:
-        self._is_over.set()
-        self.join()
+#: Seconds within which a connection has to end: it takes less than 0.1 s where the machine has time for it (`-s`
+#: shows it). Its session is looked at again after 300 s only.
+SOON = 30.0
 
 
 class Sites:
@@ -60,8 +36,6 @@ class Sites:
     def __init__(self, folder: Path, server: EmbeddedServer, prefix: str) -> None:
         config: dict[str, Any] = {"hosts": [server.url], "prefix": prefix}
         self.layer = AsyncQueueChannelLayer(**config)
-        self.standstill = Standstill()
-        self.standstill.start()
         environment = {
             "PYTHONPATH": str(ROOT),
             "TEST_DATABASE": str(folder / "site.sqlite3"),
@@ -89,7 +63,6 @@ class Sites:
         for program in self.programs:
             program.__exit__(None, None, None)
             assert "Traceback" not in program.output, program.output
-        self.standstill.stop()
         self.layer.close_from_thread()
 
 
@@ -147,13 +120,14 @@ class Visitor:
         found = self.waits_for(f"{kind} closed", count)
         assert found["code"] == code
         if began is not None:
-            late = self.sites.standstill.since(began)
-            assert float(found["at"]) / 1000 - began < SOON + late, f"{late} s of standstill"
+            seconds = float(found["at"]) / 1000 - began
+            print(f"\n{kind} closed with {code} after {seconds:.2f} s")
+            assert seconds < SOON
         return found
 
 
 def test_three_browsers(browser: Any, sites: Sites) -> None:
-    """What ends, ends within a second; what is taken back, or is another's, stays; who may, comes back."""
+    """What ends, ends soon; what is taken back, or is another's, stays; who may, comes back."""
     ada = Visitor(browser, sites, "uvicorn", "ada")
     bob = Visitor(browser, sites, "daphne", "bob")
     bob_elsewhere = Visitor(browser, sites, "uvicorn", "bob")
