@@ -212,7 +212,7 @@ async def test_celery_with_greenlets(site: Site, pool: str) -> None:
     worker = Process("celery")
     application = ["-A", "tests.processes.callers.celery"]
     # They warn of asyncio and of their own end.
-    environment = {**site.environment, "PYTHONWARNINGS": "ignore"}
+    environment = {**site.environment, "PYTHONWARNINGS": "ignore", "PYTHONFAULTHANDLER": "1"}
     options = ["worker", "--pool", pool, "--concurrency", "20", "--loglevel", "WARNING", "--without-mingle"]
     try:
         await worker.start([sys.executable, "-m", "celery", *application, *options], **environment)
