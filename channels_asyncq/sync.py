@@ -12,7 +12,6 @@ the server has accepted it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Collection
 from typing import Any
@@ -122,16 +121,11 @@ def _layer(layer: str | AsyncQueueChannelLayer) -> AsyncQueueChannelLayer:
 
 
 def _refuse_on_a_loop(name: str) -> None:
-    if threads.are_greenlets():
-        return  # the running loop may be that of another greenlet, which goes on meanwhile
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        f"channels_asyncq.sync.{name}() would block the event loop that runs in this thread; "
-        f"use `await layer.{name}(...)` here, with layer = channels_asyncq.get_layer()"
-    )
+    if threads.is_on_a_loop():
+        raise RuntimeError(
+            f"channels_asyncq.sync.{name}() would block the event loop that runs in this thread; "
+            f"use `await layer.{name}(...)` here, with layer = channels_asyncq.get_layer()"
+        )
 
 
 def _do(post: Callable[[], None], target: str, on_commit: bool, using: str | None) -> None:

@@ -6,6 +6,7 @@ There a thread is a greenlet, and an event loop in a greenlet would be the runni
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import selectors
@@ -46,6 +47,17 @@ def _patcher() -> ModuleType | None:
 def are_greenlets() -> bool:
     """Tell whether threads are greenlets in this process. This may change: gunicorn patches after `--preload`."""
     return _patcher() is not None
+
+
+def is_on_a_loop() -> bool:
+    """Tell whether an event loop runs in this thread, which a wait would block."""
+    if are_greenlets():
+        return False  # the running loop may be that of another greenlet, which goes on meanwhile
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def original(module: str, name: str) -> Any:

@@ -13,10 +13,11 @@ from django.db import router, transaction
 from django.utils.module_loading import import_string
 from django.utils.timezone import now
 
+from .. import threads
 from ..messages.closing import SIGNED_OUT, Close, close_of
 from .names import user_group
 from .sessions import end
-from .telling import atell, is_on_a_loop, tell, tell_in_time
+from .telling import atell, tell, tell_in_time
 
 # Rows that are read at once.
 _ROWS = 1000
@@ -101,7 +102,7 @@ def _store() -> type[SessionBase]:
 
 
 def _refuse_on_a_loop(name: str) -> None:
-    if is_on_a_loop():
+    if threads.is_on_a_loop():
         raise RuntimeError(
             f"channels_asyncq.auth.{name}() would block the event loop that runs in this thread: "
             f"use `await a{name}(...)` here"

@@ -62,19 +62,8 @@ def tell_in_time(group: str, close: Close, using: str | None) -> None:
         _try(group, close)
 
 
-def is_on_a_loop() -> bool:
-    """Tell whether an event loop runs in this thread, which a wait would block."""
-    if threads.are_greenlets():
-        return False  # the running loop may be that of another greenlet, which goes on meanwhile
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 def _try(group: str, close: Close) -> None:
-    if is_on_a_loop():
+    if threads.is_on_a_loop():
         # As when an async view calls logout(), which is possible where sessions are in a cache.
         task = asyncio.ensure_future(_atry(group, close))
         _under_way.add(task)

@@ -19,7 +19,7 @@ from .sources import OVER_LIMIT, Message, ReceiveSource
 _TOO_MUCH = 4008  # "policy violation", privately
 _TOO_BIG = 1009
 _TOO_QUIET = 4408  # HTTP's "request timeout", privately
-# What a client has sent before it left is handled at its rate for so many seconds. The rest is dropped: neither
+# Seconds for which the frames of a client that has left are handled, at its rate. The rest is dropped: neither
 # its channel nor a server that stops can wait for it.
 _LINGER = 5.0
 # Seconds between two looks at the connection of a client whose frame waits.
@@ -132,7 +132,7 @@ class Admission:
             await self._hold(excess + _PAUSE)
 
     async def _hold(self, delay: float) -> None:
-        """Return after so many seconds, or when the admission is over."""
+        """Return after `delay` seconds, or when the admission is over."""
         until = self._loop.time() + delay
         while not self.is_over and (left := until - self._loop.time()) > 0:
             self._waiter = self._loop.create_future()

@@ -307,7 +307,7 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
         await super()._asyncq_close(conversation, close)
 
     async def _send_away(self, source: FollowedGroups, least: int = 0) -> None:
-        """Have the client come back later, in at least so many ms: it cannot be served now."""
+        """Have the client come back later, in at least `least` ms: it cannot be served now."""
         source.close()
         await super().send_json({"type": "retry", "ms": least + _jitter.randint(*_RETRY)})
         await send_close(self.base_send, RESTART)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..watch import Watch
     from .node import ClusterNode
 
-# One fence of so many also trims the logs, and renews their expiry.
+# In each round with a number divisible by this, the fences also trim the logs and renew their expiry.
 _FULL_EVERY = 6
 
 
