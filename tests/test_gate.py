@@ -21,6 +21,8 @@ State = tuple[WireProtocol | None, WireProtocol | None]
 SHUT: State = (None, None)
 OPENING: State = (ONE, None)
 OPEN: State = (ONE, ONE)
+# For senders as while it opens, but it stays so.
+HELD = OPENING
 
 
 async def turn(gate: Gate) -> WireProtocol | None:
@@ -54,6 +56,9 @@ def state_of(gate: Gate) -> State:
         (OPENING, "shut", SHUT),
         (OPENING, "fail", OPENING),
         (OPENING, "open another", (OTHER, OTHER)),
+        (OPENING, "hold", HELD),
+        (SHUT, "hold", SHUT),
+        (OPEN, "hold", HELD),
         (OPEN, "shut", SHUT),
         (OPEN, "fail", OPEN),
         (OPEN, "open another", (OTHER, OTHER)),
@@ -66,6 +71,7 @@ async def test_the_table(before: State, event: str, after: State) -> None:
         "open": lambda: gate.open(ONE),
         "open another": lambda: gate.open(OTHER),
         "shut": gate.shut,
+        "hold": gate.hold,
         "fail": lambda: gate.fail(ERROR),
         "a turn": lambda: None,
     }
@@ -108,6 +114,24 @@ async def test_shut_before_they_had_their_turn() -> None:
     assert state_of(gate) == SHUT and gate and not later.done()
     gate.open(OTHER)
     assert await every([later]) == [OTHER]
+
+
+@pytest.mark.parametrize("event", ["open", "shut"])
+async def test_held(event: str) -> None:
+    """Until it is opened for another connection, nobody who comes has a turn, also if it was opening."""
+    gate = await in_state(OPENING)
+    gate.hold()
+    later = await started(turn(gate))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert state_of(gate) == HELD and not later.done()
+    if event == "shut":
+        gate.shut()
+        assert state_of(gate) == SHUT
+    gate.open(OTHER)
+    assert await every([later]) == [OTHER]
+    await asyncio.sleep(0)
+    assert state_of(gate) == (OTHER, OTHER)
 
 
 @pytest.mark.parametrize("error", [ERROR, ImproperlyConfigured("laid out otherwise")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable
 
 import pytest
@@ -238,6 +239,46 @@ async def test_order_after_a_server_that_could_not_serve(owner: Owner, server: R
     server.restore()
     await every(sends)
     await eventually(lambda: len(owner.arrived) == 12, "everything")
+    assert [envelope.payload for _, envelope in owner.arrived] == payloads
+
+
+@pytest.mark.parametrize("then", ["refuses", "executes", "ends"])
+async def test_refused_while_others_are_in_flight(owner: Owner, server: RespServer, then: str) -> None:
+    """
+    What follows on a connection that is given up is awaited, so that the order holds.
+
+    If the server has executed a later message, or the connection ends first, the refused one comes behind it.
+    """
+    await owner.join()
+    before = len(server.received("EVALSHA"))
+    answered = asyncio.Event()
+    answers = {
+        "refuses": dataclasses.replace(READONLY, waits_for=answered),
+        "executes": resp_server.after(answered),
+        "ends": resp_server.silence(),
+    }
+    server.script("EVALSHA", READONLY, answers[then])
+    payloads = [Codec().encode({"type": "test.note", "n": number}) for number in range(4)]
+    [node] = owner.bus.nodes
+    wire = node.commands.wire
+    assert wire is not None
+    wire.pause_reading()
+    sends = []
+    for number, payload in enumerate(payloads[:2]):
+        sends += send_some(owner, "room", payload)
+        await eventually(lambda: len(server.received("EVALSHA")) == before + number + 1, "the command")  # noqa: B023
+    wire.resume_reading()
+    await eventually(lambda: wire.is_retired, "the refusal")
+    assert not wire.is_lost and owner.events[-1] == "up"
+    # Not to the connection that is given up, and behind the others.
+    sends += [await started(waited_for(send)) for send in send_some(owner, "room", *payloads[2:])]
+    if then == "ends":
+        server.cut()
+    answered.set()
+    await every(sends)
+    await eventually(lambda: len(owner.arrived) == 4, "everything")
+    if then != "refuses":
+        payloads[:2] = payloads[1], payloads[0]
     assert [envelope.payload for _, envelope in owner.arrived] == payloads
 
 

@@ -134,6 +134,7 @@ class Recorded:
         self.changes: list[bool] = []
         self.ups: list[WireProtocol] = []
         self.losses = 0
+        self.refusals = 0
         self.overdue: list[Exception] = []
         self.in_flight: list[InFlight] = []
         self.set_up_error: Exception | None = None
@@ -167,6 +168,9 @@ class Recorded:
 
     def on_silent(self) -> None:
         pass
+
+    def on_refusing(self) -> None:
+        self.refusals += 1
 
     def on_lost(self, in_flight: list[InFlight]) -> None:
         self.losses += 1
@@ -305,6 +309,24 @@ class TestBackOff:
         await recorded.down()
         await recorded.up()
         assert delays == [0.05]
+
+    async def test_server_that_refuses_answers_first(
+        self, hosts: Hosts, make: Callable[..., Recorded], delays: list[float]
+    ) -> None:
+        """A connection that is given up answers what was sent on it before, and the next one is made then."""
+        recorded = make()
+        wire = await recorded.up()
+        delays.clear()
+        answer = wire.call("PUBLISH", "x")
+        for _ in range(2):
+            recorded.line.give_up(wire, "READONLY no")
+        await turns()
+        assert wire.is_retired and not wire.is_lost and recorded.losses == 0 and recorded.refusals == 1
+        wire.data_received(b":1\r\n")
+        assert await answer == 1
+        await eventually(lambda: recorded.line.wire is not wire)
+        await recorded.up()
+        assert wire.is_lost and recorded.in_flight == [] and delays == [0.1]
 
 
 class TestIncurable:

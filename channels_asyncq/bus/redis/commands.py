@@ -138,7 +138,7 @@ class Question:
             # Not to the last home: the PING behind which nothing is awaited there was sent already.
             self.sender.take_back(InFlight(self._packed, self, is_written=False))
             return True
-        if wire.is_lost:
+        if wire.is_lost or wire.is_retired:
             return False
         self._wire = wire
         wire.pipeline.call_open(self)

@@ -21,17 +21,21 @@ class Gate:
     state    | at  | wire | a send               | event: next state
     ---------|-----|------|----------------------|-----------------------------------------------------------
     shut     | no  | no   | waits                | `open()`: opening; `fail()`: the waiting sends fail
-    opening  | yes | no   | waits at the end     | all waiting senders have had their turn: open; `shut()`: shut
-    open     | yes | yes  | is written           | `shut()`: shut
+    opening  | yes | no   | waits at the end     | all waiting senders have had their turn: open;
+             |     |      |                      | `hold()`: held; `shut()`: shut
+    open     | yes | yes  | is written           | `hold()`: held; `shut()`: shut
+    held     | yes | no   | waits at the end     | `shut()`: shut
     """
 
-    __slots__ = ("_context", "_loop", "_tickets", "_waiters", "at", "wire")
+    __slots__ = ("_context", "_is_held", "_loop", "_tickets", "_waiters", "at", "wire")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._context = Context()
         self._tickets = 0
         self._waiters: dict[asyncio.Future[None], Ticket] = {}
+        # Only while `at` is a connection.
+        self._is_held = False
         #: The connection, None while shut.
         self.at: WireProtocol | None = None
         #: Like `at`, but set only after all senders that queued before have had their turn.
@@ -43,11 +47,11 @@ class Gate:
 
     def open(self, wire: WireProtocol) -> None:
         """Give this connection to all waiting senders, in order, and then to all later ones."""
-        self.at, self.wire = wire, None
+        self.at, self.wire, self._is_held = wire, None, False
         self._admit(wire)
 
     def _admit(self, wire: WireProtocol) -> None:
-        if self.at is not wire:
+        if self.at is not wire or self._is_held:
             return
         waiters, self._waiters = self._waiters, {}
         if not waiters:
@@ -59,9 +63,15 @@ class Gate:
         # A sender that comes before these have run waits at the end of the line.
         self._loop.call_soon(self._admit, wire, context=self._context)
 
+    def hold(self) -> None:
+        """Let all later senders wait, while the connection still answers what was written."""
+        if self.at is not None:
+            self.wire, self._is_held = None, True
+
     def shut(self) -> None:
         """Let all later senders wait."""
         self.at = self.wire = None
+        self._is_held = False
 
     def fail(self, error: Exception) -> None:
         """End the waiting with an error. The gate stays as it is."""

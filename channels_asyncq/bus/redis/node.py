@@ -188,6 +188,11 @@ class Node:
         for sender in self._senders():
             sender.on_up(wire)
 
+    def on_refusing(self) -> None:
+        """Let sends wait for the next connection."""
+        for sender in self._senders():
+            sender.hold()
+
     def on_lost(self, in_flight: list[InFlight]) -> None:
         """Hand the commands in flight back to the senders that sent them."""
         for sender in self._senders():

@@ -113,6 +113,10 @@ class Sender:
         if self._drained is None and not self._is_arriving and not self._is_paused:
             self.open(wire)
 
+    def hold(self) -> None:
+        """Write nothing more to the connection, which ends when it has answered everything."""
+        self.gate.hold()
+
     def on_lost(self) -> None:
         """Stop sending: the connection of the home is lost. Its commands in flight come back by `take_back()`."""
         if self._drained is None:
@@ -227,7 +231,7 @@ class Sender:
         if self._is_arriving or self._is_paused or self._drained is not None or self.gate.at is not None:
             return
         wire = self.home.commands.wire
-        if wire is not None and not wire.is_lost:
+        if wire is not None and not wire.is_lost and not wire.is_retired:
             self.open(wire)
             self.home.on_answerable()
             return

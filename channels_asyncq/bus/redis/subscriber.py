@@ -145,6 +145,9 @@ class Subscriber:
             else:
                 self._node.on_unread(each)
 
+    def on_refusing(self) -> None:
+        """Note that the connection was given up for an answer: nothing is sent on it but by its set-up."""
+
     def on_lost(self, in_flight: list[InFlight]) -> None:
         """Note that the connection is lost. None of its commands is resent."""
         self._disconnect()

@@ -23,6 +23,9 @@ class ConnectionOwner(Protocol):
     def on_up(self, wire: WireProtocol) -> None:
         """The connection is set up: resend commands in flight, then use it."""
 
+    def on_refusing(self) -> None:
+        """The server cannot serve: write nothing more. The connection ends when everything is answered."""
+
     def on_lost(self, in_flight: list[InFlight]) -> None:
         """The connection, or the attempt at one, has ended. These commands have no reply, if they are kept."""
 

@@ -134,6 +134,8 @@ class WireProtocol(asyncio.Protocol):
         #: `unanswered`, in order, when on_lost() is called, and their futures are still pending.
         self.keeps_unanswered = False
         self.unanswered: list[InFlight] = []
+        #: Whether it ends when everything is answered: its owner calls nothing more. Set only in `retire()`.
+        self.is_retired = False
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -304,6 +306,20 @@ class WireProtocol(asyncio.Protocol):
             self._transport.abort()  # connection_lost() follows
         else:
             self._loop.call_soon(self._finish, context=self._context)
+
+    def retire(self, exc: Exception) -> None:
+        """
+        End the connection as `abort()` does, once everything that was called is answered.
+
+        The replies tell which commands the server has executed. `timeout` bounds the wait for them, as always.
+        """
+        if self.is_retired or self.is_lost:
+            return
+        self.is_retired = True
+        if self.pending:
+            self.pipeline.when_idle().add_done_callback(lambda _: self.abort(exc), context=self._context)
+        else:
+            self.abort(exc)
 
     async def close(self) -> None:
         """

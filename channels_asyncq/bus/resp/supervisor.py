@@ -202,11 +202,18 @@ class SupervisedConnection:
         self._downtime.end()
 
     def give_up(self, wire: WireProtocol, reason: str) -> None:
-        """End a connection whose server cannot serve. The outage lasts until `mark_healthy()`."""
+        """
+        End a connection whose server cannot serve, when it has answered everything.
+
+        The outage lasts until `mark_healthy()`.
+        """
+        if wire.is_retired:
+            return
         self._attempts.lengthen_delay()
         self.is_refusing = True
         self._downtime.reason = reason
-        wire.abort(ConnectionAbortedError(reason))
+        self._owner.on_refusing()
+        wire.retire(ConnectionAbortedError(reason))
 
     def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
         """Note that a connection has ended, and begin to make the next one."""
