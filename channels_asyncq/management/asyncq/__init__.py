@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .base import Subcommand
+from .channels import Channels
 from .drain import Drain
+from .groups import Groups
 from .status import Status
 
-COMMANDS: Mapping[str, type[Subcommand]] = {each.name: each for each in (Status, Drain)}
+COMMANDS: Mapping[str, type[Subcommand]] = {each.name: each for each in (Status, Groups, Channels, Drain)}
