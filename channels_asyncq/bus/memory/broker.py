@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from copy import copy
 
 from ... import threads
@@ -59,6 +60,11 @@ class Broker:
         self._queues.forget_session(listener.session_id)
         if self._reporter is listener:
             self._reporter = None
+
+    def listening(self, topic: bytes) -> list[str]:
+        """Return the ids of the sessions that listen to a topic."""
+        with self._lock:
+            return [each.session_id for each in self._listeners.of(topic) if not each.is_gone]
 
     def publish(self, topic: bytes, envelope: Envelope) -> list[Listener]:
         """Have all listeners of the topic accept an envelope; return those that did."""
@@ -127,6 +133,11 @@ class Broker:
             if self._reporter is None or self._reporter.is_gone:
                 self._reporter = listener
             return copy(self._logs.counts) if self._reporter is listener else ReplayCounts()
+
+    def logged_since(self, time: float) -> Counter[bytes]:
+        """Return how many messages were logged since then, by topic."""
+        with self._lock:
+            return self._logs.added_since(time)
 
     # Histories
 

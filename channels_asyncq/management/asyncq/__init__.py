@@ -1,0 +1,17 @@
+"""
+The commands of `manage.py asyncq`, a module for each.
+
+To add one, write a module with a `Subcommand`, and put the class into the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .base import Subcommand
+from .channels import Channels
+from .drain import Drain
+from .groups import Groups
+from .status import Status
+
+COMMANDS: Mapping[str, type[Subcommand]] = {each.name: each for each in (Status, Groups, Channels, Drain)}
