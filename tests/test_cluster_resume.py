@@ -20,7 +20,7 @@ from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.messages.positions import Position
 from tests import contract
 from tests.cluster_moves import Step
-from tests.cluster_nodes import Node, wait_for
+from tests.cluster_nodes import Node
 from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, eventually, every, note, receive, receive_many, started
 from tests.refusals import refusing
@@ -378,7 +378,7 @@ async def test_after_a_kill(make_layer: MakeLayer, redis_cluster: Cluster) -> No
     home = place.home
     replica = redis_cluster.replicas_of(home)[0]
     await asyncio.to_thread(home.kill)
-    await eventually(lambda: replica.role == "master", "a new primary", within=15)
+    await asyncio.to_thread(redis_cluster.wait_for_promotion, replica)
     await sender.group_send("room", note(1))
     for each in (layer, sender, await make_layer()):
         _, replay = await resumed(each, position)
@@ -406,7 +406,7 @@ async def test_a_tail_that_is_lost(make_layer: MakeLayer, redis_cluster: Cluster
         position = subscription.position
         await asyncio.to_thread(home.kill)
         await asyncio.to_thread(replica.thaw)
-        await eventually(lambda: replica.role == "master", "a new primary", within=15)
+        await asyncio.to_thread(redis_cluster.wait_for_promotion, replica)
         await sender.group_send("room", note(2))
         async with asyncio.timeout(DEADLINE):
             with pytest.raises(MessagesLost):
@@ -516,9 +516,9 @@ async def test_a_crowd_while_primaries_are_killed(redis_cluster: Cluster, prefix
             primary = crowd.chance.choice(redis_cluster.primaries())
             replica = redis_cluster.replicas_of(primary)[0]
             primary.kill()
-            wait_for(lambda: replica.role == "master", "a new primary", 15)
+            redis_cluster.wait_for_promotion(replica)
             primary.restart()
-            redis_cluster.wait_until_ok(15)
+            redis_cluster.wait_until_ok()
             kills += 1
 
         async def trouble() -> None:
