@@ -483,7 +483,7 @@ async def test_resend_that_is_refused_while_a_later_one_is_executed(
 
 async def test_lease_that_cannot_be_taken(make_on_cluster: MakeLayer) -> None:
     """A send to a node that waits for the lease of the session says where that is kept."""
-    layer = await make_on_cluster(send_timeout=0.3)
+    layer = await make_on_cluster()
     await joined(layer)
     router = router_of(layer)
     home = router.partitions[0].home
@@ -494,6 +494,8 @@ async def test_lease_that_cannot_be_taken(make_on_cluster: MakeLayer) -> None:
     )
     router.lease.note_lost()
     await commands_lost(node)
+    await eventually(lambda: "waits for the lease" in node.commands.reason, "the wait for the lease")
+    node.commands._downtime.begin(0.1, is_first=False)  # what is left of its time
     with pytest.raises(LayerUnavailable, match=f"waits for the lease .* kept at {home.address}"):
         await layer.group_send(group, note(1))
     router.lease.note_held()
