@@ -153,7 +153,7 @@ async def test_no_primary_with_full_coverage(redis_cluster: Cluster, make_on_clu
     topics = topics_at(others)
     wires = wires_to(company.layers, others)
     waiting = [task for number in range(2) for group in GROUPS for task in company.send(number, group, 3)]
-    impatient = await make_on_cluster(send_timeout=1.0)
+    impatient = await make_on_cluster()
     with pytest.raises(LayerUnavailable, match=f"{primary.address}.* Nobody listens there"):
         await impatient.group_send(GROUPS[0], note(1))
     assert all("errorstat_CLUSTERDOWN" in node.info("errorstats") for node in others)

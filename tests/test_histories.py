@@ -37,7 +37,7 @@ from tests.contract.resume import resumed, send_all, take
 from tests.evictions import evicting, fill, info
 from tests.fences import fence_every
 from tests.resp_server import RespServer
-from tests.sessions import bus_of
+from tests.sessions import bus_of, shorten_send_timeout
 from tests.test_catching_up import Away
 from tests.test_cluster_resume import STEPS, Place
 
@@ -324,9 +324,11 @@ async def test_a_message_too_large_while_it_is_read(
 
 async def test_without_a_server(make_layer: MakeLayer, own_redis_server: EmbeddedServer) -> None:
     """A page raises LayerUnavailable `send_timeout` after the server has gone, and works when it is back."""
-    layer = await make_layer(hosts=[own_redis_server.url], send_timeout=0.5, **KEPT)
+    layer = await make_layer(hosts=[own_redis_server.url], **KEPT)
+    await layer.new_channel()
     await layer.group_send("room", note(1))
     assert (await layer.history("room")).messages == [note(1)]
+    shorten_send_timeout(bus_of(layer), 0.5)
     own_redis_server.kill()
     with pytest.raises(LayerUnavailable):
         async with asyncio.timeout(DEADLINE):

@@ -25,7 +25,7 @@ from tests.contract import DEADLINE, MakeLayer, every, note, receive, started, s
 from tests.refusals import KINDS, PROTECTED, refusing
 from tests.resp_server import RespServer, error
 from tests.routers import MovingRouter
-from tests.sessions import session_of
+from tests.sessions import session_of, shorten_send_timeout
 
 pytestmark = pytest.mark.server
 
@@ -758,9 +758,10 @@ async def test_a_partition_that_has_moved_is_not_read_here(
 
 async def test_connections_that_are_lost_all_the_time(make_scripted: MakeLayer, server: RespServer) -> None:
     """Both questions end, after twice `send_timeout` at most."""
-    layer = await make_scripted(send_timeout=0.5)
+    layer = await make_scripted(send_timeout=DEADLINE)
     await layer.new_channel()
     position = await layer.position("room")
+    shorten_send_timeout(bus_of(layer), 0.5)
     for script in ("LOG_ENDS", "READ_LOGS"):
         server.always(script, resp_server.close())
     async with asyncio.timeout(DEADLINE):
