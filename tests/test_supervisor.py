@@ -888,6 +888,20 @@ class TestTrial:
         assert await waiting is hosts.wires[1]
         assert outage.reason is None
 
+    async def test_loop_that_was_blocked_as_the_outage_began(
+        self, hosts: Hosts, make: Callable[..., Recorded]
+    ) -> None:
+        """The turn of the loop in which a connection is first wanted may be a long one: it does not count."""
+        outage = Outage()
+        recorded = make(1.0, outage=outage)
+        recorded.line.start()
+        loop = asyncio.get_running_loop()
+        late = loop.time() + 1.05  # no later than a timer may be
+        while loop.time() < late:
+            pass
+        assert await recorded.up() is hosts.wires[0]
+        assert outage.reason is None
+
     async def test_cut_while_it_was_on_its_way(self, hosts: Hosts, make: Callable[..., Recorded]) -> None:
         """A message that is cut on its way on each connection is not sent again for ever."""
         recorded = make(BRIEF)
@@ -1021,6 +1035,7 @@ class TestResting:
         recorded.line.start()
         began = asyncio.get_running_loop().time()
         assert recorded.line._downtime.phase is Phase.RUNNING
+        await turns()  # its time begins with the next turn
         assert recorded.line._downtime._due == pytest.approx(began + LONG, abs=1.0)
         hosts.is_open.set()
         assert await recorded.up() is hosts.wires[2]
