@@ -22,6 +22,7 @@ from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.names import owner_of
+from tests.cluster_nodes import Node as Server
 from tests.cluster_sessions import Company, Moving, partition_of, router_of, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
@@ -57,6 +58,12 @@ def unread(layer: AsyncQueueChannelLayer) -> Iterator[str]:
 
 
 # Fences
+
+
+def millisecond_of(node: Server) -> int:
+    """The clock of a server, in ms, as fences are dated."""
+    seconds, microseconds = node.command("TIME")
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 async def test_checks_of_health_start_no_fences_of_their_own(
@@ -172,7 +179,8 @@ async def test_fences_while_a_slot_is_open(redis_cluster: Cluster, make_on_clust
     moving = Moving(redis_cluster, slot, next(each for each in redis_cluster.primaries() if each is not home))
     await moving.until("keys")
     before = [each.fenced_at for each in partitions]
-    await asyncio.sleep(0.002)
+    # The fence after this one is of a later millisecond.
+    await eventually(lambda: millisecond_of(home) > max(before), "the next millisecond")
     node.checkpoint.stop()
     node.checkpoint._send()
     await eventually(lambda: partitions[0].fenced_at > before[0], "the fence")

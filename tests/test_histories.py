@@ -20,6 +20,7 @@ from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.buses import calls_of
 from tests.cluster_moves import Step
+from tests.cluster_sessions import are_held_or_done, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import (
     DEADLINE,
@@ -589,7 +590,10 @@ async def test_at_each_step_of_a_move(make_on_cluster: MakeLayer, redis_cluster:
         pass
     tasks = [await started(check(each, position, 3)) for each in (layer, sender)]
     sending = await started(sender.group_send("room", note(3)))
-    await asyncio.sleep(0.2)  # the slot stays open for longer than a read takes
+    # The slot stays open for longer than a read takes.
+    slot = slot_of_group(layer, "room")
+    await are_held_or_done(layer, slot, tasks[:1])
+    await are_held_or_done(sender, slot, [*tasks[1:], sending])
     await asyncio.to_thread(list, steps)
     async with asyncio.timeout(DEADLINE):
         await asyncio.gather(*tasks, sending)
