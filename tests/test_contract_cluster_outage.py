@@ -162,12 +162,12 @@ async def test_all_nodes_are_killed(make_layer: MakeLayer, redis_cluster: Cluste
 @pytest.mark.slow
 async def test_close_during_an_outage(make_layer: MakeLayer, redis_cluster: Cluster) -> None:
     """close() does not wait for nodes that are gone."""
-    layer = await make_layer()
+    layer = await make_layer(send_timeout=10 * DEADLINE)
     (member,) = await members_of(layer, "room", 1)
     waits = await started(layer.receive(member))
     for node in redis_cluster.nodes:
         await asyncio.to_thread(node.kill)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(DEADLINE):
         await layer.close()
     with pytest.raises(LayerClosed):
         await waits

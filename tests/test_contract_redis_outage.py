@@ -199,11 +199,11 @@ class TestServerKilled:
 
     async def test_close_during_an_outage(self, make_layer: MakeLayer, server: EmbeddedServer) -> None:
         """close() does not wait for a server that is gone."""
-        layer = await make_layer()
+        layer = await make_layer(send_timeout=10 * DEADLINE)
         (member,) = await members_of(layer, "room", 1)
         waits = await started(layer.receive(member))
         await in_thread(server.kill)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(DEADLINE):
             await layer.close()
         with pytest.raises(LayerClosed):
             await waits
