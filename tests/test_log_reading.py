@@ -400,11 +400,11 @@ async def test_an_entry_that_cannot_be_read(
 
 async def test_a_quiet_log_keeps_its_last_entry(make_redis: MakeLayer, redis_server: EmbeddedServer) -> None:
     """A position that was read a moment ago counts, however old the last message was."""
-    layer = await make_redis(recovery={"seconds": 1})
+    layer = await make_redis(recovery={"seconds": 3})
     await layer.new_channel()
     await every(layer.group_send("room", note(n)) for n in range(1000))
     partition = bus_of(layer).partitions[session_of(layer).resumer.topic("room").partition]
-    await asyncio.sleep(1.1)
+    await asyncio.sleep(3.1)
     await partition.home.checkpoint.first()
     position = await layer.position("room")
     await layer.group_send("room", note(1))
