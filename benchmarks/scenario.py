@@ -17,6 +17,9 @@ CHAT_MESSAGE: Mapping[str, Any] = {
 }
 """What is sent: a message of a chat, as dict of the usual types."""
 
+PATIENCE = 60.0
+"""Seconds that a round waits for its messages; what has not come by then is lost. A busy machine needs many."""
+
 
 class Post(Protocol):
     """The line between a part and the conductor: JSON both ways."""

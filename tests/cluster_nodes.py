@@ -17,13 +17,17 @@ from tests.resp_client import RespClient
 
 SLOTS: Final = 16384
 
+#: Seconds after which something that should have happened is called missing. An election that gets no majority
+#: is repeated after five seconds.
+LIMIT: Final = 40.0
+
 #: The file in which a node keeps the cluster as it knows it.
 NODES_FILE: Final = "nodes.conf"
 
 Words = str | bytes | int | float
 
 
-def wait_for(question: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
+def wait_for(question: Callable[[], bool], what: str, timeout: float = LIMIT) -> None:
     """
     Return as soon as `question()` says yes.
 
@@ -198,11 +202,11 @@ class Node(EmbeddedServer):
 
     # Commands
 
-    def connect(self, timeout: float = 5.0) -> RespClient:
+    def connect(self, timeout: float = LIMIT) -> RespClient:
         """Return a connection to this node, for the caller to close."""
         return RespClient(str(self.unix_path), password=self._password, timeout=timeout)
 
-    def command(self, *words: Words, timeout: float = 5.0) -> Any:
+    def command(self, *words: Words, timeout: float = LIMIT) -> Any:
         """
         Send one command on a connection of its own and return the reply.
 

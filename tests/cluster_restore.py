@@ -10,9 +10,6 @@ from tests.cluster_nodes import Node, slot_numbers, wait_for
 if TYPE_CHECKING:
     from tests.clusters import Cluster
 
-#: Seconds for a cluster to come back by itself; a new start takes little longer.
-PATIENCE: Final = 2.0
-
 #: With more slots than this in other places, a new start is the shorter way.
 MOST_SLOTS: Final = 500
 
@@ -59,12 +56,12 @@ class FirstState:
                 _remove_keys(node)
             if not self._is_now():
                 # A node that has yet to hear of a failover still calls itself what it was.
-                self._cluster.wait_until_ok(PATIENCE)
+                self._cluster.wait_until_ok()
                 self._close_slots()
                 self._put_roles_back()
                 self._put_slots_back()
                 self._forget_others()
-                wait_for(self._is_now, "the cluster is as at first", PATIENCE)
+                wait_for(self._is_now, "the cluster is as at first")
         except (EmbeddedServerError, OSError):
             return False
         return True
@@ -107,7 +104,7 @@ class FirstState:
             if first is not None:
                 node.command("CLUSTER", "REPLICATE", first)
             elif self._places.get(now, (None, ()))[0] == node.id:
-                self._cluster.failover(node, timeout=PATIENCE)
+                self._cluster.failover(node)
             else:
                 raise EmbeddedServerError(f"{node.address} follows a node that is no replica of its own.")
 

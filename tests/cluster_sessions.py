@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from typing import Any, TypeVar
 
 from channels_asyncq import AsyncQueueChannelLayer
@@ -78,6 +78,16 @@ async def is_at(layers: Iterable[AsyncQueueChannelLayer], slot: int, node: Node)
             ),
             f"the reading of slot {slot} at {node.address}",
         )
+
+
+async def are_held_or_done(
+    layer: AsyncQueueChannelLayer, slot: int, tasks: Collection[asyncio.Task[Any]]
+) -> None:
+    """Return when tasks of a session have ended, or the home of a slot has refused it several times in a row."""
+    redirects = router_of(layer).redirects_for(partition_of(layer, slot).number)
+    await eventually(
+        lambda: all(task.done() for task in tasks) or redirects._refusals > 3, "the end, or refusals"
+    )
 
 
 class Moving:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +13,20 @@ from channels_asyncq.clock import monotonic
 from channels_asyncq.testing import HOST, EmbeddedServerError, Option, _free_port, find_server
 from tests import cluster_moves
 from tests.cluster_moves import Step
-from tests.cluster_nodes import SLOTS, Node, version_of, wait_for
+from tests.cluster_nodes import LIMIT, SLOTS, Node, version_of, wait_for
 from tests.cluster_restore import FirstState
-
-#: A primary refuses commands for the first two seconds of its life; this many are waited for it to take them.
-START_TIMEOUT: Final = 20.0
 
 #: For how long a server keeps the votes that it has got: 4 seconds, or 4 node timeouts if that is longer. If it
 #: is asked to take over meanwhile, Redis 7.0 counts them again, under its old epoch, and the others undo it.
 VOTES_TIMEOUTS: Final = 4
 VOTES_TIMEOUT_LEAST: Final = 4.0
+
+#: A server gives a failover up after five seconds. Then it is asked again, so often at most.
+FAILOVER_TIMEOUT: Final = 5.5
+FAILOVERS: Final = 5
+
+#: How many of the last lines of a server's log a failure shows.
+LOG_LINES: Final = 30
 
 #: How often a start is tried with new ports: another process may take one of them meanwhile.
 STARTS: Final = 5
@@ -120,7 +125,7 @@ class Cluster:
         self._elected_at.clear()
         for node in self.nodes:
             node.start()
-        self.wait_until_ok(START_TIMEOUT)
+        self.wait_until_ok()
 
     def start_anew(self, nodes: Sequence[Node]) -> None:
         """Kill all nodes, and start these again on their ports, as they were at first."""
@@ -215,7 +220,7 @@ class Cluster:
 
     # Other changes
 
-    def failover(self, replica: Node, force: bool = False, timeout: float = 12.0) -> None:
+    def failover(self, replica: Node, force: bool = False) -> None:
         """
         Make a replica the primary of its slots, and return when it is.
 
@@ -224,11 +229,17 @@ class Cluster:
 
         Args:
             force: do not ask the present primary, which may be dead or frozen.
-            timeout: seconds to wait for the change of roles.
         """
         time.sleep(max(0.0, self._elected_at.get(replica.id, 0.0) + self._votes_timeout - monotonic()))
-        replica.command("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
-        wait_for(lambda: replica.role == "master", f"{replica.address} is primary", timeout)
+        for attempts_left in reversed(range(FAILOVERS)):
+            replica.command("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
+            try:
+                self._wait_for_primary(replica, max(FAILOVER_TIMEOUT, self._votes_timeout))
+                break
+            except TimeoutError:
+                # The others did not vote, or the primary did not yet know its replica.
+                if not attempts_left:
+                    raise
         self._elected_at[replica.id] = monotonic()
 
     def add_node(self) -> Node:
@@ -259,7 +270,30 @@ class Cluster:
 
     # Waiting
 
-    def wait_until_ok(self, timeout: float = 10.0) -> None:
+    def wait_for_promotion(self, replica: Node) -> None:
+        """
+        Return when a replica has taken the place of its primary, which is dead or frozen.
+
+        Raises:
+            TimeoutError: the others did not elect it.
+        """
+        self._wait_for_primary(replica, LIMIT)
+
+    def _wait_for_primary(self, node: Node, timeout: float) -> None:
+        with self._logs_shown():
+            wait_for(lambda: node.role == "master", f"{node.address} is primary", timeout)
+
+    @contextlib.contextmanager
+    def _logs_shown(self) -> Iterator[None]:
+        """Let a failure show what each server has written last."""
+        try:
+            yield
+        except TimeoutError as error:
+            for node in self.nodes:
+                error.add_note("\n".join([f"{node.address}:", *node.log.splitlines()[-LOG_LINES:]]))
+            raise
+
+    def wait_until_ok(self, timeout: float = LIMIT) -> None:
         """
         Return when all living nodes serve, and say the same.
 
@@ -269,7 +303,8 @@ class Cluster:
         Raises:
             TimeoutError: it was not so within `timeout` seconds.
         """
-        wait_for(self.is_ok, "the cluster is ok", timeout)
+        with self._logs_shown():
+            wait_for(self.is_ok, "the cluster is ok", timeout)
 
     def is_ok(self) -> bool:
         """Whether it is as `wait_until_ok()` waits for."""

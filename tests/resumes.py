@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -142,11 +142,16 @@ class Crowd:
             position = await self.layers[0].position(*wanted)
             self.readers.append(Reader(self.layers, wanted, position, self.chance))
 
-    async def run(self, seconds: float) -> None:
-        """Send and read for this time; then let everybody read the rest."""
+    async def run(self, seconds: float, is_enough: Callable[[], bool]) -> None:
+        """Send and read for this time, or until that is enough; then let everybody read the rest."""
         tasks = [asyncio.create_task(self._send(sender)) for sender in self.senders]
         visitors = [asyncio.create_task(self._come_and_go(reader)) for reader in self.readers]
-        await asyncio.wait([*tasks, *visitors], timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        left = seconds
+        while not any(task.done() for task in (*tasks, *visitors)):
+            await asyncio.wait([*tasks, *visitors], timeout=left, return_when=asyncio.FIRST_EXCEPTION)
+            if is_enough():
+                break
+            left = 0.1
         self.is_over = True
         await asyncio.gather(*tasks, *visitors)
         await asyncio.gather(*map(self._read_rest, self.readers))

@@ -336,11 +336,11 @@ class Room(ResumableWebsocketConsumer):
 async def come(since: str = "", room: type[Room] = Room) -> tuple[WebsocketCommunicator, list[Any]]:
     """Connect; return the client, and the frames until `resumed`."""
     client = WebsocketCommunicator(room.as_asgi(), f"/?since={since}" if since else "/")
-    connected, _ = await client.connect(timeout=10)
+    connected, _ = await client.connect(timeout=20)
     assert connected
     frames: list[Any] = []
     while not frames or frames[-1].get("type") != "resumed":
-        frames.append(json.loads(await client.receive_from(timeout=10)))
+        frames.append(json.loads(await client.receive_from(timeout=20)))
     return client, frames
 
 
@@ -356,8 +356,8 @@ async def test_resumable_consumers(own: AsyncQueueChannelLayer, group: str) -> N
     client, _ = await come()
     await own.group_send("room", {"type": "chat.said", "n": 1})
     await own.group_send(group, OUT)
-    assert json.loads(await client.receive_from(timeout=10))["m"]["n"] == 1
-    assert await client.receive_output(timeout=10) == OUT
+    assert json.loads(await client.receive_from(timeout=20))["m"]["n"] == 1
+    assert await client.receive_output(timeout=20) == OUT
     await client.disconnect()
 
 
@@ -368,9 +368,9 @@ async def test_when_to_come_back(own: AsyncQueueChannelLayer, group: str) -> Non
         client, _ = await come()
         await own.group_send(group, {"type": CLOSE, "code": code, "retry": 2})
         if code == 1012:
-            frame = json.loads(await client.receive_from(timeout=10))
+            frame = json.loads(await client.receive_from(timeout=20))
             assert frame["type"] == "retry" and 2000 <= frame["ms"] <= 4000
-        assert await client.receive_output(timeout=10) == {"type": CLOSE, "code": code}
+        assert await client.receive_output(timeout=20) == {"type": CLOSE, "code": code}
         await client.disconnect()
 
 
@@ -387,7 +387,7 @@ async def test_a_close_that_was_missed_is_not_for_the_next_connection(own: Async
     assert [frame["m"]["n"] for frame in frames[:-1]] == [1, 2]
     assert frames[-1]["recovered"] is True
     await own.group_send("room", OUT)
-    assert await client.receive_output(timeout=10) == OUT
+    assert await client.receive_output(timeout=20) == OUT
     await client.disconnect()
 
 
@@ -411,7 +411,7 @@ async def test_a_close_that_finds_no_place(own: AsyncQueueChannelLayer) -> None:
     await eventually(lambda: own.statistics().told.get("overflow", 0) > 1, "the end of the channel")
     goes_on.set()
     seen: list[Any] = []
-    while (output := await client.receive_output(timeout=10))["type"] != CLOSE:
+    while (output := await client.receive_output(timeout=20))["type"] != CLOSE:
         seen.append(json.loads(output["text"]))
     assert output["code"] == 1013
     await client.disconnect()

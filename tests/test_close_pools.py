@@ -27,6 +27,7 @@ from tests.contract import (
     receive_many,
     started,
 )
+from tests.sessions import bus_of, shorten_send_timeout
 
 
 @pytest.fixture
@@ -213,8 +214,9 @@ async def test_in_an_outage(
     own_redis_server: EmbeddedServer, make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It ends the attempts to connect, and returns; the next send fails in its time."""
-    layer = await make_layer(send_timeout=0.3)
+    layer = await make_layer()
     await members_of(layer, "room", 1)
+    shorten_send_timeout(bus_of(layer), 0.3)
     own_redis_server.stop()
     await eventually(lambda: not layer.statistics().connected)
     async with asyncio.timeout(DEADLINE):

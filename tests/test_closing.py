@@ -76,7 +76,7 @@ class TestClosing:
 
     async def test_joins_end_at_once(self, make_scripted: MakeLayer, server: RespServer) -> None:
         """A group_add() in flight does not wait for the end of the commands that a stuck server owes."""
-        layer = await make_scripted(send_timeout=3)
+        layer = await make_scripted(send_timeout=DEADLINE)
         channel = await layer.new_channel()
         never = asyncio.Event()
         server.script("PUSH", after(never))
@@ -84,8 +84,8 @@ class TestClosing:
         sending = await started(layer.send("jobs", note(1)))
         joining = await started(layer.group_add("room", channel))
         closing = asyncio.create_task(layer.close())
-        await asyncio.wait([joining], timeout=1)
-        assert joining.done()
+        await asyncio.wait([joining, closing], timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+        assert joining.done() and not closing.done()
         never.set()
         await asyncio.wait([closing, sending, joining])
         for task in (sending, joining):

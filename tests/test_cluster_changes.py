@@ -20,7 +20,7 @@ from tests.cluster_sessions import (
     slot_of_group,
 )
 from tests.clusters import Cluster
-from tests.contract import MakeLayer, eventually, note, receive, steps
+from tests.contract import DEADLINE, MakeLayer, eventually, note, receive, steps
 from tests.test_cluster_moves import STEPS, other_than
 
 
@@ -96,7 +96,7 @@ async def test_close_in_the_middle_of_a_move(
     redis_cluster: Cluster, make_on_cluster: MakeLayer, step: Step
 ) -> None:
     """Closing ends everything at once, wherever a move is: no task and no connection is left."""
-    layer = await make_on_cluster(send_timeout=5.0)
+    layer = await make_on_cluster(send_timeout=10 * DEADLINE)
     channel = await layer.new_channel()
     await layer.group_add("room", channel)
     slot = slot_of_group(layer, "room")
@@ -104,7 +104,7 @@ async def test_close_in_the_middle_of_a_move(
     await moving.until(step)
     sends = [asyncio.create_task(layer.group_send("room", note(n))) for n in range(20)]
     await steps(STEPS.index(step) * 3)
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(DEADLINE):
         await layer.close()
     results = await asyncio.gather(*sends, return_exceptions=True)
     assert all(result is None or isinstance(result, (LayerClosed, ConnectionError)) for result in results)
@@ -116,7 +116,7 @@ async def test_close_in_the_middle_of_a_move(
 @pytest.mark.parametrize("turns", range(0, 60, 3))
 async def test_close_at_each_await(redis_cluster: Cluster, make_on_cluster: MakeLayer, turns: int) -> None:
     """Closing is possible after any number of turns of the loop behind a move."""
-    layer = await make_on_cluster()
+    layer = await make_on_cluster(send_timeout=10 * DEADLINE)
     await layer.group_add("room", await layer.new_channel())
     slot = slot_of_group(layer, "room")
     partition_home = home_of(layer, slot)
@@ -124,7 +124,7 @@ async def test_close_at_each_await(redis_cluster: Cluster, make_on_cluster: Make
     await asyncio.to_thread(redis_cluster.migrate_classic, slot, away)
     send = asyncio.create_task(layer.group_send("room", note(1)))
     await steps(turns)
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(DEADLINE):
         await layer.close()
     await asyncio.gather(send, return_exceptions=True)
     assert not [task for task in asyncio.all_tasks() if "channels_asyncq" in task.get_name()]

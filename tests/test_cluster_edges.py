@@ -22,6 +22,7 @@ from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.names import owner_of
+from tests.cluster_nodes import Node as Server
 from tests.cluster_sessions import Company, Moving, partition_of, router_of, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
@@ -57,6 +58,12 @@ def unread(layer: AsyncQueueChannelLayer) -> Iterator[str]:
 
 
 # Fences
+
+
+def millisecond_of(node: Server) -> int:
+    """The clock of a server, in ms, as fences are dated."""
+    seconds, microseconds = node.command("TIME")
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 async def test_checks_of_health_start_no_fences_of_their_own(
@@ -172,7 +179,8 @@ async def test_fences_while_a_slot_is_open(redis_cluster: Cluster, make_on_clust
     moving = Moving(redis_cluster, slot, next(each for each in redis_cluster.primaries() if each is not home))
     await moving.until("keys")
     before = [each.fenced_at for each in partitions]
-    await asyncio.sleep(0.002)
+    # The fence after this one is of a later millisecond.
+    await eventually(lambda: millisecond_of(home) > max(before), "the next millisecond")
     node.checkpoint.stop()
     node.checkpoint._send()
     await eventually(lambda: partitions[0].fenced_at > before[0], "the fence")
@@ -483,7 +491,7 @@ async def test_resend_that_is_refused_while_a_later_one_is_executed(
 
 async def test_lease_that_cannot_be_taken(make_on_cluster: MakeLayer) -> None:
     """A send to a node that waits for the lease of the session says where that is kept."""
-    layer = await make_on_cluster(send_timeout=0.3)
+    layer = await make_on_cluster()
     await joined(layer)
     router = router_of(layer)
     home = router.partitions[0].home
@@ -494,6 +502,8 @@ async def test_lease_that_cannot_be_taken(make_on_cluster: MakeLayer) -> None:
     )
     router.lease.note_lost()
     await commands_lost(node)
+    await eventually(lambda: "waits for the lease" in node.commands.reason, "the wait for the lease")
+    node.commands._downtime.begin(0.1, is_first=False)  # what is left of its time
     with pytest.raises(LayerUnavailable, match=f"waits for the lease .* kept at {home.address}"):
         await layer.group_send(group, note(1))
     router.lease.note_held()

@@ -175,9 +175,9 @@ class TestReplicas:
         send(source, "lost")
         source.freeze()
         replica.thaw()
-        wait_for(lambda: replica.role == "master", "the replica is promoted")
+        cluster.wait_for_promotion(replica)
         source.thaw()
-        wait_for(lambda: source.role == "slave", "the old primary follows", 30.0)
+        wait_for(lambda: source.role == "slave", "the old primary follows")
         cluster.wait_until_ok()
         assert source.info("replication")["master_replid2"] == "0" * 40
         assert replica.info("replication")["master_replid2"] == old
@@ -190,7 +190,7 @@ class TestReplicas:
         old = source.info("replication")["master_replid"]
         digest = source.command("SCRIPT", "LOAD", SEND)
         source.kill()
-        wait_for(lambda: replica.role == "master", "the replica is promoted")
+        cluster.wait_for_promotion(replica)
         cluster.wait_until_ok()
         found = replica.info("replication")
         assert found["master_replid"] != old

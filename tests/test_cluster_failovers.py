@@ -28,12 +28,12 @@ def change_places(cluster: Cluster, replica: Node) -> None:
     """
     Make a replica the primary, and return when all nodes know it.
 
-    A server gives an attempt up after five seconds, and others do not vote twice within two node timeouts.
+    They undo a failover that came too soon after another one.
     """
     slot = cluster_slot_of(cluster, replica)
     for _ in range(4):
-        with contextlib.suppress(TimeoutError, EmbeddedServerError):
-            cluster.failover(replica, timeout=5.0)
+        with contextlib.suppress(EmbeddedServerError):
+            cluster.failover(replica)
         cluster.wait_until_ok()
         if cluster.node_of(slot) is replica:
             return
@@ -153,7 +153,7 @@ async def test_no_primary_with_full_coverage(redis_cluster: Cluster, make_on_clu
     topics = topics_at(others)
     wires = wires_to(company.layers, others)
     waiting = [task for number in range(2) for group in GROUPS for task in company.send(number, group, 3)]
-    impatient = await make_on_cluster(send_timeout=1.0)
+    impatient = await make_on_cluster()
     with pytest.raises(LayerUnavailable, match=f"{primary.address}.* Nobody listens there"):
         await impatient.group_send(GROUPS[0], note(1))
     assert all("errorstat_CLUSTERDOWN" in node.info("errorstats") for node in others)

@@ -12,11 +12,12 @@ from channels_asyncq import AsyncQueueChannelLayer
 from tests import contract
 from tests.clusters import Cluster
 from tests.contract import MakeLayer, eventually, every, members_of, note, receive, receive_many
+from tests.sessions import bus_of, shorten_send_timeout
 
 
 @pytest.fixture
 async def make_layer(redis_cluster: Cluster, prefix: str) -> AsyncIterator[MakeLayer]:
-    async with contract.layers(hosts=[redis_cluster.url], prefix=prefix, send_timeout=2.0) as make_layer:
+    async with contract.layers(hosts=[redis_cluster.url], prefix=prefix) as make_layer:
         yield make_layer
 
 
@@ -63,24 +64,26 @@ async def test_without_any_node(make_layer: MakeLayer) -> None:
 
 async def test_while_a_slot_is_open(make_layer: MakeLayer, redis_cluster: Cluster) -> None:
     """A partition that cannot be used is named with its slot, by health() and by a send."""
-    layer = await make_layer(send_timeout=0.5)
+    layer = await make_layer()
     await members_of(layer, "room", 1)
+    shorten_send_timeout(bus_of(layer), 0.5)
     slot = slot_of(redis_cluster, layer, "room")
     target = next(node for node in redis_cluster.primaries() if node is not redis_cluster.node_of(slot))
     steps = redis_cluster.classic_steps(slot, target)
     assert [next(steps), next(steps), next(steps)] == ["importing", "migrating", "batch"]
-    health = await layer.health(0.3)
+    health = await layer.health(2.0)
     assert [host.reason for host in health.hosts if not host.ok] == [f"slot {slot} is migrating"]
     with pytest.raises(ConnectionError, match=f"slot {slot} is migrating"):
         await layer.group_send("room", note(1))
     await asyncio.to_thread(list, steps)
-    assert (await layer.health(10.0)).ok
+    assert (await layer.health(contract.DEADLINE)).ok
 
 
 async def test_slots_without_a_primary(make_layer: MakeLayer, redis_cluster: Cluster) -> None:
     """Slots that no node has are named."""
-    layer = await make_layer(send_timeout=0.5)
+    layer = await make_layer()
     (member,) = await members_of(layer, "room", 1)
+    shorten_send_timeout(bus_of(layer), 0.5)
     slot = slot_of(redis_cluster, layer, "room")
     for node in redis_cluster.primaries():
         node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
@@ -89,10 +92,10 @@ async def test_slots_without_a_primary(make_layer: MakeLayer, redis_cluster: Clu
         node.command("CLUSTER", "DELSLOTS", slot)
     with pytest.raises(ConnectionError, match=f"no primary for slots {slot}-{slot}"):
         await layer.group_send("room", note(1))
-    health = await layer.health(0.5)
+    health = await layer.health(2.0)
     assert [host.reason for host in health.hosts if not host.ok] == [f"no primary for slots {slot}-{slot}"]
     owner.command("CLUSTER", "ADDSLOTS", slot)
-    health = await layer.health(10.0)
+    health = await layer.health(contract.DEADLINE)
     assert health.ok, [host for host in health.hosts if not host.ok]
     await layer.group_send("room", note(2))
     assert await receive(layer, member) == note(2)
@@ -132,14 +135,14 @@ async def test_another_session_takes_the_namespace(
     make_layer: MakeLayer, redis_cluster: Cluster, prefix: str
 ) -> None:
     """A session whose lease was lost to one with other settings uses no node until that has gone."""
-    layer = await make_layer(send_timeout=0.5)
+    layer = await make_layer()
     assert (await layer.health()).ok
     for node in redis_cluster.primaries():
         for key in node.command("KEYS", f"{prefix}:0:{{*}}:layouts*"):
             node.command("UNLINK", key)
     other = await make_layer(partitions=16)
     assert (await other.health()).ok
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(contract.DEADLINE):
         while (health := await layer.health(0.5)).ok:
             pass
     for group in (f"room.{n}" for n in range(16)):
@@ -148,4 +151,4 @@ async def test_another_session_takes_the_namespace(
     assert [host.ok for host in health.hosts] == [False] * len(health.hosts)
     await other.close()
     await eventually(lambda: layer.statistics().connected, "the return of the links")
-    assert (await layer.health(5.0)).ok
+    assert (await layer.health()).ok

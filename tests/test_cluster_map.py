@@ -15,11 +15,13 @@ from tests.cluster_sessions import (
     home_of,
     is_at,
     partition_of,
+    redis_bus_of,
     router_of,
     slot_of_group,
 )
 from tests.clusters import Cluster
-from tests.contract import MakeLayer, eventually, note, receive, steps
+from tests.contract import DEADLINE, MakeLayer, eventually, note, receive, steps
+from tests.sessions import shorten_send_timeout
 from tests.test_cluster_moves import other_than
 
 
@@ -30,7 +32,7 @@ def map_of(node: Node) -> SlotMap:
 
 async def test_two_nodes_that_name_each_other(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:
     """Sends wait, and their error says what is wrong; a few questions a second are asked. Mended, all goes on."""
-    layer = await make_on_cluster(send_timeout=1.0)
+    layer = await make_on_cluster()
     channel = await layer.new_channel()
     await layer.group_add("room", channel)
     slot = slot_of_group(layer, "room")
@@ -42,6 +44,7 @@ async def test_two_nodes_that_name_each_other(redis_cluster: Cluster, make_on_cl
     await asyncio.to_thread(away.command, "CLUSTER", "SETSLOT", slot, "STABLE")
     await asyncio.to_thread(home.command, "CLUSTER", "SETSLOT", slot, "NODE", away.id)
     before = [await asyncio.to_thread(commands_of, node) for node in (home, away)]
+    shorten_send_timeout(redis_bus_of(layer), 3.0)
     with pytest.raises(LayerUnavailable, match=f"the nodes disagree about slot {slot}"):
         await layer.group_send("room", note(1))
     after = [await asyncio.to_thread(commands_of, node) for node in (home, away)]
@@ -64,7 +67,7 @@ def commands_of(node: Node) -> int:
 
 async def works_again(layer: AsyncQueueChannelLayer, group: str) -> None:
     """Return when a message to the group could be sent: `note(2)`."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE):
         while True:
             try:
                 await layer.group_send(group, note(2))

@@ -25,6 +25,7 @@ from tests.cluster_sessions import (
 )
 from tests.clusters import Cluster
 from tests.contract import (
+    DEADLINE,
     MARKER,
     MakeLayer,
     assert_nothing_waits,
@@ -34,6 +35,7 @@ from tests.contract import (
     receive_many,
     steps,
 )
+from tests.sessions import shorten_send_timeout
 
 GROUPS = [f"room-{number}" for number in range(4)]
 STEPS: list[Step] = ["importing", "migrating", "batch", "keys", "target", "source", "others"]
@@ -111,9 +113,10 @@ async def test_open_slot_for_longer_than_send_timeout(
     redis_cluster: Cluster, make_on_cluster: MakeLayer
 ) -> None:
     """A slot that an operator leaves open stops its groups: the error says so. When it is closed, they work."""
-    layer = await make_on_cluster(send_timeout=0.5)
+    layer = await make_on_cluster()
     channel = await layer.new_channel()
     await layer.group_add("room", channel)
+    shorten_send_timeout(redis_bus_of(layer), 0.5)
     slot = slot_of_group(layer, "room")
     moving = Moving(redis_cluster, slot, other_than(redis_cluster, redis_cluster.node_of(slot)))
     await moving.until("migrating")
@@ -121,7 +124,7 @@ async def test_open_slot_for_longer_than_send_timeout(
         with pytest.raises(LayerUnavailable, match=f"slot {slot} is migrating"):
             await layer.group_send("room", note(1))
     await asyncio.to_thread(redis_cluster.close_slot, slot)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE):
         while True:
             try:
                 await layer.group_send("room", note(2))

@@ -107,7 +107,7 @@ async def test_user_of_the_page(
 async def test_plain_url_for_a_cluster(make_layer: MakeLayer, shared_redis_cluster: Cluster) -> None:
     """`redis://` that meets a node of a cluster says which URL to use, from the first call on."""
     url = f"redis://{shared_redis_cluster.nodes[0].address}"
-    layer = await make_layer(hosts=[url], send_timeout=1.0)
+    layer = await make_layer(hosts=[url], send_timeout=10 * DEADLINE)
     remedy = "it runs in cluster mode. That is a node of a Redis Cluster: use redis+cluster://HOST:PORT"
     for call in contract.calls(
         lambda: layer.send("jobs", note(1)), lambda: layer.group_send("room", note(1))
@@ -134,7 +134,7 @@ async def test_old_cluster(make_layer: MakeLayer, shared_redis_cluster: Cluster)
         )
         place = ("127.0.0.1", server.port)
         host = {"startup_nodes": [place], "address_remap": lambda address: place}
-        layer = await make_layer(hosts=[host], send_timeout=1.0)
+        layer = await make_layer(hosts=[host], send_timeout=10 * DEADLINE)
         refusal = "Redis 6.2.14, without sharded channels. Redis 7.0 is the oldest"
         with pytest.raises(LayerUnavailable, match=re.escape(refusal)):
             await layer.send("jobs", note(1))

@@ -20,7 +20,8 @@ from channels_asyncq.bus.redis.partition import Partition
 from channels_asyncq.messages.positions import Position
 from tests import contract
 from tests.cluster_moves import Step
-from tests.cluster_nodes import Node, wait_for
+from tests.cluster_nodes import Node
+from tests.cluster_sessions import are_held_or_done, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, eventually, every, note, receive, receive_many, started
 from tests.refusals import refusing
@@ -94,7 +95,11 @@ async def resumed(layer: AsyncQueueChannelLayer, since: str, group: str = "room"
 
 async def resumed_with(layer: AsyncQueueChannelLayer, since: str, count: int) -> None:
     """A channel that comes back gets so many messages, in order: what it has missed, and what is under way."""
-    channel, replay = await resumed(layer, since)
+    await gets(layer, *await resumed(layer, since), count)
+
+
+async def gets(layer: AsyncQueueChannelLayer, channel: str, replay: Replay, count: int) -> None:
+    """A channel that has come back gets so many messages, in order."""
     assert (replay.recovered, replay.reason) == (True, "")
     messages = replay.messages + await receive_many(layer, channel, count - len(replay.messages))
     assert messages == [note(n) for n in range(count)]
@@ -267,13 +272,18 @@ async def test_coming_back_at_each_step_of_a_move(
     steps = Place(redis_cluster, layer).steps()
     while await asyncio.to_thread(next, steps) != step:
         pass
-    tasks = [await started(resumed_with(each, position, 4)) for each in (layer, sender)]
+    reads = [await started(resumed(each, position)) for each in (layer, sender)]
     asking = await started(sender.position("room"))
     sending = await started(sender.group_send("room", note(3)))
-    await asyncio.sleep(0.3)  # the slot stays open for longer than a read takes
+    # The slot stays open for longer than a read takes.
+    slot = slot_of_group(layer, "room")
+    await are_held_or_done(layer, slot, reads[:1])
+    await are_held_or_done(sender, slot, [*reads[1:], asking, sending])
     await asyncio.to_thread(list, steps)
     async with asyncio.timeout(DEADLINE):
-        await asyncio.gather(*tasks, asking, sending)
+        await asyncio.gather(asking, sending)
+    for each, read in zip((layer, sender), reads, strict=True):
+        await gets(each, *await read, 4)
     await resumed_with(await make_layer(), position, 4)
 
 
@@ -337,32 +347,29 @@ async def test_subscribe_goes_on(make_layer: MakeLayer, redis_cluster: Cluster, 
     layer, sender = await make_layer(), await make_layer()
     place = await place_of(redis_cluster, layer)
     position = await layer.position("room")
-    is_over = False
     sent = 0
 
-    async def send() -> None:
+    async def send(count: int) -> None:
         nonlocal sent
-        while not is_over:
+        for _ in range(count):
             await sender.group_send("room", note(sent))
             sent += 1
-            await asyncio.sleep(0.002)
 
+    change = place.fail_over if kind == "failover" else lambda: place.move(kind)
     async with layer.subscribe("room", since=position) as subscription:
-        sending = asyncio.create_task(send())
-        got = [await anext(subscription)]
         for _ in range(2):
-            await asyncio.to_thread(place.fail_over if kind == "failover" else lambda: place.move(kind))
-        is_over = True
-        await sending
+            await asyncio.gather(asyncio.to_thread(change), send(100))
+            await send(10)
+        got: list[dict[str, Any]] = []
+        positions: list[str] = []
         async with asyncio.timeout(DEADLINE):
-            half = subscription.position
             while len(got) < sent:
                 got.append(await anext(subscription))
-                if len(got) == sent // 2:
-                    half = subscription.position
+                positions.append(subscription.position)
     assert got == [note(n) for n in range(sent)]
-    _, replay = await resumed(sender, half)
-    assert replay.recovered and replay.messages == got[sent // 2 :]
+    half = sent // 2
+    _, replay = await resumed(sender, positions[half - 1])
+    assert replay.recovered and replay.messages == got[half:]
 
 
 # What may have lost messages
@@ -378,7 +385,7 @@ async def test_after_a_kill(make_layer: MakeLayer, redis_cluster: Cluster) -> No
     home = place.home
     replica = redis_cluster.replicas_of(home)[0]
     await asyncio.to_thread(home.kill)
-    await eventually(lambda: replica.role == "master", "a new primary", within=15)
+    await asyncio.to_thread(redis_cluster.wait_for_promotion, replica)
     await sender.group_send("room", note(1))
     for each in (layer, sender, await make_layer()):
         _, replay = await resumed(each, position)
@@ -406,7 +413,7 @@ async def test_a_tail_that_is_lost(make_layer: MakeLayer, redis_cluster: Cluster
         position = subscription.position
         await asyncio.to_thread(home.kill)
         await asyncio.to_thread(replica.thaw)
-        await eventually(lambda: replica.role == "master", "a new primary", within=15)
+        await asyncio.to_thread(redis_cluster.wait_for_promotion, replica)
         await sender.group_send("room", note(2))
         async with asyncio.timeout(DEADLINE):
             with pytest.raises(MessagesLost):
@@ -486,7 +493,7 @@ async def test_a_crowd_while_slots_move(
             changes[chosen] += 1
             await asyncio.to_thread(place.fail_over if chosen == "failover" else lambda: place.move(chosen))
 
-        await run_with(crowd, move, 20.0)
+        await run_with(crowd, move, 20.0, lambda: changes.total() > 10)
         assert crowd.wrong() == []
         assert (crowd.resets(), changes.total() > 10) == (Counter(), True)
         # A move is no fault.
@@ -516,16 +523,18 @@ async def test_a_crowd_while_primaries_are_killed(redis_cluster: Cluster, prefix
             primary = crowd.chance.choice(redis_cluster.primaries())
             replica = redis_cluster.replicas_of(primary)[0]
             primary.kill()
-            wait_for(lambda: replica.role == "master", "a new primary", 15)
+            redis_cluster.wait_for_promotion(replica)
             primary.restart()
-            redis_cluster.wait_until_ok(15)
+            redis_cluster.wait_until_ok()
             kills += 1
 
         async def trouble() -> None:
-            await asyncio.sleep(1.0)
-            await asyncio.to_thread(kill)
+            goal = crowd.messages + 100
+            await eventually(lambda: crowd.is_over or crowd.messages >= goal, "messages between two kills")
+            if not crowd.is_over:
+                await asyncio.to_thread(kill)
 
-        await run_with(crowd, trouble, 20.0)
+        await run_with(crowd, trouble, 20.0, lambda: kills > 1)
         for reader in crowd.readers:
             for stream, read in reader.read.items():
                 assert read == sorted(set(read)), stream

@@ -13,7 +13,7 @@ from tests import contract
 from tests.certificates import make_certificate, tls_options
 from tests.cluster_sessions import Company, home_of, is_at, slot_of_group
 from tests.clusters import Cluster
-from tests.contract import MakeLayer, note
+from tests.contract import DEADLINE, MakeLayer, note
 from tests.test_cluster_failovers import change_places, replica_of
 from tests.test_cluster_moves import other_than
 
@@ -78,7 +78,7 @@ async def test_moves_and_a_failover(cluster: Cluster, make_layer: MakeLayer) -> 
 async def test_address_in_place_of_the_name(cluster: Cluster, certificate: Path, prefix: str) -> None:
     """The name in the settings is the one that the certificate must have."""
     hosts = [f"rediss+cluster://:s3cret@127.0.0.1:{cluster.nodes[0].port}?ssl_ca_certs={certificate}"]
-    async with contract.layers(hosts=hosts, prefix=prefix, send_timeout=1.0) as make_layer:
+    async with contract.layers(hosts=hosts, prefix=prefix, send_timeout=DEADLINE) as make_layer:
         layer = await make_layer()
         with pytest.raises(LayerUnavailable, match="certificate"):
             await layer.group_send("room", note(1))
@@ -87,7 +87,7 @@ async def test_address_in_place_of_the_name(cluster: Cluster, certificate: Path,
 async def test_url_without_tls(cluster: Cluster, prefix: str) -> None:
     """The error of a node that speaks TLS alone names the URL to use."""
     hosts = [f"redis+cluster://:s3cret@localhost:{cluster.nodes[0].port}"]
-    async with contract.layers(hosts=hosts, prefix=prefix, send_timeout=1.0) as make_layer:
+    async with contract.layers(hosts=hosts, prefix=prefix, send_timeout=DEADLINE) as make_layer:
         layer = await make_layer()
         with pytest.raises(LayerUnavailable, match=r"Use rediss\+cluster:// in place of redis\+cluster://"):
             await layer.group_send("room", note(1))

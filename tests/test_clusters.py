@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -165,6 +166,35 @@ class TestChanges:
             assert cluster.node_of(SLOT) is new
 
     @pytest.mark.slow
+    def test_failover_without_votes(self, cluster: Cluster, source: Node) -> None:
+        """What the others did not vote for in time is asked for again."""
+        (replica,) = cluster.replicas_of(source)
+        others = [node for node in cluster.primaries() if node is not source]
+        for node in others:
+            node.freeze()
+
+        def thaw() -> None:
+            wait_for(lambda: "Manual failover timed out" in replica.log, "the server has given up")
+            for node in others:
+                node.thaw()
+
+        with ThreadPoolExecutor(1) as pool:
+            thawing = pool.submit(thaw)
+            cluster.failover(replica)
+            thawing.result()
+        assert cluster.node_of(SLOT) is replica
+
+    def test_waiting_in_vain(self, cluster: Cluster, source: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The error has the last lines of each server's log."""
+        monkeypatch.setattr(clusters, "LIMIT", 0.0)
+        with pytest.raises(TimeoutError) as raised:
+            cluster.wait_for_promotion(cluster.replicas_of(source)[0])
+        for node, note in zip(cluster.nodes, raised.value.__notes__, strict=True):
+            address, *lines = note.splitlines()
+            assert address == f"{node.address}:"
+            assert lines and set(lines) <= set(node.log.splitlines())
+
+    @pytest.mark.slow
     def test_kill_and_promotion(self, cluster: Cluster, source: Node) -> None:
         """A replica takes the place of a dead primary, which comes back as its replica under its id."""
         (replica,) = cluster.replicas_of(source)
@@ -173,7 +203,7 @@ class TestChanges:
         assert source not in cluster.living()
         with pytest.raises(OSError, match=r"refused|No such file"):
             source.command("PING")
-        wait_for(lambda: replica.role == "master", "the replica is promoted")
+        cluster.wait_for_promotion(replica)
         cluster.wait_until_ok()
         assert cluster.node_of(SLOT) is replica
         source.restart()
@@ -189,9 +219,9 @@ class TestChanges:
         assert source not in cluster.living()
         with pytest.raises(TimeoutError):
             source.command("PING", timeout=0.1)
-        wait_for(lambda: replica.role == "master", "the replica is promoted")
+        cluster.wait_for_promotion(replica)
         source.thaw()
-        wait_for(lambda: source.role == "slave", "the old primary follows", 30.0)
+        wait_for(lambda: source.role == "slave", "the old primary follows")
         cluster.wait_until_ok()
         assert cluster.replicas_of(replica) == [source]
 

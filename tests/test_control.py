@@ -91,7 +91,7 @@ class TestHistory:
         layer, owner = await make_redis(), await make_redis()
         channel = await owner.new_channel()
         await owner.close_channel(channel)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(DEADLINE):
             await layer.group_add("room", channel)
         assert "dead_owner" not in layer.statistics().dropped
 

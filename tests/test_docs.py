@@ -112,7 +112,7 @@ async def run(snippet: Snippet) -> dict[str, Any]:
     names: dict[str, Any] = {}
     result = eval(code, names)
     if inspect.isawaitable(result):
-        await asyncio.wait_for(result, 10)
+        await asyncio.wait_for(result, 20)
     return names
 
 
@@ -181,7 +181,7 @@ class TestPublishing:
         channel = await layer.new_channel()
         await layer.group_add("chat", channel)
         await publish()
-        message = await asyncio.wait_for(layer.receive(channel), 10)
+        message = await asyncio.wait_for(layer.receive(channel), 20)
         assert layer.statistics().external == 1
         await layer.close()
         return message
@@ -237,14 +237,14 @@ class TestPublishing:
                 pass
             with redis.Redis.from_url(server.url) as client, client.pubsub() as subscriber:
                 subscriber.ssubscribe("asgi:0:{70}:group:chat")
-                assert subscriber.get_sharded_message(timeout=5)["type"] == "ssubscribe"
+                assert subscriber.get_sharded_message(timeout=20)["type"] == "ssubscribe"
                 server.command(
                     "ACL", "SETUSER", "reporter", "on", ">secret", "resetchannels", *rights.groups()
                 )
                 given = ["-p", str(server.port), "--user", "reporter", "--pass", "secret"]
                 found = subprocess.run([command, *given, *arguments], capture_output=True, check=True)
                 assert found.stdout.strip() == b"1"
-                message = subscriber.get_sharded_message(timeout=5)
+                message = subscriber.get_sharded_message(timeout=20)
         assert json.loads(message["data"]) == {"type": "chat.message", "text": "hi"}
 
 

@@ -20,6 +20,7 @@ from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.buses import calls_of
 from tests.cluster_moves import Step
+from tests.cluster_sessions import are_held_or_done, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import (
     DEADLINE,
@@ -39,7 +40,7 @@ from tests.contract.resume import resumed, send_all, take
 from tests.evictions import evicting, fill, info
 from tests.fences import fence_every
 from tests.resp_server import RespServer
-from tests.sessions import bus_of
+from tests.sessions import bus_of, shorten_send_timeout
 from tests.test_catching_up import Away
 from tests.test_cluster_resume import STEPS, Place
 
@@ -328,9 +329,11 @@ async def test_a_message_too_large_while_it_is_read(
 
 async def test_without_a_server(make_layer: MakeLayer, own_redis_server: EmbeddedServer) -> None:
     """A page raises LayerUnavailable `send_timeout` after the server has gone, and works when it is back."""
-    layer = await make_layer(hosts=[own_redis_server.url], send_timeout=0.5, **KEPT)
+    layer = await make_layer(hosts=[own_redis_server.url], **KEPT)
+    await layer.new_channel()
     await layer.group_send("room", note(1))
     assert (await layer.history("room")).messages == [note(1)]
+    shorten_send_timeout(bus_of(layer), 0.5)
     own_redis_server.kill()
     with pytest.raises(LayerUnavailable):
         async with asyncio.timeout(DEADLINE):
@@ -591,7 +594,10 @@ async def test_at_each_step_of_a_move(make_on_cluster: MakeLayer, redis_cluster:
         pass
     tasks = [await started(check(each, position, 3)) for each in (layer, sender)]
     sending = await started(sender.group_send("room", note(3)))
-    await asyncio.sleep(0.2)  # the slot stays open for longer than a read takes
+    # The slot stays open for longer than a read takes.
+    slot = slot_of_group(layer, "room")
+    await are_held_or_done(layer, slot, tasks[:1])
+    await are_held_or_done(sender, slot, [*tasks[1:], sending])
     await asyncio.to_thread(list, steps)
     async with asyncio.timeout(DEADLINE):
         await asyncio.gather(*tasks, sending)

@@ -25,7 +25,7 @@ from tests.contract import DEADLINE, MakeLayer, every, note, receive, started, s
 from tests.refusals import KINDS, PROTECTED, refusing
 from tests.resp_server import RespServer, error
 from tests.routers import MovingRouter
-from tests.sessions import session_of
+from tests.sessions import session_of, shorten_send_timeout
 
 pytestmark = pytest.mark.server
 
@@ -400,11 +400,11 @@ async def test_an_entry_that_cannot_be_read(
 
 async def test_a_quiet_log_keeps_its_last_entry(make_redis: MakeLayer, redis_server: EmbeddedServer) -> None:
     """A position that was read a moment ago counts, however old the last message was."""
-    layer = await make_redis(recovery={"seconds": 1})
+    layer = await make_redis(recovery={"seconds": 3})
     await layer.new_channel()
     await every(layer.group_send("room", note(n)) for n in range(1000))
     partition = bus_of(layer).partitions[session_of(layer).resumer.topic("room").partition]
-    await asyncio.sleep(1.1)
+    await asyncio.sleep(3.1)
     await partition.home.checkpoint.first()
     position = await layer.position("room")
     await layer.group_send("room", note(1))
@@ -758,9 +758,10 @@ async def test_a_partition_that_has_moved_is_not_read_here(
 
 async def test_connections_that_are_lost_all_the_time(make_scripted: MakeLayer, server: RespServer) -> None:
     """Both questions end, after twice `send_timeout` at most."""
-    layer = await make_scripted(send_timeout=0.5)
+    layer = await make_scripted(send_timeout=DEADLINE)
     await layer.new_channel()
     position = await layer.position("room")
+    shorten_send_timeout(bus_of(layer), 0.5)
     for script in ("LOG_ENDS", "READ_LOGS"):
         server.always(script, resp_server.close())
     async with asyncio.timeout(DEADLINE):

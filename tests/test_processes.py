@@ -223,7 +223,7 @@ class TestServerRestart:
         self, own_redis_server: EmbeddedServer, prefix: str
     ) -> None:
         """After kill -9 of the server and its return, processes that only receive hear those that send."""
-        async with agents(2, hosts=[own_redis_server.url], prefix=prefix, send_timeout=1) as (reader, sender):
+        async with agents(2, hosts=[own_redis_server.url], prefix=prefix) as (reader, sender):
             channel = await member(reader, "room")
             await sender.do("group_send", "room", note(0))
             assert await reader.do("receive", channel) == note(0)

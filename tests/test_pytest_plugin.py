@@ -105,4 +105,4 @@ def test_on_a_server(asyncq_redis_layer: AsyncQueueChannelLayer, asyncq_listen: 
     """The layer on a real server behaves alike."""
     room = asyncq_listen("room")
     async_to_sync(asyncq_redis_layer.group_send)("room", MESSAGE)
-    assert room.get(timeout=10) == MESSAGE
+    assert room.get(timeout=20) == MESSAGE

@@ -310,7 +310,7 @@ async def test_close_while_connecting(make_owner: MakeOwner, server: RespServer,
     waiting = await started(waited_for(owner.group_send("room", PAYLOAD, ())))
     checked = await started(owner.bus.connections.checked(owner.topics.queue("jobs").topic))
     await eventually(lambda: server.received("ROLE"), "a connection under way")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         await owner.bus.close()
     for one in (waiting, checked):
         with pytest.raises(LayerClosed):

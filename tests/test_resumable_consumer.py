@@ -20,6 +20,7 @@ from channels_asyncq.testing import EmbeddedServer
 from tests.consumers import Message, installed
 from tests.contract import DEADLINE, eventually
 from tests.contract.history import SHORT_LOG, trim_the_log
+from tests.sessions import bus_of, shorten_send_timeout
 
 GROUPS = ("room", "other")
 
@@ -337,8 +338,10 @@ async def test_without_the_server_the_client_is_sent_away_to_come_back(
             own_redis_server.stop()
             await self.accept()
 
-    layer = AsyncQueueChannelLayer(hosts=[own_redis_server.url], prefix=prefix, send_timeout=0.3)
+    layer = AsyncQueueChannelLayer(hosts=[own_redis_server.url], prefix=prefix)
     async with installed(layer):
+        await layer.new_channel()
+        shorten_send_timeout(bus_of(layer), 0.3)
         client = await come(Late)
         frame = await client.frame()
         assert frame == {"type": "retry", "ms": frame["ms"]}

@@ -38,14 +38,18 @@ async def layers(server: EmbeddedServer, prefix: str) -> AsyncIterator[list[Asyn
             await layer.close()
 
 
-async def run_with(crowd: Crowd, trouble: Trouble, seconds: float) -> None:
+async def run_with(
+    crowd: Crowd, trouble: Trouble, seconds: float, is_enough: Callable[[], bool] = lambda: True
+) -> None:
+    """Make trouble again and again for so many seconds, and on a slow machine longer: until that is enough."""
+
     async def again_and_again() -> None:
         while not crowd.is_over:
             await trouble()
 
     task = asyncio.create_task(again_and_again())
     try:
-        await crowd.run(seconds)
+        await crowd.run(seconds, is_enough)
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -73,7 +77,7 @@ async def test_they_come_and_go(own_redis_server: EmbeddedServer, prefix: str) -
     async with layers(own_redis_server, prefix) as made:
         crowd = Crowd(made, seed=1)
         await crowd.gather(readers=30, senders=4, groups=12)
-        await run_with(crowd, nothing, SECONDS)
+        await run_with(crowd, nothing, SECONDS, lambda: crowd.visits > 300 and crowd.messages > 3000)
         assert crowd.visits > 300
         assert crowd.messages > 3000
         assert_whole(crowd)

@@ -18,9 +18,10 @@ from channels_asyncq.exceptions import DeliveryUnknown, LayerClosed, LayerUnavai
 from channels_asyncq.messages.codecs import Codec
 from tests import resp_server
 from tests.buses import Owner
-from tests.contract import ended, eventually, every, started, time_passes
+from tests.contract import DEADLINE, ended, eventually, every, started, time_passes
 from tests.resp_server import RespServer, error
 from tests.routers import MovingRouter
+from tests.sessions import shorten_send_timeout
 
 CODEC = Codec()
 READONLY = error("READONLY You can't write against a read only replica.")
@@ -237,7 +238,8 @@ class TestMoves:
 
     async def test_to_a_node_that_is_overdue(self, make: MakeMoving, server: RespServer) -> None:
         """Sends fail at once, and what is in flight is unknown; when it is back, sends go on."""
-        moving = await make(send_timeout=0.5)
+        moving = await make()
+        shorten_send_timeout(moving.owner.bus, 0.5)
         server.always("ROLE", resp_server.close())
         wire = moving.there.commands.wire
         assert wire is not None
@@ -254,7 +256,8 @@ class TestMoves:
 
     async def test_that_takes_too_long(self, make: MakeMoving, server: RespServer) -> None:
         """Who waits is told `send_timeout` after the move, whatever holds it up; later it goes on."""
-        moving = await make(send_timeout=0.5)
+        moving = await make(send_timeout=3)
+        shorten_send_timeout(moving.owner.bus, 0.5)
         stuck = asyncio.Event()
         server.always("PING", resp_server.silence(executes=False))
         server.always("ROLE", resp_server.after(stuck))
@@ -274,7 +277,8 @@ class TestMoves:
 
     async def test_at_rest_before_it_has_arrived(self, make: MakeMoving) -> None:
         """A bus at rest waits for nothing: a move is not overdue when it is used again."""
-        moving = await make(send_timeout=0.5)
+        moving = await make()
+        shorten_send_timeout(moving.owner.bus, 0.5)
         bus = moving.owner.bus
         first = bus.rest()
         moving.move()
@@ -287,7 +291,8 @@ class TestMoves:
 
     async def test_closed_while_it_drains(self, make: MakeMoving, server: RespServer) -> None:
         """Who waits gets LayerClosed; what was written and never answered is unknown; nothing is left behind."""
-        moving = await make(send_timeout=0.5)
+        moving = await make(send_timeout=3)
+        shorten_send_timeout(moving.owner.bus, 0.5)
         server.script("EVALSHA", resp_server.silence(executes=False))
         written = moving.send(1)
         await eventually(lambda: server.received("EVALSHA"), "the first command")
@@ -296,7 +301,7 @@ class TestMoves:
         await asyncio.sleep(0)
         assert moving.state == "draining"
         await moving.owner.bus.close()
-        results = await asyncio.wait_for(asyncio.gather(*written, *waiting, return_exceptions=True), 10)
+        results = await asyncio.wait_for(asyncio.gather(*written, *waiting, return_exceptions=True), DEADLINE)
         assert [type(result) for result in results] == [DeliveryUnknown, LayerClosed, LayerClosed]
         assert moving.sender._timer is None and not moving.sender._again
 
@@ -310,7 +315,7 @@ class TestMoves:
         closing = asyncio.ensure_future(moving.owner.bus.close())
         await eventually(lambda: moving.here.commands.wire is None, "the closing")
         with pytest.raises(LayerClosed):
-            await asyncio.wait_for(_wait(moving.owner.calls()[call]()), 10)
+            await asyncio.wait_for(_wait(moving.owner.calls()[call]()), DEADLINE)
         assert moving.sender.commands.ask(b"PING") is None
         answers.set()
         await every([*written, closing])
@@ -462,6 +467,6 @@ class TestNothingOvertakes:
         wire.abort(ConnectionResetError("the server cannot serve"))
         moving.move()
         sends += moving.send(3)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             await asyncio.gather(*sends)
         assert await moving.arrived(3) == [1, 2, 3]

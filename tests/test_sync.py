@@ -245,7 +245,7 @@ class TestChangedSettings:
             channel = await layer.new_channel()
             receiving = asyncio.create_task(layer.receive(channel))
             await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             with pytest.raises(LayerClosed):
                 await receiving
         with pytest.raises(LayerClosed):

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..layers import Layer
-from ..scenario import CHAT_MESSAGE, Goal, Measurement, Post, Scenario, Stage
+from ..scenario import CHAT_MESSAGE, PATIENCE, Goal, Measurement, Post, Scenario, Stage
 
 CHANNELS = 32
 SENDS = 1000
 WARM_UP = 10
-PATIENCE = 20.0
 
 
 async def listen(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..layers import Layer
-from ..scenario import CHAT_MESSAGE, Goal, Measurement, Post, Scenario, Stage
+from ..scenario import CHAT_MESSAGE, PATIENCE, Goal, Measurement, Post, Scenario, Stage
 
-PATIENCE = 20.0
 WARM_UP = 3
 
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..layers import Layer
-from ..scenario import CHAT_MESSAGE, Goal, Measurement, Post, Scenario, Stage
+from ..scenario import CHAT_MESSAGE, PATIENCE, Goal, Measurement, Post, Scenario, Stage
 
 MEMBERS = 1000
 SENDS = 100
 WARM_UP = 3
-PATIENCE = 20.0
 
 
 async def be_everything(layer: Layer, post: Post, parameters: Mapping[str, Any]) -> None:

@@ -19,8 +19,6 @@ from tests.clusters import Cluster
 from .fleet import GROUPS, PREFIX, Fault, Scenario, World, valkey
 
 CHANGED: Final = frozenset({"server_changed"})
-#: Seconds for a replica to be promoted; the node timeout is one.
-PROMOTION: Final = 20.0
 #: A node that leaves answers for so long after its last slot has moved. A process asks it whether it was a move.
 FAREWELL: Final = 1.0
 #: Two failovers of one shard within twice the node timeout get no votes.
@@ -131,11 +129,10 @@ async def join(world: World) -> None:
 
 def _await_promotion(world: World, replica: Node) -> None:
     """Return when a replica is a primary, and all that live serve again."""
-    wait_for(lambda: replica.role == "master", f"{replica.address} is promoted", PROMOTION)
+    world.nodes.wait_for_promotion(replica)
     wait_for(
         lambda: all(node.cluster_info()["cluster_state"] == "ok" for node in world.nodes.living()),
         "the cluster serves",
-        PROMOTION,
     )
     world.repairs.append(time.monotonic())
 

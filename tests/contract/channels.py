@@ -350,6 +350,7 @@ class Channels(SpecifiedChannels):
         with pytest.raises(ChannelFull):
             await layer.send(channel, note(2))
         await let_time_pass(1.0)
+        layer.expiry = 60.0
         for message in (note(3), note(4)):
             await layer.send(channel, message)
         assert await receive_many(layer, channel, 2) == [note(3), note(4)]

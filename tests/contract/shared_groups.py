@@ -135,8 +135,10 @@ class SharedGroups:
         A channel whose process is gone may be added and discarded: no error, after send_timeout at the
         latest.
         """
-        gone, layer = await make_layer(), await make_layer(send_timeout=0.5)
+        gone, layer = await make_layer(), await make_layer()
         channel = await gone.new_channel()
+        await layer.new_channel()
+        layer.options.send_timeout = 0.5
         await gone.close()
         async with asyncio.timeout(DEADLINE):
             await layer.group_add("room", channel)

@@ -163,6 +163,7 @@ class Waiting:
         layer = await make_layer(capacity=1, expiry=1.0)
         channel = await channel_of(layer, kind)
         await layer.send(channel, note(0))
+        layer.expiry = 60.0
         async with asyncio.timeout(DEADLINE):
             await layer.send_wait(channel, note(1))
         assert await receive(layer, channel) == note(1)

@@ -187,7 +187,7 @@ def loops_in_daemon_threads(layer: AsyncQueueChannelLayer) -> None:
     for _ in range(2):
         threading.Thread(target=lambda: asyncio.run(consumer()), daemon=True).start()
     for _ in range(2):
-        assert ready.acquire(timeout=10)
+        assert ready.acquire(timeout=30)
     sync.send("other", MESSAGE, layer)
     end()
 

@@ -64,7 +64,7 @@ class Parent:
 
     def wait_for(self, count: int) -> bool:
         with self._enough:
-            return self._enough.wait_for(lambda: self._count >= count, 15)
+            return self._enough.wait_for(lambda: self._count >= count, 30)
 
     def finish(self) -> None:
         assert self._loop is not None
@@ -277,7 +277,7 @@ def unwinds(parent: Parent) -> dict[str, Any]:
             # parent's: that is asyncio's own. The connections are ours.
             codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))  # noqa: ASYNC222
             await layer.group_send("own", {"type": "test.note", "n": number})
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert (await layer.receive(channel))["n"] == number
             for n in range(SENDS):
                 await layer.group_send(ROOM, {"type": "test.note", "who": f"child {number}", "n": n})
@@ -297,7 +297,7 @@ def stands_still(parent: Parent) -> dict[str, Any]:
         return channel
 
     async def receive() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             for n in range(2):
                 assert (await layer.receive(channel))["n"] == n
 

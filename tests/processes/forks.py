@@ -31,7 +31,7 @@ async def use(layer: AsyncQueueChannelLayer, who: str) -> list[str]:
     heard = []
     for _ in range(5):
         await layer.group_send(group, {"type": "test.name", "who": who})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             heard.append((await layer.receive(channel))["who"])
     return heard
 
@@ -67,7 +67,7 @@ def inside_the_loop(layer: AsyncQueueChannelLayer) -> None:
                 os._exit(0)
         await asyncio.to_thread(os.waitpid, child, 0)
         await layer.group_send("room", {"type": "test.name", "who": "parent"})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             heard = [(await waiting)["who"]]
         say(who="parent", heard=heard + await use(layer, "parent"))
 

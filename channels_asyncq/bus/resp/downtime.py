@@ -71,7 +71,7 @@ class Downtime:
         self._outage = outage
         self._address = address
         self._timeout = timeout
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._due = 0.0
         self._began_at = 0.0
         self.phase = Phase.NONE
@@ -102,14 +102,16 @@ class Downtime:
             self.give_up()
             return
         self._began_at = monotonic()
-        self._run(Phase.RUNNING, seconds)
+        self._enter(Phase.RUNNING)
+        # Not yet: nobody connects in the rest of this turn of the loop, which may be a long one.
+        self._timer = self._loop.call_soon(self._run, seconds, context=Context())
 
     def extend(self, seconds: float) -> None:
         """Wait for `seconds` more."""
-        self._run(Phase.EXTENDED, seconds)
+        self._enter(Phase.EXTENDED)
+        self._run(seconds)
 
-    def _run(self, phase: Phase, seconds: float) -> None:
-        self._enter(phase)
+    def _run(self, seconds: float) -> None:
         self._due = self._loop.time() + seconds
         self._timer = self._loop.call_later(seconds, self._time_over, context=Context())
 
