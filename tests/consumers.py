@@ -16,28 +16,45 @@ import channels_asyncq.consumers
 import channels_asyncq.generic.websocket
 from channels_asyncq import AsyncQueueChannelLayer
 from tests.contract import DEADLINE
+from tests.handlers import written_once
 
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A set of consumers under their names."""
+    """A set of consumers, async or sync ones, for handlers as in tests/handlers.py."""
 
     name: str
-    AsyncConsumer: Any
-    AsyncWebsocketConsumer: Any
-    AsyncJsonWebsocketConsumer: Any
+    is_sync: bool
+    Consumer: Any
+    WebsocketConsumer: Any
+    JsonWebsocketConsumer: Any
 
 
+def _kind(name: str, base: Any, sockets: Any, *, is_sync: bool) -> Kind:
+    style = "" if is_sync else "Async"
+    consumers = (
+        base.SyncConsumer if is_sync else base.AsyncConsumer,
+        getattr(sockets, f"{style}WebsocketConsumer"),
+        getattr(sockets, f"{style}JsonWebsocketConsumer"),
+    )
+    return Kind(name, is_sync, *(written_once(consumer, is_sync=is_sync) for consumer in consumers))
+
+
+OURS, OURS_SYNC = (
+    _kind(name, channels_asyncq.consumers, channels_asyncq.generic.websocket, is_sync=is_sync)
+    for name, is_sync in (("ours", False), ("ours-sync", True))
+)
 KINDS = {
-    name: Kind(name, base.AsyncConsumer, sockets.AsyncWebsocketConsumer, sockets.AsyncJsonWebsocketConsumer)
-    for name, base, sockets in (
-        ("channels", channels.consumer, channels.generic.websocket),
-        ("ours", channels_asyncq.consumers, channels_asyncq.generic.websocket),
+    kind.name: kind
+    for kind in (
+        _kind("channels", channels.consumer, channels.generic.websocket, is_sync=False),
+        _kind("channels-sync", channels.consumer, channels.generic.websocket, is_sync=True),
+        OURS,
+        OURS_SYNC,
     )
 }
-OURS = KINDS["ours"]
 
 LAYERS = ("none", "inmemory", "redis.pubsub", "asyncq.memory", "asyncq.redis", "asyncq.traced")
 
@@ -89,7 +106,8 @@ class Talk:
     """
     The server's side of one consumer: what it says, what it is told, and how far ahead it is asked.
 
-    `refuse` is an error for every send from then on, as of a server whose client has gone; `refused` counts them.
+    While there is a `hold` that is not set, no send returns. `refuse` is an error for every send from then on, as
+    of a server whose client has gone; `refused` counts them.
     """
 
     def __init__(self, application: Any, scope: Message | None = None) -> None:
@@ -99,6 +117,7 @@ class Talk:
         self.refuse: Exception | None = None
         self.refused = 0
         self.hold: asyncio.Event | None = None
+        self.is_held = asyncio.Event()
         self.task = asyncio.create_task(
             application(scope or {"type": "websocket"}, self._receive, self._send), name="the consumer"
         )
@@ -112,6 +131,7 @@ class Talk:
 
     async def _send(self, message: Message) -> None:
         if self.hold is not None:
+            self.is_held.set()
             await self.hold.wait()
         if self.refuse is not None:
             self.refused += 1

@@ -16,8 +16,9 @@ import channels_asyncq
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
 from channels_asyncq.messages.closing import CLOSE, Close, close_of
-from tests.consumers import OURS, Begin, Message, begin, installed, make
+from tests.consumers import OURS, OURS_SYNC, Begin, Kind, Message, begin, installed, make
 from tests.contract import Publish, eventually
+from tests.handlers import Steps
 
 __all__ = ["begin"]
 
@@ -89,26 +90,34 @@ def test_substitutes() -> None:
 # Consumers
 
 
-class Member(OURS.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
-    """In the room; notes what it is told."""
-
-    groups = ["room"]  # noqa: RUF012
-    log: list[Any]
-
-    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        self.log.append(text_data)
-
-    async def layer_message(self, event: Message) -> None:
-        self.log.append(event["type"])
-
-    async def disconnect(self, code: int) -> None:
-        self.log.append(("disconnect", code))
+@pytest.fixture(params=[OURS, OURS_SYNC], ids=lambda kind: str(kind.name))
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param  # type: ignore[no-any-return]
 
 
-@pytest.fixture(autouse=True)
-def log() -> list[Any]:
-    Member.log = []
-    return Member.log
+@pytest.fixture
+def Member(kind: Kind) -> Any:
+    class Member(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
+        """In the room; notes what it is told."""
+
+        groups = ["room"]  # noqa: RUF012
+        log: list[Any] = []  # noqa: RUF012
+
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            self.log.append(text_data)
+
+        def layer_message(self, event: Message) -> None:
+            self.log.append(event["type"])
+
+        def disconnect(self, code: int) -> None:
+            self.log.append(("disconnect", code))
+
+    return Member
+
+
+@pytest.fixture
+def log(Member: Any) -> list[Any]:
+    return Member.log  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=["asyncq.memory", "asyncq.traced", "inmemory"])
@@ -117,10 +126,12 @@ async def layer(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[An
         yield layer
 
 
-async def test_it_closes_the_members_of_a_group(layer: Any, begin: Begin, log: list[Any]) -> None:
+async def test_it_closes_the_members_of_a_group(
+    layer: Any, begin: Begin, log: list[Any], Member: Any
+) -> None:
     """Each client gets code and reason, after what was sent before; `disconnect()` runs, and others stay."""
 
-    class Elsewhere(Member):
+    class Elsewhere(Member):  # type: ignore[misc]
         groups = ["elsewhere"]  # noqa: RUF012
 
     room = [begin(Member) for _ in range(2)]
@@ -138,7 +149,7 @@ async def test_it_closes_the_members_of_a_group(layer: Any, begin: Begin, log: l
     assert log == [("disconnect", 4401)] * 2 + [("disconnect", 1000)]
 
 
-async def test_without_a_code(layer: Any, begin: Begin) -> None:
+async def test_without_a_code(layer: Any, begin: Begin, Member: Any) -> None:
     """The code is 1000 then, and there is no reason."""
     talk = begin(Member)
     await talk.accepted()
@@ -147,7 +158,9 @@ async def test_without_a_code(layer: Any, begin: Begin) -> None:
     await talk.leaves()
 
 
-async def test_what_the_client_still_says_is_dropped(layer: Any, begin: Begin, log: list[Any]) -> None:
+async def test_what_the_client_still_says_is_dropped(
+    layer: Any, begin: Begin, log: list[Any], Member: Any
+) -> None:
     """Frames that were under way when the connection was closed reach no handler, and nor do messages."""
     talk = begin(Member)
     await talk.accepted()
@@ -160,7 +173,7 @@ async def test_what_the_client_still_says_is_dropped(layer: Any, begin: Begin, l
     assert log == [("disconnect", 4401)]
 
 
-async def test_events_before_it_are_handled(layer: Any, begin: Begin, log: list[Any]) -> None:
+async def test_events_before_it_are_handled(layer: Any, begin: Begin, log: list[Any], Member: Any) -> None:
     """Only what comes after the close is dropped: a frame from before it has reached its handler."""
     talk = begin(Member)
     await talk.accepted()
@@ -171,17 +184,17 @@ async def test_events_before_it_are_handled(layer: Any, begin: Begin, log: list[
     await talk.leaves(4401)
 
 
-async def test_closed_once(layer: Any, begin: Begin) -> None:
+async def test_closed_once(layer: Any, begin: Begin, Member: Any) -> None:
     """A second message, and one after the consumer's own close(), sends nothing: servers would refuse it."""
 
-    class Closes(Member):
-        async def layer_close(self, event: Message) -> None:
-            await self.close(4000)
+    class Closes(Member):  # type: ignore[misc]
+        def layer_close(self, event: Message) -> Steps:
+            yield self.close(4000)
 
     talk = begin(Closes)
     await talk.accepted()
-    for kind in ("layer.close", CLOSE, CLOSE):
-        await layer.group_send("room", {"type": kind})
+    for type_ in ("layer.close", CLOSE, CLOSE):
+        await layer.group_send("room", {"type": type_})
     await layer.group_send("room", {"type": "layer.message"})
     assert (await talk.hears())["code"] == 4000
     await eventually(lambda: "layer.message" in Closes.log, "the last message")
@@ -189,11 +202,11 @@ async def test_closed_once(layer: Any, begin: Begin) -> None:
     assert talk.sent.empty()
 
 
-async def test_before_accept(layer: Any, begin: Begin) -> None:
+async def test_before_accept(layer: Any, begin: Begin, Member: Any) -> None:
     """A handshake that waits is refused."""
 
-    class Waits(Member):
-        async def connect(self) -> None:
+    class Waits(Member):  # type: ignore[misc]
+        def connect(self) -> None:
             self.log.append("waits")
 
     talk = begin(Waits)
@@ -204,11 +217,11 @@ async def test_before_accept(layer: Any, begin: Begin) -> None:
     await talk.leaves()
 
 
-async def test_a_server_that_refuses_codes_below_3000(layer: Any, begin: Begin) -> None:
+async def test_a_server_that_refuses_codes_below_3000(layer: Any, begin: Begin, Member: Any) -> None:
     """Under Daphne 1012 becomes 4012; another error of the server is not hidden."""
 
-    class Refuses(Member):
-        async def send(self, *arguments: Any, **options: Any) -> None:
+    class Refuses(Member):  # type: ignore[misc]
+        def send(self, *arguments: Any, **options: Any) -> None:
             raise AssertionError("the consumer's own send() is not asked")
 
     sent: list[int] = []
@@ -239,7 +252,9 @@ async def test_a_server_that_refuses_codes_below_3000(layer: Any, begin: Begin) 
     assert sent == [1012, 4012]
 
 
-async def test_the_client_goes_at_the_same_time(layer: Any, begin: Begin, log: list[Any]) -> None:
+async def test_the_client_goes_at_the_same_time(
+    layer: Any, begin: Begin, log: list[Any], Member: Any
+) -> None:
     """The server refuses the close because the client has just gone: `disconnect()` runs, nothing is raised."""
     talk = begin(Member)
     await talk.accepted()
@@ -250,7 +265,7 @@ async def test_the_client_goes_at_the_same_time(layer: Any, begin: Begin, log: l
     assert log == [("disconnect", 1006)]
 
 
-async def test_cancelled_while_it_closes(layer: Any, begin: Begin) -> None:
+async def test_cancelled_while_it_closes(layer: Any, begin: Begin, Member: Any) -> None:
     """A server that gives up waiting for the end of the connection ends the consumer."""
     talk = begin(Member)
     await talk.accepted()
@@ -260,12 +275,12 @@ async def test_cancelled_while_it_closes(layer: Any, begin: Begin) -> None:
     assert talk.task.cancelled()
 
 
-async def test_a_handler_of_the_consumers_own(layer: Any, begin: Begin) -> None:
+async def test_a_handler_of_the_consumers_own(layer: Any, begin: Begin, Member: Any) -> None:
     """A consumer that defines websocket_close() handles it itself."""
 
-    class Own(Member):
-        async def websocket_close(self, event: Message) -> None:
-            await self.send(text_data=f"not for {event['code']}")
+    class Own(Member):  # type: ignore[misc]
+        def websocket_close(self, event: Message) -> Steps:
+            yield self.send(text_data=f"not for {event['code']}")
 
     talk = begin(Own)
     await talk.accepted()
@@ -274,10 +289,10 @@ async def test_a_handler_of_the_consumers_own(layer: Any, begin: Begin) -> None:
     await talk.leaves()
 
 
-async def test_a_dispatch_of_the_consumers_own(layer: Any, begin: Begin, log: list[Any]) -> None:
+async def test_a_dispatch_of_the_consumers_own(layer: Any, begin: Begin, log: list[Any], Member: Any) -> None:
     """A consumer that overrides dispatch() sees it there."""
 
-    class Sees(Member):
+    class Sees(Member):  # type: ignore[misc]
         async def dispatch(self, message: Message) -> None:
             self.log.append(message["type"])
             await super().dispatch(message)
@@ -290,7 +305,7 @@ async def test_a_dispatch_of_the_consumers_own(layer: Any, begin: Begin, log: li
     assert log == ["websocket.connect", CLOSE, "websocket.disconnect", ("disconnect", 1000)]
 
 
-async def test_wrong_content(layer: Any, begin: Begin) -> None:
+async def test_wrong_content(layer: Any, begin: Begin, Member: Any) -> None:
     """A code that nobody may send is an error that names it."""
     talk = begin(Member)
     await talk.accepted()
@@ -299,15 +314,15 @@ async def test_wrong_content(layer: Any, begin: Begin) -> None:
         await talk.ends()
 
 
-async def test_consumers_that_are_no_websockets(layer: Any, begin: Begin, log: list[Any]) -> None:
+async def test_consumers_that_are_no_websockets(layer: Any, begin: Begin, log: list[Any], kind: Kind) -> None:
     """A consumer of another protocol in the group ignores it."""
 
-    class Worker(OURS.AsyncConsumer):  # type: ignore[misc, name-defined]
-        async def layer_join(self, event: Message) -> None:
-            await self.channel_layer.group_add("room", self.channel_name)
+    class Worker(kind.Consumer):  # type: ignore[misc, name-defined]
+        def layer_join(self, event: Message) -> Steps:
+            yield self.channel_layer.group_add("room", self.channel_name)
             log.append("joined")
 
-        async def layer_message(self, event: Message) -> None:
+        def layer_message(self, event: Message) -> None:
             log.append("message")
 
     talk = begin(Worker, {"type": "channel", "channel": "work"})
@@ -421,14 +436,17 @@ async def test_a_close_that_finds_no_place(own: AsyncQueueChannelLayer) -> None:
 
 
 @pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "close"])
-async def test_overflow(prefix: str, begin: Begin, overflow: str) -> None:
+async def test_overflow(prefix: str, begin: Begin, overflow: str, Member: Any) -> None:
     """Whatever `overflow` drops, it is not a close: the connection ends, with 1013 if the close had no place."""
     enters, goes_on = asyncio.Event(), asyncio.Event()
 
-    class Busy(Member):
-        async def layer_wait(self, event: Message) -> None:
-            enters.set()
-            await goes_on.wait()
+    async def stay() -> None:
+        enters.set()
+        await goes_on.wait()
+
+    class Busy(Member):  # type: ignore[misc]
+        def layer_wait(self, event: Message) -> Steps:
+            yield stay()
 
     async with installed(make("asyncq.memory", "", prefix, capacity=2, overflow=overflow)) as layer:
         talk = begin(Busy)
@@ -449,14 +467,17 @@ async def test_overflow(prefix: str, begin: Begin, overflow: str) -> None:
         await talk.leaves()
 
 
-async def test_overflow_of_other_messages(prefix: str, begin: Begin) -> None:
+async def test_overflow_of_other_messages(prefix: str, begin: Begin, Member: Any) -> None:
     """A message that merely has these words in its text closes no channel."""
     enters, goes_on = asyncio.Event(), asyncio.Event()
 
-    class Busy(Member):
-        async def layer_wait(self, event: Message) -> None:
-            enters.set()
-            await goes_on.wait()
+    async def stay() -> None:
+        enters.set()
+        await goes_on.wait()
+
+    class Busy(Member):  # type: ignore[misc]
+        def layer_wait(self, event: Message) -> Steps:
+            yield stay()
 
     async with installed(make("asyncq.memory", "", prefix, capacity=2)) as layer:
         talk = begin(Busy)
@@ -492,7 +513,7 @@ async def test_overflow_of_other_messages(prefix: str, begin: Begin) -> None:
 )
 @pytest.mark.server
 async def test_from_outside(
-    redis_url: str, prefix: str, publish: Publish, begin: Begin, external: Any, passes: bool
+    redis_url: str, prefix: str, publish: Publish, begin: Begin, external: Any, passes: bool, Member: Any
 ) -> None:
     """Another program may end connections only if `external["types"]` says so."""
     async with installed(make("asyncq.redis", redis_url, prefix, external=external)) as layer:
@@ -517,6 +538,7 @@ async def test_nonsense_from_outside(
     begin: Begin,
     content: Message,
     caplog: pytest.LogCaptureFixture,
+    Member: Any,
 ) -> None:
     """What no server could send is dropped and logged before it reaches a consumer."""
     allowed = {"types": ["websocket.*"]}

@@ -12,10 +12,16 @@ from channels import consumer
 from channels.generic import http, websocket
 
 from channels_asyncq import AsyncQueueChannelLayer, ExternalMessage
-from channels_asyncq.generic.websocket import AuthGroups, ResumableWebsocketConsumer
+from channels_asyncq.generic.websocket import (
+    AsyncJsonWebsocketConsumer,
+    AuthGroups,
+    JsonWebsocketConsumer,
+    ResumableWebsocketConsumer,
+)
 from channels_asyncq.messages.external import CONSUMER_NAMES
-from tests.consumers import OURS, Message, TracedLayer, installed, talks
+from tests.consumers import OURS, OURS_SYNC, Kind, Message, TracedLayer, installed, talks
 from tests.contract import MakeLayer, Publish, assert_nothing_waits, eventually, members_of, note, receive
+from tests.handlers import Steps
 
 
 def say(publish: Publish, kind: str, **content: Any) -> None:
@@ -56,7 +62,7 @@ def test_names_of_consumers() -> None:
     }
     assert len(classes) > 5
     names = {name for kind in classes for name in dir(kind)}
-    for ours in (OURS.AsyncJsonWebsocketConsumer, ResumableWebsocketConsumer, AuthGroups):
+    for ours in (AsyncJsonWebsocketConsumer, JsonWebsocketConsumer, ResumableWebsocketConsumer, AuthGroups):
         names |= {name for name in dir(ours) if callable(getattr(ours, name))}
     names = {name for name in names if not name.startswith("_")}
     assert {name for name in names if not name.startswith(("websocket_", "http_"))} <= CONSUMER_NAMES
@@ -106,27 +112,40 @@ async def test_receivers_can_tell(make_layer: MakeLayer, publish: Publish) -> No
 # Consumers.
 
 
-class Reader(OURS.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
-    groups = ["room"]  # noqa: RUF012  (as Channels documents it)
-    topic = "an attribute"
-    asked = 0
+def reader(kind: Kind) -> Any:
+    class Reader(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
+        groups = ["room"]  # noqa: RUF012  (as Channels documents it)
+        topic = "an attribute"
+        asked = 0
 
-    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        await self.send("received")
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> Steps:
+            yield self.send("received")
 
-    async def disconnect(self, code: int) -> None:
-        await self.send("disconnected")
+        def disconnect(self, code: int) -> Steps:
+            yield self.send("disconnected")
 
-    async def chat_message(self, event: Message) -> None:
-        await self.send(event["text"])
+        def chat_message(self, event: Message) -> Steps:
+            yield self.send(event["text"])
 
-    def helper(self, event: Message) -> None:
-        type(self).asked += 1
+    async def helper_of_sync(self: Any, event: Message) -> None:
+        Reader.asked += 1
+
+    def helper(self: Any, event: Message) -> None:
+        Reader.asked += 1
+
+    # A method that handles no messages: here a coroutine function, there a function.
+    Reader.helper = helper_of_sync if kind.is_sync else helper
+    # What is no method of the consumer's own.
+    Reader.tool = staticmethod(helper)
+    return Reader
 
 
-class Dispatcher(Reader):
-    async def dispatch(self, message: Message) -> None:
-        await super().dispatch(message)
+def dispatcher(kind: Kind) -> Any:
+    class Dispatcher(reader(kind)):  # type: ignore[misc]
+        async def dispatch(self, message: Message) -> None:
+            await super().dispatch(message)
+
+    return Dispatcher
 
 
 @pytest.fixture(params=[AsyncQueueChannelLayer, TracedLayer], ids=["ours", "subclass"])
@@ -135,15 +154,21 @@ async def layer(request: pytest.FixtureRequest, redis_url: str, prefix: str) -> 
         yield made
 
 
-@pytest.mark.parametrize("kind", [Reader, Dispatcher])
+@pytest.mark.parametrize("kind", [OURS, OURS_SYNC], ids=lambda kind: str(kind.name))
+@pytest.mark.parametrize("make_consumer", [reader, dispatcher])
 async def test_no_type_ends_a_consumer(
-    layer: AsyncQueueChannelLayer, publish: Publish, kind: type, caplog: pytest.LogCaptureFixture
+    layer: AsyncQueueChannelLayer,
+    publish: Publish,
+    kind: Kind,
+    make_consumer: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Types without a handler are counted and logged by our consumers, and those that are refused harm none."""
     async with talks() as begin:
-        talk = begin(kind)
+        consumer = make_consumer(kind)
+        talk = begin(consumer)
         await talk.accepted()
-        for unhandled in ("no.such", "topic", "helper", "chat"):
+        for unhandled in ("no.such", "topic", "helper", "tool", "chat"):
             say(publish, unhandled)
         say(publish, "websocket.send", text=None)
         for refused in REFUSED:

@@ -1,5 +1,5 @@
 """
-What Channels documents of its async consumers, on its own and on ours, over every layer and none.
+What Channels documents of its consumers, async and sync, on its own and on ours, over every layer and none.
 
 The same tests for both: what is only ours is in test_consumers.py.
 """
@@ -25,6 +25,7 @@ import channels_asyncq.consumers
 import channels_asyncq.generic.websocket
 from tests.consumers import KINDS, LAYERS, Kind, Message, TracedLayer, begin, installed, make
 from tests.contract import DEADLINE, eventually, steps
+from tests.handlers import Steps
 
 __all__ = ["begin"]
 
@@ -53,31 +54,31 @@ async def layer(request: pytest.FixtureRequest, prefix: str) -> AsyncGenerator[A
 def recorder(kind: Kind) -> Any:
     """A consumer that notes what it is handed, and that handlers do not overlap."""
 
-    class Recorder(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
+    class Recorder(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
         def __init__(self, log: list[Any]) -> None:
             super().__init__()
             self.log = log
             self.busy = False
 
-        async def note(self, what: Any) -> None:
+        def note(self, what: Any) -> Steps:
             assert not self.busy
             self.busy = True
-            await steps(3)
+            yield steps(3)
             self.log.append(what)
             self.busy = False
 
-        async def connect(self) -> None:
-            await self.note("connect")
-            await self.accept()
+        def connect(self) -> Steps:
+            yield self.note("connect")
+            yield self.accept()
 
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-            await self.note(text_data if text_data is not None else bytes_data)
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> Steps:
+            yield self.note(text_data if text_data is not None else bytes_data)
 
-        async def disconnect(self, code: int) -> None:
-            await self.note(code)
+        def disconnect(self, code: int) -> Steps:
+            yield self.note(code)
 
-        async def layer_message(self, event: Message) -> None:
-            await self.note(event["n"])
+        def layer_message(self, event: Message) -> Steps:
+            yield self.note(event["n"])
 
     return Recorder
 
@@ -129,10 +130,10 @@ async def test_message_during_connect(kind: Kind, layer: Any, begin: Any) -> Non
     log: list[Any] = []
 
     class Early(recorder(kind)):  # type: ignore[misc]
-        async def connect(self) -> None:
-            await self.channel_layer.send(self.channel_name, {"type": "layer.message", "n": 1})
-            await steps(20)
-            await super().connect()
+        def connect(self) -> Steps:
+            yield self.channel_layer.send(self.channel_name, {"type": "layer.message", "n": 1})
+            yield steps(20)
+            yield super().connect()
 
     talk = begin(Early, log=log)
     await talk.accepted()
@@ -145,10 +146,10 @@ async def test_receive_is_asked_after_the_handler(kind: Kind, layer: Any, begin:
     """The server's receive() is not called while a client's event is handled: its flow control sees us work."""
     go_on = asyncio.Event()
 
-    class Slow(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-            await self.send(text_data="begun")
-            await go_on.wait()
+    class Slow(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> Steps:
+            yield self.send(text_data="begun")
+            yield go_on.wait()
 
     talk = begin(Slow)
     await talk.accepted()
@@ -169,13 +170,13 @@ async def test_context_of_a_consumer(kind: Kind, layer: Any, begin: Any) -> None
     """A context variable that connect() sets is there in later handlers."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
-    class Contextual(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
-        async def connect(self) -> None:
+    class Contextual(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
+        def connect(self) -> Steps:
             variable.set("set")
-            await self.accept()
+            yield self.accept()
 
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-            await self.send(text_data=variable.get())
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> Steps:
+            yield self.send(text_data=variable.get())
 
     talk = begin(Contextual)
     await talk.accepted()
@@ -190,17 +191,17 @@ async def test_context_of_a_consumer(kind: Kind, layer: Any, begin: Any) -> None
 async def test_stop_consumer(kind: Kind, layer: Any, begin: Any) -> None:
     """StopConsumer ends the consumer without an error, from the handler of an event and of a message."""
 
-    class Stops(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+    class Stops(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
             raise StopConsumer()
 
-        async def layer_stop(self, event: Message) -> None:
+        def layer_stop(self, event: Message) -> None:
             raise StopConsumer()
 
-        async def connect(self) -> None:
-            await self.accept()
+        def connect(self) -> Steps:
+            yield self.accept()
             if layer is not None and self.scope.get("by_layer"):
-                await layer.send(self.channel_name, {"type": "layer.stop"})
+                yield layer.send(self.channel_name, {"type": "layer.stop"})
 
     talk = begin(Stops)
     await talk.accepted()
@@ -223,19 +224,18 @@ async def test_error_in_a_handler(kind: Kind, layer: Any, begin: Any, where: str
         pytest.skip("needs a layer")
     problem = Problem("mine")
 
-    async def fail(self: Any, *_: Any) -> None:
+    def fail(self: Any, *_: Any) -> None:
         raise problem
 
-    class Fails(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
-        async def connect(self) -> None:
-            await self.accept()
+    class Fails(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
+        def connect(self) -> Steps:
+            yield self.accept()
             if layer is not None:
-                await layer.send(self.channel_name, {"type": "layer.message"})
+                yield layer.send(self.channel_name, {"type": "layer.message"})
 
-        async def layer_message(self, event: Message) -> None: ...
+        def layer_message(self, event: Message) -> None: ...
 
-    setattr(Fails, where, fail)
-    talk = begin(Fails)
+    talk = begin(type("Failing", (Fails,), {where: fail}))
     talk.say("websocket.connect")
     if where != "layer_message":  # which takes its time to arrive
         talk.say("websocket.receive", text="x")
@@ -277,9 +277,9 @@ async def test_message_without_handler(
         return
 
     class Tells(recorder(kind)):  # type: ignore[misc]
-        async def connect(self) -> None:
-            await self.accept()
-            await layer.send(self.channel_name, message)
+        def connect(self) -> Steps:
+            yield self.accept()
+            yield layer.send(self.channel_name, message)
 
     talk = begin(Tells, log=[])
     await talk.accepted()
@@ -298,36 +298,36 @@ async def test_cancelled_at(kind: Kind, layer: Any, begin: Any, place: str) -> N
     there = asyncio.Event()
     cancelled: list[str] = []
 
-    class Waits(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
-        async def wait_in(self, name: str) -> None:
+    async def stay() -> None:
+        there.set()
+        await asyncio.Event().wait()
+
+    class Waits(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
+        def wait_in(self, name: str) -> Steps:
             if place == name:
-                there.set()
                 try:
-                    await asyncio.Event().wait()
+                    yield stay()
                 except asyncio.CancelledError:
                     cancelled.append(name)
                     raise
 
-        async def connect(self) -> None:
-            await self.wait_in("connect")
-            if place == "accept":
-                there.set()
-            await self.accept()
+        def connect(self) -> Steps:
+            yield self.wait_in("connect")
+            yield self.accept()
             if layer is not None:
-                await layer.send(self.channel_name, {"type": "layer.message"})
+                yield layer.send(self.channel_name, {"type": "layer.message"})
 
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-            await self.wait_in("receive")
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> Steps:
+            yield self.wait_in("receive")
             if place == "send":
                 talk.hold = asyncio.Event()
-                there.set()
-                await self.send(text_data="x")
+                yield self.send(text_data="x")
 
-        async def layer_message(self, event: Message) -> None:
-            await self.wait_in("layer")
+        def layer_message(self, event: Message) -> Steps:
+            yield self.wait_in("layer")
 
-        async def disconnect(self, code: int) -> None:
-            await self.wait_in("disconnect")
+        def disconnect(self, code: int) -> Steps:
+            yield self.wait_in("disconnect")
 
     before = asyncio.all_tasks()
     talk = begin(Waits)
@@ -342,7 +342,7 @@ async def test_cancelled_at(kind: Kind, layer: Any, begin: Any, place: str) -> N
     elif place == "disconnect":
         talk.say("websocket.disconnect", code=1000)
     async with asyncio.timeout(20):
-        await there.wait()
+        await (talk.is_held if place in ("accept", "send") else there).wait()
     await steps(20)
     talk.task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -372,19 +372,19 @@ async def test_cancelled_at_each_turn(kind: Kind, layer: Any, begin: Any) -> Non
 async def test_accept_and_close(kind: Kind, layer: Any, begin: Any) -> None:
     """accept() and close() become the server's messages, with subprotocol, headers, code and reason."""
 
-    class Says(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
-        async def connect(self) -> None:
-            await self.accept("soap", headers=[(b"x", b"y")])
+    class Says(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
+        def connect(self) -> Steps:
+            yield self.accept("soap", headers=[(b"x", b"y")])
 
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> Steps:
             if text_data is None:
-                await self.send(bytes_data=bytes_data)
+                yield self.send(bytes_data=bytes_data)
             elif text_data == "nothing":
                 with pytest.raises(ValueError, match="You must pass one of"):
-                    await self.send()
-                await self.send(text_data="", close=4002)
+                    yield self.send()
+                yield self.send(text_data="", close=4002)
             else:
-                await self.close(**json.loads(text_data))
+                yield self.close(**json.loads(text_data))
 
     expected: list[tuple[Message, Message]] = [
         ({}, {}),
@@ -425,8 +425,8 @@ async def test_connect_by_exception(
 ) -> None:
     """connect() may raise AcceptConnection or DenyConnection."""
 
-    class Raises(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
-        async def connect(self) -> None:
+    class Raises(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
+        def connect(self) -> None:
             raise error()
 
     talk = begin(Raises)
@@ -438,16 +438,16 @@ async def test_connect_by_exception(
 async def test_json(kind: Kind, layer: Any, begin: Any) -> None:
     """The JSON consumer decodes and encodes, by methods that can be replaced; it takes no binary data."""
 
-    class Echo(kind.AsyncJsonWebsocketConsumer):  # type: ignore[misc, name-defined]
-        async def receive_json(self, content: Any, **kwargs: Any) -> None:
-            await self.send_json(content, close=content == "bye")
+    class Echo(kind.JsonWebsocketConsumer):  # type: ignore[misc, name-defined]
+        def receive_json(self, content: Any, **kwargs: Any) -> Steps:
+            yield self.send_json(content, close=content == "bye")
 
         @classmethod
-        async def encode_json(cls, content: Any) -> str:
+        def encode_json(cls, content: Any) -> str:
             return json.dumps(content) + "!"
 
         @classmethod
-        async def decode_json(cls, text_data: str) -> Any:
+        def decode_json(cls, text_data: str) -> Any:
             return json.loads(text_data.removesuffix("!"))
 
     talk = begin(Echo)
@@ -465,18 +465,18 @@ async def test_json(kind: Kind, layer: Any, begin: Any) -> None:
 async def test_groups(kind: Kind, layer: Any, begin: Any) -> None:
     """`groups` are joined before connect() and left before disconnect(); without a layer that is an error."""
 
-    class Member(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
+    class Member(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
         groups = ["one", "two"]  # noqa: RUF012
 
-        async def connect(self) -> None:
-            await self.channel_layer.group_send("one", {"type": "layer.message", "text": "joined"})
-            await self.accept()
+        def connect(self) -> Steps:
+            yield self.channel_layer.group_send("one", {"type": "layer.message", "text": "joined"})
+            yield self.accept()
 
-        async def layer_message(self, event: Message) -> None:
-            await self.send(text_data=event["text"])
+        def layer_message(self, event: Message) -> Steps:
+            yield self.send(text_data=event["text"])
 
-        async def disconnect(self, code: int) -> None:
-            await self.channel_layer.group_send("two", {"type": "layer.message", "text": "left"})
+        def disconnect(self, code: int) -> Steps:
+            yield self.channel_layer.group_send("two", {"type": "layer.message", "text": "left"})
 
     talk = begin(Member)
     talk.say("websocket.connect")
@@ -496,26 +496,26 @@ async def test_attributes(kind: Kind, layer: Any, begin: Any) -> None:
     """A consumer has the attributes that Channels gives it, its arguments, and a channel of its own."""
     names: list[str] = []
 
-    class Looks(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
+    class Looks(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
         def __init__(self, colour: str) -> None:  # no super().__init__(): many forget it
             self.colour = colour
             self.groups: list[str] = []
 
-        async def connect(self) -> None:
+        def connect(self) -> Steps:
             assert self.scope["path"] == "/there"
             assert self.colour == "red"
             assert self.channel_layer is layer
-            await self.base_send({"type": "websocket.accept"})
+            yield self.base_send({"type": "websocket.accept"})
             if layer is not None:
                 names.append(self.channel_name)
-                await layer.send(self.channel_name, {"type": "to.myself"})
+                yield layer.send(self.channel_name, {"type": "to.myself"})
             else:
                 assert not hasattr(self, "channel_name")
-                await self.send(text_data="to myself")
+                yield self.send(text_data="to myself")
 
-        async def to_myself(self, event: Message) -> None:
+        def to_myself(self, event: Message) -> Steps:
             assert callable(self.channel_receive)
-            await self.send(text_data="to myself")
+            yield self.send(text_data="to myself")
 
     scope = {"type": "websocket", "path": "/there"}
     for _ in range(2):
@@ -534,51 +534,50 @@ async def test_overridden_dispatch_and_send(kind: Kind, layer: Any, begin: Any) 
     """Every event and message passes dispatch(), and every frame send(): both can be overridden."""
     seen: list[str] = []
 
-    class Overrides(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
+    class Overrides(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
         async def dispatch(self, message: Message) -> None:
             seen.append(message["type"])
             try:
                 await super().dispatch(message)
             except ZeroDivisionError:
-                await self.send(text_data="caught")
+                seen.append("caught")
 
-        async def send(self, *args: Any, **kwargs: Any) -> None:
+        def send(self, *args: Any, **kwargs: Any) -> Steps:
             seen.append("send")
-            await super().send(*args, **kwargs)
+            yield super().send(*args, **kwargs)
 
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
             raise ZeroDivisionError
 
-        async def layer_message(self, event: Message) -> None:
-            await self.send(text_data="message")
+        def layer_message(self, event: Message) -> Steps:
+            yield self.send(text_data="message")
 
-        async def connect(self) -> None:
-            await self.accept()
+        def connect(self) -> Steps:
+            yield self.accept()
             if layer is not None:
-                await layer.send(self.channel_name, {"type": "layer.message"})
+                yield layer.send(self.channel_name, {"type": "layer.message"})
 
     talk = begin(Overrides)
     await talk.accepted()
     if layer is not None:
         assert (await talk.hears())["text"] == "message"
     talk.say("websocket.receive", text="x")
-    assert (await talk.hears())["text"] == "caught"
     await talk.leaves()
     by_layer = ["layer.message", "send"] if layer is not None else []
-    assert seen == ["websocket.connect", *by_layer, "websocket.receive", "send", "websocket.disconnect"]
+    assert seen == ["websocket.connect", *by_layer, "websocket.receive", "caught", "websocket.disconnect"]
 
 
 async def test_low_level_consumer(kind: Kind, layer: Any, begin: Any) -> None:
     """AsyncConsumer itself: handlers by the type of the event, replies by send()."""
 
-    class Echo(kind.AsyncConsumer):  # type: ignore[misc, name-defined]
-        async def websocket_connect(self, event: Message) -> None:
-            await self.send({"type": "websocket.accept"})
+    class Echo(kind.Consumer):  # type: ignore[misc, name-defined]
+        def websocket_connect(self, event: Message) -> Steps:
+            yield self.send({"type": "websocket.accept"})
 
-        async def websocket_receive(self, event: Message) -> None:
-            await self.send({"type": "websocket.send", "text": event["text"]})
+        def websocket_receive(self, event: Message) -> Steps:
+            yield self.send({"type": "websocket.send", "text": event["text"]})
 
-        async def websocket_disconnect(self, event: Message) -> None:
+        def websocket_disconnect(self, event: Message) -> None:
             raise StopConsumer()
 
     talk = begin(Echo)
@@ -592,8 +591,8 @@ async def test_worker(kind: Kind, layer: Any, begin: Any) -> None:
     """A consumer of a channel (`runworker`): its events come from the server's receive()."""
     done: list[int] = []
 
-    class Works(kind.AsyncConsumer):  # type: ignore[misc, name-defined]
-        async def do_work(self, event: Message) -> None:
+    class Works(kind.Consumer):  # type: ignore[misc, name-defined]
+        def do_work(self, event: Message) -> None:
             done.append(event["n"])
 
     talk = begin(Works, {"type": "channel", "channel": "jobs"})
@@ -605,15 +604,15 @@ async def test_worker(kind: Kind, layer: Any, begin: Any) -> None:
 async def test_communicator(kind: Kind, layer: Any) -> None:
     """Channels' WebsocketCommunicator drives it: accepted and refused, both ways, to the end."""
 
-    class Greets(kind.AsyncJsonWebsocketConsumer):  # type: ignore[misc, name-defined]
-        async def connect(self) -> None:
+    class Greets(kind.JsonWebsocketConsumer):  # type: ignore[misc, name-defined]
+        def connect(self) -> Steps:
             if self.scope["path"] == "/no":
-                await self.close(4003)
+                yield self.close(4003)
             else:
-                await self.accept(self.scope["subprotocols"][0])
+                yield self.accept(self.scope["subprotocols"][0])
 
-        async def receive_json(self, content: Any, **kwargs: Any) -> None:
-            await self.send_json({"hello": content["name"]})
+        def receive_json(self, content: Any, **kwargs: Any) -> Steps:
+            yield self.send_json({"hello": content["name"]})
 
     application = Greets.as_asgi()
     communicator = WebsocketCommunicator(application, "/yes", subprotocols=["a", "b"])
@@ -638,15 +637,15 @@ async def test_messages_are_its_own(kind: Kind, layer: Any, begin: Any) -> None:
         pytest.skip("needs a layer")
     seen: list[Any] = []
 
-    class Spoils(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
+    class Spoils(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
         groups = ["room"]  # noqa: RUF012
 
-        async def flat_message(self, event: Message) -> None:
+        def flat_message(self, event: Message) -> None:
             seen.append(dict(event))
             event["text"] = "spoiled"
             event["more"] = 1
 
-        async def deep_message(self, event: Message) -> None:
+        def deep_message(self, event: Message) -> None:
             seen.append(list(event["list"]))
             event["list"].append("spoiled")
 
@@ -681,14 +680,14 @@ async def test_subclassed_layer_sees_messages(kind: Kind, prefix: str, begin: An
 
 
 def test_names() -> None:
-    """The names are those of Channels; the sync consumers are the same objects, the async ones subclasses."""
+    """The names are those of Channels, and each consumer is a subclass of its own."""
     own, theirs = channels_asyncq.generic.websocket, channels.generic.websocket
-    assert own.WebsocketConsumer is theirs.WebsocketConsumer
-    assert own.JsonWebsocketConsumer is theirs.JsonWebsocketConsumer
-    assert channels_asyncq.consumers.SyncConsumer is channels.consumer.SyncConsumer
+    for style in ("", "Async"):
+        ours = getattr(own, f"{style}WebsocketConsumer"), getattr(own, f"{style}JsonWebsocketConsumer")
+        base = f"{style or 'Sync'}Consumer"
+        assert issubclass(ours[0], getattr(theirs, f"{style}WebsocketConsumer"))
+        assert issubclass(ours[1], getattr(theirs, f"{style}JsonWebsocketConsumer"))
+        assert issubclass(ours[1], ours[0])
+        assert issubclass(ours[0], getattr(channels_asyncq.consumers, base))
+        assert issubclass(getattr(channels_asyncq.consumers, base), getattr(channels.consumer, base))
     assert channels_asyncq.consumers.get_handler_name is channels.consumer.get_handler_name
-    assert issubclass(own.AsyncWebsocketConsumer, theirs.AsyncWebsocketConsumer)
-    assert issubclass(own.AsyncJsonWebsocketConsumer, theirs.AsyncJsonWebsocketConsumer)
-    assert issubclass(own.AsyncJsonWebsocketConsumer, own.AsyncWebsocketConsumer)
-    assert issubclass(own.AsyncWebsocketConsumer, channels_asyncq.consumers.AsyncConsumer)
-    assert issubclass(channels_asyncq.consumers.AsyncConsumer, channels.consumer.AsyncConsumer)

@@ -11,7 +11,8 @@ from channels.testing import WebsocketCommunicator
 from chat.models import Message
 from django.db import connections
 
-from tests.consumers import OURS, installed, make
+from channels_asyncq.generic.websocket import AsyncJsonWebsocketConsumer
+from tests.consumers import installed, make
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,7 +39,7 @@ def consumer(request: pytest.FixtureRequest) -> Any:
 
     bases: tuple[Any, ...] = (mixins.ListModelMixin, mixins.CreateModelMixin, GenericAsyncAPIConsumer)
     if request.param == "ours":
-        bases = (*bases, OURS.AsyncJsonWebsocketConsumer)
+        bases = (*bases, AsyncJsonWebsocketConsumer)
 
     class Messages(*bases):
         queryset = Message.objects.all()

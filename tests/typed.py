@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, assert_type
 
+from asgiref.sync import async_to_sync
 from channels.routing import ProtocolTypeRouter
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, StreamingHttpResponse
@@ -30,7 +31,11 @@ from channels_asyncq import (
 )
 from channels_asyncq.asgi import Drained, drained, is_ready
 from channels_asyncq.consumers import AsyncConsumer
-from channels_asyncq.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
+from channels_asyncq.generic.websocket import (
+    AsyncJsonWebsocketConsumer,
+    AsyncWebsocketConsumer,
+    JsonWebsocketConsumer,
+)
 from channels_asyncq.http import EventStream
 from channels_asyncq.pytest_plugin import Listener
 from channels_asyncq.testing import EmbeddedServer, Option
@@ -53,6 +58,17 @@ class Room(AsyncWebsocketConsumer):
 class JsonRoom(AsyncJsonWebsocketConsumer):
     async def receive_json(self, content: Any, **kwargs: Any) -> None:
         await self.channel_layer.group_send("room", content, exclude=[self.channel_name])
+
+
+class SyncRoom(JsonWebsocketConsumer):
+    def connect(self) -> None:
+        assert_type(self.channel_layer, AsyncQueueChannelLayer)
+        async_to_sync(self.channel_layer.group_add)("room", self.channel_name)
+        self.accept()
+
+    def receive_json(self, content: Any, **kwargs: Any) -> None:
+        async_to_sync(self.channel_layer.group_send)("room", content, exclude=[self.channel_name])
+        self.send_json({"text": "said"})
 
 
 class Worker(AsyncConsumer):

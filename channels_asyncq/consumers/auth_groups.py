@@ -42,7 +42,7 @@ class AuthGroups:
         super().__init_subclass__(**options)
         if not issubclass(cls, (ChannelsAsyncConsumer, SyncConsumer)):
             return  # a mixin itself
-        if not issubclass(cls, AsyncConsumer):
+        if not issubclass(cls, AsyncConsumer) or issubclass(cls, SyncConsumer):
             raise TypeError(
                 f"AuthGroups of {cls.__name__} needs an async consumer of channels_asyncq.generic.websocket"
             )

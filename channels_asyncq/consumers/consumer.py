@@ -1,4 +1,4 @@
-"""The async consumer: from the type of a message to its handler."""
+"""The async consumer, from the type of a message to its handler; what the sync consumer shares with it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class AsyncConsumer(consumer.AsyncConsumer):
         """Dispatch events of the server and messages of the layer to handlers by type, until StopConsumer."""
         self.scope = scope
         client = Client(send)
-        self.base_send = client
+        self.base_send = self._base_send_of(client)
         layer = get_channel_layer(self.channel_layer_alias)
         self.channel_layer = layer  # type: ignore[assignment]
         is_websocket = scope["type"] == "websocket"
@@ -77,7 +77,7 @@ class AsyncConsumer(consumer.AsyncConsumer):
         if isinstance(layer, AsyncQueueChannelLayer):
             conversation.notices = layer.notices
         # A consumer that overrides dispatch() sees every message.
-        passes_on = type(self).dispatch is AsyncConsumer.dispatch and not hasattr(self, "websocket_send")
+        passes_on = type(self).dispatch is type(self)._our_dispatch and not hasattr(self, "websocket_send")
         if layer is None:
             await conversation.run(self, NOTHING, passes_on)
         elif isinstance(layer, AsyncQueueChannelLayer) and _has_own_receive(layer):
@@ -113,6 +113,10 @@ class AsyncConsumer(consumer.AsyncConsumer):
         channel.read_by(type(self))
         return channel
 
+    def _base_send_of(self, client: Client) -> Any:
+        """Return what `base_send` is: an async callable here, a sync one in sync consumers."""
+        return client
+
     def _use(self, channel: str) -> None:
         self.channel_name = channel
         self.channel_receive = partial(self.channel_layer.receive, channel)  # type: ignore[assignment]
@@ -142,7 +146,15 @@ class AsyncConsumer(consumer.AsyncConsumer):
             elif conversation.must_visit_database():
                 await conversation.visit_database()
             await handler(message)
-        elif conversation is not None and message["type"] == "websocket.send":
+        else:
+            await self._do_without_handler(message)
+
+    _our_dispatch = dispatch
+
+    async def _do_without_handler(self, message: Message) -> None:
+        """Do what a message says that needs no handler. Raises as `dispatch()`."""
+        conversation = self._asyncq
+        if conversation is not None and message["type"] == "websocket.send":
             await conversation.pass_on(message)
         elif conversation is not None and message["type"] == CLOSE:
             await self._asyncq_close(conversation, close_of(message))

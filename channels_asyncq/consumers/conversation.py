@@ -140,7 +140,8 @@ class Conversation:
                 elif not self._messages.empty():
                     # Let other tasks run, and the client's next event come in.
                     await _turn()
-        except StopConsumer:
+        except StopConsumer as stop:
+            stop.__traceback__ = None  # from a thread, its frames hold the future that holds it
             if self._lost is not None and self._is_mistake:
                 raise self._lost from None
         finally:

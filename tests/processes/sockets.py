@@ -1,4 +1,7 @@
-"""A site of sockets for what servers do to consumers: Channels' at `channels/...`, ours at `ours/...`."""
+"""
+A site of sockets for what servers do to consumers: Channels' at `channels/...`, ours at `ours/...`. The sync ones
+are at `channels-sync/...` and `ours-sync/...`.
+"""
 
 import asyncio
 import os
@@ -15,55 +18,58 @@ from django.urls import path  # noqa: E402
 
 from tests.consumers import KINDS, Kind  # noqa: E402
 from tests.contract import eventually  # noqa: E402
+from tests.handlers import Steps, on_loop  # noqa: E402
 
 
 def consumers(kind: Kind) -> dict[str, Any]:
-    class Room(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
+    class Room(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
         """Says what everybody says, and who has left."""
 
         groups = ["room"]  # noqa: RUF012
 
-        async def connect(self) -> None:
+        def connect(self) -> Steps:
             if self.scope["query_string"] == b"no":
-                await self.close()
+                yield self.close()
             else:
-                await self.accept(next(iter(self.scope["subprotocols"]), None))
+                yield self.accept(next(iter(self.scope["subprotocols"]), None))
 
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> Steps:
             if text_data == "fail":
                 raise ZeroDivisionError("a consumer's own error")
             if text_data == "linger":
                 # To somebody who has gone before it ends: the server refuses, or does not mind.
-                await self.channel_layer.group_send("room", {"type": "room.says", "text": "lingering"})
+                yield self.channel_layer.group_send("room", {"type": "room.says", "text": "lingering"})
                 for _ in range(50):
-                    await self.send(text_data="still here")
-                    await asyncio.sleep(0.02)
+                    yield self.send(text_data="still here")
+                    yield asyncio.sleep(0.02)
             elif text_data == "chatter":
                 for _ in range(2000):
-                    await self.send(text_data="still here")
-                    await asyncio.sleep(0)
+                    yield self.send(text_data="still here")
+                    yield asyncio.sleep(0)
             elif text_data == "close":
-                await self.close(4001, "enough")
+                yield self.close(4001, "enough")
             elif text_data == "frame":
-                await self.channel_layer.group_send("room", {"type": "websocket.send", "text": "frame"})
+                yield self.channel_layer.group_send("room", {"type": "websocket.send", "text": "frame"})
             else:
-                await self.channel_layer.group_send("room", {"type": "room.says", "text": text_data})
+                yield self.channel_layer.group_send("room", {"type": "room.says", "text": text_data})
 
-        async def room_says(self, event: dict[str, Any]) -> None:
-            await self.send(text_data=event["text"])
+        def room_says(self, event: dict[str, Any]) -> Steps:
+            yield self.send(text_data=event["text"])
 
-        async def disconnect(self, code: int) -> None:
-            await self.channel_layer.group_send("room", {"type": "room.says", "text": "left"})
+        def disconnect(self, code: int) -> Steps:
+            yield self.channel_layer.group_send("room", {"type": "room.says", "text": "left"})
 
-    class Slow(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
+    class Slow(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
         """Takes its time over the first frame, until the room says something; counts what comes."""
 
         bytes = 0
 
-        async def connect(self) -> None:
-            await self.channel_layer.group_add("go", self.channel_name)
-            await self.accept()
+        def connect(self) -> Steps:
             self.go_on = asyncio.Event()
+            yield self.accept()
+            yield self.begin_to_wait()
+
+        async def begin_to_wait(self) -> None:
             self.waiting = asyncio.create_task(self._wait())
 
         async def _wait(self) -> None:
@@ -73,33 +79,33 @@ def consumers(kind: Kind) -> dict[str, Any]:
             await layer.receive(channel)
             self.go_on.set()
 
-        async def receive(self, text_data: str | None = None, bytes_data: Any = None) -> None:
-            await self.go_on.wait()
+        def receive(self, text_data: str | None = None, bytes_data: Any = None) -> Steps:
+            yield self.go_on.wait()
             self.bytes += len(bytes_data or "")
             if text_data is not None:
-                await self.send(text_data=str(self.bytes))
+                yield self.send(text_data=str(self.bytes))
 
-        async def disconnect(self, code: int) -> None:
-            self.waiting.cancel()
+        def disconnect(self, code: int) -> Steps:
+            yield on_loop(self.waiting.cancel)
 
-    class Now(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
+    class Now(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
         """Lets the slow ones go on."""
 
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-            await self.channel_layer.group_send("now", {"type": "go.on"})
-            await self.send(text_data="sent")
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> Steps:
+            yield self.channel_layer.group_send("now", {"type": "go.on"})
+            yield self.send(text_data="sent")
 
-    class Stuck(kind.AsyncWebsocketConsumer):  # type: ignore[misc, name-defined]
+    class Stuck(kind.WebsocketConsumer):  # type: ignore[misc, name-defined]
         """Overflows its own channel."""
 
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-            await self.channel_layer.group_add("stuck", self.channel_name)
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> Steps:
+            yield self.channel_layer.group_add("stuck", self.channel_name)
             for _ in range(20):
-                await self.channel_layer.group_send("stuck", {"type": "websocket.send", "text": "x"})
-            await eventually(lambda: self.channel_layer.statistics().told, "the overflow")
+                yield self.channel_layer.group_send("stuck", {"type": "websocket.send", "text": "x"})
+            yield eventually(lambda: self.channel_layer.statistics().told, "the overflow")
 
-        async def disconnect(self, code: int) -> None:
-            await self.channel_layer.group_send("room", {"type": "room.says", "text": f"stuck {code}"})
+        def disconnect(self, code: int) -> Steps:
+            yield self.channel_layer.group_send("room", {"type": "room.says", "text": f"stuck {code}"})
 
     return {"room": Room, "slow": Slow, "now": Now, "stuck": Stuck}
 
