@@ -202,12 +202,12 @@ class PreparedSend:
 
     def __init__(self, dispatcher: Dispatcher, channel: str, payload: bytes) -> None:
         self._dispatcher = dispatcher
-        self._channel = channel
-        self._payload = payload
+        self.target = channel
+        self.payload = payload
 
     def send(self) -> None:
         """Send the message; block until it is in the queue, or the server has accepted it."""
-        self._dispatcher.send_from_thread(self._channel, self._payload)
+        self._dispatcher.send_from_thread(self.target, self.payload)
 
 
 class PreparedGroupSend:
@@ -215,10 +215,10 @@ class PreparedGroupSend:
 
     def __init__(self, dispatcher: Dispatcher, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
         self._dispatcher = dispatcher
-        self._group = group
-        self._payload = payload
+        self.target = group
+        self.payload = payload
         self._excluded = excluded
 
     def send(self) -> None:
         """Send the message; block until the server has accepted it."""
-        self._dispatcher.group_send_from_thread(self._group, self._payload, self._excluded)
+        self._dispatcher.group_send_from_thread(self.target, self.payload, self._excluded)
