@@ -12,6 +12,7 @@ from ..names import check_channel_name, check_group_name
 from ..process.loops import LoopPhase, LoopState
 from .forks import running_relay
 from .histories import History
+from .logged import LoggedMessage
 from .registry import SessionRegistry
 from .surveys import Survey
 
@@ -78,6 +79,10 @@ class SessionCalls:
     async def normal_members(self, group: str) -> list[str]:
         session = await self._registry.session()
         return await session.normal_members(group)
+
+    async def logged_messages(self, target: str, limit: int) -> list[LoggedMessage]:
+        session = await self._registry.session()
+        return await session.logged.latest(target, limit)
 
 
 class Dispatcher:
@@ -150,6 +155,9 @@ class Dispatcher:
 
     async def normal_members(self, group: str) -> list[str]:
         return await self._run(self._calls.normal_members(group))
+
+    async def logged_messages(self, target: str, limit: int) -> list[LoggedMessage]:
+        return await self._run(self._calls.logged_messages(target, limit))
 
     async def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call on this loop if it gets a session, else on the relay's."""
