@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .local.buffers import ChannelView
     from .messages.external import ExternalMessage
     from .session.histories import History
+    from .session.logged import LoggedMessage
     from .session.open_channel import OpenChannel
     from .session.statistics import Statistics
     from .session.surveys import Answer, Missing, Survey
@@ -44,6 +45,7 @@ __all__ = [
     "LayerClosed",
     "LayerUnavailable",
     "Link",
+    "LoggedMessage",
     "MessagesLost",
     "Missing",
     "OpenChannel",
@@ -76,6 +78,7 @@ _HOMES = {
     "HistoryConfig": "settings.config",
     "HostHealth": "bus.base",
     "Link": "bus.base",
+    "LoggedMessage": "session.logged",
     "Missing": "session.surveys",
     "OpenChannel": "session.open_channel",
     "Overflow": "settings.keys",

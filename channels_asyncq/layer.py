@@ -31,6 +31,7 @@ from .session.decoding import Decoder
 from .session.dispatch import Dispatcher, PreparedGroupSend, PreparedSend
 from .session.following import Follower
 from .session.histories import MOST_MESSAGES, History
+from .session.logged import LoggedMessage
 from .session.open_channel import OpenChannel
 from .session.owners import check_closable, not_here
 from .session.questions import QUESTIONS
@@ -628,6 +629,19 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """
         check_group_name(group)
         return await self._dispatcher.normal_members(group)
+
+    async def logged_messages(self, target: str, limit: int = 20) -> list[LoggedMessage]:
+        """
+        Return the last messages to a group, or to a specific channel, that the log on the server has.
+
+        Oldest first. Groups and channels without a log have none: see `recovery`. Cancelling is safe.
+
+        Raises:
+            TypeError: the name is not valid.
+            LayerUnavailable: the server cannot be reached.
+        """
+        (check_channel_name if "!" in target else check_group_name)(target)
+        return await self._dispatcher.logged_messages(target, limit)
 
     def drop_unhandled(self, message: ExternalMessage, reader: str) -> None:
         """Count and log a message from outside for which its reader, on the running loop, has no handler."""

@@ -131,6 +131,8 @@ async def test_python_snippet(snippet: Snippet, prefix: str, monkeypatch: pytest
         assert logging.config.DictConfigurator(names["LOGGING"]).configure_formatter(
             names["LOGGING"]["formatters"]["coded"]
         )
+    if "ChannelsAsyncqInstrumentor" in names:
+        names["ChannelsAsyncqInstrumentor"]().uninstrument()
     await layer.close()
 
 
@@ -438,9 +440,9 @@ def test_public_names_are_documented() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_names_exist(page: Path) -> None:
-    """Every dotted name below channels_asyncq is there, or a check, a logger or an extra."""
+    """Every dotted name below channels_asyncq is there, or a check, a logger, an extra or a span's attribute."""
     text = page.read_text()
-    others = {"connection", "drain", "loss", "wire"}
+    others = {"connection", "drain", "loss", "message", "wire"}
     for name in set(re.findall(r"\bchannels_asyncq((?:\.[A-Za-z_]\w*)+)", text)):
         first, *rest = name.removeprefix(".").split(".")
         if first in others or re.fullmatch(r"[EW]\d{3}", first):

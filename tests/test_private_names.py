@@ -126,7 +126,9 @@ TABLE = [
 #: Names that begin with an underscore and are documented all the same.
 DOCUMENTED = {
     "_base_manager",  # of Django's models
-    "_meta",  # likewise
+    "_instrument",  # of OpenTelemetry's BaseInstrumentor, whose subclasses define it
+    "_uninstrument",  # likewise
+    "_meta",  # of Django's models
     "_replace",  # of named tuples
     "_thread",  # a module of the standard library
 }

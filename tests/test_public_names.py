@@ -22,6 +22,7 @@ PUBLIC = [
     ".consumers",
     ".generic.websocket",
     ".http",
+    ".opentelemetry",
     ".pytest_plugin",
     ".sync",
     ".testing",

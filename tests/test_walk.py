@@ -197,6 +197,7 @@ CALLABLES = {
     "messages.framing.Format.unpack_header": "likewise",
     "messages.framing.Formats.unpack.newest": "likewise: the function for unknown versions",
     "messages.framing._Unpackers.newest": "likewise",
+    "opentelemetry.instrumentor.Wrapped.wrap": "a table of the functions that tracing wraps, and what wraps each",
     "settings.arguments._Argument.fits": "a table of the arguments of redis-py, and what each may be",
     "settings.hosts.Host.address_remap": "an argument of redis-py, which takes a function there",
     "stopping.sockets.OpenSocket.real_send": "an argument of ASGI",

@@ -367,6 +367,14 @@ class Log(Protocol):
         Groups without messages in this time are left out, and those that are in no log. Cancelling is safe.
         """
 
+    async def latest(self, topic: Topic, target: str, limit: int) -> list[Envelope]:
+        """
+        Return the last messages to a group or channel that the log of its topic has, oldest first.
+
+        An envelope has the flag HEADER_ONLY if the log has only its header, or if it cannot be read. Cancelling
+        is safe.
+        """
+
     def forget(self) -> None:
         """Keep nothing of the logs in memory: `flush()` has begun another epoch."""
 

@@ -335,7 +335,8 @@ class ChannelBuffer(QueueInterface):
 
     def _count_expired(self, expired: list[Envelope]) -> None:
         self.lost_expired = True
-        self._counters.dropped["expired"] += len(expired)
+        for envelope in expired:
+            self._counters.drop("expired", self.channel, envelope)
         self.notify_loss("expired", sorted({envelope.target for envelope in expired}), at_head=True)
 
     def drop_oldest(self) -> Envelope:
@@ -408,6 +409,10 @@ class ChannelBuffer(QueueInterface):
     def queued(self) -> int:
         """How many envelopes wait."""
         return len(self._envelopes)
+
+    def contents(self) -> list[Envelope]:
+        """Return what waits, oldest first; loss notices are among it."""
+        return list(self._envelopes)
 
     @property
     def has_messages(self) -> bool:

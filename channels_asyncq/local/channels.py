@@ -94,8 +94,7 @@ class Channels:
     def discard(self, buffer: ChannelBuffer) -> None:
         """Close a channel whose only reader has gone; what still waits in it is counted as dropped."""
         buffer.is_kept = False
-        if count := buffer.clear():
-            self._counters.dropped["closed"] += count
+        self._counters.drop_all("closed", buffer.channel, buffer.clear())
         self.close(buffer.channel)
 
     def has(self, buffer: ChannelBuffer) -> bool:
@@ -155,7 +154,7 @@ class Channels:
             yield False
 
     def _flush(self, buffer: ChannelBuffer) -> None:
-        self._counters.dropped["flushed"] += buffer.clear()
+        self._counters.drop_all("flushed", buffer.channel, buffer.clear())
         self._groups.drop_stale_topics(buffer)
         if buffer.closed is not None:
             del self.buffers[buffer.channel]

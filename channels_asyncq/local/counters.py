@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from typing import NamedTuple
 
+from ..clock import monotonic
 from ..messages.envelopes import Envelope
+
+#: The drops that are remembered, of all channels of an event loop together.
+MOST_DROPS = 256
+# A payload up to this many bytes is kept with its drop, so that the type of the message can be told.
+_SMALL = 1024
+
+
+class Drop(NamedTuple):
+    """
+    A message that a channel dropped, or several of which only the number is known.
+
+    `at` is a time of `monotonic()`. `payload` is empty for a large message. Without a message, `target` is empty,
+    and `size` is 0.
+    """
+
+    at: float
+    channel: str
+    reason: str
+    messages: int = 1
+    target: str = ""
+    session_id: bytes = b""
+    seq: int = 0
+    size: int = 0
+    payload: bytes = b""
 
 
 class Counters:
@@ -22,16 +48,30 @@ class Counters:
     dead_owner          | `session.groups`, `session.requests`
     server_forgot       | `session.notices`
 
+    The last drops of channels are remembered in `drops`.
+
     Where `max_buffered_bytes` is set, it also counts the bytes of the payloads that wait. A payload counts once,
     however many buffers hold it.
     """
 
-    __slots__ = ("delivered", "dropped", "external", "held_bytes", "limited", "most_bytes", "told", "woken")
+    __slots__ = (
+        "delivered",
+        "dropped",
+        "drops",
+        "external",
+        "held_bytes",
+        "limited",
+        "most_bytes",
+        "told",
+        "woken",
+    )
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self.delivered = 0
         self.external = 0
         self.dropped: Counter[str] = Counter()
+        #: The last `MOST_DROPS` drops, oldest first. None until there is one: a deque takes 760 bytes.
+        self.drops: deque[Drop] | None = None
         #: Channels that lost something, by reason, whether or not `on_loss` is set: `Statistics.told`.
         self.told: Counter[str] = Counter()
         #: What the clients of consumers and streams were not allowed, by limit: `Statistics.limited`.
@@ -41,6 +81,36 @@ class Counters:
         self.most_bytes = most_bytes
         #: How often an envelope or a loss notice woke a receiver.
         self.woken = 0
+
+    def drop(self, reason: str, channel: str, envelope: Envelope) -> None:
+        """Count a message that a channel drops, and remember it."""
+        payload = envelope.payload
+        size = len(payload)
+        self.dropped[reason] += 1
+        self._remember(
+            Drop(
+                monotonic(),
+                channel,
+                reason,
+                1,
+                envelope.target,
+                envelope.session_id,
+                envelope.seq,
+                size,
+                payload if size <= _SMALL else b"",
+            )
+        )
+
+    def drop_all(self, reason: str, channel: str, count: int) -> None:
+        """Count messages of a channel that are dropped together, and remember how many."""
+        if count:
+            self.dropped[reason] += count
+            self._remember(Drop(monotonic(), channel, reason, count))
+
+    def _remember(self, drop: Drop) -> None:
+        if self.drops is None:
+            self.drops = deque(maxlen=MOST_DROPS)
+        self.drops.append(drop)
 
     def hold(self, envelope: Envelope) -> None:
         """Count a buffer that now holds the envelope. Only where there is a limit."""

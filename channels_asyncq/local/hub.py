@@ -141,7 +141,7 @@ class Hub:
         buffer = channels.buffers.get(channel)
         if buffer is None:
             if channel in channels.closed_names:
-                self.counters.dropped["closed"] += 1
+                self.counters.drop("closed", channel, envelope)
                 return True
             buffer = channels.open(channel)
         if buffer.is_reported_full and flow.must_wait_for_channel(buffer):
@@ -180,7 +180,7 @@ class Hub:
     def _put(self, buffer: ChannelBuffer, envelope: Envelope) -> None:
         counters = self.counters
         if buffer.closed is not None:
-            counters.dropped["closed"] += 1
+            counters.drop("closed", buffer.channel, envelope)
             return
         if counters.most_bytes is not None and would_exceed_bytes(counters, buffer, envelope):
             left = -1

@@ -48,16 +48,17 @@ class Overflow:
 
     def put(self, buffer: ChannelBuffer, envelope: Envelope) -> bool:
         """Put an envelope into a full buffer, or drop it; return whether it is in the buffer now."""
-        self._counters.dropped["overflow"] += 1
         policy = self._options.overflow
         if policy == "close" and buffer.is_mended:
             policy = "drop_newest"
         if policy == "close":
+            self._counters.drop("overflow", buffer.channel, envelope)
             self._close(buffer)
             return False
         if not buffer.losses or "overflow" not in buffer.losses:
             self._log(buffer.channel)
         if policy == "drop_newest" or not buffer.has_messages:
+            self._counters.drop("overflow", buffer.channel, envelope)
             if buffer.ends_at(envelope):
                 self._close(buffer)
                 return False
@@ -65,8 +66,9 @@ class Overflow:
             return False
         dropped = [buffer.drop_oldest()]
         while would_exceed_bytes(self._counters, buffer, envelope):
-            self._counters.dropped["overflow"] += 1
             dropped.append(buffer.drop_oldest())
+        for each in dropped:
+            self._counters.drop("overflow", buffer.channel, each)
         if any(buffer.ends_at(each) for each in dropped):
             self._close(buffer)
             return False
@@ -81,7 +83,7 @@ class Overflow:
 
     def count(self, channel: str) -> None:
         """Count and log a message to a group that found a normal channel full."""
-        self._counters.dropped["overflow"] += 1
+        self._counters.drop_all("overflow", channel, 1)
         self._log(channel)
 
     def _log(self, channel: str) -> None:

@@ -15,6 +15,8 @@ NOTICE = 4
 EXTERNAL = 8
 # The header of a message that is too large for the log; only in logs.
 HEADER_ONLY = 16
+# Taken from a normal channel; never on the wire.
+FROM_QUEUE = 32
 
 
 class Envelope:

@@ -12,6 +12,7 @@ from ..names import check_channel_name, check_group_name
 from ..process.loops import LoopPhase, LoopState
 from .forks import running_relay
 from .histories import History
+from .logged import LoggedMessage
 from .registry import SessionRegistry
 from .surveys import Survey
 
@@ -78,6 +79,10 @@ class SessionCalls:
     async def normal_members(self, group: str) -> list[str]:
         session = await self._registry.session()
         return await session.normal_members(group)
+
+    async def logged_messages(self, target: str, limit: int) -> list[LoggedMessage]:
+        session = await self._registry.session()
+        return await session.logged.latest(target, limit)
 
 
 class Dispatcher:
@@ -151,6 +156,9 @@ class Dispatcher:
     async def normal_members(self, group: str) -> list[str]:
         return await self._run(self._calls.normal_members(group))
 
+    async def logged_messages(self, target: str, limit: int) -> list[LoggedMessage]:
+        return await self._run(self._calls.logged_messages(target, limit))
+
     async def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call on this loop if it gets a session, else on the relay's."""
         loop = asyncio.get_running_loop()
@@ -202,12 +210,12 @@ class PreparedSend:
 
     def __init__(self, dispatcher: Dispatcher, channel: str, payload: bytes) -> None:
         self._dispatcher = dispatcher
-        self._channel = channel
-        self._payload = payload
+        self.target = channel
+        self.payload = payload
 
     def send(self) -> None:
         """Send the message; block until it is in the queue, or the server has accepted it."""
-        self._dispatcher.send_from_thread(self._channel, self._payload)
+        self._dispatcher.send_from_thread(self.target, self.payload)
 
 
 class PreparedGroupSend:
@@ -215,10 +223,10 @@ class PreparedGroupSend:
 
     def __init__(self, dispatcher: Dispatcher, group: str, payload: bytes, excluded: tuple[str, ...]) -> None:
         self._dispatcher = dispatcher
-        self._group = group
-        self._payload = payload
+        self.target = group
+        self.payload = payload
         self._excluded = excluded
 
     def send(self) -> None:
         """Send the message; block until the server has accepted it."""
-        self._dispatcher.group_send_from_thread(self._group, self._payload, self._excluded)
+        self._dispatcher.group_send_from_thread(self.target, self.payload, self._excluded)

@@ -11,7 +11,7 @@ from ..bus.base import WorkQueues
 from ..exceptions import ChannelClosed
 from ..local.buffers import ChannelBuffer
 from ..local.counters import Counters
-from ..messages.envelopes import Envelope
+from ..messages.envelopes import FROM_QUEUE, Envelope
 from .drops import DropLog
 
 # The buffer holds the one message that is claimed from the server and not yet handed on.
@@ -178,7 +178,13 @@ class QueueReader:
             self._give_back()
         else:
             # The bus has just checked the expiry; a claimed message does not expire on its way to the receiver.
-            kept = Envelope(envelope.payload, envelope.target, expires_at=math.inf)
+            kept = Envelope(
+                envelope.payload,
+                envelope.target,
+                flags=FROM_QUEUE,
+                excluded=envelope.excluded,
+                expires_at=math.inf,
+            )
             kept.message = envelope.message
             self.buffer.put_nowait(kept)
 

@@ -28,6 +28,7 @@ from .histories import GroupHistories
 from .holding import Holding
 from .lifetime import Lifetime
 from .lingering import LingeringTopics
+from .logged import LoggedMessages
 from .memberships import Memberships
 from .notices import Notices
 from .owners import Siblings, check_closable
@@ -98,12 +99,13 @@ class Session:
             lingering,
         )
         self.histories = GroupHistories(options, bus, routes, decoder)
+        self.logged = LoggedMessages(bus.log, topics, codec)
         self.resumer = Resumer(options, hub, slices, lifetime, bus, routes, groups, lingering)
         flush = LocalFlush(hub, readers, groups, memberships, siblings, chores, bus.log)
         self._notices = notices = Notices(options, topics, inbox.name, codec, hub, routes, readers)
         self.views = views = Views(options, topics, hub, bus, readers, drops, self.resumer.counts)
         self.surveys = surveys = Surveys(session_id, topics, codec, bus)
-        pieces = Pieces(options, session_id, topics, hub, bus, readers, drops, views)
+        pieces = Pieces(options, session_id, topics, codec, hub, bus, readers, drops, views)
         control = Control(
             loop, names, topics, codec, decoder, bus.pubsub, drops, requests, groups, flush, surveys, pieces
         )

@@ -139,6 +139,11 @@ class Broker:
         with self._lock:
             return self._logs.added_since(time)
 
+    def logged(self, topic: Topic) -> list[Envelope]:
+        """Return the messages of a topic in its log, as copies."""
+        with self._lock:
+            return self._logs.of(topic)
+
     # Histories
 
     def keep_histories(self, options: Options) -> None:

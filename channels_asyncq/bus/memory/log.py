@@ -76,6 +76,9 @@ class MemoryLog:
             for topic, count in self._broker.logged_since(monotonic() - RATE_SECONDS).items()
         }
 
+    async def latest(self, topic: Topic, target: str, limit: int) -> list[Envelope]:
+        return [each for each in self._broker.logged(topic) if each.target == target][-limit:]
+
     def forget(self) -> None:
         """Do nothing: the flush has dropped the logs, which the broker has."""
 

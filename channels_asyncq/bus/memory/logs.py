@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ...clock import monotonic, time_ns
 from ...messages.envelopes import HEADER_ONLY, Envelope
@@ -108,6 +108,11 @@ class Logs:
             counts.update(log.topics_since(time))
         return counts
 
+    def of(self, topic: Topic) -> list[Envelope]:
+        """Return copies of all messages of a topic."""
+        log = self._partitions.get(topic.partition)
+        return [] if log is None else [envelope.copy() for envelope in log.of(topic.name)]
+
     def epoch_at(self, position: int) -> str:
         """Return the epoch of a message; empty for a message of an earlier one."""
         return self.epoch if position > self._begin else ""
@@ -173,6 +178,10 @@ class PartitionLog:
         """Drop the messages that were added before a time."""
         while self._order and self._order[0][0] < time:
             self._drop_first()
+
+    def of(self, topic: bytes) -> Collection[Envelope]:
+        """Return the messages of a topic."""
+        return self._topics.get(topic, ())
 
     def topics_since(self, time: float) -> Iterator[bytes]:
         """Yield the topic of each message that was added since then."""

@@ -8,19 +8,24 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ...clock import monotonic
 from ...exceptions import LayerUnavailable
-from ...messages.envelopes import Envelope
+from ...messages.envelopes import HEADER_ONLY, Envelope
 from ...messages.positions import Place
+from ...messages.sealing import ANY_AGE
 from ...names import Topic
+from ...slices import Slice
 from ...tasks import all_of
 from ..base import RATE_SECONDS, ReplayCounts
 from .node import Node
 from .partition import Partition
+from .sequences import parse_position
 from .shared import Shared
 
 # Seconds until partitions of a cluster are asked for again that were not where they were asked for.
 _PAUSE = 0.05
 # The entries of a log that are counted for the messages per second: a server copies them for that.
 _MOST_COUNTED = 1000
+# Entries of a page, where the latest of a topic are looked for.
+_LATEST = 500
 
 
 class RedisLog:
@@ -31,6 +36,8 @@ class RedisLog:
         self._recovery = shared.options.recovery
         self._topics = shared.topics
         self._log_rates = shared.scripts.log_rates
+        self._opener = shared.opener
+        self._formats = shared.formats
         self._partitions = partitions
         self._counts = shared.replay_counts
 
@@ -86,6 +93,46 @@ class RedisLog:
             for topic, count in zip(counts[::2], counts[1::2], strict=True)
             if self._topics.is_group(partition.number, topic)
         }
+
+    async def latest(self, topic: Topic, target: str, limit: int) -> list[Envelope]:
+        """Return the last messages, as `Log` says: a command for each page of the log. Raises as a send does."""
+        if self._recovery is None:
+            return []
+        partition = self._partitions[topic.partition]
+        # By sender and number, the newest first. What was sent again is found again, further back.
+        found: dict[tuple[bytes, int], Envelope] = {}
+        highest = b"+"
+        turn = Slice()
+        while True:
+            key = self._topics.log(partition.number)
+            command = (b"XREVRANGE", key, highest, b"-", b"COUNT", _LATEST)
+            page = await partition.sender.commands.call(*command, is_repeatable=True)
+            for name, fields in page:
+                if fields[0] == b"t" and fields[1] == topic.name:
+                    for envelope in reversed(self._opened(topic.name, parse_position(name), *fields[2:])):
+                        if envelope.target == target or not envelope.target:
+                            found[envelope.session_id, envelope.seq] = envelope
+                await turn.rest()
+            if len(page) < _LATEST or len(found) > limit:
+                return list(found.values())[:limit][::-1]
+            highest = b"(" + page[-1][0]
+
+    def _opened(self, topic: bytes, position: int, kind: bytes, data: bytes) -> list[Envelope]:
+        """Return the messages of an entry. One without a body has only its header."""
+        opener = self._opener
+        try:
+            if kind == b"e":
+                return opener.open_entry(topic, data, position)
+            envelopes = opener.unpack_headers(topic, data, max_age=ANY_AGE)
+        except ValueError:
+            try:
+                header = self._formats.header_of(data)
+            except ValueError:
+                return []
+            envelopes = [Envelope(b"", "", header.session_id, header.first, HEADER_ONLY)]
+        for envelope in envelopes:
+            envelope.position = position
+        return envelopes
 
     # Channels that come back
 

@@ -13,5 +13,8 @@ from .channels import Channels
 from .drain import Drain
 from .groups import Groups
 from .status import Status
+from .trace import Trace
 
-COMMANDS: Mapping[str, type[Subcommand]] = {each.name: each for each in (Status, Groups, Channels, Drain)}
+COMMANDS: Mapping[str, type[Subcommand]] = {
+    each.name: each for each in (Status, Groups, Channels, Trace, Drain)
+}

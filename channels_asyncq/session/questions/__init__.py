@@ -13,6 +13,7 @@ from .channels import channels
 from .groups import group, groups
 from .pieces import Pieces
 from .status import status
+from .trace import trace
 
 #: Answers a question: a dict of plain values (str, int, float, bool, None, and lists and dicts of them). It takes
 #: turns with the loop (`slices.Slice`) where it walks through all channels or groups, and has at most
@@ -24,4 +25,5 @@ QUESTIONS: Mapping[str, Question] = {
     "group": group,
     "groups": groups,
     "status": status,
+    "trace": trace,
 }

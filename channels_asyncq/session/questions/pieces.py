@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ...bus.base import Bus
 from ...clock import monotonic
 from ...local.hub import Hub
+from ...messages.codecs import Codec
 from ...names import Topics
 from ...settings.options import Options
 from ..drops import DropLog
@@ -21,6 +22,7 @@ class Pieces:
     options: Options
     session_id: str
     topics: Topics
+    codec: Codec
     hub: Hub
     bus: Bus
     readers: QueueReaders
