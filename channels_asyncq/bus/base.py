@@ -83,13 +83,16 @@ class Link:
     The state of the connections to one host.
 
     `state` is "connected", "connecting" or "closed"; `reason` tells why it is not connected. `Node.link()`
-    makes it of the two connections to a server, and `reconnects` counts both.
+    makes it of the two connections to a server, and `reconnects` counts both. `fault` tells why some sends fail
+    now, or why nothing is known yet of a host that was never connected. It is empty otherwise: also for
+    connections that are lost for a moment, while sends wait for them.
     """
 
     address: str
     state: str
     reconnects: int = 0
     reason: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -337,10 +337,18 @@ class Node:
         if self.is_closed:
             return Link(self.address, "closed")
         if self.is_up:
-            return Link(self.address, "connected", reconnects)
+            return Link(self.address, "connected", reconnects, fault=self._fault())
         if self.commands.is_resting and self.pushes.is_resting:
             return Link(self.address, "closed", reconnects, self.commands.reason)
-        return Link(self.address, "connecting", reconnects, self.commands.reason or self.pushes.reason)
+        reason = self.commands.reason or self.pushes.reason
+        return Link(self.address, "connecting", reconnects, reason, self._fault())
+
+    def _fault(self) -> str:
+        """Return why sends to this node fail now; empty if they do not, as far as is known."""
+        if fault := self.commands.fault or self.pushes.fault or self._watch.fault:
+            return fault
+        # From any thread: a copy, as partitions may move meanwhile.
+        return next((each.sender.fault for each in list(self.partitions.values()) if each.sender.fault), "")
 
     async def _check(self) -> None:
         """Return when a fence was published and has arrived."""
@@ -360,7 +368,8 @@ class Node:
         reason = ""
         try:
             async with asyncio.timeout(timeout) as deadline:
-                await self.pushes.up()
+                await self.commands.up_at_once()
+                await self.pushes.up_at_once()
                 began = monotonic()
                 await self._check()
                 await self._write()
@@ -368,7 +377,7 @@ class Node:
         except LayerUnavailable as exc:
             reason = exc.reason
             if reason.startswith(UNWRITABLE):
-                reason = f"{reason.removesuffix('.')}. {self._watch.consequence}"
+                reason = self._watch.explain(reason)
         except (ChannelLayerError, ImproperlyConfigured) as exc:
             reason = str(exc)
         except TimeoutError:

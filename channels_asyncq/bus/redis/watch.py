@@ -94,6 +94,15 @@ class Watch:
 
     # Refusals
 
+    def explain(self, refusal: str) -> str:
+        """Return the words with which the server refuses to write, and the consequence."""
+        return f"{refusal.removesuffix('.')}. {self.consequence}"
+
+    @property
+    def fault(self) -> str:
+        """Why the server refuses to write, and what fails; empty if it writes."""
+        return self.explain(self._refusal) if self._refusal else ""
+
     @property
     def refusals(self) -> bytes | None:
         """How often the server had refused to write by the last fence, in digits; None before the first fence."""
@@ -123,10 +132,9 @@ class Watch:
                 CONNECTION,
                 logging.WARNING,
                 "connection.unwritable",
-                "%s refuses to write: %s. %s",
+                "%s refuses to write: %s",
                 self._address,
-                refusal.removesuffix("."),
-                self.consequence,
+                self.explain(refusal),
             )
         elif not refusal and refusals_before is not None and refusals != refusals_before:
             self._throttle.warn(
