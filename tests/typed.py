@@ -80,6 +80,7 @@ async def the_layer() -> None:
     health = await layer.health()
     assert_type(health, Health)
     assert_type(health.hosts, tuple[HostHealth, ...])
+    assert_type(await layer.faults(), dict[str, str])
     assert_type(layer.statistics(), Statistics)
     assert_type(layer.statistics().links, tuple[Link, ...])
     async for message in layer.listen("jobs"):

@@ -71,6 +71,9 @@ class SessionCalls:
         session = await self._registry.session()
         return await session.surveys.ask(question, timeout, arguments)
 
+    async def connect(self) -> None:
+        await self._registry.session()
+
 
 class Dispatcher:
     """
@@ -136,6 +139,13 @@ class Dispatcher:
 
     async def survey(self, question: str, timeout: float, arguments: Mapping[str, Any]) -> Survey:  # noqa: ASYNC109
         return await self._run(self._calls.survey(question, timeout, arguments))
+
+    async def connect(self, *, is_lasting: bool) -> None:
+        """Begin connecting: this loop if it is to last, else the relay. Never waits for a server."""
+        if is_lasting:
+            await self._calls.connect()
+        else:
+            await self._run(self._calls.connect())
 
     async def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call on this loop if it gets a session, else on the relay's."""

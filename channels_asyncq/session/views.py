@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from copy import copy
 
-from ..bus.base import Bus
+from ..bus.base import Bus, Link
 from ..clock import monotonic, time_ns
 from ..identity import identity
 from ..local.buffers import ChannelView
@@ -61,6 +61,10 @@ class Views:
             for group, members in found.items()
         }
 
+    def links(self) -> list[Link]:
+        """Return the state of the connections, an entry per host."""
+        return self._bus.connections.links()
+
     def statistics(self) -> Statistics:
         hub = self._hub
         queued = [
@@ -80,6 +84,6 @@ class Views:
             refused=dict(self._resumes.refused),
             limited=dict(hub.counters.limited),
             replay=copy(self._bus.log.counts),
-            links=tuple(self._bus.connections.links()),
+            links=tuple(self.links()),
             process=identity(),
         )
