@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .settings.config import Config, ExternalConfig, HistoryConfig, RecoveryConfig
     from .settings.keys import Overflow, SerializerFormat
     from .subscription import Replay, Subscription
+    from .tallies import Latency
 
 __all__ = [
     "Answer",
@@ -41,6 +42,7 @@ __all__ = [
     "History",
     "HistoryConfig",
     "HostHealth",
+    "Latency",
     "LayerClosed",
     "LayerUnavailable",
     "Link",
@@ -75,6 +77,7 @@ _HOMES = {
     "History": "session.histories",
     "HistoryConfig": "settings.config",
     "HostHealth": "bus.base",
+    "Latency": "tallies",
     "Link": "bus.base",
     "Missing": "session.surveys",
     "OpenChannel": "session.open_channel",

@@ -336,12 +336,14 @@ class Node:
         reconnects = self.commands.reconnects + self.pushes.reconnects
         if self.is_closed:
             return Link(self.address, "closed")
+        latency = self.checkpoint.latency.snapshot()
         if self.is_up:
-            return Link(self.address, "connected", reconnects, fault=self._fault())
+            lag = self.checkpoint.lag
+            return Link(self.address, "connected", reconnects, "", self._fault(), latency, lag)
         if self.commands.is_resting and self.pushes.is_resting:
-            return Link(self.address, "closed", reconnects, self.commands.reason)
+            return Link(self.address, "closed", reconnects, self.commands.reason, latency=latency)
         reason = self.commands.reason or self.pushes.reason
-        return Link(self.address, "connecting", reconnects, reason, self._fault())
+        return Link(self.address, "connecting", reconnects, reason, self._fault(), latency)
 
     def _fault(self) -> str:
         """Return why sends to this node fail now; empty if they do not, as far as is known."""

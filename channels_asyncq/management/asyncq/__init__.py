@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from .base import Subcommand
 from .drain import Drain
+from .metrics import Metrics
 from .status import Status
 
-COMMANDS: Mapping[str, type[Subcommand]] = {each.name: each for each in (Status, Drain)}
+COMMANDS: Mapping[str, type[Subcommand]] = {each.name: each for each in (Status, Metrics, Drain)}

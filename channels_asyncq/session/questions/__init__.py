@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from .metrics import metrics
 from .pieces import Pieces
 from .status import status
 
@@ -18,5 +19,6 @@ from .status import status
 Question = Callable[[Pieces, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 QUESTIONS: Mapping[str, Question] = {
+    "metrics": metrics,
     "status": status,
 }
