@@ -234,9 +234,9 @@ class Attempts:
             CONNECTION,
             "connection.failed",
             cause,
-            "cannot connect to %s: %s",
-            self._connector.address,
-            reason,
+            "cannot connect to %(address)s: %(reason)s",
+            address=self._connector.address,
+            reason=reason,
         )
 
     # The connections that were made

@@ -419,7 +419,8 @@ class SupervisedConnection:
 
 
 def _log_restored(name: str, address: str) -> None:
-    record(CONNECTION, logging.INFO, "connection.restored", "%s to %s are connected again", name, address)
+    text = "%(connection)s to %(address)s are connected again"
+    record(CONNECTION, logging.INFO, "connection.restored", text, connection=name, address=address)
 
 
 def _log_lost(outage: Outage, address: str, reason: str, *, is_idle: bool) -> None:
@@ -427,8 +428,8 @@ def _log_lost(outage: Outage, address: str, reason: str, *, is_idle: bool) -> No
         CONNECTION,
         "connection.lost",
         "idle" if is_idle else reason,
-        "lost a connection to %s: %s",
-        address,
-        reason,
+        "lost a connection to %(address)s: %(reason)s",
         level=logging.INFO if is_idle else logging.WARNING,
+        address=address,
+        reason=reason,
     )

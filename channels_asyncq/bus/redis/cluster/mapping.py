@@ -101,9 +101,9 @@ class SlotMapReader:
                 CONNECTION,
                 "cluster.unanswered",
                 f"{address[0]}:{address[1]}",
-                "%s:%d did not tell the nodes of the cluster: %s",
-                *address,
-                reason,
+                "%(address)s did not tell the nodes of the cluster: %(reason)s",
+                address=f"{address[0]}:{address[1]}",
+                reason=reason,
             )
             self.silent.pop(address, None)
             self.silent[address] = reason
