@@ -362,9 +362,9 @@ class SupervisedConnection:
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything has no reply yet, or waits in `up()`."""
+        """Whether anything has no reply yet, or waits for the connection."""
         wire = self.wire
-        return bool(self._waiters or (wire is not None and wire.pending))
+        return bool(self._waiters or self._askers or (wire is not None and wire.pending))
 
     @property
     def is_resting(self) -> bool:
