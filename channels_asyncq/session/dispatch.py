@@ -74,6 +74,14 @@ class SessionCalls:
     async def connect(self) -> None:
         await self._registry.session()
 
+    async def message_rates(self) -> dict[str, float]:
+        session = await self._registry.session()
+        return await session.message_rates()
+
+    async def normal_members(self, group: str) -> list[str]:
+        session = await self._registry.session()
+        return await session.normal_members(group)
+
 
 class Dispatcher:
     """
@@ -146,6 +154,12 @@ class Dispatcher:
             await self._calls.connect()
         else:
             await self._run(self._calls.connect())
+
+    async def message_rates(self) -> dict[str, float]:
+        return await self._run(self._calls.message_rates())
+
+    async def normal_members(self, group: str) -> list[str]:
+        return await self._run(self._calls.normal_members(group))
 
     async def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call on this loop if it gets a session, else on the relay's."""

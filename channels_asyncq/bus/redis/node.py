@@ -333,17 +333,27 @@ class Node:
 
     def link(self) -> Link:
         """Return the state of both connections as one."""
-        reconnects = self.commands.reconnects + self.pushes.reconnects
         if self.is_closed:
             return Link(self.address, "closed")
-        latency = self.checkpoint.latency.snapshot()
+        reason = ""
         if self.is_up:
-            lag = self.checkpoint.lag
-            return Link(self.address, "connected", reconnects, "", self._fault(), latency, lag)
-        if self.commands.is_resting and self.pushes.is_resting:
-            return Link(self.address, "closed", reconnects, self.commands.reason, latency=latency)
-        reason = self.commands.reason or self.pushes.reason
-        return Link(self.address, "connecting", reconnects, reason, self._fault(), latency)
+            state = "connected"
+        elif self.commands.is_resting and self.pushes.is_resting:
+            state, reason = "closed", self.commands.reason
+        else:
+            state, reason = "connecting", self.commands.reason or self.pushes.reason
+        both = self.commands, self.pushes
+        reconnected_at = max(each.reconnected_at for each in both) or None
+        return Link(
+            self.address,
+            state,
+            sum(each.reconnects for each in both),
+            reason,
+            reconnected_at,
+            fault="" if state == "closed" else self._fault(),
+            latency=self.checkpoint.latency.snapshot(),
+            lag=self.checkpoint.lag if state == "connected" else None,
+        )
 
     def _fault(self) -> str:
         """Return why sends to this node fail now; empty if they do not, as far as is known."""

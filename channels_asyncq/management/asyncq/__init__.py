@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .base import Subcommand
+from .channels import Channels
 from .drain import Drain
+from .groups import Groups
 from .metrics import Metrics
 from .status import Status
 
-COMMANDS: Mapping[str, type[Subcommand]] = {each.name: each for each in (Status, Metrics, Drain)}
+COMMANDS: Mapping[str, type[Subcommand]] = {
+    each.name: each for each in (Status, Groups, Channels, Metrics, Drain)
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ from channels_asyncq.session.surveys import Missing
 
 #: The longest line of a table.
 WIDTH = 80
-_GAP = "  "
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -55,7 +55,7 @@ class Output:
         else:
             self.line()
 
-    def table(self, head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    def table(self, head: Sequence[str], rows: Iterable[Sequence[object]], gap: str = "  ") -> list[str]:
         """
         Return the lines of a table. The first column is on the left, the others are on the right.
 
@@ -63,9 +63,9 @@ class Output:
         """
         cells = [[_text(cell) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-        widths[0] = max(8, min(widths[0], WIDTH - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)))
+        widths[0] = max(8, min(widths[0], WIDTH - sum(widths[1:]) - len(gap) * (len(widths) - 1)))
         lines = [
-            _GAP.join(
+            gap.join(
                 [shortened(first, widths[0]).ljust(widths[0]), *map(str.rjust, rest, widths[1:])]
             ).rstrip()
             for first, *rest in [list(head), *cells]
@@ -74,7 +74,11 @@ class Output:
 
     def missing(self, missing: Sequence[Missing]) -> list[str]:
         """Return a line for each process, or event loop of one, that has not answered."""
-        return [self.style.ERROR(f"missing: {_name_of(each)} ({each.reason})") for each in missing]
+        return [
+            self.style.ERROR(line)
+            for each in missing
+            for line in wrapped(f"missing: {_name_of(each)} ({each.reason})")
+        ]
 
 
 def _name_of(missing: Missing) -> str:
@@ -94,6 +98,13 @@ def shortened(text: str, width: int) -> str:
         return text
     end = (width - 2) // 2
     return f"{text[: width - 2 - end]}..{text[len(text) - end :]}"
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Return the lines of a text that may be long. All are indented, those behind the first a little more."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False
+    )
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from .channels import channels
+from .groups import group, groups
 from .metrics import metrics
 from .pieces import Pieces
 from .status import status
@@ -20,5 +22,8 @@ Question = Callable[[Pieces, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 QUESTIONS: Mapping[str, Question] = {
     "metrics": metrics,
+    "channels": channels,
+    "group": group,
+    "groups": groups,
     "status": status,
 }
