@@ -338,7 +338,7 @@ async def test_flood(flooded: Site, of: Flood, caplog: pytest.LogCaptureFixture)
     if not PAGE.is_file():
         return
     levels = {row[0].strip("`"): (row[1].strip("`"), row[2]) for row in table("code", "logger", "level")}
-    documented = {name for row in table("field", "of") for name in re.findall(r"`(\w+)`", row[0])}
+    documented = {name for row in table("attribute", "of") for name in re.findall(r"`(\w+)`", row[0])}
     for line in lines:
         assert levels[line.__dict__["code"]] == (line.name, line.levelname)
         assert fields_of(line) <= documented
