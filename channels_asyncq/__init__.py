@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .settings.config import Config, ExternalConfig, HistoryConfig, RecoveryConfig
     from .settings.keys import Overflow, SerializerFormat
     from .subscription import Replay, Subscription
+    from .tallies import Latency
 
 __all__ = [
     "Answer",
@@ -42,6 +43,7 @@ __all__ = [
     "History",
     "HistoryConfig",
     "HostHealth",
+    "Latency",
     "LayerClosed",
     "LayerUnavailable",
     "Link",
@@ -77,6 +79,7 @@ _HOMES = {
     "History": "session.histories",
     "HistoryConfig": "settings.config",
     "HostHealth": "bus.base",
+    "Latency": "tallies",
     "Link": "bus.base",
     "LoggedMessage": "session.logged",
     "Missing": "session.surveys",

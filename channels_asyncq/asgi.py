@@ -119,5 +119,5 @@ class Drained:
             self._listeners[loop] = OrderListener(self._layer, found, self.seconds)
         if is_first_request and (reason := signals.why_unheard()):
             level = logging.INFO if settings.DEBUG else logging.WARNING
-            text = "SIGTERM begins no drain here: %s. Run `manage.py asyncq drain` before it"
-            record(DRAIN, level, "drain.unheard", text, reason)
+            text = "SIGTERM begins no drain here: %(reason)s. Run `manage.py asyncq drain` before it"
+            record(DRAIN, level, "drain.unheard", text, reason=reason)

@@ -19,11 +19,19 @@ LONGEST = 640.0
 #: A fault that did not occur for this many seconds is a new fault.
 FORGOTTEN = 60.0
 _MOST_FAULTS = 64
+# The end of a text without and with lines that were left out.
+_REST = ("", " (and %(left_out)d more since the last such line)")
 
 
-def record(logger: logging.Logger, level: int, code: str, text: str, *arguments: object) -> None:
-    """Log one line. The event code is in `record.code` and at the end of the text."""
-    logger.log(level, text + " [%s]", *arguments, code, extra={"code": code})
+def record(logger: logging.Logger, level: int, code: str, text: str, **fields: object) -> None:
+    """
+    Log one line. The event code is in `record.code` and at the end of the text.
+
+    The text names its fields, as `%(address)s`. Each is an attribute of the record too, so a formatter for JSON
+    has them apart.
+    """
+    fields["code"] = code
+    logger.log(level, text + " [%(code)s]", fields, extra=fields)
 
 
 class Throttle:
@@ -35,7 +43,7 @@ class Throttle:
         self._last: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
-    def warn(self, logger: logging.Logger, code: str, text: str, *arguments: object) -> None:
+    def warn(self, logger: logging.Logger, code: str, text: str, **fields: object) -> None:
         now = monotonic()
         last = self._last.get(code)
         if last is not None and now - last < EVERY:
@@ -43,10 +51,7 @@ class Throttle:
             return
         self._last[code] = now
         left_out = self._left_out.pop(code, 0)
-        if left_out:
-            text += " (and %d more since the last such line)"
-            arguments = (*arguments, left_out)
-        record(logger, logging.WARNING, code, text, *arguments)
+        record(logger, logging.WARNING, code, text + _REST[left_out > 0], **fields, left_out=left_out)
 
 
 @dataclass(slots=True)
@@ -75,16 +80,13 @@ class Faults:
         code: str,
         cause: str,
         text: str,
-        *arguments: object,
+        *,
         level: int = logging.WARNING,
+        **fields: object,
     ) -> None:
         left_out = self._met(code, cause)
-        if left_out is None:
-            return
-        if left_out:
-            text += " (and %d more since the last such line)"
-            arguments = (*arguments, left_out)
-        record(logger, level, code, text, *arguments)
+        if left_out is not None:
+            record(logger, level, code, text + _REST[left_out > 0], **fields, left_out=left_out)
 
     def _met(self, code: str, cause: str) -> int | None:
         """Note a fault. Return how many lines were left out if a line is due now, else None."""

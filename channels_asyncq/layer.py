@@ -607,6 +607,26 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             raise ValueError(f"there is no question {question!r}, but {', '.join(sorted(QUESTIONS))}")
         return await self._dispatcher.survey(question, timeout, arguments)
 
+    async def faults(self, *, is_lasting: bool = False) -> dict[str, str]:
+        """
+        Return why sends of this process fail now, by the address of the host; empty if they do not.
+
+        Only what is known already counts: no server is asked. Of a process that has not used the layer nothing is
+        known, so the first call begins to connect, and does not wait. Until that is done, it is a fault.
+
+        Args:
+            is_lasting: the running loop is that of a server, and is to connect with a session of its own.
+
+        Raises:
+            LayerClosed: the layer is closed.
+        """
+        self._registry.look_for_ended()
+        if not any(not session.is_closed for session in list(self._registry.sessions.values())):
+            await self._dispatcher.connect(is_lasting=is_lasting)
+        sessions = list(self._registry.sessions.values())
+        links = [link for session in sessions for link in session.views.links()]
+        return {link.address: link.fault for link in links if link.fault}
+
     async def message_rates(self) -> dict[str, float]:
         """
         Return the messages per second of groups, over the last ten seconds: those of all processes.

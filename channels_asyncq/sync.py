@@ -146,5 +146,6 @@ def _try(post: Callable[[], None], target: str) -> None:
     try:
         post()
     except Exception as exc:
-        text = "a message to %s was not sent after the commit: %s: %s"
-        record(LOSS, logging.ERROR, "commit.unsent", text, target, type(exc).__name__, exc)
+        text = "a message to %(target)s was not sent after the commit: %(reason)s"
+        reason = f"{type(exc).__name__}: {exc}"
+        record(LOSS, logging.ERROR, "commit.unsent", text, target=target, reason=reason)

@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from channels_asyncq import AsyncQueueChannelLayer
 from tests import contract
 from tests.clusters import Cluster
-from tests.contract import MakeLayer, eventually, every, members_of, note, receive, receive_many
+from tests.contract import DEADLINE, MakeLayer, eventually, every, members_of, note, receive, receive_many
 from tests.sessions import bus_of, shorten_send_timeout
 
 
@@ -60,6 +60,14 @@ async def test_without_any_node(make_layer: MakeLayer) -> None:
         with pytest.raises(ConnectionError, match="Nobody listens there"):
             await layer.group_send("room", note(1))
     assert layer.statistics().connected is False
+
+
+async def test_where_nobody_listens(make_layer: MakeLayer) -> None:
+    """Nodes that refuse are known when each was asked once: the check does not wait for its time."""
+    layer = await make_layer(hosts=["redis+cluster://127.0.0.1:1,127.0.0.1:2"], send_timeout=300.0)
+    async with asyncio.timeout(DEADLINE):
+        [host] = (await layer.health()).hosts
+    assert "Nobody listens there" in host.reason
 
 
 async def test_while_a_slot_is_open(make_layer: MakeLayer, redis_cluster: Cluster) -> None:

@@ -403,6 +403,8 @@ def test_statistics_are_documented() -> None:
     assert set(figures) == {field.name for field in dataclasses.fields(Statistics)} | {
         "reconnects",
         "connected",
+        "latency",
+        "lag",
     }
     assert {field.name for field in dataclasses.fields(Link)} <= set(code_in(figures["links"]))
     counted = {

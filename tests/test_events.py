@@ -32,30 +32,32 @@ def test_the_loggers() -> None:
 
 
 def test_record(caplog: pytest.LogCaptureFixture) -> None:
-    """A line has its level, its event code in the record and at its end, and its arguments apart."""
+    """A line has its level, its event code in the record and at its end, and each of its fields apart."""
     with caplog.at_level(logging.DEBUG):
-        record(CONNECTION, logging.INFO, "connection.restored", "%s is %d%% back", "redis", 100)
+        text = "%(address)s is %(share)d%% back"
+        record(CONNECTION, logging.INFO, "connection.restored", text, address="redis", share=100)
     [line] = caplog.records
     assert line.levelno == logging.INFO
     assert line.getMessage() == "redis is 100% back [connection.restored]"
     assert code_of(line) == "connection.restored"
     assert line.name == "channels_asyncq.connection"
-    assert line.args == ("redis", 100, "connection.restored")
+    assert (line.__dict__["address"], line.__dict__["share"]) == ("redis", 100)
+    assert line.msg == "%(address)s is %(share)d%% back [%(code)s]"
 
 
 def test_one_line_in_ten_seconds(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Of a flood the first line is written; after ten seconds the next one says how many were left out."""
     throttle = Throttle()
     for number in range(1000):
-        throttle.warn(LOSS, "loss.overflow", "message %d", number)
+        throttle.warn(LOSS, "loss.overflow", "message %(number)d", number=number)
     assert [line.getMessage() for line in caplog.records] == ["message 0 [loss.overflow]"]
     clock.turn(EVERY)
-    throttle.warn(LOSS, "loss.overflow", "message %d", 1000)
+    throttle.warn(LOSS, "loss.overflow", "message %(number)d", number=1000)
     assert caplog.records[1].getMessage() == (
         "message 1000 (and 999 more since the last such line) [loss.overflow]"
     )
     clock.turn(EVERY)
-    throttle.warn(LOSS, "loss.overflow", "message %d", 1001)
+    throttle.warn(LOSS, "loss.overflow", "message %(number)d", number=1001)
     assert caplog.records[2].getMessage() == "message 1001 [loss.overflow]"
     assert {line.levelno for line in caplog.records} == {logging.WARNING}
     assert {code_of(line) for line in caplog.records} == {"loss.overflow"}
@@ -93,7 +95,9 @@ def test_fault_that_lasts(clock: Clock, caplog: pytest.LogCaptureFixture) -> Non
     faults = Faults()
     said: list[int] = []
     for second in range(3601):
-        faults.warn(CONNECTION, "connection.failed", "refused", "cannot connect: %s", "refused")
+        faults.warn(
+            CONNECTION, "connection.failed", "refused", "cannot connect: %(reason)s", reason="refused"
+        )
         if len(caplog.records) > len(said):
             said.append(second)
         clock.turn(1)

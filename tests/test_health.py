@@ -147,6 +147,35 @@ async def test_after_the_outage_was_noticed(make_layer: MakeLayer, server: RespS
     await recovered(layer)
 
 
+async def test_refused_connection(make_layer: MakeLayer, server: RespServer) -> None:
+    """A host where nobody listens is known at the first attempt: the check does not wait for its time."""
+    await server.stop()
+    layer = await make_layer(send_timeout=4 * DEADLINE)
+    async with asyncio.timeout(DEADLINE):
+        for _ in range(2):
+            [host] = (await layer.health()).hosts
+            assert not host.ok and host.state == "connecting"
+            assert "Nobody listens there" in host.reason
+    await server.start()
+    await recovered(layer)
+
+
+async def test_refused_after_a_loss(make_layer: MakeLayer, server: RespServer) -> None:
+    """Nor does it once a connection was there; and sends that wait for the host go on when it is back."""
+    layer = await make_layer(send_timeout=4 * DEADLINE)
+    assert (await health_of(layer, DEADLINE)).ok
+    await server.stop()
+    await eventually(lambda: not layer.statistics().connected, "the loss")
+    sending = asyncio.create_task(layer.group_send("room", {"type": "test"}))
+    async with asyncio.timeout(DEADLINE):
+        while "Nobody listens there" not in (await layer.health()).hosts[0].reason:
+            pass
+    assert not sending.done()
+    await server.start()
+    await sending
+    await recovered(layer)
+
+
 async def test_hosts_are_looked_at_one_by_one(
     server: RespServer, own_redis_server: EmbeddedServer, prefix: str
 ) -> None:

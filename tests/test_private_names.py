@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 import hiredis
 import pytest
 from asgiref.sync import ThreadSensitiveContext
+from django.http import HttpResponse
+from django.test import RequestFactory
+from django.utils.log import log_response
 from redis.asyncio.connection import Connection
 
 import channels_asyncq
@@ -120,6 +123,13 @@ TABLE = [
         {"http.request_thread"},
         "whether the thread belongs to somebody else, who goes on using it; before 3.13 it never does",
         "test_executor_of_a_thread_sensitive_context",
+    ),
+    Private(
+        "django.http.HttpResponse",
+        "_has_been_logged",
+        {"probes"},
+        "keeps Django from logging an error for each answer 503 of the page `ready/`",
+        "test_response_that_is_not_logged",
     ),
 ]
 
@@ -331,6 +341,16 @@ def test_executor_of_a_thread_sensitive_context() -> None:
     if "executor" in inspect.signature(ThreadSensitiveContext).parameters:
         with ThreadPoolExecutor(1) as executor:
             assert ThreadSensitiveContext(executor=executor)._executor is executor
+
+
+def test_response_that_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Django logs an answer 503 as an error, and leaves out one that says it was logged."""
+    request = RequestFactory().get("/")
+    for has_been_logged in (False, True):
+        response: Any = HttpResponse(status=503)
+        response._has_been_logged = has_been_logged
+        log_response("%s", "answered", response=response, request=request)
+    assert [line.levelname for line in caplog.records] == ["ERROR"]
 
 
 def test_a_private_type_is_for_type_checkers(modules: list[Module]) -> None:

@@ -20,6 +20,7 @@ from channels_asyncq import (
     ExternalConfig,
     Health,
     HostHealth,
+    Latency,
     Link,
     OpenChannel,
     Overflow,
@@ -96,8 +97,11 @@ async def the_layer() -> None:
     health = await layer.health()
     assert_type(health, Health)
     assert_type(health.hosts, tuple[HostHealth, ...])
+    assert_type(await layer.faults(), dict[str, str])
     assert_type(layer.statistics(), Statistics)
     assert_type(layer.statistics().links, tuple[Link, ...])
+    assert_type(layer.statistics().latency, Latency)
+    assert_type(layer.statistics().lag, float | None)
     async for message in layer.listen("jobs"):
         assert_type(message, dict[str, Any])
     sync.group_send("room", MESSAGE, layer, exclude=["a"], on_commit=True)

@@ -147,9 +147,11 @@ class Guard:
                 await self._join()
             is_there = await database_sync_to_async(holds)(self._claim)
         except Exception as error:
-            text = "a session could not be looked at, and its connection stays until the next time: %s: %s"
+            text = (
+                "a session could not be looked at, and its connection stays until the next time: %(reason)s"
+            )
             name = type(error).__name__
-            _faults.warn(CONNECTION, "session.unknown", name, text, name, error)
+            _faults.warn(CONNECTION, "session.unknown", name, text, reason=f"{name}: {error}")
             is_there = True
         if is_there:
             self._checking = None

@@ -83,8 +83,10 @@ async def _atry(group: str, close: Close) -> None:
 
 
 def _note(error: Exception) -> None:
-    text = "a session has ended, and its connections were not told; they find out by their next look: %s: %s"
-    record(LOSS, logging.ERROR, "session.untold", text, type(error).__name__, error)
+    text = (
+        "a session has ended, and its connections were not told; they find out by their next look: %(reason)s"
+    )
+    record(LOSS, logging.ERROR, "session.untold", text, reason=f"{type(error).__name__}: {error}")
 
 
 def _layers() -> Iterator[AsyncQueueChannelLayer]:

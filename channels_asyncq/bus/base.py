@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from channels.exceptions import ChannelFull
@@ -16,6 +16,7 @@ from channels.exceptions import ChannelFull
 from ..messages.envelopes import Envelope
 from ..messages.positions import Place
 from ..names import Topic
+from ..tallies import NO_LATENCY, Latency, Tally
 
 # A sender that waits for a place in a normal channel leaves the line if it does not ask again for this long (s).
 WAITS_SECONDS = 1.0
@@ -89,6 +90,14 @@ class Link:
     `state` is "connected", "connecting" or "closed"; `reason` tells why it is not connected. `Node.link()`
     makes it of the two connections to a server, and `reconnects` counts both. `reconnected_at` is the last time
     at which one was made again, in seconds since 1970; None if that was never needed.
+
+    `fault` tells why some sends fail
+    now, or why nothing is known yet of a host that was never connected. It is empty otherwise: also for
+    connections that are lost for a moment, while sends wait for them.
+
+    `latency` has the round trips of the checkpoints, which are sent every five seconds as sends are: behind
+    everything that was sent before. `lag` is how long the last one took to arrive here behind the messages that
+    were published before it, or how long the present one is under way if that is longer; None without one.
     """
 
     address: str
@@ -96,6 +105,9 @@ class Link:
     reconnects: int = 0
     reason: str = ""
     reconnected_at: float | None = None
+    fault: str = ""
+    latency: Latency = NO_LATENCY
+    lag: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,15 @@ class Health:
     def ok(self) -> bool:
         """Whether all hosts are `ok`."""
         return all(host.ok for host in self.hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The messages that a session has sent by its bus: to groups, other sessions, and normal channels."""
+
+    group: Tally = field(default_factory=Tally)
+    channel: Tally = field(default_factory=Tally)
+    normal: Tally = field(default_factory=Tally)
 
 
 class ChannelRoute(Protocol):
@@ -502,6 +523,9 @@ class Bus(Protocol):
 
     @property
     def connections(self) -> Connections: ...
+
+    @property
+    def sent(self) -> Sent: ...
 
     @property
     def register(self) -> Register: ...

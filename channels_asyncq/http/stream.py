@@ -214,13 +214,13 @@ class Stream:
 
     def _note(self, error: Exception) -> None:
         cause = f"{self._renderer} {type(error).__name__}"
-        text = "an event stream of %s has ended by an error, and its client comes back to where it was: %s"
+        text = "an event stream of %(stream)s has ended by an error; its client comes back to where it was: "
         _faults.warn(
             LOSS,
             "stream.failed",
             cause,
-            text,
-            ", ".join(self._wishes.groups),
-            "".join(traceback.format_exception(error)),
+            text + "%(reason)s",
             level=logging.ERROR,
+            stream=", ".join(self._wishes.groups),
+            reason="".join(traceback.format_exception(error)),
         )

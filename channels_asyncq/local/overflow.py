@@ -95,9 +95,9 @@ class Overflow:
         self._throttle.warn(
             LOSS,
             "loss.overflow",
-            "channel %s is full by %s, and its reader is too slow: messages are dropped (overflow=%r); raise "
-            "that setting, or read faster",
-            channel,
-            limit,
-            options.overflow,
+            "channel %(channel)s is full by %(limit)s, and its reader is too slow: messages are dropped "
+            "(overflow=%(overflow)r); raise that setting, or read faster",
+            channel=channel,
+            limit=limit,
+            overflow=options.overflow,
         )

@@ -72,6 +72,9 @@ class SessionCalls:
         session = await self._registry.session()
         return await session.surveys.ask(question, timeout, arguments)
 
+    async def connect(self) -> None:
+        await self._registry.session()
+
     async def message_rates(self) -> dict[str, float]:
         session = await self._registry.session()
         return await session.message_rates()
@@ -149,6 +152,13 @@ class Dispatcher:
 
     async def survey(self, question: str, timeout: float, arguments: Mapping[str, Any]) -> Survey:  # noqa: ASYNC109
         return await self._run(self._calls.survey(question, timeout, arguments))
+
+    async def connect(self, *, is_lasting: bool) -> None:
+        """Begin connecting: this loop if it is to last, else the relay. Never waits for a server."""
+        if is_lasting:
+            await self._calls.connect()
+        else:
+            await self._run(self._calls.connect())
 
     async def message_rates(self) -> dict[str, float]:
         return await self._run(self._calls.message_rates())

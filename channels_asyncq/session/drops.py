@@ -26,7 +26,8 @@ class DropLog:
     def unreadable(self, topic: bytes, reason: str) -> None:
         """Note bytes on a topic that are no message."""
         self._counters.dropped["unreadable"] += 1
-        self._throttle.warn(WIRE, "wire.unreadable", "dropped what arrived on %s: %s", topic.decode(), reason)
+        text = "dropped what arrived on %(topic)s: %(reason)s"
+        self._throttle.warn(WIRE, "wire.unreadable", text, topic=topic.decode(), reason=reason)
 
     def unhandled(self, message: ExternalMessage, reader: str) -> None:
         """Note a message from outside for which its consumer has no handler."""
@@ -34,10 +35,10 @@ class DropLog:
         self._throttle.warn(
             WIRE,
             "wire.unhandled",
-            "%s has no handler for a message from outside of type %r; it is dropped: list the types that other "
-            "programs may send in CONFIG's `external`",
-            reader,
-            message["type"],
+            "%(consumer)s has no handler for a message from outside of type %(type)r; it is dropped: list the "
+            "types that other programs may send in CONFIG's `external`",
+            consumer=reader,
+            type=message["type"],
         )
 
     def limited(self, limit: str, reader: str, outcome: str | None) -> None:
@@ -47,10 +48,11 @@ class DropLog:
             self._throttle.warn(
                 WIRE,
                 "client.limited",
-                "a client of %s exceeds %s: %s. Raise the limit if the client means no harm",
-                reader,
-                limit,
-                outcome,
+                "a client of %(consumer)s exceeds %(limit)s: %(reason)s. Raise the limit if the client means "
+                "no harm",
+                consumer=reader,
+                limit=limit,
+                reason=outcome,
             )
 
     def overrun(self) -> None:

@@ -91,10 +91,11 @@ class Notices:
                 LOSS,
                 logging.WARNING,
                 code,
-                "%d channels may have missed messages while the connection was lost: %s (%d groups)",
-                channels,
-                explanation,
-                groups,
+                "%(channels)d channels may have missed messages while the connection was lost: %(reason)s "
+                "(%(groups)d groups)",
+                channels=channels,
+                reason=explanation,
+                groups=groups,
             )
 
     def count_forgotten_queues(self, partitions: Collection[int]) -> int:

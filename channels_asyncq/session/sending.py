@@ -53,8 +53,14 @@ class MessageSender:
         self._mailbox = mailbox
         self._routes = routes
         self._sweeper = sweeper
+        self._to_own = 0
         #: The senders that wait for a place in a normal channel.
         self.waiting = SenderLines(queues, routes, lifetime)
+
+    @property
+    def local(self) -> int:
+        """How many messages were for channels of this session: its own, and those of other loops here."""
+        return self._to_own + self._mailbox.taken
 
     def send(self, channel: str, payload: bytes) -> Awaitable[object] | None:
         """Send to a channel; return an awaitable, or None if it is done."""
@@ -62,6 +68,7 @@ class MessageSender:
             raise LayerClosed(channel)
         if self._names.is_own(channel):
             self._hub.put_own(channel, local_envelope(payload, channel, self._options.expiry))
+            self._to_own += 1
             if self._sweeper.timer is None:
                 self._sweeper.start()
             return None
@@ -127,3 +134,4 @@ class MessageSender:
         except TimeoutError:
             raise StillFull(f"channel {channel!r} had no place for {timeout} s") from None
         self._hub.note_put(buffer)
+        self._to_own += 1

@@ -103,7 +103,7 @@ class Session:
         self.resumer = Resumer(options, hub, slices, lifetime, bus, routes, groups, lingering)
         flush = LocalFlush(hub, readers, groups, memberships, siblings, chores, bus.log)
         self._notices = notices = Notices(options, topics, inbox.name, codec, hub, routes, readers)
-        self.views = views = Views(options, topics, hub, bus, readers, drops, self.resumer.counts)
+        self.views = views = Views(options, topics, hub, bus, readers, drops, self.resumer.counts, sending)
         self.surveys = surveys = Surveys(session_id, topics, codec, bus)
         pieces = Pieces(options, session_id, topics, codec, hub, bus, readers, drops, views)
         control = Control(

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..bus.base import Link, ReplayCounts
+from ..tallies import NO_LATENCY, Latency
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,9 @@ class Statistics:
     the channels that came back with a position, and `refused` those that did not get what they had missed, by
     reason. `limited` counts what clients were not allowed, by the name of the limit: "rate", "max_frame",
     "idle_timeout", "max_groups", "resume_rate". `replay` has what is held in memory for readers that come back.
-    `links` has an entry per session and host. `process` is the `host:pid:role` of the process, empty where no
-    event loop has a session.
+    `links` has an entry per session and host. `sent` counts the messages that were sent here, by kind:
+    "group"; "normal" for normal channels; "channel" for channels of other processes; "local" for those of
+    this one. `process` is the `host:pid:role` of the process, empty where no event loop has a session.
     """
 
     channels: int = 0
@@ -38,6 +40,7 @@ class Statistics:
     replay: ReplayCounts = field(default_factory=ReplayCounts)
     links: tuple[Link, ...] = ()
     process: str = ""
+    sent: dict[str, int] = field(default_factory=dict)
 
     @property
     def reconnects(self) -> int:
@@ -49,11 +52,22 @@ class Statistics:
         """Whether every connection is up, except those of ended loops. False if there is no connection."""
         return {link.state for link in self.links} - {"closed"} == {"connected"}
 
+    @property
+    def latency(self) -> Latency:
+        """The round trips of the checkpoints, over all links: see `Link`."""
+        return sum((link.latency for link in self.links), NO_LATENCY)
+
+    @property
+    def lag(self) -> float | None:
+        """The longest `lag` of a link; None if there is none."""
+        return max((link.lag for link in self.links if link.lag is not None), default=None)
+
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(
             channels=self.channels + other.channels,
             groups=self.groups + other.groups,
             queued=tuple(sorted(self.queued + other.queued, key=lambda entry: -entry[1])),
+            sent=dict(Counter(self.sent) + Counter(other.sent)),
             delivered=self.delivered + other.delivered,
             external=self.external + other.external,
             dropped=dict(Counter(self.dropped) + Counter(other.dropped)),

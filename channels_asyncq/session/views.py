@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from copy import copy
 
-from ..bus.base import Bus
+from ..bus.base import Bus, Link
 from ..clock import monotonic, time_ns
 from ..identity import identity
 from ..local.buffers import ChannelView
@@ -15,6 +15,7 @@ from ..settings.options import Options
 from .drops import DropLog
 from .readers import QueueReaders
 from .resuming import ResumeCounts
+from .sending import MessageSender
 from .statistics import Statistics
 
 
@@ -30,6 +31,7 @@ class Views:
         readers: QueueReaders,
         drops: DropLog,
         resumes: ResumeCounts,
+        sending: MessageSender,
     ) -> None:
         self._options = options
         self._topics = topics
@@ -38,6 +40,7 @@ class Views:
         self._readers = readers
         self._drops = drops
         self._resumes = resumes
+        self._sending = sending
 
     def channels(self) -> dict[str, ChannelView]:
         """Return the channels that are read here, and on `memory://` those that wait for a reader."""
@@ -61,8 +64,12 @@ class Views:
             for group, members in found.items()
         }
 
+    def links(self) -> list[Link]:
+        """Return the state of the connections, an entry per host."""
+        return self._bus.connections.links()
+
     def statistics(self) -> Statistics:
-        hub = self._hub
+        hub, sent = self._hub, self._bus.sent
         queued = [
             (channel, buffer.queued)
             for channel, buffer in list(hub.channels.buffers.items())
@@ -72,6 +79,12 @@ class Views:
             channels=len(hub.channels.buffers) + self._readers.count,
             groups=len(hub.groups.by_topic),
             queued=tuple(sorted(queued, key=lambda entry: -entry[1])),
+            sent={
+                "group": sent.group.count,
+                "channel": sent.channel.count,
+                "normal": sent.normal.count,
+                "local": self._sending.local,
+            },
             delivered=hub.counters.delivered,
             external=hub.counters.external,
             dropped=dict(hub.counters.dropped + Counter(overflow=self._drops.overruns)),
@@ -80,6 +93,6 @@ class Views:
             refused=dict(self._resumes.refused),
             limited=dict(hub.counters.limited),
             replay=copy(self._bus.log.counts),
-            links=tuple(self._bus.connections.links()),
+            links=tuple(self.links()),
             process=identity(),
         )

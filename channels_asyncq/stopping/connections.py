@@ -105,14 +105,14 @@ class OpenConnections:
             return
         # Without seconds it is no drain, but Ctrl-C, or a site that uses none.
         level = logging.INFO if seconds else logging.DEBUG
-        text = "%d open connections end within %g s"
-        record(DRAIN, level, "drain.began", text, len(self._open), seconds)
+        text = "%(open)d open connections end within %(seconds)g s"
+        record(DRAIN, level, "drain.began", text, open=len(self._open), seconds=seconds)
         last = seconds * LAST_SLICE
         await self._tell(self._shuffled(), seconds - last)
         self.phase = Phase.LAST
         await self._tell(self._shuffled(), last if self._untold else 0.0)
         await self._all_gone(LONGEST)
-        record(DRAIN, level, "drain.ended", "%d connections are still open", len(self._open))
+        record(DRAIN, level, "drain.ended", "%(open)d connections are still open", open=len(self._open))
         await asyncio.sleep(LAST_CHUNK)
         self.phase = Phase.ENDED
 

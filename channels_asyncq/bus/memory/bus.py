@@ -11,7 +11,7 @@ from ...messages.codecs import Codec
 from ...messages.envelopes import Envelope
 from ...names import Topic, Topics
 from ...settings.options import Options
-from ..base import Health, HostHealth, Link, Receiver
+from ..base import Health, HostHealth, Link, Receiver, Sent
 from .broker import Broker
 from .history import MemoryHistories
 from .log import MemoryLog
@@ -35,8 +35,9 @@ class MemoryBus:
         self._receiver = receiver
         self._broker = broker
         self._subscriber = subscriber = MemorySubscriber(broker, session_id, receiver)
-        self.pubsub = MemoryPubSub(broker, options, topics, subscriber)
-        self.queues = MemoryQueues(broker, options, topics, subscriber)
+        self.sent = Sent()
+        self.pubsub = MemoryPubSub(broker, options, topics, subscriber, self.sent)
+        self.queues = MemoryQueues(broker, options, topics, subscriber, self.sent)
         self.members = MemoryMembers(broker, options)
         self.log = MemoryLog(broker, options, subscriber)
         self.histories = MemoryHistories(broker, options)
@@ -70,12 +71,13 @@ class MemoryPubSub:
     """The topics of a namespace, for one session."""
 
     def __init__(
-        self, broker: Broker, options: Options, topics: Topics, subscriber: MemorySubscriber
+        self, broker: Broker, options: Options, topics: Topics, subscriber: MemorySubscriber, sent: Sent
     ) -> None:
         self._broker = broker
         self._options = options
         self._topics = topics
         self._subscriber = subscriber
+        self.sent = sent
 
     def subscribe(self, topic: Topic) -> None:
         self._subscriber.subscribe(topic.name)
@@ -117,6 +119,7 @@ class MemoryPubSub:
         subscriber = self._subscriber
         envelope = _wrapped(self._options, payload, group, excluded=excluded)
         listeners, members = self._broker.group_send(group, topic, envelope)
+        self.sent.group.count += 1
         subscriber.hand_over(listeners)
         if not subscriber.mailbox.is_empty:
             await subscriber.mailbox.drained()
@@ -127,13 +130,14 @@ class MemoryQueues:
     """The normal channels of a namespace, for one session."""
 
     def __init__(
-        self, broker: Broker, options: Options, topics: Topics, subscriber: MemorySubscriber
+        self, broker: Broker, options: Options, topics: Topics, subscriber: MemorySubscriber, sent: Sent
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._broker = broker
         self._options = options
         self._topics = topics
         self._subscriber = subscriber
+        self._sent = sent
 
     def route(self, channel: str) -> MemoryQueueRoute:
         return MemoryQueueRoute(self, channel)
@@ -155,6 +159,7 @@ class MemoryQueues:
         topic = self._topics.queue(channel).topic.name
         capacity = self._options.capacity_of(channel)
         self._subscriber.hand_over(self._broker.push(channel, topic, envelope, capacity, waiter))
+        self._sent.normal.count += 1
 
     def pop(self, channel: str, number: int) -> asyncio.Future[Envelope | None] | None:
         future: asyncio.Future[Envelope | None] = self._loop.create_future()
@@ -234,6 +239,7 @@ class MemoryInboxRoute:
         self._inbox = inbox
 
     async def send(self, payload: bytes) -> None:
+        self._pubsub.sent.channel.count += 1
         await self._pubsub.publish(self._inbox, self._channel, payload, 0)
 
 

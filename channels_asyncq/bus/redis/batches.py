@@ -10,6 +10,7 @@ from hiredis import pack_command
 from ...messages.envelopes import HEADER_ONLY
 from ...messages.framing import ITEM_SIZE, MOST_JOINED, batch_size
 from ...messages.sealing import Seal
+from ...tallies import Tally
 from ..resp.protocol import WireProtocol
 from ..resp.replies import ReplySink
 from .sequences import SequenceNumbers
@@ -119,6 +120,8 @@ class TopicRoute:
     A route is logged if `logged_bytes`, the size of the largest message that is logged whole, is not 0. With a
     `seal`, batches are sealed for `place` when the command is packed: their numbers are known only then.
 
+    Messages are added to the `tally` as they are packed, those that a cluster redirects each time.
+
     The command is packed once, up to the `$` before the length of the batch. For a logged route, the argument
     before it is the header that is logged in place of a batch that is too large, or empty. More batches may
     follow, each for its own entry.
@@ -136,8 +139,10 @@ class TopicRoute:
         *,
         logged_bytes: int,
         is_alone: bool,
+        tally: Tally,
     ) -> None:
         self.sender = sender
+        self._tally = tally
         is_logged = logged_bytes > 0
         # Messages that share a command are logged whole.
         self.most = 0 if is_alone else min(MOST_JOINED, logged_bytes or MOST_JOINED)
@@ -156,8 +161,10 @@ class TopicRoute:
         self._place = place
 
     def pack(self, messages: list[Message]) -> bytes:
-        first = self._numbers.take(len(messages))
-        if self._is_logged and len(messages) > 1:
+        count = len(messages)
+        first = self._numbers.take(count)
+        self._tally.count += count
+        if self._is_logged and count > 1:
             return self._pack_entries(messages, first)
         pack = self.sender.lease.format.pack
         data = pack(messages, self._session_id, first, self._flags, self._seal, self._place)

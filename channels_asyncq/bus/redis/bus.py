@@ -81,6 +81,7 @@ class RedisBus:
         self.queues = RedisQueues(shared, self.partitions, self._seal)
         self.members = RedisMembers(shared, self.partitions)
         self.connections = RedisConnections(self.router, self.partitions)
+        self.sent = shared.sent
         self.register = RedisRegister(topics, self.partitions[0])
         self._is_up = False
         self._is_closed = False

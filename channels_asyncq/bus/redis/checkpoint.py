@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from hiredis import pack_command
 
 from ...clock import monotonic
+from ...tallies import LatencyTally
 from ..resp.protocol import WireProtocol
 from ..resp.replies import copy_error
 from .layout import Layout, Lease
@@ -88,10 +89,12 @@ class Plan(NamedTuple):
 class Fence:
     """A fence of the present connection for pushes, from its sending to its arrival."""
 
-    __slots__ = ("arrived",)
+    __slots__ = ("arrived", "sent_at")
 
     def __init__(self, arrived: asyncio.Future[None]) -> None:
         self.arrived = arrived
+        #: When it was written; None for one that may have waited for a connection.
+        self.sent_at: float | None = None
 
 
 class NodeFence(Fence):
@@ -152,8 +155,25 @@ class Checkpoint:
         self._timer: asyncio.TimerHandle | None = None
         # Set in `awaited`.
         self._awaited: Fence | None = None
+        # Of the last fence that the timer has sent: how long it took to arrive.
+        self._lag: float | None = None
+        #: The round trips of the commands of the fences that the timer has sent.
+        self.latency = LatencyTally()
         #: The server may have lost data for a reason that was reported already.
         self.has_changed = False
+
+    @property
+    def lag(self) -> float | None:
+        """How long the last fence took to arrive, or the awaited one has taken so far if that is longer."""
+        awaited = self._awaited
+        if self._lag is None or awaited is None or awaited.sent_at is None:
+            return self._lag
+        return max(self._lag, monotonic() - awaited.sent_at)
+
+    def _note_round_trip(self, fence: Fence) -> None:
+        """Note that the command of a fence was answered."""
+        if fence.sent_at is not None:
+            self.latency.note(monotonic() - fence.sent_at)
 
     # Sending
 
@@ -223,6 +243,7 @@ class Checkpoint:
 
     def _send(self) -> None:
         fence = self._new()
+        fence.sent_at = monotonic()
         if not self._node.sender.commands.ask_packed(fence.plan.pack(self._number), fence):
             self.send_in()
 
@@ -230,6 +251,7 @@ class Checkpoint:
         """Act on the answer to the command of a fence."""
         if (wire := self._node.commands.wire) is not None:
             wire.rest()
+        self._note_round_trip(fence)
         # Without a lease no fence was sent.
         self._sent(fence, has_failed=not self._node.lease_keeper.note(answer, fence.plan.layout))
 
@@ -282,6 +304,7 @@ class Checkpoint:
             error: for those that wait for them, if the connection for pushes is not lost.
         """
         fences, self._fences = self._fences, {}
+        self._lag = None
         error = error or ConnectionResetError("the connection for pushes was lost")
         for fence in fences.values():
             if not fence.arrived.done():
@@ -338,6 +361,8 @@ class Checkpoint:
             fence = self._fences.pop(earlier)
             if not fence.arrived.done():
                 fence.arrived.set_result(None)
+            if earlier == number and fence.sent_at is not None:
+                self._lag = monotonic() - fence.sent_at
             if fence is self._awaited:
                 self.stop()
                 self.send_in()

@@ -126,7 +126,7 @@ class Question:
         if goes_on and self._is_sent_again(wire):
             return
         refused = str(node.refusals.error_for(error))
-        node.faults.warn(WIRE, "command.refused", refused, "%s", refused)
+        node.faults.warn(WIRE, "command.refused", refused, "%(reason)s", address=node.address, reason=refused)
         fail(self._answer, ConnectionAbortedError(refused))
 
     def exception(self) -> None:

@@ -349,7 +349,23 @@ class Node:
             state, reason = "connecting", self.commands.reason or self.pushes.reason
         both = self.commands, self.pushes
         reconnected_at = max(each.reconnected_at for each in both) or None
-        return Link(self.address, state, sum(each.reconnects for each in both), reason, reconnected_at)
+        return Link(
+            self.address,
+            state,
+            sum(each.reconnects for each in both),
+            reason,
+            reconnected_at,
+            fault="" if state == "closed" else self._fault(),
+            latency=self.checkpoint.latency.snapshot(),
+            lag=self.checkpoint.lag if state == "connected" else None,
+        )
+
+    def _fault(self) -> str:
+        """Return why sends to this node fail now; empty if they do not, as far as is known."""
+        if fault := self.commands.fault or self.pushes.fault or self._watch.fault:
+            return fault
+        # From any thread: a copy, as partitions may move meanwhile.
+        return next((each.sender.fault for each in list(self.partitions.values()) if each.sender.fault), "")
 
     async def _check(self) -> None:
         """Return when a fence was published and has arrived."""
@@ -369,7 +385,8 @@ class Node:
         reason = ""
         try:
             async with asyncio.timeout(timeout) as deadline:
-                await self.pushes.up()
+                await self.commands.up_at_once()
+                await self.pushes.up_at_once()
                 began = monotonic()
                 await self._check()
                 await self._write()
@@ -377,7 +394,7 @@ class Node:
         except LayerUnavailable as exc:
             reason = exc.reason
             if reason.startswith(UNWRITABLE):
-                reason = f"{reason.removesuffix('.')}. {self._watch.consequence}"
+                reason = self._watch.explain(reason)
         except (ChannelLayerError, ImproperlyConfigured) as exc:
             reason = str(exc)
         except TimeoutError:

@@ -9,6 +9,7 @@ from typing import Any
 from ...messages.framing import pack_names
 from ...messages.sealing import LOG, TOPIC, Seal, place
 from ...names import Topic
+from ...tallies import Tally
 from .batches import TopicRoute
 from .log import RedisLog
 from .partition import Partition
@@ -64,6 +65,8 @@ class RedisPubSub:
         self._publish = b"SPUBLISH" if shared.topics.is_cluster else b"PUBLISH"
         self._router = router
         self._log = log
+        # The layer's own messages, which no user has sent.
+        self._requests = Tally()
         # By session: the routes to its channels share the route to its inbox, and so share commands.
         self._inboxes: weakref.WeakValueDictionary[str, TopicRoute] = weakref.WeakValueDictionary()
 
@@ -100,12 +103,12 @@ class RedisPubSub:
 
     def publish(self, topic: Topic, target: str, payload: bytes, flags: int) -> Awaitable[int]:
         """Send to an inbox, or to all sessions; return how many subscribers the server passed it to."""
-        route = self._topic_route(topic, flags)
+        route = self._topic_route(topic, flags, self._requests)
         return route.sender.send(route, pack_names(target), payload)
 
     def post(self, topic: Topic, target: str, payload: bytes, flags: int) -> None:
         """Send to an inbox without waiting; the message is dropped if there is no connection."""
-        route = self._unlogged_route(topic, flags)
+        route = self._unlogged_route(topic, flags, self._requests)
         route.sender.post(route, (pack_names(target), payload))
 
     def channel_route(self, channel: str, session_id: str) -> NameRoute:
@@ -113,7 +116,7 @@ class RedisPubSub:
         topic = self._topics.inbox(session_id)
         inbox = self._inboxes.get(session_id)
         if inbox is None:
-            inbox = self._inboxes[session_id] = self._topic_route(topic, 0)
+            inbox = self._inboxes[session_id] = self._topic_route(topic, 0, self._shared.sent.channel)
         return NameRoute(self, channel, topic, inbox)
 
     def group_route(self, group: str) -> NameRoute:
@@ -123,25 +126,30 @@ class RedisPubSub:
     def make_group_route(self, group: str) -> TopicRoute:
         """Return the route to the topic of a group."""
         topic, members, log = self._topics.group(group)
+        tally = self._shared.sent.group
         if (kept := self._shared.options.keeping(group)) is not None:
             sha, history = self._scripts.keep[kept].sha, self._topics.history(group)
-            return self._route(topic, True, 0, b"EVALSHA", sha, b"3", log, members, history, topic.name)
+            return self._route(
+                topic, True, 0, tally, b"EVALSHA", sha, b"3", log, members, history, topic.name
+            )
         if self._log.covers(group):
-            return self._route(topic, True, 0, b"EVALSHA", self._send_sha, b"2", log, members, topic.name)
+            return self._route(
+                topic, True, 0, tally, b"EVALSHA", self._send_sha, b"2", log, members, topic.name
+            )
         return self._route(
-            topic, False, 0, b"EVALSHA", self._scripts.group_send.sha, b"1", members, topic.name
+            topic, False, 0, tally, b"EVALSHA", self._scripts.group_send.sha, b"1", members, topic.name
         )
 
-    def _topic_route(self, topic: Topic, flags: int) -> TopicRoute:
+    def _topic_route(self, topic: Topic, flags: int, tally: Tally) -> TopicRoute:
         if self._shared.options.recovery is None or not topic.is_logged:
-            return self._unlogged_route(topic, flags)
+            return self._unlogged_route(topic, flags, tally)
         log = self._topics.log(topic.partition)
-        return self._route(topic, True, flags, b"EVALSHA", self._send_sha, b"1", log, topic.name)
+        return self._route(topic, True, flags, tally, b"EVALSHA", self._send_sha, b"1", log, topic.name)
 
-    def _unlogged_route(self, topic: Topic, flags: int) -> TopicRoute:
-        return self._route(topic, False, flags, self._publish, topic.name)
+    def _unlogged_route(self, topic: Topic, flags: int, tally: Tally) -> TopicRoute:
+        return self._route(topic, False, flags, tally, self._publish, topic.name)
 
-    def _route(self, topic: Topic, is_logged: bool, flags: int, *command: bytes) -> TopicRoute:
+    def _route(self, topic: Topic, is_logged: bool, flags: int, tally: Tally, *command: bytes) -> TopicRoute:
         recovery = self._shared.options.recovery
         partition = self._partitions[topic.partition]
         return TopicRoute(
@@ -154,4 +162,5 @@ class RedisPubSub:
             place(LOG if is_logged else TOPIC, topic.name),
             logged_bytes=recovery.message_bytes if recovery is not None and is_logged else 0,
             is_alone=flags != 0,
+            tally=tally,
         )

@@ -41,6 +41,7 @@ class QueueRoute:
         self._seal = seal
         self._place = place(QUEUE, self._queue.topic.name)
         self.batch_size = batch_size(seal)
+        self._tally = shared.sent.normal
         self._capacity = shared.options.capacity_of(channel)
 
     async def send(self, payload: bytes) -> None:
@@ -52,6 +53,7 @@ class QueueRoute:
         """
         if not await self._sender.send(self, self._names, payload):
             raise channel_full(self._channel, self._capacity)
+        self._tally.count += 1
 
     def pack(self, messages: list[Message]) -> bytes:
         """Return the command for these messages."""

@@ -88,6 +88,12 @@ class Sender:
         return bool(self.in_flight or self.gate or self._drained)
 
     @property
+    def fault(self) -> str:
+        """Why sends fail although there is a connection: a move takes too long; empty if they do not."""
+        overdue = self._overdue
+        return "" if overdue is None else overdue.reason
+
+    @property
     def is_draining(self) -> bool:
         """Whether the last home still has commands in flight."""
         return self._drained is not None

@@ -9,7 +9,7 @@ from typing import Protocol
 from ...messages.framing import Formats
 from ...names import Topics
 from ...settings.options import Options
-from ..base import Receiver, ReplayCounts
+from ..base import Receiver, ReplayCounts, Sent
 from ..resp.outages import Outages
 from .opening import Opener
 from .scripts import Scripts
@@ -45,6 +45,7 @@ class Shared:
     index: dict[bytes, Subscription] = field(default_factory=dict)
     #: What is in memory of the logs, over all partitions.
     replay_counts: ReplayCounts = field(default_factory=ReplayCounts)
+    sent: Sent = field(default_factory=Sent)
 
     def report_loss(self, reason: str, topics: set[bytes]) -> None:
         """Report a loss to the receiver. What is in memory of the logs concerned does not count any more."""

@@ -162,11 +162,11 @@ class TopicSubscriber:
             CONNECTION,
             "subscription.refused",
             diagnosis.cause,
-            "%s refused a subscription to %s: %s",
-            self._node.address,
-            topic.decode(),
-            diagnosis.reason,
+            "%(address)s refused a subscription to %(topic)s: %(reason)s",
             level=logging.ERROR,
+            address=self._node.address,
+            topic=topic.decode(),
+            reason=diagnosis.reason,
         )
 
     # One topic

@@ -94,6 +94,15 @@ class Watch:
 
     # Refusals
 
+    def explain(self, refusal: str) -> str:
+        """Return the words with which the server refuses to write, and the consequence."""
+        return f"{refusal.removesuffix('.')}. {self.consequence}"
+
+    @property
+    def fault(self) -> str:
+        """Why the server refuses to write, and what fails; empty if it writes."""
+        return self.explain(self._refusal) if self._refusal else ""
+
     @property
     def refusals(self) -> bytes | None:
         """How often the server had refused to write by the last fence, in digits; None before the first fence."""
@@ -117,24 +126,25 @@ class Watch:
             # As in send.lua, which publishes nothing if receivers could not learn that it was not logged.
             self.consequence = _ALL_FAILS if refusal and not refusals else _LOGS_FAIL
         if before and not refusal:
-            record(CONNECTION, logging.INFO, "connection.writable", "%s takes writes again", self._address)
+            text = "%(address)s takes writes again"
+            record(CONNECTION, logging.INFO, "connection.writable", text, address=self._address)
         elif refusal and not before:
             record(
                 CONNECTION,
                 logging.WARNING,
                 "connection.unwritable",
-                "%s refuses to write: %s. %s",
-                self._address,
-                refusal.removesuffix("."),
-                self.consequence,
+                "%(address)s refuses to write: %(reason)s",
+                address=self._address,
+                reason=self.explain(refusal),
             )
         elif not refusal and refusals_before is not None and refusals != refusals_before:
             self._throttle.warn(
                 CONNECTION,
                 "connection.unwritable",
-                "%s refused to write for a moment: our commands, or those of another program. %s",
-                self._address,
-                self.consequence,
+                "%(address)s refused to write for a moment: our commands, or those of another program. "
+                "%(reason)s",
+                address=self._address,
+                reason=self.consequence,
             )
 
     # Losses
@@ -150,11 +160,10 @@ class Watch:
             CONNECTION,
             logging.WARNING if limit else logging.INFO,
             "connection.eviction",
-            "%s has the maxmemory-policy %s%s: jobs, logs and memberships of normal channels vanish when it is "
-            "full. Set the policy to noeviction, or give the layer a server of its own",
-            self._address,
-            policy,
-            "" if limit else ", which evicts nothing while maxmemory is 0",
+            "%(address)s has the maxmemory-policy %(policy)s: jobs, logs and memberships of normal channels "
+            "vanish when it is full. Set the policy to noeviction, or give the layer a server of its own",
+            address=self._address,
+            policy=policy + ("" if limit else ", which evicts nothing while maxmemory is 0"),
         )
 
     def log_evictions(self) -> None:
@@ -165,10 +174,10 @@ class Watch:
                 LOSS,
                 logging.WARNING,
                 "loss.evicted",
-                "%s evicts keys, and messages that wait in normal channels may be among them. Set its "
+                "%(address)s evicts keys, and messages that wait in normal channels may be among them. Set its "
                 "maxmemory-policy to noeviction, or give the layer a server of its own. This is logged once, and "
                 "counted as server_forgot",
-                self._address,
+                address=self._address,
             )
 
     def log_forgotten(self, findings: Findings, partitions: int, info: bytes) -> None:
@@ -192,12 +201,13 @@ class Watch:
         self._throttle.warn(
             LOSS,
             "loss.server_forgot",
-            "%s has lost what it held of %d of %d partitions: jobs, logs, and memberships of normal channels, of "
-            "which those made here are made again. The likely cause: %s",
-            self._address,
-            len(findings.forgotten),
-            partitions,
-            cause,
+            "%(address)s has lost what it held of %(lost)d of %(partitions)d partitions: jobs, logs, and "
+            "memberships of normal channels, of which those made here are made again. The likely cause: "
+            "%(reason)s",
+            address=self._address,
+            lost=len(findings.forgotten),
+            partitions=partitions,
+            reason=cause,
         )
 
 

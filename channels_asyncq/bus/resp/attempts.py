@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from ...clock import monotonic
 from ...events import CONNECTION
 from ...exceptions import LayerUnavailable
-from .connector import Connector
+from .connector import Connector, Unreachable
 from .downtime import LONGEST_DELAY, Downtime
 from .outages import Outage
 from .owner import ConnectionOwner
@@ -37,6 +37,9 @@ class Supervisor(WireOwner, Protocol):
 
     def use(self, wire: WireProtocol) -> None:
         """Use a connection that is set up."""
+
+    def on_refused(self) -> None:
+        """Note that an attempt made no connection, for a reason that is known."""
 
 
 class Failures:
@@ -117,6 +120,8 @@ class Attempts:
         self._messages = messages
         self._reply_timeout = reply_timeout
         self._failures = Failures(connector, outage)
+        #: Why the last attempt made no connection, if that is known; empty after a success or `stop()`.
+        self.refusal = ""
         # Of the first attempt after a loss.
         self._delay = _FIRST_DELAY
         self._task: asyncio.Task[None] | None = None
@@ -156,6 +161,7 @@ class Attempts:
 
     def stop(self) -> asyncio.Task[None] | None:
         """Attempt nothing more. Return the task that is ending, for the caller to keep or to wait for."""
+        self.refusal = ""
         task, self._task = self._task, None
         if task is None or task.done():
             return None
@@ -184,6 +190,7 @@ class Attempts:
                     wire.abort(ConnectionAbortedError("it is not needed any more"))
                 elif not wire.is_lost:
                     self._failures.clear()
+                    self.refusal = ""
                     self._supervisor.use(wire)
                     return
                 else:
@@ -216,6 +223,9 @@ class Attempts:
             self._note_failure(diagnosis.reason, diagnosis.cause)
             if self._failures.is_hopeless(diagnosis):
                 downtime.give_up()
+            if isinstance(exc, Unreachable) and not diagnosis.is_wordless:
+                self.refusal = diagnosis.reason
+                self._supervisor.on_refused()
         downtime.report(began)
 
     def _note_failure(self, reason: str, cause: str) -> None:
@@ -224,9 +234,9 @@ class Attempts:
             CONNECTION,
             "connection.failed",
             cause,
-            "cannot connect to %s: %s",
-            self._connector.address,
-            reason,
+            "cannot connect to %(address)s: %(reason)s",
+            address=self._connector.address,
+            reason=reason,
         )
 
     # The connections that were made

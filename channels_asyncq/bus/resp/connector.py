@@ -34,7 +34,7 @@ from .remedies import PLAIN, Diagnosis, Remedies
 from .replies import NoAnswer, NotSent
 from .sentinels import Sentinels
 
-__all__ = ["Connector", "check_hosts"]
+__all__ = ["Connector", "Unreachable", "check_hosts"]
 
 _TLS_FILES = {"ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_ca_path"}
 

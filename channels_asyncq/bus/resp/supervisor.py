@@ -141,6 +141,8 @@ class SupervisedConnection:
         )
         self._idle = IdleKeeper()
         self._waiters = Waiters()
+        # Tasks that ask whether it is there, and do not wait for the next attempt.
+        self._askers = Waiters()
         self._endings = _Endings(f"{name} to {connector.address}")
         # Replies of the present connection to its set-up.
         self._replies_to_set_up = 0
@@ -157,6 +159,19 @@ class SupervisedConnection:
     def reason(self) -> str:
         """Why it is not in service; empty while it is."""
         return self._downtime.reason
+
+    @property
+    def fault(self) -> str:
+        """Why nothing waits for it any more, or why it was never up; empty if it is up, may come up or rests."""
+        if self._downtime.phase is Phase.CLOSED or self.is_resting:
+            return ""
+        if self.is_overdue:
+            return self.reason if self.is_refusing or not self._is_usable else ""
+        return "" if self.was_up else self.reason
+
+    @property
+    def _is_usable(self) -> bool:
+        return self.wire is not None and not self.wire.is_lost
 
     def explain(self, reason: str) -> None:
         """Note what its set-up waits for, while that lasts."""
@@ -195,6 +210,7 @@ class SupervisedConnection:
         self.was_up = True
         self._idle.start(wire)
         self._waiters.release()
+        self._askers.release()
         self._owner.on_change()
 
     def mark_healthy(self) -> None:
@@ -287,7 +303,12 @@ class SupervisedConnection:
     def on_overdue(self, error: Exception) -> None:
         """Fail everything that waits for the connection."""
         self._waiters.fail(error)
+        self._askers.fail(error)
         self._owner.on_overdue(error)
+
+    def on_refused(self) -> None:
+        """Let those know that do not wait for the next attempt."""
+        self._askers.release()
 
     # For everything that needs the connection
 
@@ -313,6 +334,21 @@ class SupervisedConnection:
             await self._waiters.wait()
         return wire
 
+    async def up_at_once(self) -> None:
+        """
+        Return when the connection is up, and do not wait for another attempt if the last one was refused.
+
+        Raises:
+            LayerUnavailable: the last attempt made no connection, for a reason that is known; or as `up()`.
+            ImproperlyConfigured: as `up()`.
+        """
+        while not self._is_usable:
+            self.start()
+            self.raise_if_overdue()
+            if self._attempts.refusal:
+                raise LayerUnavailable(self._address, self._attempts.refusal)
+            await self._askers.wait()
+
     async def first_up(self) -> None:
         """
         Return when the connection was up once, however long that takes.
@@ -336,9 +372,9 @@ class SupervisedConnection:
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything has no reply yet, or waits in `up()`."""
+        """Whether anything has no reply yet, or waits for the connection."""
         wire = self.wire
-        return bool(self._waiters or (wire is not None and wire.pending))
+        return bool(self._waiters or self._askers or (wire is not None and wire.pending))
 
     @property
     def is_resting(self) -> bool:
@@ -393,7 +429,8 @@ class SupervisedConnection:
 
 
 def _log_restored(name: str, address: str) -> None:
-    record(CONNECTION, logging.INFO, "connection.restored", "%s to %s are connected again", name, address)
+    text = "%(connection)s to %(address)s are connected again"
+    record(CONNECTION, logging.INFO, "connection.restored", text, connection=name, address=address)
 
 
 def _log_lost(outage: Outage, address: str, reason: str, *, is_idle: bool) -> None:
@@ -401,8 +438,8 @@ def _log_lost(outage: Outage, address: str, reason: str, *, is_idle: bool) -> No
         CONNECTION,
         "connection.lost",
         "idle" if is_idle else reason,
-        "lost a connection to %s: %s",
-        address,
-        reason,
+        "lost a connection to %(address)s: %(reason)s",
         level=logging.INFO if is_idle else logging.WARNING,
+        address=address,
+        reason=reason,
     )

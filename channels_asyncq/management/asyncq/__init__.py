@@ -12,9 +12,10 @@ from .base import Subcommand
 from .channels import Channels
 from .drain import Drain
 from .groups import Groups
+from .metrics import Metrics
 from .status import Status
 from .trace import Trace
 
 COMMANDS: Mapping[str, type[Subcommand]] = {
-    each.name: each for each in (Status, Groups, Channels, Trace, Drain)
+    each.name: each for each in (Status, Groups, Channels, Trace, Metrics, Drain)
 }

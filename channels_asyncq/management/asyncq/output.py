@@ -44,6 +44,10 @@ class Output:
                 self._stream.write(line)
         self._stream.flush()
 
+    def flush(self) -> None:
+        """Let what was written be read now, also in a pipe."""
+        self._stream.flush()
+
     def begin_round(self) -> None:
         """Begin with an empty screen, before each round of `--watch`. In a pipe a line parts the rounds."""
         if self._stream.isatty():

@@ -11,6 +11,7 @@ from typing import Any
 
 from .channels import channels
 from .groups import group, groups
+from .metrics import metrics
 from .pieces import Pieces
 from .status import status
 from .trace import trace
@@ -21,6 +22,7 @@ from .trace import trace
 Question = Callable[[Pieces, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 QUESTIONS: Mapping[str, Question] = {
+    "metrics": metrics,
     "channels": channels,
     "group": group,
     "groups": groups,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiredis import ReplyError, pack_command
 
+from ....clock import monotonic
 from ...resp.replies import ReplySink, is_redirect
 from ..checkpoint import LONGEST_FENCE, MARK_DIFFERS, MARK_LIVES, Checkpoint, Covered, Fence
 from ..partition import Partition, Reading
@@ -198,6 +199,8 @@ class ClusterCheckpoint(Checkpoint):
         arrived: asyncio.Future[None] = self._shared.loop.create_future()
         fence = ClusterFence(self, self._node, self._number, plan, arrived, is_regular=is_regular)
         self._fences[self._number] = fence
+        if is_regular:
+            fence.sent_at = monotonic()
         for index, packed in enumerate(plan.full if is_full else plan.light):
             if not self._ask(packed, FencePart(fence, index)):
                 return None
@@ -250,6 +253,7 @@ class ClusterCheckpoint(Checkpoint):
         """Act on the answer to a fence's SPUBLISH: the answers about the partitions have come before it."""
         if (wire := self._node.commands.wire) is not None:
             wire.rest()
+        self._note_round_trip(fence)
         fence.is_published = True
         if fence.error is not None:
             self.on_refused(fence, fence.error)

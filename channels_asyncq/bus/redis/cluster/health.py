@@ -31,9 +31,10 @@ async def health_of(router: ClusterRouter, timeout: float) -> list[HostHealth]: 
         return max(ends_at - monotonic(), 0.0)
 
     if not any(node.is_missing for node in router.in_use):
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left()):
-                await router.has_map.wait()
+        while left() and not router.has_map.is_set() and not router.is_unreachable:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE):
+                    await router.has_map.wait()
         if not router.has_map.is_set():
             return [HostHealth(router.address, False, "connecting", router.why_unknown)]
     checked: dict[ClusterNode, HostHealth] = {}

@@ -52,6 +52,11 @@ class SlotMapReader:
         """Tell whether there are nodes to ask beside this one."""
         return any(each != address for each in (*self._router.nodes_by_place, *self._known))
 
+    @property
+    def has_asked_all(self) -> bool:
+        """Whether each node in the settings was asked, and did not answer the last time."""
+        return self.silent.keys() >= set(self._host.startup_nodes)
+
     def ask_first(self, address: Address) -> None:
         """Note a node that is asked next."""
         self._first[address] = None
@@ -96,9 +101,9 @@ class SlotMapReader:
                 CONNECTION,
                 "cluster.unanswered",
                 f"{address[0]}:{address[1]}",
-                "%s:%d did not tell the nodes of the cluster: %s",
-                *address,
-                reason,
+                "%(address)s did not tell the nodes of the cluster: %(reason)s",
+                address=f"{address[0]}:{address[1]}",
+                reason=reason,
             )
             self.silent.pop(address, None)
             self.silent[address] = reason

@@ -142,6 +142,11 @@ class ClusterRouter(Router):
         """Why the first node in the settings has not told the homes."""
         return self._reader.silent.get(self._first.place, "no node has told the slots of the cluster")
 
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether all nodes were asked for the slot map, and none has ever told it."""
+        return not self.has_map.is_set() and self._reader.has_asked_all
+
     def trouble(self, node: Node) -> str:
         """Return why a partition of a node cannot be used now; empty if all can."""
         for number in sorted(node.partitions):
