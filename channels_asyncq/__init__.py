@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from .session.histories import History
     from .session.open_channel import OpenChannel
     from .session.statistics import Statistics
+    from .session.surveys import Answer, Missing, Survey
     from .settings.config import Config, ExternalConfig, HistoryConfig, RecoveryConfig
     from .settings.keys import Overflow, SerializerFormat
     from .subscription import Replay, Subscription
 
 __all__ = [
+    "Answer",
     "AsyncQueueChannelLayer",
     "ChannelClosed",
     "ChannelLayerError",
@@ -43,6 +45,7 @@ __all__ = [
     "LayerUnavailable",
     "Link",
     "MessagesLost",
+    "Missing",
     "OpenChannel",
     "Overflow",
     "RecoveryConfig",
@@ -52,6 +55,7 @@ __all__ = [
     "Statistics",
     "StillFull",
     "Subscription",
+    "Survey",
     "TooManyGroups",
     "get_layer",
     "sync",
@@ -61,6 +65,7 @@ __version__ = "0.1.0"
 
 # Imported when they are asked for: every run of pytest imports this package for its plugin, whatever it tests.
 _HOMES = {
+    "Answer": "session.surveys",
     "AsyncQueueChannelLayer": "layer",
     "ChannelView": "local.buffers",
     "Config": "settings.config",
@@ -71,6 +76,7 @@ _HOMES = {
     "HistoryConfig": "settings.config",
     "HostHealth": "bus.base",
     "Link": "bus.base",
+    "Missing": "session.surveys",
     "OpenChannel": "session.open_channel",
     "Overflow": "settings.keys",
     "RecoveryConfig": "settings.config",
@@ -79,6 +85,7 @@ _HOMES = {
     "SerializerFormat": "settings.keys",
     "Statistics": "session.statistics",
     "Subscription": "subscription",
+    "Survey": "session.surveys",
 }
 
 

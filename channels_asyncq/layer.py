@@ -33,9 +33,11 @@ from .session.following import Follower
 from .session.histories import MOST_MESSAGES, History
 from .session.open_channel import OpenChannel
 from .session.owners import check_closable, not_here
+from .session.questions import QUESTIONS
 from .session.registry import SessionRegistry
 from .session.resuming import with_channel
 from .session.statistics import Statistics
+from .session.surveys import Survey
 from .settings.config import Config
 from .settings.options import Options
 from .subscription import Replay, Subscription
@@ -584,6 +586,25 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             LayerClosed: the layer is closed.
         """
         return await self._dispatcher.health(self.options.send_timeout if timeout is None else timeout)
+
+    async def survey(self, question: str, timeout: float = 2.0, **arguments: Any) -> Survey:  # noqa: ASYNC109
+        """
+        Ask all processes that use the prefix, this one included, and return their answers: see `Survey`.
+
+        Each event loop with a session answers for itself. Those that do not answer within `timeout` seconds are
+        named as missing. Nothing is kept ready for it: it costs something when it is called. Cancelling is safe.
+
+        Args:
+            question: one of `channels_asyncq.session.questions.QUESTIONS`, such as "status".
+            arguments: those of the question. Of large answers each session gives `limit` rows, 100 as a rule.
+
+        Raises:
+            ValueError: there is no such question.
+            LayerUnavailable, DeliveryUnknown: the server cannot be reached.
+        """
+        if question not in QUESTIONS:
+            raise ValueError(f"there is no question {question!r}, but {', '.join(sorted(QUESTIONS))}")
+        return await self._dispatcher.survey(question, timeout, arguments)
 
     def drop_unhandled(self, message: ExternalMessage, reader: str) -> None:
         """Count and log a message from outside for which its reader, on the running loop, has no handler."""

@@ -24,6 +24,7 @@ from channels_asyncq.bus.resp import connector as connections
 from channels_asyncq.bus.resp.connector import Connector
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.exceptions import LayerUnavailable
+from channels_asyncq.identity import identity
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests.certificates import tls_options
@@ -121,16 +122,20 @@ def test_tcp(runner: asyncio.Runner, redis_server: EmbeddedServer) -> None:
 
 
 async def test_host_and_port(redis_server: EmbeddedServer) -> None:
-    """A (host, port) pair and a dict of redis-py arguments lead to the same server."""
+    """
+    A (host, port) pair and a dict of redis-py arguments lead to the same server. It knows the connection by the
+    name of its process, or by a name that the site gives, which may be empty.
+    """
     for host in (
         ("127.0.0.1", redis_server.port),
         {"host": "127.0.0.1", "port": redis_server.port, "client_name": "chat", "socket_keepalive": False},
         {"address": redis_server.url, "client_name": "chat", "max_connections": 10, "retry_on_timeout": True},
         {"address": f"{redis_server.url}?socket_read_size=4096&socket_type=1", "client_name": "chat"},
+        {"address": redis_server.url, "client_name": ""},
     ):
         wire = await connect(host)
         told = await info(wire)
-        assert told["name"] == ("chat" if isinstance(host, dict) else "")
+        assert told["name"] == (host["client_name"] if isinstance(host, dict) else identity())
         await wire.close()
 
 

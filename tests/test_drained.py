@@ -27,7 +27,7 @@ from channels_asyncq.asgi import Drained, drained, is_ready
 from channels_asyncq.consumers import resumable
 from channels_asyncq.exceptions import LayerUnavailable
 from channels_asyncq.generic.websocket import AsyncWebsocketConsumer, ResumableWebsocketConsumer
-from channels_asyncq.management.commands import asyncq
+from channels_asyncq.management.asyncq import drain
 from channels_asyncq.messages.external import ExternalMessage
 from channels_asyncq.stopping import connections, orders, signals
 from channels_asyncq.stopping.connections import OpenConnections, Phase
@@ -644,7 +644,7 @@ def test_numbers_are_of_this_host() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ANSWER", "GATHER", "SPARE"):
-        monkeypatch.setattr(asyncq, name, 0.3)
+        monkeypatch.setattr(drain, name, 0.3)
     monkeypatch.setattr(orders, "EVERY", 0.1)
 
 

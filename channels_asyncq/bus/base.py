@@ -435,6 +435,21 @@ class Connections(Protocol):
         """
 
 
+class Register(Protocol):
+    """
+    The sessions of the namespace, those included that do not answer.
+
+    Implemented by `bus.redis.register.RedisRegister`, and on `memory://` by `bus.memory.bus.MemoryRegister`.
+    """
+
+    async def processes(self) -> dict[str, str]:
+        """
+        Return the `identity()` of the process of each session, by session id; empty if its release tells none.
+
+        Sessions that have ended without a word may be among them for an hour. Cancelling is safe.
+        """
+
+
 class Bus(Protocol):
     """
     Publish, subscribe, queue and pop for one session. Payloads are encoded messages; the bus wraps them.
@@ -463,6 +478,9 @@ class Bus(Protocol):
 
     @property
     def connections(self) -> Connections: ...
+
+    @property
+    def register(self) -> Register: ...
 
     def start(self) -> None:
         """Begin connecting, unless that is done or under way; never waits."""

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -14,12 +15,15 @@ from ..exceptions import ChannelClosed, ChannelLayerError, TooManyGroups
 from ..messages.codecs import Codec
 from ..messages.envelopes import CONTROL, Envelope
 from ..names import Topics, check_channel_name, check_group_name, is_session_id
+from .answers import Answers
 from .channel_names import ChannelNames
 from .decoding import Decoder
 from .drops import DropLog
 from .flushing import LocalFlush
 from .groups import SessionGroups
+from .questions.pieces import Pieces
 from .requests import Requests
+from .surveys import Surveys
 
 # For this many memberships, those that others asked for last, it is known which requests were done.
 _MAX_REMEMBERED = 10_000
@@ -93,6 +97,8 @@ class Control:
         requests: Requests,
         groups: SessionGroups,
         flush: LocalFlush,
+        surveys: Surveys,
+        pieces: Pieces,
     ) -> None:
         self._loop = loop
         self._names = names
@@ -104,14 +110,16 @@ class Control:
         self._requests = requests
         self._groups = groups
         self._flush = flush
+        self._surveys = surveys
+        self._answers = Answers(loop, codec, pieces, self._send_answer)
         self._inbox = topics.inbox(names.session_id).name
         self._history = RequestHistory()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request of another session is running."""
-        return not self._tasks
+        """Whether no request of another session is running, and no survey of this one."""
+        return not self._tasks and self._answers.is_idle and self._surveys.is_empty
 
     def on_message(self, envelope: Envelope) -> None:
         """Act on a control message; one that makes no sense is counted and dropped."""
@@ -120,7 +128,11 @@ class Control:
             action, number, reply = body["do"], body["request"], body["reply"]
             if not isinstance(number, int) or not isinstance(reply, str) or not is_session_id(reply):
                 raise TypeError("request or reply")
-            if action == "confirm":
+            if "ask" in body:
+                self._answers.begin(reply, int(body["number"]), str(body["ask"]), dict(body["with"]))
+            elif action == "answer":
+                self._surveys.on_answer(number, reply, body)
+            elif action == "confirm":
                 self._requests.confirmed(number)
             elif action == "refuse":
                 self._requests.refused(number, TooManyGroups(*body["limit"]))
@@ -132,7 +144,7 @@ class Control:
                 self._change_membership(action, (reply, body["group"], body["channel"]), number)
             else:
                 raise TypeError(f"do: {action!r}")
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, ValueError) as exc:
             self._drops.unreadable(self._inbox, f"a control message that is none: {exc!r}")
 
     def _change_membership(self, action: str, subject: Subject, number: int) -> None:
@@ -186,6 +198,13 @@ class Control:
             body = {"do": "refuse", "request": number, "reply": self._names.session_id, "limit": limit}
             self._pubsub.post(self._topics.inbox(reply), reply, self._codec.encode(body), CONTROL)
 
+    def _send_answer(self, asker: str, answer: dict[str, Any]) -> None:
+        if asker == self._names.session_id:
+            self._surveys.on_answer(answer["request"], asker, answer)
+        else:
+            self._pubsub.post(self._topics.inbox(asker), asker, self._codec.encode(answer), CONTROL)
+
     def close(self) -> None:
+        self._answers.close()
         for task in list(self._tasks):
             task.cancel()

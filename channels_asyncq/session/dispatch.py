@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from ..bus.base import Health
@@ -13,6 +13,7 @@ from ..process.loops import LoopPhase, LoopState
 from .forks import running_relay
 from .histories import History
 from .registry import SessionRegistry
+from .surveys import Survey
 
 T = TypeVar("T")
 
@@ -65,6 +66,10 @@ class SessionCalls:
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
         session = await self._registry.session()
         return await session.health(timeout)
+
+    async def survey(self, question: str, timeout: float, arguments: Mapping[str, Any]) -> Survey:  # noqa: ASYNC109
+        session = await self._registry.session()
+        return await session.surveys.ask(question, timeout, arguments)
 
 
 class Dispatcher:
@@ -128,6 +133,9 @@ class Dispatcher:
 
     async def health(self, timeout: float) -> Health:  # noqa: ASYNC109
         return await self._run(self._calls.health(timeout))
+
+    async def survey(self, question: str, timeout: float, arguments: Mapping[str, Any]) -> Survey:  # noqa: ASYNC109
+        return await self._run(self._calls.survey(question, timeout, arguments))
 
     async def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call on this loop if it gets a session, else on the relay's."""

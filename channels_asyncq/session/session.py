@@ -31,6 +31,7 @@ from .lingering import LingeringTopics
 from .memberships import Memberships
 from .notices import Notices
 from .owners import Siblings, check_closable
+from .questions.pieces import Pieces
 from .readers import QueueReaders
 from .reading import MessageReader
 from .requests import Requests
@@ -38,6 +39,7 @@ from .resting import Resting
 from .resuming import Resumer
 from .routes import Routes
 from .sending import MessageSender
+from .surveys import Surveys
 from .sweeping import Sweeper
 from .views import Views
 
@@ -98,10 +100,14 @@ class Session:
         self.histories = GroupHistories(options, bus, routes, decoder)
         self.resumer = Resumer(options, hub, slices, lifetime, bus, routes, groups, lingering)
         flush = LocalFlush(hub, readers, groups, memberships, siblings, chores, bus.log)
-        control = Control(loop, names, topics, codec, decoder, bus.pubsub, drops, requests, groups, flush)
         self._notices = notices = Notices(options, topics, inbox.name, codec, hub, routes, readers)
+        self.views = views = Views(options, topics, hub, bus, readers, drops, self.resumer.counts)
+        self.surveys = surveys = Surveys(session_id, topics, codec, bus)
+        pieces = Pieces(options, session_id, topics, hub, bus, readers, drops, views)
+        control = Control(
+            loop, names, topics, codec, decoder, bus.pubsub, drops, requests, groups, flush, surveys, pieces
+        )
         arrivals.connect(connections, control, holding, memberships, notices, readers, sweeper)
-        self.views = Views(options, topics, hub, bus, readers, drops, self.resumer.counts)
         self._resting = Resting(
             lifetime, hub, slices, bus, connections, readers, requests, control, sending.waiting, holding
         )

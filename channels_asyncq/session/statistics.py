@@ -21,7 +21,8 @@ class Statistics:
     the channels that came back with a position, and `refused` those that did not get what they had missed, by
     reason. `limited` counts what clients were not allowed, by the name of the limit: "rate", "max_frame",
     "idle_timeout", "max_groups", "resume_rate". `replay` has what is held in memory for readers that come back.
-    `links` has an entry per session and host.
+    `links` has an entry per session and host. `process` is the `host:pid:role` of the process, empty where no
+    event loop has a session.
     """
 
     channels: int = 0
@@ -36,6 +37,7 @@ class Statistics:
     limited: dict[str, int] = field(default_factory=dict)
     replay: ReplayCounts = field(default_factory=ReplayCounts)
     links: tuple[Link, ...] = ()
+    process: str = ""
 
     @property
     def reconnects(self) -> int:
@@ -61,4 +63,5 @@ class Statistics:
             limited=dict(Counter(self.limited) + Counter(other.limited)),
             replay=self.replay + other.replay,
             links=self.links + other.links,
+            process=self.process or other.process,
         )

@@ -7,6 +7,7 @@ from copy import copy
 
 from ..bus.base import Bus
 from ..clock import monotonic, time_ns
+from ..identity import identity
 from ..local.buffers import ChannelView
 from ..local.hub import Hub
 from ..names import Topics
@@ -80,4 +81,5 @@ class Views:
             limited=dict(hub.counters.limited),
             replay=copy(self._bus.log.counts),
             links=tuple(self._bus.connections.links()),
+            process=identity(),
         )

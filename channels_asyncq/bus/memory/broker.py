@@ -60,6 +60,11 @@ class Broker:
         if self._reporter is listener:
             self._reporter = None
 
+    def listening(self, topic: bytes) -> list[str]:
+        """Return the ids of the sessions that listen to a topic."""
+        with self._lock:
+            return [each.session_id for each in self._listeners.of(topic) if not each.is_gone]
+
     def publish(self, topic: bytes, envelope: Envelope) -> list[Listener]:
         """Have all listeners of the topic accept an envelope; return those that did."""
         with self._lock:

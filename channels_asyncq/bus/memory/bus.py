@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 
 from ...clock import monotonic
+from ...identity import identity
 from ...messages.codecs import Codec
 from ...messages.envelopes import Envelope
 from ...names import Topic, Topics
@@ -40,6 +41,7 @@ class MemoryBus:
         self.log = MemoryLog(broker, options, subscriber)
         self.histories = MemoryHistories(broker, options)
         self.connections = MemoryConnections()
+        self.register = MemoryRegister(broker, topics)
 
     def start(self) -> None:
         self._loop.call_soon(self._receiver.on_up)
@@ -207,6 +209,17 @@ class MemoryConnections:
 
     async def checked(self, topic: Topic) -> None:
         """Return at once: all sessions of the process have the same layout."""
+
+
+class MemoryRegister:
+    """The sessions of the process."""
+
+    def __init__(self, broker: Broker, topics: Topics) -> None:
+        self._broker = broker
+        self._everybody = topics.everybody.name
+
+    async def processes(self) -> dict[str, str]:
+        return dict.fromkeys(self._broker.listening(self._everybody), identity())
 
 
 class MemoryInboxRoute:

@@ -57,6 +57,10 @@ class Listeners:
         for topic in [topic for topic, listeners in self._by_topic.items() if listener in listeners]:
             self.remove(topic, listener)
 
+    def of(self, topic: bytes) -> list[Listener]:
+        """Return the listeners of a topic."""
+        return list(self._by_topic.get(topic, ()))
+
     def publish(self, topic: bytes, envelope: Envelope | None) -> list[Listener]:
         """Have every listener accept an envelope, or a wake-up (None); return those that did."""
         accepted: list[Listener] = []

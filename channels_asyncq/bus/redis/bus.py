@@ -22,6 +22,7 @@ from .opening import Opener
 from .partition import Partition
 from .pubsub import RedisPubSub
 from .queues import RedisQueues
+from .register import RedisRegister
 from .routers import router_for
 from .scripts import Scripts
 from .shared import Shared
@@ -80,6 +81,7 @@ class RedisBus:
         self.queues = RedisQueues(shared, self.partitions, self._seal)
         self.members = RedisMembers(shared, self.partitions)
         self.connections = RedisConnections(self.router, self.partitions)
+        self.register = RedisRegister(topics, self.partitions[0])
         self._is_up = False
         self._is_closed = False
 

@@ -14,6 +14,7 @@ from hiredis import ReplyError
 
 from ...exceptions import ChannelLayerError, LayerUnavailable
 from .layout import Layout, Lease, Standing
+from .register import member_of
 from .scripts import Script
 from .shared import Shared
 
@@ -82,7 +83,7 @@ class LeaseKeeper:
         # A task while this session turns to another format.
         self._changing: asyncio.Task[None] | None = None
         self._renewal: asyncio.TimerHandle | None = None
-        self._session = shared.session_id.hex().encode()
+        self._session = member_of(shared.session_id)
 
     @property
     def is_changing(self) -> bool:

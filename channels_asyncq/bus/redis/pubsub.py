@@ -133,7 +133,7 @@ class RedisPubSub:
         )
 
     def _topic_route(self, topic: Topic, flags: int) -> TopicRoute:
-        if self._shared.options.recovery is None:
+        if self._shared.options.recovery is None or not topic.is_logged:
             return self._unlogged_route(topic, flags)
         log = self._topics.log(topic.partition)
         return self._route(topic, True, flags, b"EVALSHA", self._send_sha, b"1", log, topic.name)

@@ -22,6 +22,7 @@ from redis.asyncio.connection import (
 )
 
 from ...exceptions import ChannelLayerError, LayerUnavailable
+from ...identity import identity
 from ...settings.hosts import Host
 from ...settings.options import Options
 from .handover import abandon, hand_over
@@ -190,6 +191,9 @@ class Connector:
             await connection.connect()
             protocol = make_protocol()
             hand_over(connection, protocol, arguments)
+            if "client_name" not in self._arguments:
+                # Nobody waits for the reply, which may be a refusal.
+                protocol.call("CLIENT", "SETNAME", identity()).add_done_callback(asyncio.Future.exception)
         except BaseException:
             await abandon(connection)
             raise

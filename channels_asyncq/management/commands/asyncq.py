@@ -1,102 +1,103 @@
-"""The command `manage.py asyncq`."""
+"""The command `manage.py asyncq`: it runs one of `management.asyncq.COMMANDS`."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import socket
-from argparse import ArgumentTypeError
+import sys
 from typing import Any
 
 from channels import DEFAULT_CHANNEL_LAYER
+from channels.layers import channel_layers
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from channels_asyncq import get_layer
-from channels_asyncq.clock import monotonic
 from channels_asyncq.exceptions import DeliveryUnknown, LayerUnavailable
 from channels_asyncq.layer import AsyncQueueChannelLayer
-from channels_asyncq.stopping.orders import Order, with_host
 
-#: Seconds within which the first process must answer.
-ANSWER = 10.0
-#: Seconds for which the command gathers the processes that answer.
-GATHER = 2.0
-#: Seconds for which the command waits beyond the time of the drain.
-SPARE = 10.0
+from ..asyncq import COMMANDS
+from ..asyncq.base import FINE, UNKNOWN, Subcommand, seconds
+from ..asyncq.output import Output
 
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds from 0 on")
-    return seconds
+#: Seconds from one round of `--watch` to the next.
+WATCH = 2.0
+#: Seconds within which processes must answer.
+TIMEOUT = 2.0
 
 
 class Command(BaseCommand):
-    """`manage.py asyncq drain`: the clients of processes leave, before these are told to stop."""
+    """`manage.py asyncq COMMAND`: look into the running processes of a site, and act on them."""
 
-    help = "Acts on the running processes of this site, over the channel layer."
+    help = "Looks into the running processes of this site, and acts on them, over the channel layer."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        commands = parser.add_subparsers(dest="do", required=True)
-        drain = commands.add_parser(
-            "drain", help="have clients leave one after the other; returns when they have left"
-        )
-        drain.add_argument(
-            "--process",
-            action="append",
-            metavar="PATTERN",
-            help="a process id of this host, or a pattern for host:pid such as 'web-1:*'. Processes whose parent "
-            "has the id are meant too. May be repeated. Default: all processes of this host",
-        )
-        drain.add_argument(
-            "--seconds", type=_seconds, help="the time in which they leave, in place of the site's"
-        )
-        drain.add_argument("--layer", default=DEFAULT_CHANNEL_LAYER, help="an alias of CHANNEL_LAYERS")
+        commands = parser.add_subparsers(dest="do", required=True, metavar="COMMAND")
+        for name, command in COMMANDS.items():
+            one = commands.add_parser(name, help=command.help, description=command.help)
+            command.add_arguments(one)
+            one.add_argument("--layer", default=DEFAULT_CHANNEL_LAYER, help="an alias of CHANNEL_LAYERS")
+            if command.has_json:
+                one.add_argument("--json", action="store_true", help="write one line of JSON")
+            if command.can_watch:
+                one.add_argument(
+                    "--watch",
+                    nargs="?",
+                    type=seconds,
+                    const=WATCH,
+                    metavar="SECONDS",
+                    help=f"again and again, until Ctrl-C; every {WATCH:g} s if no time is given",
+                )
+            if command.asks_processes:
+                one.add_argument(
+                    "--timeout",
+                    type=seconds,
+                    default=TIMEOUT,
+                    metavar="SECONDS",
+                    help=f"the time in which processes must answer; {TIMEOUT:g} if it is not given",
+                )
 
     def handle(self, *args: Any, do: str, **options: Any) -> None:
-        patterns = [with_host(pattern) for pattern in options["process"] or [f"{socket.gethostname()}:*"]]
+        has_colours = self.stdout.isatty() or options["force_color"]
+        output = Output(self.stdout, self.style, as_json=options.get("json", False), has_colours=has_colours)
         try:
-            layer = get_layer(options["layer"])
-            asyncio.run(self._drain(layer, patterns, options["seconds"]))
+            status = asyncio.run(self._run(COMMANDS[do](output), options))
         except ImproperlyConfigured as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(str(error), returncode=UNKNOWN) from error
         except (LayerUnavailable, DeliveryUnknown) as error:
-            raise CommandError(f"the processes cannot be reached: {error}") from error
+            raise CommandError(f"the processes cannot be reached: {error}", returncode=UNKNOWN) from error
+        except KeyboardInterrupt:
+            status = FINE if options.get("watch") is not None else 128 + 2  # as a shell says of SIGINT
+        if status != FINE:
+            sys.exit(status)
 
-    async def _drain(self, layer: AsyncQueueChannelLayer, patterns: list[str], seconds: float | None) -> None:
-        channel = await layer.open_channel()
-        order = Order(layer, channel, patterns, seconds)
-        began = monotonic()
+    async def _run(self, command: Subcommand, options: dict[str, Any]) -> int:
+        alias = options["layer"]
+        # In a program that calls this command, the layer is in use, and goes on.
+        is_in_use = alias in channel_layers.backends
+        layer = get_layer(alias)
         try:
-            while True:
-                for report in await order.ask():
-                    self.stdout.write(f"{report.process}: {report.open} open, {report.seconds:g} s")
-                took = monotonic() - began
-                late = order.late()
-                if not order.reports:
-                    if took > ANSWER:
-                        raise CommandError(_nobody(patterns))
-                elif not late:
-                    # Other processes may answer a moment later than the first ones.
-                    if took > GATHER:
-                        break
-                elif took > max(report.seconds for report in late) + SPARE:
-                    names = ", ".join(sorted({report.process for report in late}))
-                    raise CommandError(f"these have not drained in time: {names}")
+            if command.needs_server and layer.options.hosts[0].kind == "memory":
+                raise CommandError(
+                    f"CHANNEL_LAYERS[{alias!r}] is on memory://, so no other process uses it, and there is "
+                    "nothing to see. Set `hosts` to the URL of a Redis or Valkey server",
+                    returncode=UNKNOWN,
+                )
+            return await self._rounds(command, layer, options)
         finally:
-            channel.close()
-        self.stdout.write(f"drained: {', '.join(sorted(order.processes()))}")
+            if not is_in_use:
+                await layer.close()
+                del channel_layers.backends[alias]
 
-
-def _nobody(patterns: list[str]) -> str:
-    return (
-        f"no process of {' '.join(patterns)} has answered within {ANSWER:g} s. Its application must be drained() "
-        "of channels_asyncq.asgi, it must have served a request, and it must use the same hosts and prefix, "
-        "which cannot be memory://"
-    )
+    @staticmethod
+    async def _rounds(command: Subcommand, layer: AsyncQueueChannelLayer, options: dict[str, Any]) -> int:
+        every = options.get("watch")
+        if every is None:
+            return await command.run(layer, options)
+        while True:
+            command.output.begin_round()
+            try:
+                await command.run(layer, options)
+            except (LayerUnavailable, DeliveryUnknown) as error:
+                command.output.line(command.output.style.ERROR(f"the processes cannot be reached: {error}"))
+            await asyncio.sleep(every)

@@ -1,8 +1,8 @@
 -- Take or renew a session's lease, which publishes its layout. A new lease needs compatible layouts of all others.
 -- KEYS: the layouts in use, scored with the time in ms at which the last lease of each ends; the sessions with this
--- layout, scored likewise; the past of the namespace. ARGV: the layout; the session; the duration of the lease in ms;
--- the compatible layouts that the session knows, one a line; the settings that decide in which log a message is; "1"
--- if this session logs its messages; ms for which the past is kept.
+-- layout, scored likewise; the past of the namespace. ARGV: the layout; the session, with its process; the duration of
+-- the lease in ms; the compatible layouts that the session knows, one a line; the settings that decide in which log a
+-- message is; "1" if this session logs its messages; ms for which the past is kept.
 -- Returns "in"; "out" if there is a layout that the session does not know; or the error with which the server refuses
 -- to write. Then the end of the gap: messages up to this time in ms may be in no log, or in logs that others do not
 -- read. Then the end of the time in which messages may be missing from histories, likewise. Then the layouts in use.
@@ -36,7 +36,8 @@ if type(taken) == 'table' then
   -- words of an error, and the end of a line after them.)
   state = string.match(taken.err, '%u%u+ [^\r\n]*') or taken.err
 else
-  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', digits(now))
+  -- Sessions whose lease has run out stay in the list for an hour: they may be stopped, and a survey names them.
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', digits(now - 3600000))
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', digits(now))
   local is_new = redis.call('ZADD', KEYS[1], ends, ARGV[1]) == 1
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
