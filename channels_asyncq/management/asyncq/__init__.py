@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .base import Subcommand
+from .check import Check
 from .drain import Drain
+from .flush import Flush
+from .group_send import GroupSend
+from .listen import Listen
+from .logs import Logs
+from .queues import Queues
+from .send import Send
 from .status import Status
 
-COMMANDS: Mapping[str, type[Subcommand]] = {each.name: each for each in (Status, Drain)}
+COMMANDS: Mapping[str, type[Subcommand]] = {
+    each.name: each for each in (Check, Status, Queues, Logs, Send, GroupSend, Listen, Flush, Drain)
+}

@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from .pieces import Pieces
+from .readers import readers
 from .status import status
+from .takers import takers
 
 #: Answers a question: a dict of plain values (str, int, float, bool, None, and lists and dicts of them). It takes
 #: turns with the loop (`slices.Slice`) where it walks through all channels or groups, and has at most
@@ -19,4 +21,6 @@ Question = Callable[[Pieces, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 QUESTIONS: Mapping[str, Question] = {
     "status": status,
+    "readers": readers,
+    "takers": takers,
 }
