@@ -606,6 +606,29 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
             raise ValueError(f"there is no question {question!r}, but {', '.join(sorted(QUESTIONS))}")
         return await self._dispatcher.survey(question, timeout, arguments)
 
+    async def message_rates(self) -> dict[str, float]:
+        """
+        Return the messages per second of groups, over the last ten seconds: those of all processes.
+
+        They are counted in the logs on the server, at most 1000 messages of a partition. Groups without messages
+        are left out, and those that are in no log: see `recovery`. Cancelling is safe.
+
+        Raises:
+            LayerUnavailable: the server cannot be reached.
+        """
+        return await self._dispatcher.message_rates()
+
+    async def normal_members(self, group: str) -> list[str]:
+        """
+        Return the normal channels that are members of a group. The server has them. Cancelling is safe.
+
+        Raises:
+            TypeError: the name is not valid.
+            LayerUnavailable: the server cannot be reached.
+        """
+        check_group_name(group)
+        return await self._dispatcher.normal_members(group)
+
     def drop_unhandled(self, message: ExternalMessage, reader: str) -> None:
         """Count and log a message from outside for which its reader, on the running loop, has no handler."""
         session = self._registry.sessions.get(asyncio.get_running_loop())

@@ -56,6 +56,7 @@ class Subscription:
         if self._follower is not None:
             raise RuntimeError("a subscription is entered once; call subscribe() again")
         self._follower = follower = await self._layer.open_follower(self.groups)
+        follower.channel.read_by(type(self))
         try:
             await follower.begin(self._since)
         except BaseException:

@@ -15,6 +15,7 @@ from tests.contract.messages import Messages as TestMessages
 from tests.contract.names import Names as TestNames
 from tests.contract.statistics import Idle as TestIdle
 from tests.contract.statistics import Statistics as TestStatistics
+from tests.contract.surveys import Surveys as TestSurveys
 from tests.contract.waiting import Waiting as TestWaiting
 
 

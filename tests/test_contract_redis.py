@@ -17,6 +17,7 @@ from tests.contract.shared_channels import SharedChannels as TestSharedChannels
 from tests.contract.shared_groups import SharedGroups as TestSharedGroups
 from tests.contract.statistics import Idle as TestIdle
 from tests.contract.statistics import Statistics as TestStatistics
+from tests.contract.surveys import Surveys as TestSurveys
 from tests.contract.waiting import Waiting as TestWaiting
 
 

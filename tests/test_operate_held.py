@@ -1,4 +1,4 @@
-"""What servers hold, as operators ask for it: normal channels, logs, members; and listening to messages."""
+"""What servers hold, as operators ask for it: normal channels and logs; and listening to messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from django.core.exceptions import ImproperlyConfigured
 from channels_asyncq import AsyncQueueChannelLayer, LayerUnavailable
 from channels_asyncq.operate.listening import Heard, listen
 from channels_asyncq.operate.logs import logs_of
-from channels_asyncq.operate.members import normal_members
 from channels_asyncq.operate.queues import Queue, queues_of
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
@@ -163,7 +162,6 @@ async def test_user_of_the_page(own_redis_server: EmbeddedServer, prefix: str) -
         (queue,) = await queues_of(layer.options)
         assert queue.length == 2
         assert sum(log.entries for log in await logs_of(layer.options)) == 1
-        assert await normal_members(layer.options, "room") == ["jobs"]
 
 
 @pytest.mark.parametrize("ask", [queues_of, logs_of])
@@ -173,21 +171,6 @@ async def test_nobody_there(ask: Any) -> None:
         layer = AsyncQueueChannelLayer(hosts=[url])
         with pytest.raises(LayerUnavailable, match="Nobody listens there"):
             await ask(layer.options)
-
-
-# Members
-
-
-async def test_normal_members(make: MakeLayer) -> None:
-    """Normal channels in a group are found, as long as their membership lasts."""
-    layer = await make()
-    assert await normal_members(layer.options, "room") == []
-    for channel in ("jobs", "mails"):
-        await layer.group_add("room", channel)
-    await layer.group_add("room", await layer.new_channel())
-    assert await normal_members(layer.options, "room") == ["jobs", "mails"]
-    await layer.group_discard("room", "jobs")
-    assert await normal_members(layer.options, "room") == ["mails"]
 
 
 # Listening

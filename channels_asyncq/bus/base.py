@@ -21,6 +21,10 @@ from ..names import Topic
 WAITS_SECONDS = 1.0
 
 
+# The time (s) over which messages per second are counted.
+RATE_SECONDS = 10.0
+
+
 def channel_full(channel: str, capacity: int) -> ChannelFull:
     """Return the error for a message to a normal channel that is full."""
     return ChannelFull(
@@ -83,13 +87,15 @@ class Link:
     The state of the connections to one host.
 
     `state` is "connected", "connecting" or "closed"; `reason` tells why it is not connected. `Node.link()`
-    makes it of the two connections to a server, and `reconnects` counts both.
+    makes it of the two connections to a server, and `reconnects` counts both. `reconnected_at` is the last time
+    at which one was made again, in seconds since 1970; None if that was never needed.
     """
 
     address: str
     state: str
     reconnects: int = 0
     reason: str = ""
+    reconnected_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +248,9 @@ class Members(Protocol):
     async def discard(self, group: str, channel: str) -> None:
         """End a normal channel's membership."""
 
+    async def of(self, group: str) -> list[str]:
+        """Return the normal channels that are members of a group. Cancelling is safe."""
+
     def held(self) -> dict[str, dict[str, float]]:
         """
         Return the members that this process holds, by group, and when each was added.
@@ -349,6 +358,13 @@ class Log(Protocol):
 
         Raises:
             ConnectionError: a connection was lost. Wait until the topics are confirmed again.
+        """
+
+    async def rates(self) -> dict[str, float]:
+        """
+        Return the messages per second of groups, over the last `RATE_SECONDS` or since the log was cut.
+
+        Groups without messages in this time are left out, and those that are in no log. Cancelling is safe.
         """
 
     def forget(self) -> None:

@@ -110,6 +110,7 @@ class AsyncConsumer(consumer.AsyncConsumer):
         """Return the source of the messages of the layer, with a channel of its own."""
         channel = await layer.open_channel()
         channel.obey_close()
+        channel.read_by(type(self))
         return channel
 
     def _use(self, channel: str) -> None:

@@ -172,6 +172,7 @@ class ResumableWebsocketConsumer(websocket.AsyncJsonWebsocketConsumer, AsyncCons
             self.scope[SCOPE_KEY].retry = _RETRY  # type: ignore[literal-required]
         follower = await layer.open_follower(())
         follower.channel.obey_close()
+        follower.channel.read_by(type(self))
         self._followed = FollowedGroups(follower, self.heartbeat)
         return self._followed
 

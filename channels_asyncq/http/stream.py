@@ -96,6 +96,7 @@ class Stream:
             try:
                 follower = await wakeups.unless_told(self._layer.open_follower(self._wishes.groups))
                 follower.channel.obey_close()
+                follower.channel.read_by(type(self))
                 if self._wishes.session is not None:
                     guard = Guard(self._layer, follower.channel.name, self._wishes.recheck)
                     if not await wakeups.unless_told(guard.begin(self._wishes.session)):

@@ -114,6 +114,7 @@ class ChannelBuffer(QueueInterface):
     #: place.
     close_codec: Codec | None = None
     is_kept = False  # an open channel reads from it: never swept
+    reader: type | None = None  # the class that reads it, if it is one of ours
     _senders: WaitingSenders | None = None
 
     def resize(self, capacity: int) -> None:
@@ -237,7 +238,7 @@ class ChannelBuffer(QueueInterface):
         self._places += 1
 
     def next_expiry(self) -> float | None:
-        oldest = next(_messages(self._envelopes), None)
+        oldest = self.oldest_message
         return None if oldest is None or self.ends_at(oldest) else oldest.expires_at
 
     # Taking
@@ -416,6 +417,11 @@ class ChannelBuffer(QueueInterface):
     @property
     def oldest(self) -> Envelope | None:
         return self._envelopes[0] if self._envelopes else None
+
+    @property
+    def oldest_message(self) -> Envelope | None:
+        """The oldest of them that is no loss notice."""
+        return next(_messages(self._envelopes), None)
 
 
 def _wake_first(waiters: list[asyncio.Future[None]]) -> None:

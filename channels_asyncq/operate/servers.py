@@ -157,18 +157,14 @@ async def _servers_of(options: Options) -> list[Server]:
 
 
 @asynccontextmanager
-async def open_servers(options: Options, partition: int | None = None) -> AsyncGenerator[list[Server]]:
+async def open_servers(options: Options) -> AsyncGenerator[list[Server]]:
     """
     Connect to all servers of a layer, in a cluster to all primaries, for the time of the block.
-
-    With a `partition`, connect to that one only which has it.
 
     Raises:
         LayerUnavailable: one of them cannot be reached.
     """
     servers = await _servers_of(options)
-    if partition is not None:
-        servers = [server for server in servers if partition in server.partitions]
     try:
         for server in servers:
             await server.connect()

@@ -71,6 +71,14 @@ class SessionCalls:
         session = await self._registry.session()
         return await session.surveys.ask(question, timeout, arguments)
 
+    async def message_rates(self) -> dict[str, float]:
+        session = await self._registry.session()
+        return await session.message_rates()
+
+    async def normal_members(self, group: str) -> list[str]:
+        session = await self._registry.session()
+        return await session.normal_members(group)
+
 
 class Dispatcher:
     """
@@ -136,6 +144,12 @@ class Dispatcher:
 
     async def survey(self, question: str, timeout: float, arguments: Mapping[str, Any]) -> Survey:  # noqa: ASYNC109
         return await self._run(self._calls.survey(question, timeout, arguments))
+
+    async def message_rates(self) -> dict[str, float]:
+        return await self._run(self._calls.message_rates())
+
+    async def normal_members(self, group: str) -> list[str]:
+        return await self._run(self._calls.normal_members(group))
 
     async def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call on this loop if it gets a session, else on the relay's."""

@@ -86,6 +86,10 @@ class OpenChannel:
         """Put loss notices of this type into the channel, if the setting `on_loss` names none."""
         self._buffer.tell_losses(message_type)
 
+    def read_by(self, reader: type) -> None:
+        """Say which class reads it, for those who look into the process."""
+        self._buffer.reader = reader
+
     def obey_close(self) -> None:
         """Have the channel closed if a `websocket.close` message finds no place: its reader would end at it."""
         self._buffer.close_codec = self._decoder.codec

@@ -196,6 +196,16 @@ class Session:
         self.lifetime.require_open()
         return await self._bus.connections.health(timeout)
 
+    async def message_rates(self) -> dict[str, float]:
+        """Return the messages per second of groups that are logged."""
+        self.lifetime.require_open()
+        return await self._bus.log.rates()
+
+    async def normal_members(self, group: str) -> list[str]:
+        """Return the normal channels that are members of a group."""
+        self.lifetime.require_open()
+        return await self._bus.members.of(group)
+
     async def rest(self) -> None:
         """Close the connections until this loop uses the layer again, unless something here waits for them."""
         await self._resting.rest()

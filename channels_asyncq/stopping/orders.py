@@ -90,6 +90,7 @@ class OrderListener:
         try:
             if self._channel is None:
                 self._channel = await self._layer.open_channel()
+                self._channel.read_by(type(self))
                 self._listen(self._channel)
             await self._layer.group_add(GROUP, self._channel.name)
         except ChannelClosed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from copy import copy
 
 from ... import threads
@@ -132,6 +133,11 @@ class Broker:
             if self._reporter is None or self._reporter.is_gone:
                 self._reporter = listener
             return copy(self._logs.counts) if self._reporter is listener else ReplayCounts()
+
+    def logged_since(self, time: float) -> Counter[bytes]:
+        """Return how many messages were logged since then, by topic."""
+        with self._lock:
+            return self._logs.added_since(time)
 
     # Histories
 

@@ -187,6 +187,9 @@ class MemoryMembers:
     async def discard(self, group: str, channel: str) -> None:
         self._broker.discard_member(group, channel)
 
+    async def of(self, group: str) -> list[str]:
+        return list(self._broker.members().get(group, ()))
+
     def held(self) -> dict[str, dict[str, float]]:
         return self._broker.members()
 

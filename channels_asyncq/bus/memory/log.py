@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from ...clock import monotonic
 from ...messages.envelopes import Envelope
 from ...messages.positions import Place
-from ...names import Topic
+from ...names import Topic, Topics
 from ...settings.options import Options
-from ..base import ReplayCounts
+from ..base import RATE_SECONDS, ReplayCounts
 from .broker import Broker
 from .subscriber import MemorySubscriber
 
@@ -68,6 +69,12 @@ class MemoryLog:
     async def read(self, places: Mapping[int, Place]) -> None:
         """Return when everything that waits in the mailbox now is taken. Cancelling is safe."""
         await self._subscriber.mailbox.drained()
+
+    async def rates(self) -> dict[str, float]:
+        return {
+            Topics.group_named(topic): count / RATE_SECONDS
+            for topic, count in self._broker.logged_since(monotonic() - RATE_SECONDS).items()
+        }
 
     def forget(self) -> None:
         """Do nothing: the flush has dropped the logs, which the broker has."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
 
 from ...clock import monotonic, time_ns
 from ...messages.envelopes import HEADER_ONLY, Envelope
@@ -100,6 +101,13 @@ class Logs:
 
     # Questions
 
+    def added_since(self, time: float) -> Counter[bytes]:
+        """Return how many messages were added since then, by topic."""
+        counts: Counter[bytes] = Counter()
+        for log in self._partitions.values():
+            counts.update(log.topics_since(time))
+        return counts
+
     def epoch_at(self, position: int) -> str:
         """Return the epoch of a message; empty for a message of an earlier one."""
         return self.epoch if position > self._begin else ""
@@ -165,6 +173,13 @@ class PartitionLog:
         """Drop the messages that were added before a time."""
         while self._order and self._order[0][0] < time:
             self._drop_first()
+
+    def topics_since(self, time: float) -> Iterator[bytes]:
+        """Yield the topic of each message that was added since then."""
+        for added, topic in reversed(self._order):
+            if added < time:
+                break
+            yield topic
 
     def _drop_first(self) -> None:
         _, topic = self._order.popleft()

@@ -12,13 +12,15 @@ from ...messages.envelopes import Envelope
 from ...messages.positions import Place
 from ...names import Topic
 from ...tasks import all_of
-from ..base import ReplayCounts
+from ..base import RATE_SECONDS, ReplayCounts
 from .node import Node
 from .partition import Partition
 from .shared import Shared
 
 # Seconds until partitions of a cluster are asked for again that were not where they were asked for.
 _PAUSE = 0.05
+# The entries of a log that are counted for the messages per second: a server copies them for that.
+_MOST_COUNTED = 1000
 
 
 class RedisLog:
@@ -27,6 +29,8 @@ class RedisLog:
     def __init__(self, shared: Shared, partitions: Sequence[Partition]) -> None:
         self._options = shared.options
         self._recovery = shared.options.recovery
+        self._topics = shared.topics
+        self._log_rates = shared.scripts.log_rates
         self._partitions = partitions
         self._counts = shared.replay_counts
 
@@ -57,6 +61,31 @@ class RedisLog:
                 reason = f"its log of partition {wanted[0].number} cannot be read"
                 raise LayerUnavailable(wanted[0].home.address, reason)
             await asyncio.sleep(_PAUSE)
+
+    async def rates(self) -> dict[str, float]:
+        """Return the messages per second, as `Log` says: a command for each partition. Raises as a send does."""
+        found: dict[str, float] = {}
+        if self._log_rates is not None:
+            for rates in await all_of(self._rates(partition) for partition in self._partitions):
+                found.update(rates)
+        return found
+
+    async def _rates(self, partition: Partition) -> dict[str, float]:
+        assert self._log_rates is not None
+        span, *counts = await partition.sender.commands.call(
+            b"EVALSHA",
+            self._log_rates.sha,
+            1,
+            self._topics.log(partition.number),
+            round(1000 * RATE_SECONDS),
+            _MOST_COUNTED,
+            is_repeatable=True,
+        )
+        return {
+            self._topics.group_named(topic): 1000 * count / span
+            for topic, count in zip(counts[::2], counts[1::2], strict=True)
+            if self._topics.is_group(partition.number, topic)
+        }
 
     # Channels that come back
 

@@ -30,6 +30,18 @@ class RedisMembers:
             b"ZREM", members_key, channel, is_repeatable=True
         )
 
+    async def of(self, group: str) -> list[str]:
+        """Return the members of a group whose membership has not lapsed."""
+        topic, members_key, _ = self._shared.topics.group(group)
+        call = self._partitions[topic.partition].sender.commands.call
+        # Lapsed ones stay until the next is added. The server's clock decides.
+        seconds, microseconds = await call(b"TIME", is_repeatable=True)
+        now = 1000 * int(seconds) + int(microseconds) // 1000
+        members: list[bytes] = await call(
+            b"ZRANGEBYSCORE", members_key, b"(%d" % now, b"+inf", is_repeatable=True
+        )
+        return [member.decode() for member in members]
+
     def held(self) -> dict[str, dict[str, float]]:
         """Return nothing: the server holds the members."""
         return {}

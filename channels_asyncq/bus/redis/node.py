@@ -333,14 +333,18 @@ class Node:
 
     def link(self) -> Link:
         """Return the state of both connections as one."""
-        reconnects = self.commands.reconnects + self.pushes.reconnects
         if self.is_closed:
             return Link(self.address, "closed")
+        reason = ""
         if self.is_up:
-            return Link(self.address, "connected", reconnects)
-        if self.commands.is_resting and self.pushes.is_resting:
-            return Link(self.address, "closed", reconnects, self.commands.reason)
-        return Link(self.address, "connecting", reconnects, self.commands.reason or self.pushes.reason)
+            state = "connected"
+        elif self.commands.is_resting and self.pushes.is_resting:
+            state, reason = "closed", self.commands.reason
+        else:
+            state, reason = "connecting", self.commands.reason or self.pushes.reason
+        both = self.commands, self.pushes
+        reconnected_at = max(each.reconnected_at for each in both) or None
+        return Link(self.address, state, sum(each.reconnects for each in both), reason, reconnected_at)
 
     async def _check(self) -> None:
         """Return when a fence was published and has arrived."""

@@ -8,7 +8,7 @@ import contextvars
 import logging
 from collections.abc import Awaitable
 
-from ...clock import monotonic
+from ...clock import monotonic, time_ns
 from ...events import CONNECTION, record
 from ...exceptions import LayerUnavailable
 from ...settings.options import Options
@@ -146,6 +146,8 @@ class SupervisedConnection:
         self._replies_to_set_up = 0
         self.wire: WireProtocol | None = None
         self.reconnects = 0
+        #: When it was made again last, in seconds since 1970; 0 for never.
+        self.reconnected_at = 0.0
         #: Whether it was up since it was made, or since `rest()`.
         self.was_up = False
         #: Whether the last connection was given up for an answer of the server.
@@ -188,6 +190,7 @@ class SupervisedConnection:
                 self._downtime.end()
         if self.was_up:
             self.reconnects += 1
+            self.reconnected_at = time_ns() / 1e9
             _log_restored(self._name, self._address)
         self.was_up = True
         self._idle.start(wire)

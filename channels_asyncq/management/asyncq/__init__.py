@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .base import Subcommand
+from .channels import Channels
 from .check import Check
 from .drain import Drain
 from .flush import Flush
 from .group_send import GroupSend
+from .groups import Groups
 from .listen import Listen
 from .logs import Logs
 from .queues import Queues
@@ -20,5 +22,6 @@ from .send import Send
 from .status import Status
 
 COMMANDS: Mapping[str, type[Subcommand]] = {
-    each.name: each for each in (Check, Status, Queues, Logs, Send, GroupSend, Listen, Flush, Drain)
+    each.name: each
+    for each in (Check, Status, Groups, Channels, Queues, Logs, Send, GroupSend, Listen, Flush, Drain)
 }

@@ -18,6 +18,8 @@ from .output import Output
 FINE = 0
 FAULT = 1
 UNKNOWN = 2
+#: The most rows, where `--limit` gives no other number.
+LIMIT = 20
 
 
 def seconds(text: str) -> float:
@@ -34,6 +36,29 @@ def seconds(text: str) -> float:
     if not 0 <= number < math.inf:
         raise ArgumentTypeError(f"{text!r} is not a number of seconds from 0 on")
     return number
+
+
+def positive(text: str) -> int:
+    """
+    Return the number of an option, for argparse.
+
+    Raises:
+        ArgumentTypeError: it is no whole number, or less than 1.
+    """
+    if not text.isdecimal() or not int(text):
+        raise ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def add_limit(parser: CommandParser, what: str) -> None:
+    """Add the option `--limit`."""
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=LIMIT,
+        metavar="NUMBER",
+        help=f"the most {what} that each process tells, and that are shown; {LIMIT} if it is not given",
+    )
 
 
 class Subcommand:

@@ -9,7 +9,6 @@ from django.core.management.base import CommandParser
 
 from channels_asyncq.layer import AsyncQueueChannelLayer
 from channels_asyncq.names import check_group_name
-from channels_asyncq.operate.members import normal_members
 
 from .base import FAULT, FINE, Subcommand
 from .output import missing_as_json
@@ -41,7 +40,7 @@ class GroupSend(Subcommand):
             check_group_name(group)
             # Before it is sent: a message may have its readers close their channels.
             survey = await self.survey(layer, "takers", options, group=group, exclude=exclude)
-            queued = [each for each in await normal_members(layer.options, group) if each not in exclude]
+            queued = [each for each in await layer.normal_members(group) if each not in exclude]
             await layer.group_send(group, options["message"], exclude=exclude)
         except REFUSED as exc:
             raise refused(exc) from exc

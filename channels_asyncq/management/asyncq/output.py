@@ -13,7 +13,6 @@ from channels_asyncq.session.surveys import Missing
 
 #: The longest line of a table.
 WIDTH = 80
-_GAP = "  "
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -51,7 +50,7 @@ class Output:
         else:
             self.line()
 
-    def table(self, head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    def table(self, head: Sequence[str], rows: Iterable[Sequence[object]], gap: str = "  ") -> list[str]:
         """
         Return the lines of a table. The first column is on the left, the others are on the right.
 
@@ -59,9 +58,9 @@ class Output:
         """
         cells = [[_text(cell) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-        widths[0] = max(8, min(widths[0], WIDTH - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)))
+        widths[0] = max(8, min(widths[0], WIDTH - sum(widths[1:]) - len(gap) * (len(widths) - 1)))
         lines = [
-            _GAP.join(
+            gap.join(
                 [shortened(first, widths[0]).ljust(widths[0]), *map(str.rjust, rest, widths[1:])]
             ).rstrip()
             for first, *rest in [list(head), *cells]

@@ -12,6 +12,9 @@ from channels_asyncq.operate.queues import Queue, queues_of
 from .base import FAULT, FINE, Subcommand
 from .output import duration, missing_as_json
 
+#: The normal channels that each process names at most. A worker reads few.
+MOST_READ = 1000
+
 
 class Queues(Subcommand):
     """Shows the normal channels in which messages wait, or that somebody reads."""
@@ -23,7 +26,7 @@ class Queues(Subcommand):
 
     async def run(self, layer: AsyncQueueChannelLayer, options: dict[str, Any]) -> int:
         queues = {queue.channel: queue for queue in await queues_of(layer.options)}
-        survey = await self.survey(layer, "readers", options)
+        survey = await self.survey(layer, "readers", options, limit=MOST_READ)
         readers: dict[str, list[str]] = {}
         for answer in survey.answers:
             for channel in answer.body["channels"]:

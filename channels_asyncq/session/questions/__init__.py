@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from .channels import channels
+from .groups import group, groups
 from .pieces import Pieces
 from .readers import readers
 from .status import status
@@ -20,6 +22,9 @@ from .takers import takers
 Question = Callable[[Pieces, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 QUESTIONS: Mapping[str, Question] = {
+    "channels": channels,
+    "group": group,
+    "groups": groups,
     "status": status,
     "readers": readers,
     "takers": takers,

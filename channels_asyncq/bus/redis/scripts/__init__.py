@@ -63,6 +63,7 @@ class Scripts:
     log_ends: Script
     log_part: Script | None
     history: Script | None
+    log_rates: Script | None
     send: Script | None
     keep: Mapping[Keeping, Script]
 
@@ -104,6 +105,7 @@ class Scripts:
             load("log_ends"),
             load("log_part") if is_cluster else None,
             load("history") if keep else None,
+            None if recovery is None else load("log_rates"),
             send,
             keep,
         )
