@@ -1,11 +1,13 @@
-"""`manage.py asyncq` check, queues, logs, send, group-send, listen and flush, as processes beside this one."""
+"""`manage.py asyncq` check, queues, logs, send, group-send, listen and flush, held against their page."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import signal
+from argparse import ArgumentTypeError
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,15 @@ from cryptography.fernet import Fernet
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.identity import identity
+from channels_asyncq.management.asyncq.sending import message
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.clusters import Cluster
-from tests.contract import DEADLINE, ended, eventually, note
+from tests.contract import DEADLINE, eventually, note
 from tests.contract import started as begun
-from tests.processes.asyncq import asyncq, started
+from tests.processes.asyncq import asyncq, called, ended, started
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
 
 PAGE = Path(__file__).parent.parent / "docs" / "operating.md"
 HERE = identity()
@@ -54,7 +57,8 @@ def shapes(text: str) -> list[str]:
 
 @pytest.fixture
 def config(redis_url: str, prefix: str) -> dict[str, Any]:
-    return {"hosts": [redis_url], "prefix": prefix, "partitions": 4}
+    # Nothing expires while processes start.
+    return {"hosts": [redis_url], "prefix": prefix, "partitions": 4, "expiry": 3600}
 
 
 @pytest.fixture
@@ -64,30 +68,57 @@ async def layer(config: dict[str, Any]) -> AsyncIterator[AsyncQueueChannelLayer]
         yield await make_layer()
 
 
+async def members_of_room(layer: AsyncQueueChannelLayer, process: asyncio.subprocess.Process) -> int:
+    """Return how many channels of a process are in the group "room"."""
+    assert process.returncode is None
+    survey = await layer.survey("takers", timeout=1.0, group="room", exclude=[])
+    end = f":{process.pid}:asyncq"
+    return sum(answer.body["channels"] for answer in survey.answers if answer.process.endswith(end))
+
+
+async def listening(
+    layer: AsyncQueueChannelLayer, config: dict[str, Any], *arguments: str
+) -> asyncio.subprocess.Process:
+    """Start a process that listens to the group "room", and return when it does."""
+    process = await started("listen", "room", *arguments, config=config)
+    async with asyncio.timeout(4 * DEADLINE):
+        while not await members_of_room(layer, process):
+            await contract.time_passes(0.05)
+    return process
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    process.kill()
+    await process.communicate()
+
+
 # check
 
 
-async def test_check(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
+async def test_check(own_redis_server: EmbeddedServer) -> None:
     """A server that is right: as on the page, with exit status 0."""
-    await layer.new_channel()
-    done = await asyncq("check", **config)
+    config = {"hosts": [own_redis_server.url]}
+    async with contract.layers(**config) as make_layer:
+        await (await make_layer()).new_channel()
+        done = await called("check", config=config)
     assert (done.status, done.errors) == (0, "")
     assert shapes(done.text) == sample("check")
     assert all(len(line) <= 80 for line in done.lines)
 
 
-async def test_check_of_a_limited_user(own_redis_server: EmbeddedServer, prefix: str) -> None:
+async def test_check_of_a_limited_user(own_redis_server: EmbeddedServer) -> None:
     """Faults and what cannot be seen: as on the page, with exit status 1."""
-    rules = [f"~{prefix}:*", f"&{prefix}:*", "+@all", "-xadd", "-config", "-client|setname"]
+    rules = ["~asgi:*", "&asgi:*", "+@all", "-xadd", "-config", "-client|setname"]
     own_redis_server.command("ACL", "SETUSER", "site", "on", ">secret", *rules)
     own_redis_server.command("CONFIG", "SET", "maxmemory", "100mb", "maxmemory-policy", "allkeys-lru")
-    async with contract.layers(hosts=[own_redis_server.url], prefix=prefix) as make_layer:
+    async with contract.layers(hosts=[own_redis_server.url]) as make_layer:
         await (await make_layer()).new_channel()
-        url = own_redis_server.url.replace("://", "://site:secret@")
-        done = await asyncq("check", hosts=[url], prefix=prefix)
-        as_json = await asyncq("check", "--json", hosts=[url], prefix=prefix)
+        config = {"hosts": [own_redis_server.url.replace("://", "://site:secret@")]}
+        done = await called("check", config=config)
+        as_json = await called("check", "--json", config=config)
     assert done.status == as_json.status == 1
     assert shapes(done.text) == sample("check", 1)
+    assert all(len(line) <= 80 for line in done.lines)
     found = as_json.found
     assert not found["ok"]
     faults = [each for each in found["findings"] if each["state"] == "fault"]
@@ -97,250 +128,220 @@ async def test_check_of_a_limited_user(own_redis_server: EmbeddedServer, prefix:
 
 async def test_check_of_a_cluster(redis_cluster: Cluster, prefix: str) -> None:
     """Each primary is in it."""
-    done = await asyncq("check", "--json", hosts=[redis_cluster.url], prefix=prefix)
+    done = await called("check", "--json", config={"hosts": [redis_cluster.url], "prefix": prefix})
     assert done.status == 0, done
     servers = {each["server"] for each in done.found["findings"]}
     assert servers == {f"redis://{node.address}/0" for node in redis_cluster.primaries()}
 
 
-async def test_check_without_a_server(prefix: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "status", "words"),
+    [
+        ("redis://127.0.0.1:1", 1, "Nobody listens there"),
+        ("nonsense://", 2, "there is no such kind of host"),
+        ("memory://", 0, "no server"),
+    ],
+)
+async def test_check_without_a_server(prefix: str, host: str, status: int, words: str) -> None:
     """A wrong port is a fault; wrong settings leave nothing to check; memory:// has no server."""
-    done = await asyncq("check", hosts=["redis://127.0.0.1:1"], prefix=prefix)
-    assert done.status == 1 and "Nobody listens there" in done.text
-    done = await asyncq("check", hosts=["nonsense://"], prefix=prefix)
-    assert done.status == 2 and "there is no such kind of host" in done.errors
-    done = await asyncq("check", hosts=["memory://"], prefix=prefix)
-    assert done.status == 0 and "no server" in done.text
+    done = await called("check", config={"hosts": [host], "prefix": prefix})
+    assert done.status == status and words in " ".join((done.text + done.errors).split())
 
 
 # queues and logs
 
 
+@pytest.mark.processes
 async def test_queues(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
-    """Exactly what was sent, and who reads: as on the page."""
+    """Exactly what was sent, and who reads: as on the page, and as JSON. A process that is stopped is named."""
     reading = await begun(layer.receive("jobs"))
     await eventually(lambda: layer.statistics().connected, "the reader")
     for n in range(3):
         await layer.send("mails", note(n))
-    done = await asyncq("queues", **config)
+    done = await asyncq("queues", config=config)
     assert (done.status, done.errors) == (0, "")
     assert shapes(done.text) == sample("queues")
-    found = (await asyncq("queues", "--json", **config)).found
-    jobs, mails = found["queues"]
+    listener = await listening(layer, config)
+    try:
+        listener.send_signal(signal.SIGSTOP)
+        done = await asyncq("queues", "--json", "--timeout", "2", config=config)
+    finally:
+        await end(listener)
+    assert done.status == 1 and not done.errors
+    jobs, mails = done.found["queues"]
     assert jobs == {"channel": "jobs", "length": 0, "bytes": 0, "oldest": None, "readers": [HERE]}
     assert (mails["channel"], mails["length"], mails["readers"]) == ("mails", 3, [])
-    assert found["missing"] == []
-    await ended(_cancelled(reading))
-
-
-def _cancelled(task: asyncio.Task[Any]) -> asyncio.Task[Any]:
-    task.cancel()
-    return task
-
-
-async def test_queues_of_a_process_that_is_stopped(
-    layer: AsyncQueueChannelLayer, config: dict[str, Any]
-) -> None:
-    """A process that does not answer is named, and the exit status is 1."""
-    listener = await started("listen", "room", **config)
-    try:
-        await _is_listening(listener, layer)
-        listener.send_signal(signal.SIGSTOP)
-        done = await asyncq("queues", "--timeout", "1", **config)
-        assert done.status == 1
-        assert re.search(rf"^missing: \S+:{listener.pid}:asyncq \(no answer\)$", done.text, re.M), done
-    finally:
-        listener.kill()
-        await listener.wait()
+    (missing,) = done.found["missing"]
+    assert missing["process"].endswith(f":{listener.pid}:asyncq") and missing["reason"] == "no answer"
+    reading.cancel()
+    await contract.ended(reading)
 
 
 async def test_logs(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
     """Each partition has its line: as on the page."""
     for group in ("room.1", "room.2", "room.3"):
         await layer.group_send(group, note(1))
-    done = await asyncq("logs", **config)
+    done = await called("logs", config=config)
     assert (done.status, done.errors) == (0, "")
     assert shapes(done.text) == sample("logs")
-    found = (await asyncq("logs", "--json", **config)).found
+    found = (await called("logs", "--json", config=config)).found
     assert found["seconds"] == 60
     assert sum(log["entries"] for log in found["logs"]) == 3
-    without = await asyncq("logs", **{**config, "recovery": None, "prefix": f"{config['prefix']}x"})
+    without = await called("logs", config={**config, "recovery": None})
     assert without.lines == ["there are no logs: the setting recovery is None"]
 
 
+@pytest.mark.processes
 async def test_watch(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
     """The queues are shown again and again, as they are then, until Ctrl-C."""
     await layer.send("mails", note(1))
-    process = await started("queues", "--watch", "0.05", "--json", **config)
+    process = await started("queues", "--watch", "0.05", "--json", config=config)
     assert process.stdout is not None
-    async with asyncio.timeout(2 * DEADLINE):
-        seen: list[int] = []
-        while 2 not in seen:
-            found = json.loads(await process.stdout.readline())
-            seen.append(found["queues"][0]["length"])
-            if len(seen) == 2:
+    lengths: list[int] = []
+    async with asyncio.timeout(4 * DEADLINE):
+        while 2 not in lengths:
+            lengths.append(json.loads(await process.stdout.readline())["queues"][0]["length"])
+            if len(lengths) == 2:
                 await layer.send("mails", note(2))
-        process.send_signal(signal.SIGINT)
-        await process.communicate()
-    assert seen[0] == 1 and process.returncode == 0
+    process.send_signal(signal.SIGINT)
+    done = await ended(process)
+    assert lengths[0] == 1 and done.status == 0
 
 
 async def test_on_a_cluster(redis_cluster: Cluster, prefix: str) -> None:
-    """Queues, logs and sends reach all primaries."""
-    config = {"hosts": [redis_cluster.url], "prefix": prefix}
+    """Queues, logs, sends and flushes reach all primaries."""
+    config: dict[str, Any] = {"hosts": [redis_cluster.url], "prefix": prefix, "expiry": 3600}
     async with contract.layers(**config) as make_layer:
         layer = await make_layer()
-        channel = await layer.new_channel()
         for n in range(12):
             await layer.send(f"jobs.{n:02}", note(n))
-            await layer.group_add(f"room.{n:02}", channel)
             await layer.group_send(f"room.{n:02}", note(n))
         await layer.group_add("room.00", "jobs.00")
-        found = (await asyncq("queues", "--json", **config)).found
+        found = (await called("queues", "--json", config=config)).found
         assert [queue["channel"] for queue in found["queues"]] == [f"jobs.{n:02}" for n in range(12)]
-        found = (await asyncq("logs", "--json", **config)).found
+        found = (await called("logs", "--json", config=config)).found
         assert sum(log["entries"] for log in found["logs"]) == 12
         assert len({log["server"] for log in found["logs"]}) == 3
-        done = await asyncq("group-send", "room.00", '{"type": "x"}', "--json", **config)
-        assert done.found["processes"] == [{"process": HERE, "channels": 1}]
-        assert done.found["queued"] == ["jobs.00"]
-        done = await asyncq("flush", "--yes", **config)
-        assert done.status == 0
-        assert (await asyncq("queues", "--json", **config)).found["queues"] == []
+        done = await called("group-send", "room.00", '{"type": "x"}', "--json", config=config)
+        assert (done.status, done.found["queued"]) == (0, ["jobs.00"])
+        assert (await called("flush", "--yes", config=config)).status == 0
+        assert (await called("queues", "--json", config=config)).found["queues"] == []
 
 
 # send and group-send
 
 
-async def _is_listening(process: asyncio.subprocess.Process, layer: AsyncQueueChannelLayer) -> bytes:
-    """Return what a listener to the group "room" prints of the first message that it gets."""
-    assert process.stdout is not None
-    line = await begun(process.stdout.readline())
-    while not line.done():
-        assert process.returncode is None
-        await layer.group_send("room", note(0))
-        await asyncio.wait([line], timeout=0.05)
-    return line.result()
-
-
+@pytest.mark.processes
 async def test_group_send(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
     """The processes that take it are shown, with their channels, and the queues: as on the page."""
     channels = [await layer.new_channel() for _ in range(3)]
     for channel in (*channels, "mails"):
         await layer.group_add("room", channel)
-    listener = await started("listen", "room", **config)
+    listener = await listening(layer, config)
     try:
-        await _is_listening(listener, layer)
-        await layer.flush()
-        for channel in (*channels, "mails"):
-            await layer.group_add("room", channel)
-        # A flush ends the membership of the listener as well.
-        listener.kill()
-        await listener.wait()
-        listener = await started("listen", "room", **config)
-        await _is_listening(listener, layer)
         text = '{"type": "test.note", "n": 99}'
-        done = await asyncq("group-send", "room", text, "--exclude", channels[0], **config)
+        done = await asyncq("group-send", "room", text, "--exclude", channels[0], config=config)
     finally:
-        listener.kill()
-        await listener.wait()
+        await end(listener)
     assert (done.status, done.errors) == (0, "")
     assert shapes(done.text) == sample("group-send")
     assert f"  {HERE}: 2" in done.lines and re.search(rf":{listener.pid}:asyncq: 1$", done.text, re.M)
-    for channel in channels[1:]:
-        while await contract.receive(layer, channel) != note(99):
-            pass
+    for channel in (*channels[1:], "mails"):
+        assert await contract.receive(layer, channel) == note(99)
 
 
 async def test_group_send_to_nobody(config: dict[str, Any]) -> None:
     """Nobody took it: exit status 1."""
-    done = await asyncq("group-send", "room", '{"type": "x"}', **config)
+    done = await called("group-send", "room", '{"type": "x"}', config=config)
     assert done.status == 1 and done.lines == ["0 processes took it, for 0 channels"]
 
 
+@pytest.mark.processes
 async def test_send(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
     """To a normal channel, and to one of a process: as on the page. It arrives."""
     reading = await begun(layer.receive("jobs"))
     channel = await layer.new_channel()
-    done = await asyncq("send", "jobs", '{"type": "job"}', **config)
+    done = await asyncq("send", "jobs", '{"type": "job"}', config=config)
     assert (done.status, done.errors) == (0, "")
     assert shapes(done.text) == sample("send jobs") and f"  {HERE}" in done.lines
     assert await reading == {"type": "job"}
-    done = await asyncq("send", channel, '{"type": "job", "n": 1}', **config)
+    done = await asyncq("send", channel, '{"type": "job", "n": 1}', config=config)
     assert (done.status, done.errors) == (0, "")
     assert shapes(done.text) == sample("send 'specific") and f"  {HERE}" in done.lines
     assert await contract.receive(layer, channel) == {"type": "job", "n": 1}
-    gone = await asyncq("send", channel.replace("!", "!gone"), '{"type": "job"}', "--json", **config)
-    assert gone.status == 1 and gone.found["processes"] == []
+
+
+async def test_send_to_a_channel_that_is_gone(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
+    """Nobody took it: exit status 1."""
+    gone = (await layer.new_channel()).replace("!", "!gone")
+    done = await called("send", gone, '{"type": "job"}', "--json", config=config)
+    assert done.status == 1 and done.found["processes"] == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["send", "a b", "{}"], "may contain only"),
-        (["send", "a", "[]"], "no JSON object"),
-        (["send", "a", "{"], "no JSON"),
-        (["group-send", "a!b", "{}"], "may contain only"),
-        (["group-send", "a", "{}", "--exclude", "a b"], "may contain only"),
-        (["listen", "a!b"], "may contain only"),
+        (["send", "a b", "{}"], "not sent: Channel name may contain only"),
+        (["group-send", "a!b", "{}"], "not sent: Group name may contain only"),
+        (["group-send", "a", "{}", "--exclude", "a b"], "not sent: Channel name may contain only"),
+        (["listen", "a!b"], "Group name may contain only"),
     ],
 )
-async def test_not_sent(config: dict[str, Any], arguments: list[str], words: str) -> None:
-    """A wrong name or text is refused with the reason, and exit status 2."""
-    done = await asyncq(*arguments, **config)
-    assert done.status == 2 and words in done.errors and "Traceback" not in done.errors
+async def test_wrong_name(config: dict[str, Any], arguments: list[str], words: str) -> None:
+    """A wrong name is refused with the reason, and exit status 2."""
+    done = await called(*arguments, config=config)
+    assert done.status == 2 and done.errors.startswith(words)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "1", '"text"', "null", ""])
+def test_no_message(text: str) -> None:
+    """What is no JSON object is refused by the parser of arguments."""
+    with pytest.raises(ArgumentTypeError, match="is no JSON"):
+        message(text)
 
 
 async def test_send_to_a_full_channel(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
     """A normal channel that is full refuses it."""
     await layer.send("jobs", note(1))
-    done = await asyncq("send", "jobs", '{"type": "job"}', **config, capacity=1)
-    assert done.status == 2 and "not sent" in done.errors
+    done = await called("send", "jobs", '{"type": "job"}', config={**config, "capacity": 1})
+    assert done.status == 2 and done.errors.startswith("not sent")
 
 
 # listen
 
 
+@pytest.mark.processes
 async def test_listen(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
-    """Messages with their time and sender: as on the page, and as JSON."""
-    for arguments in (["listen", "room", "--count", "1"], ["listen", "room", "--count", "1", "--json"]):
-        process = await started(*arguments, **config)
-        assert process.stdout is not None
-        first = await _is_listening(process, layer)
-        rest, errors = await process.communicate()
-        assert process.returncode == 0 and not errors
-        text = (first + rest).decode()
-        if "--json" in arguments:
-            found = json.loads(text)
-            assert (found["group"], found["sender"], found["message"]) == ("room", HERE, note(0))
-        else:
-            head, message = shapes(text)
-            on_the_page = sample("listen")
-            assert head == on_the_page[0].replace("chat", "room")
-            assert json.loads(text.splitlines()[1]) == note(0) and message[0] == on_the_page[1][0] == "{"
+    """Messages with their time and sender, as on the page, until Ctrl-C; as JSON, until there were enough."""
+    told, as_json = await asyncio.gather(
+        listening(layer, config), listening(layer, config, "--json", "--count", "1")
+    )
+    await layer.group_send("room", {"type": "chat.message", "text": "hello"})
+    done = await ended(as_json)
+    assert (done.status, done.errors) == (0, "")
+    assert done.found["message"] == {"type": "chat.message", "text": "hello"}
+    assert (done.found["group"], done.found["sender"]) == ("room", HERE)
+    assert told.stdout is not None
+    begin = await told.stdout.readline() + await told.stdout.readline()
+    told.send_signal(signal.SIGINT)
+    done = await ended(told, begin)
+    assert done.status == 130 and "Traceback" not in done.errors
+    assert shapes(done.text) == [line.replace(" chat ", " room ") for line in sample("listen")]
+    assert HERE in done.lines[0]
 
 
+@pytest.mark.processes
 async def test_listen_with_encryption(config: dict[str, Any]) -> None:
     """Without the keys of the site it refuses, and names the setting; with them it prints the messages."""
-    keys = {"symmetric_encryption_keys": [Fernet.generate_key().decode()]}
-    async with contract.layers(**config, **keys) as make_layer:
+    sealed = {**config, "symmetric_encryption_keys": [Fernet.generate_key().decode()]}
+    async with contract.layers(**sealed) as make_layer:
         layer = await make_layer()
         await layer.new_channel()
-        done = await asyncq("listen", "room", **config)
+        done = await called("listen", "room", config=config)
         assert done.status == 2 and "symmetric_encryption_keys" in done.errors and not done.text
-        process = await started("listen", "room", "--json", "--count", "1", **config, **keys)
-        assert json.loads(await _is_listening(process, layer))["message"] == note(0)
-        await process.communicate()
-        assert process.returncode == 0
-
-
-async def test_listen_is_interrupted(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
-    """Ctrl-C ends it without a traceback."""
-    process = await started("listen", "room", **config)
-    await _is_listening(process, layer)
-    process.send_signal(signal.SIGINT)
-    _, errors = await process.communicate()
-    assert b"Traceback" not in errors and process.returncode == 130
+        process = await listening(layer, sealed, "--json", "--count", "1")
+        await layer.group_send("room", note(1))
+        assert (await ended(process)).found["message"] == note(1)
 
 
 # flush
@@ -348,14 +349,19 @@ async def test_listen_is_interrupted(layer: AsyncQueueChannelLayer, config: dict
 
 @pytest.mark.parametrize(("answer", "is_dropped"), [("y\n", True), ("n\n", False), ("", False)])
 async def test_flush_asks(
-    layer: AsyncQueueChannelLayer, config: dict[str, Any], answer: str, is_dropped: bool
+    layer: AsyncQueueChannelLayer,
+    config: dict[str, Any],
+    answer: str,
+    is_dropped: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only yes is yes; no answer is none."""
     await layer.send("mails", note(1))
-    done = await asyncq("flush", answer=answer, **config)
-    assert f"of the prefix '{config['prefix']}'" in done.text and "[y/N]" in done.text
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    done = await called("flush", config=config)
+    assert f"of the prefix '{config['prefix']}'" in done.text
     assert done.status == (0 if is_dropped else 1)
-    (left,) = [(await asyncq("queues", "--json", **config)).found["queues"]]
+    left = (await called("queues", "--json", config=config)).found["queues"]
     assert bool(left) is not is_dropped
 
 
@@ -363,9 +369,9 @@ async def test_flush(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> N
     """With --yes nothing is asked: as on the page. Without it, JSON is refused."""
     await layer.group_add("room", await layer.new_channel())
     await layer.send("mails", note(1))
-    done = await asyncq("flush", "--json", **config)
+    done = await called("flush", "--json", config=config)
     assert done.status == 2 and "--yes" in done.errors
-    done = await asyncq("flush", "--yes", **config)
+    done = await called("flush", "--yes", config=config)
     assert (done.status, done.errors) == (0, "") and shapes(done.text) == sample("flush")
     await eventually(lambda: not layer.groups, "the flush")
 
@@ -373,31 +379,26 @@ async def test_flush(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> N
 # All of them
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["queues"],
-        ["logs"],
-        ["send", "jobs", "{}"],
-        ["group-send", "room", "{}"],
-        ["listen", "room"],
-        ["flush", "--yes"],
-    ],
-    ids=lambda arguments: arguments[0],
-)
+EACH = [
+    ["queues"],
+    ["logs"],
+    ["send", "jobs", "{}"],
+    ["group-send", "room", "{}"],
+    ["listen", "room"],
+    ["flush", "--yes"],
+]
+
+
+@pytest.mark.parametrize("arguments", EACH, ids=lambda arguments: arguments[0])
 async def test_memory(prefix: str, arguments: list[str]) -> None:
     """On memory:// there is nothing to see or to do from outside, and that is said."""
-    done = await asyncq(*arguments, hosts=["memory://"], prefix=prefix)
+    done = await called(*arguments, config={"hosts": ["memory://"], "prefix": prefix})
     assert done.status == 2 and "is on memory://" in done.errors and "Set `hosts`" in done.errors
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["queues"], ["logs"], ["send", "jobs", "{}"], ["group-send", "room", "{}"], ["listen", "room"]],
-    ids=lambda arguments: arguments[0],
-)
+@pytest.mark.parametrize("arguments", EACH, ids=lambda arguments: arguments[0])
 async def test_nobody_there(prefix: str, arguments: list[str]) -> None:
     """Without a server nothing can be found out: exit status 2, with the remedy."""
-    done = await asyncq(*arguments, hosts=["redis://127.0.0.1:1"], prefix=prefix, send_timeout=1)
+    config = {"hosts": ["redis://127.0.0.1:1"], "prefix": prefix, "send_timeout": 2}
+    done = await called(*arguments, config=config)
     assert done.status == 2 and "Nobody listens there" in done.errors
-    assert "Traceback" not in done.errors

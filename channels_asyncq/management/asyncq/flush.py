@@ -25,30 +25,31 @@ class Flush(Subcommand):
     async def run(self, layer: AsyncQueueChannelLayer, options: dict[str, Any]) -> int:
         prefix = layer.options.prefix
         hosts = [host.address for host in layer.options.hosts]
-        what = (
-            f"all messages that wait, and all memberships in groups, of the prefix {prefix!r} on "
-            f"{', '.join(hosts)}"
-        )
+        what = [f"all messages that wait, and all memberships, of the prefix {prefix!r} on"]
+        what += [f"  {host}" for host in hosts]
         if not options["yes"]:
             self._ask(what)
         await layer.flush()
 
         def lines() -> Iterator[str]:
-            yield f"dropped {what}"
+            yield f"dropped {what[0]}"
+            yield from what[1:]
 
         self.output.show({"prefix": prefix, "hosts": hosts}, lines)
         return FINE
 
-    def _ask(self, what: str) -> None:
+    def _ask(self, what: list[str]) -> None:
         """
         Raises:
             CommandError: the answer is not yes.
         """
         if self.output.as_json:
             raise CommandError("--json needs --yes: there is nobody to ask", returncode=UNKNOWN)
+        for line in (f"This drops {what[0]}", *what[1:], "Every process loses them."):
+            self.output.line(line)
         try:
             # Nothing is connected yet, so nothing waits for this loop.
-            answer = input(f"Drop {what}? Every process loses them. [y/N] ")
+            answer = input("Drop them? [y/N] ")
         except EOFError:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
