@@ -438,6 +438,16 @@ async def test_sentinel_as_a_server(stack: ExitStack, own_redis_server: Embedded
     await one_fault("server", "it is a Sentinel", '"sentinels"', hosts=[f"redis://127.0.0.1:{sentinel.port}"])
 
 
+async def test_sentinels(stack: ExitStack, own_redis_server: EmbeddedServer, prefix: str) -> None:
+    """The master that Sentinels name is looked at; without a name, the line says what each of them answered."""
+    sentinel = started(stack, sentinel=[f"monitor mymaster 127.0.0.1 {own_redis_server.port} 1"])
+    host = {"sentinels": [("127.0.0.1", sentinel.port)], "master_name": "mymaster"}
+    findings = await found(hosts=[host], prefix=prefix)
+    assert [finding.subject for finding in findings] == SUBJECTS and not faults(findings), findings
+    host["master_name"] = "other"
+    await one_fault("address", "no Sentinel names a master 'other'", "Check `sentinels`", hosts=[host])
+
+
 @pytest.mark.server
 async def test_database_that_is_not_there(stack: ExitStack) -> None:
     """A database number that the server does not have."""
