@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.bus.redis.layout import Layout
 from channels_asyncq.operate.checking import check
 from channels_asyncq.operate.findings import Finding, State, has_fault
 from channels_asyncq.operate.rights import needed
@@ -561,5 +563,66 @@ async def test_managed_server(server: RespServer, prefix: str) -> None:
         "CONFIG", resp_server.error("ERR unknown command 'CONFIG', with args beginning with: 'GET'")
     )
     findings = await found(hosts=[server.url], prefix=prefix)
-    assert the(findings, "buffers").state is State.UNSEEN
+    buffers = the(findings, "buffers")
+    assert buffers.state is State.UNSEEN and "does not know CONFIG GET" in buffers.text
+    assert "provider" in buffers.remedy
     assert [finding.subject for finding in findings] == SUBJECTS and not faults(findings)
+
+
+@pytest.mark.parametrize("answer", ["ERR not today", [b"client-output-buffer-limit", b"normal 0 0 0"]])
+async def test_settings_that_are_not_told(server: RespServer, prefix: str, answer: str | list[bytes]) -> None:
+    """A server that answers something else is no fault either."""
+    server.always(
+        "CONFIG", resp_server.error(answer) if isinstance(answer, str) else resp_server.reply(answer)
+    )
+    buffers = the(await found(hosts=[server.url], prefix=prefix), "buffers")
+    assert buffers.state is State.UNSEEN and ("not today" in buffers.text) is isinstance(answer, str)
+
+
+async def test_format_of_a_newer_release(redis_server: EmbeddedServer, redis_url: str, prefix: str) -> None:
+    """A process that writes what this release does not read is worth a warning: it will change."""
+    options = AsyncQueueChannelLayer(hosts=[redis_url], prefix=prefix).options
+    newer = Layout.of(options, 0)
+    newer = replace(newer, newest=newer.newest + 1, writes=newer.newest + 1)
+    until = int(time.time() * 1000) + 600_000
+    redis_server.command("ZADD", f"{prefix}:0:layouts", until, newer.text())
+    finding = the(await found(hosts=[redis_url], prefix=prefix, send_timeout=0.5), "layout")
+    assert finding.state is State.WARNING and "does not read yet" in finding.text
+
+
+# Faults that only a round trip shows, or that come in between
+
+
+async def test_trip_that_fails(server: RespServer, prefix: str) -> None:
+    """A job that is refused is a fault, with the server's words."""
+    server.always("PUSH", resp_server.error("ERR not on a Monday"))
+    findings = await found(hosts=[server.url], prefix=prefix)
+    (fault,) = faults(findings)
+    assert fault.subject == "job" and "not on a Monday" in fault.text and "log" in fault.remedy
+
+
+async def test_layer_that_does_not_connect(server: RespServer, prefix: str) -> None:
+    """A layer that cannot connect after all is a fault."""
+    server.always("LEASE", resp_server.error("ERR not on a Monday"))
+    findings = await found(hosts=[server.url], prefix=prefix, send_timeout=1.0)
+    (fault,) = faults(findings)
+    assert fault.subject == "join" and "not on a Monday" in fault.text
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+async def test_connection_that_ends_meanwhile(server: RespServer, prefix: str, scheme: str) -> None:
+    """What was found before is there, and then why nothing follows."""
+    for name in ("TIME", "CLUSTER"):
+        server.always(name, resp_server.close(executes=False))
+    url = server.url.replace("redis", scheme, 1).removesuffix("/0")
+    (fault,) = faults(await found(hosts=[url], prefix=prefix))
+    assert "Nobody said why" in fault.remedy
+
+
+@pytest.mark.server
+async def test_primary_without_a_partition(redis_cluster: Cluster, prefix: str) -> None:
+    """With fewer partitions than primaries, some have nothing to try; that is said."""
+    findings = await found(hosts=[redis_cluster.url], prefix=prefix, partitions=1)
+    assert not faults(findings)
+    joins = [finding.state for finding in findings if finding.subject == "join"]
+    assert sorted(joins, key=lambda state: state.value) == [State.OK, State.UNSEEN, State.UNSEEN]

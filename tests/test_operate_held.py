@@ -16,9 +16,10 @@ from channels_asyncq.operate.listening import Heard, listen
 from channels_asyncq.operate.logs import logs_of
 from channels_asyncq.operate.queues import Queue, queues_of
 from channels_asyncq.testing import EmbeddedServer
-from tests import contract
+from tests import contract, resp_server
 from tests.contract import DEADLINE, MakeLayer, ended, every, note, receive
 from tests.contract import started as begun
+from tests.resp_server import Answer, RespServer
 from tests.test_operate_check import granted
 
 #: Seconds that pass on a busy machine before somebody looks.
@@ -171,6 +172,21 @@ async def test_nobody_there(ask: Any) -> None:
         layer = AsyncQueueChannelLayer(hosts=[url])
         with pytest.raises(LayerUnavailable, match="Nobody listens there"):
             await ask(layer.options)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (resp_server.error("ERR not on a Monday"), "refused: ERR not on a Monday"),
+        (resp_server.close(executes=False), "Nobody said why"),
+    ],
+)
+async def test_server_that_does_not_answer(server: RespServer, answer: Answer, words: str) -> None:
+    """A server that refuses a command, or hangs up, is an error with its words."""
+    server.always("SCRIPT", answer)
+    layer = AsyncQueueChannelLayer(hosts=[server.url])
+    with pytest.raises(LayerUnavailable, match=words):
+        await queues_of(layer.options)
 
 
 # Listening

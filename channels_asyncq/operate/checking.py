@@ -124,5 +124,5 @@ async def _connected(server: Server) -> AsyncIterator[Finding]:
         return
     for finding in server_checks.login(server):
         yield finding
-    told = None if info.exception() is not None else info.result()
-    yield server_checks.version(server, told, None if role.exception() is not None else role.result())
+    told, place = (reply.exception() or reply.result() for reply in (info, role))
+    yield server_checks.version(server, told, place)

@@ -34,19 +34,20 @@ def _seen(server: Server, subject: str, text: str) -> Finding:
     return Finding(server.address, subject, State.OK, text)
 
 
-def _unseen(server: Server, subject: str, command: str, consequence: str = "") -> Finding:
-    """Return that the user may not look."""
-    text = f"not seen: the user may not call {command}"
-    right = command.lower().replace(" ", "|")
-    remedy = f"Grant +{right}, or have somebody look who may" if not consequence else f"Grant +{right}"
-    return Finding(
-        server.address, subject, State.UNSEEN, text + (f". {consequence}" if consequence else ""), remedy
-    )
-
-
-def _is_refused(exc: ReplyError) -> bool:
-    """Tell whether the user, or this kind of server, may not call a command."""
-    return str(exc).startswith(("NOPERM", "ERR unknown command", "ERR unknown subcommand"))
+def _unseen(server: Server, subject: str, command: str, refusal: object, consequence: str = "") -> Finding:
+    """Return that the server has refused to tell something."""
+    words = str(refusal)
+    if words.startswith("NOPERM"):
+        text, remedy = f"the user may not call {command}", f"Grant +{command.lower().replace(' ', '|')}"
+        if not consequence:
+            remedy += ", or have somebody look who may"
+    elif words.startswith("ERR unknown"):
+        text, remedy = f"the server does not know {command}", "Look where its provider shows its settings"
+    else:
+        text, remedy = words, ""
+    if consequence:
+        text = f"{text}. {consequence}"
+    return Finding(server.address, subject, State.UNSEEN, f"not seen: {text}", remedy)
 
 
 # The connection
@@ -83,21 +84,21 @@ def fields_of(info: bytes) -> Fields:
     return {name: value for name, separator, value in lines if separator}
 
 
-def version(server: Server, info: bytes | None, role: object) -> Finding:
-    """Tell whether the server is one that can be used. None: the user may not call INFO."""
-    problem = None if info is None else unsupported(info, is_cluster=server.is_cluster)
+def version(server: Server, info: object, role: object) -> Finding:
+    """Tell whether the server is one that can be used, by its replies to INFO and ROLE, or its refusals."""
+    problem = unsupported(info, is_cluster=server.is_cluster) if isinstance(info, bytes) else None
     if problem is None and isinstance(role, list) and role and role[0] != b"master":
         problem = "it is a replica; only masters are used"
     if problem is not None:
         found = server.remedies.diagnose(problem)
         return Finding(server.address, "server", State.FAULT, found.words, found.remedy)
-    if info is None:
-        return _unseen(server, "server", "INFO")
+    if not isinstance(info, bytes):
+        return _unseen(server, "server", "INFO", info)
     said = fields_of(info)
     name = (
         f"Valkey {said['valkey_version']}" if "valkey_version" in said else f"Redis {said['redis_version']}"
     )
-    return _seen(server, "server", name if role is None else f"{name}, a primary")
+    return _seen(server, "server", f"{name}, a primary" if isinstance(role, list) else name)
 
 
 async def rights(server: Server) -> Iterator[Finding]:
@@ -145,8 +146,8 @@ async def eviction(server: Server) -> Finding:
     """Tell whether the server may delete keys of the layer, and how full it is."""
     try:
         said = fields_of(await server.wire.call("INFO", "memory"))
-    except ReplyError:
-        return _unseen(server, "eviction", "INFO")
+    except ReplyError as exc:
+        return _unseen(server, "eviction", "INFO", exc)
     policy, most = said.get("maxmemory_policy", ""), int(said.get("maxmemory", 0))
     used = int(said.get("used_memory", 0))
     filled = f"; {used / _MIB:.0f} of {most / _MIB:.0f} MiB are used" if most else "; no maxmemory"
@@ -178,12 +179,10 @@ async def buffer_limits(server: Server) -> Finding:
     try:
         reply = await server.wire.call("CONFIG", "GET", "client-output-buffer-limit")
     except ReplyError as exc:
-        if not _is_refused(exc):
-            raise
-        return _unseen(server, "buffers", "CONFIG GET")
-    limits = re.search(rb"pubsub (\d+) (\d+) (\d+)", reply[1] if len(reply) > 1 else b"")
+        return _unseen(server, "buffers", "CONFIG GET", exc)
+    limits = re.search(rb"pubsub (\d+) (\d+) (\d+)", b" ".join(reply))
     if limits is None:
-        return Finding(server.address, "buffers", State.UNSEEN, "not seen: the server does not tell")
+        return _unseen(server, "buffers", "CONFIG GET", "the server does not tell its limits")
     hard, soft, seconds = map(int, limits.groups())
     text = f"client-output-buffer-limit pubsub {hard} {soft} {seconds}"
     remedy = f'CONFIG SET client-output-buffer-limit "pubsub {_HARD} {_SOFT} 60", or more'
@@ -202,8 +201,8 @@ async def clock(server: Server) -> Finding:
     began = monotonic()
     try:
         seconds, micros = await server.wire.call("TIME")
-    except ReplyError:
-        return _unseen(server, "clock", "TIME")
+    except ReplyError as exc:
+        return _unseen(server, "clock", "TIME", exc)
     now = time_ns() / 1e9 - (monotonic() - began) / 2
     ahead = int(seconds) + int(micros) / 1e6 - now
     text = f"{abs(ahead):.2f} s {'ahead of' if ahead >= 0 else 'behind'} this machine's"
@@ -224,10 +223,8 @@ async def name(server: Server) -> Finding:
     try:
         await server.wire.call("CLIENT", "SETNAME", str(wanted))
     except ReplyError as exc:
-        if not _is_refused(exc):
-            raise
         text = "CLIENT LIST shows the connections of the site without names"
-        return _unseen(server, "name", "CLIENT SETNAME", text)
+        return _unseen(server, "name", "CLIENT SETNAME", exc, text)
     return _seen(server, "name", "connections may have names")
 
 
@@ -237,8 +234,8 @@ async def layout(server: Server) -> Finding:
     try:
         seconds, _ = await server.wire.call("TIME")
         texts = await server.wire.call("ZRANGEBYSCORE", key, b"(%d" % (1000 * int(seconds)), "+inf")
-    except ReplyError:
-        return _unseen(server, "layout", "ZRANGEBYSCORE")
+    except ReplyError as exc:
+        return _unseen(server, "layout", "ZRANGEBYSCORE", exc)
     ours = Layout.of(server.options, server.index)
     for text in texts:
         other, objections = ours.compare(text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from ..clock import monotonic
 from ..exceptions import ChannelLayerError
@@ -19,7 +20,7 @@ _TYPE = "asyncq.check"
 
 
 async def round_trips(layer: AsyncQueueChannelLayer, server: Server) -> AsyncIterator[Finding]:
-    """Yield how long a join, a message to a group and a job take at a server, the way any of the site's does."""
+    """Yield how long a join, a message to a group and a job take at a server, up to the first that fails."""
     if not server.partitions:
         text = "no partition of this prefix is here, so nothing can be tried"
         yield Finding(server.address, "join", State.UNSEEN, text)
@@ -28,9 +29,16 @@ async def round_trips(layer: AsyncQueueChannelLayer, server: Server) -> AsyncIte
     name = _name_at(server)
     channel = await layer.new_channel()
     try:
-        yield await _timed(layer, server, "join", layer.group_add(name, channel))
-        yield await _timed(layer, server, "pub/sub", _publish(layer, name, channel))
-        yield await _timed(layer, server, "job", _job(layer, name))
+        trips: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("join", partial(layer.group_add, name, channel)),
+            ("pub/sub", partial(_publish, layer, name, channel)),
+            ("job", partial(_job, layer, name)),
+        ]
+        for subject, trip in trips:
+            finding = await _timed(layer, server, subject, trip())
+            yield finding
+            if finding.state is State.FAULT:
+                return
     finally:
         layer.close_channel(channel)
 
