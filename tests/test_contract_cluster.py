@@ -28,6 +28,7 @@ from tests.contract.flush import Flush as TestFlush
 from tests.contract.groups import Groups as TestGroups
 from tests.contract.messages import Messages as TestMessages
 from tests.contract.names import Names as TestNames
+from tests.contract.operating import Operating as TestOperating
 from tests.contract.shared_channels import SharedChannels as TestSharedChannels
 from tests.contract.shared_groups import SharedGroups as TestSharedGroups
 from tests.contract.statistics import Idle as TestIdle

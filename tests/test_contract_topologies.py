@@ -23,6 +23,7 @@ from tests.contract.history import HistoryResumes as TestHistoryResumes
 from tests.contract.history import Pages as TestPages
 from tests.contract.messages import Messages as TestMessages
 from tests.contract.names import Names as TestNames
+from tests.contract.operating import Operating as TestOperating
 from tests.contract.resume import Resumes as TestResumes
 from tests.contract.shared_channels import SharedChannels as TestSharedChannels
 from tests.contract.shared_groups import SharedGroups as TestSharedGroups

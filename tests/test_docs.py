@@ -28,7 +28,9 @@ from django.core.exceptions import ImproperlyConfigured
 import channels_asyncq
 from channels_asyncq import AsyncQueueChannelLayer, Statistics, exceptions
 from channels_asyncq.bus.base import Link
+from channels_asyncq.identity import identity
 from channels_asyncq.session import notices
+from channels_asyncq.session.answers import Answers
 from channels_asyncq.settings import arguments
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer, server_binaries
@@ -248,7 +250,7 @@ class TestPublishing:
 
 @pytest.mark.server
 @pytest.mark.parametrize("binary", server_binaries(), ids=lambda path: Path(path).parent.name)
-async def test_access_control(binary: str) -> None:
+async def test_access_control(binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The users of the pages may do all that the layer and an outside program need, and no more is asked for."""
     users = [s.text.strip().removeprefix("user ") for s in snippets("text") if s.text.startswith("user ")]
     assert sorted(user.split()[0] for user in users) == ["reporter", "site"]
@@ -273,6 +275,15 @@ async def test_access_control(binary: str) -> None:
         replay = await layer.group_resume("chat", channel, since=position)
         assert replay.recovered and replay.messages == [{"type": "d"}]
         assert (await layer.group_resume("chat", channel, since=replay.position)).recovered
+        assert (await layer.survey("status", timeout=20)).answers
+        assert list(await layer.message_rates()) == ["chat"]
+        assert await layer.normal_members("chat") == []
+        # Those that are silent are named, by the same rights; the connections have no name without another one.
+        with monkeypatch.context() as patch:
+            patch.setattr(Answers, "begin", lambda self, *arguments: None)
+            missing = (await layer.survey("status", timeout=0.2)).missing
+        assert {each.process for each in missing} == {identity()}
+        assert identity().encode() not in server.command("CLIENT", "LIST")
         await layer.flush()
         await layer.close()
 

@@ -44,9 +44,9 @@ class Served(Process):
         host = ["--host", "127.0.0.1", "--port", str(self.port)]
         return [sys.executable, "-m", "uvicorn", *host, "--lifespan", "off", self.application]
 
-    async def answers(self) -> None:
+    async def answers(self, within: float = START_TIMEOUT) -> None:
         """Return when the server accepts connections."""
-        async with asyncio.timeout(START_TIMEOUT):
+        async with asyncio.timeout(within):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", self.port)

@@ -13,7 +13,7 @@ from channels_asyncq.names import check_group_name
 
 from .base import FAULT, FINE, UNKNOWN, Subcommand, add_limit
 from .channels import left_out, lines_of
-from .output import missing_as_json
+from .output import WIDTH, missing_as_json, shortened
 
 _WILDCARDS = re.compile(r"[*?\[]")
 
@@ -99,12 +99,13 @@ class Groups(Subcommand):
         }
 
         def lines() -> Iterator[str]:
-            yield f"{group}: {count} members"
+            words = f": {count} members"
+            yield shortened(group, WIDTH - len(words)) + words
             if rows:
                 yield from lines_of(self.output.style.MIGRATE_HEADING, rows)
             yield from left_out(count, len(rows))
             for channel in normal:
-                yield f"normal channel: {channel}"
+                yield shortened(f"normal channel: {channel}", WIDTH)
             yield from self.output.missing(survey.missing)
 
         self.output.show(found, lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,11 @@ class Output:
 
     def missing(self, missing: Sequence[Missing]) -> list[str]:
         """Return a line for each process, or event loop of one, that has not answered."""
-        return [self.style.ERROR(f"missing: {_name_of(each)} ({each.reason})") for each in missing]
+        return [
+            self.style.ERROR(line)
+            for each in missing
+            for line in wrapped(f"missing: {_name_of(each)} ({each.reason})")
+        ]
 
 
 def _name_of(missing: Missing) -> str:
@@ -89,6 +94,13 @@ def shortened(text: str, width: int) -> str:
         return text
     end = (width - 2) // 2
     return f"{text[: width - 2 - end]}..{text[len(text) - end :]}"
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Return the lines of a text that may be long. All are indented, those behind the first a little more."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False
+    )
 
 
 def duration(seconds: float) -> str:

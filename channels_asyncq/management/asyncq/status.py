@@ -11,7 +11,7 @@ from channels_asyncq.layer import AsyncQueueChannelLayer
 from channels_asyncq.session.surveys import Answer
 
 from .base import FAULT, FINE, Subcommand
-from .output import duration, missing_as_json
+from .output import duration, missing_as_json, wrapped
 
 #: Seconds for which each process measures its messages per second.
 INTERVAL = 0.5
@@ -57,10 +57,11 @@ class Status(Subcommand):
         for each, line in zip(processes, lines, strict=False):
             yield line
             for link in each["links"]:
-                yield f"  {_of_link(link)}"
+                yield from wrapped(_of_link(link), "  ")
             for name in ("dropped", "told"):
                 if each[name]:
-                    yield self.output.style.WARNING(f"  {name}: {_reasons(each[name])}")
+                    lost = wrapped(f"{name}: {_reasons(each[name])}", "  ")
+                    yield from map(self.output.style.WARNING, lost)
         yield from lines[len(processes) :]
 
 
