@@ -346,7 +346,7 @@ class RespServer:
         self.commands.append((name, *command[1:]))
         if command[:2] == [b"SCRIPT", b"LOAD"]:
             sha = hashlib.sha1(command[2], usedforsecurity=False).hexdigest().encode()
-            self._scripts[sha] = SCRIPTS[command[2].splitlines()[0]]
+            self._scripts[sha] = SCRIPTS.get(command[2].splitlines()[0], "EVALSHA")
         return name
 
     def received(self, name: str) -> list[tuple[Any, ...]]:

@@ -66,6 +66,10 @@ class OpenChannel:
             raise self._buffer.closed(self.name)
         return envelope
 
+    def message_of(self, envelope: Envelope) -> dict[str, Any]:
+        """Return the message in an envelope of `take_envelope()`, a dict of the caller's own."""
+        return self._decoder.message_of(envelope)
+
     async def wait(self) -> None:
         """Return when a message has come or the channel is closed. Cancelling is safe."""
         if not self._buffer.empty() or self._buffer.closed is not None:

@@ -6,7 +6,7 @@ import os
 SECRET_KEY = "only for tests"
 ALLOWED_HOSTS = ["127.0.0.1"]
 USE_TZ = True
-INSTALLED_APPS = ["channels"]
+INSTALLED_APPS = ["channels", "channels_asyncq"]
 ROOT_URLCONF = "tests.processes.site"
 ASGI_APPLICATION = "tests.processes.site.application"
 CHANNEL_LAYERS = {

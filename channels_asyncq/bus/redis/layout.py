@@ -86,6 +86,19 @@ class Layout:
         format_and_keys = f"{self.serializer_format}/{bool(self.keys)}"
         return b"%d/%d/%d/%b" % (self.host, self.hosts, self.partitions, format_and_keys.encode())
 
+    def compare(self, text: bytes) -> tuple[Layout | None, list[Objection]]:
+        """Return the layout that another session has published, None for an unknown kind, and the objections."""
+        try:
+            other = Layout.from_text(text)
+        except (ValueError, KeyError, TypeError):
+            there = f"a layout that this release cannot read ({text.decode(errors='replace')})"
+            return None, [Objection(there, "this release", "Use the same release in every process.")]
+        return other, self.objections(other)
+
+    def reads(self, other: Layout) -> bool:
+        """Tell whether a session with this layout reads what one with the other writes."""
+        return self.oldest <= other.writes <= self.newest
+
     def objections(self, other: Layout) -> list[Objection]:
         """Return why sessions with these two layouts cannot work together; an empty list if they can."""
         objections = []
@@ -164,6 +177,14 @@ class Objection:
     there: str
     here: str
     remedy: str
+
+
+def in_words(objections: list[Objection]) -> tuple[str, str]:
+    """Return what differs between others and this process, and the remedies."""
+    there = ", ".join(objection.there for objection in objections)
+    here = ", ".join(objection.here for objection in objections)
+    remedies = " ".join(dict.fromkeys(objection.remedy for objection in objections))
+    return f"others have {there}, and this process has {here}", remedies
 
 
 class Standing(enum.Enum):
@@ -257,27 +278,20 @@ class Lease:
     def _judge(self, texts: list[bytes]) -> None:
         others = []
         for text in texts:
-            try:
-                other = Layout.from_text(text)
-            except (ValueError, KeyError, TypeError):
-                there = f"a layout that this release cannot read ({text.decode(errors='replace')})"
-                objections = [Objection(there, "this release", "Use the same release in every process.")]
-            else:
-                objections = self.layout.objections(other)
-                others.append(other)
+            other, objections = self.layout.compare(text)
             if objections:
                 raise ImproperlyConfigured(self._refusal(objections))
+            assert other is not None  # or there were an objection
+            others.append(other)
         self.compatible = frozenset(texts)
         newest = min((other.newest for other in others), default=self.layout.newest)
         self.wanted = replace(self.layout, writes=min(newest, self.layout.newest))
-        self._reads_all = all(self.layout.oldest <= other.writes <= self.layout.newest for other in others)
+        self._reads_all = all(map(self.layout.reads, others))
         self._judged_as = (self.layout, texts)
 
     def _refusal(self, objections: list[Objection]) -> str:
-        there = ", ".join(objection.there for objection in objections)
-        here = ", ".join(objection.here for objection in objections)
-        remedies = " ".join(dict.fromkeys(objection.remedy for objection in objections))
+        difference, remedies = in_words(objections)
         return (
-            f"{self._address} is in use with prefix {self._prefix!r}: others have {there}, and this process has "
-            f"{here}. {remedies} This one goes on trying, and comes up when the last of the others has gone."
+            f"{self._address} is in use with prefix {self._prefix!r}: {difference}. {remedies} This one goes on "
+            "trying, and comes up when the last of the others has gone."
         )

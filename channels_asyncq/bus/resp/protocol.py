@@ -19,7 +19,7 @@ from .pipeline import Pipeline
 from .reader import MessageHandler, PushReader, ReaderState
 from .replies import MORE, InFlight, Unsubscription
 
-__all__ = ["ClosedIdle", "WireOwner", "WireProtocol"]
+__all__ = ["ClosedIdle", "Nobody", "WireOwner", "WireProtocol"]
 
 # A connection that was used within these seconds was not closed for being idle.
 _IDLE = 1.0
@@ -37,7 +37,7 @@ class WireOwner(Protocol):
     """
     The owner of a connection, which is told of its end.
 
-    Implemented by `bus.resp.supervisor.SupervisedConnection`.
+    Implemented by `bus.resp.supervisor.SupervisedConnection` and `bus.resp.protocol.Nobody`.
     """
 
     def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
@@ -45,6 +45,16 @@ class WireOwner(Protocol):
 
     def on_silent(self, wire: WireProtocol) -> None:
         """Note that nothing has been answered for a while, although something was asked."""
+
+
+class Nobody:
+    """The owner of a connection that is made for some questions: their futures tell of its end."""
+
+    def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
+        pass
+
+    def on_silent(self, wire: WireProtocol) -> None:
+        pass
 
 
 class _Life(Enum):

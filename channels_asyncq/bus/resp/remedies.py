@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ...settings.hosts import Host
 
-__all__ = ["PLAIN", "PROXY", "TLS", "WEB", "Diagnosis", "Heals", "Remedies", "unsupported"]
+__all__ = ["PLAIN", "PROXY", "TLS", "WEB", "Diagnosis", "Heals", "Part", "Remedies", "unsupported"]
 
 #: The oldest server that has the commands of the scripts (XTRIM MINID, INFO errorstats).
 OLDEST = (6, 2)
@@ -43,14 +43,26 @@ class Heals(Enum):
     WITH_PROVIDER = auto()
 
 
+class Part(Enum):
+    """What an error is about, in the order in which a connection gets there."""
+
+    ADDRESS = "address"
+    TLS = "TLS"
+    LOGIN = "login"
+    SERVER = "server"
+    RIGHTS = "rights"
+    WRITES = "writes"
+
+
 class _Row(NamedTuple):
+    part: Part
     words: re.Pattern[str]
     remedy: str
     heals: Heals
 
 
-def _row(words: str, remedy: str, heals: Heals = Heals.NO) -> _Row:
-    return _Row(re.compile(words), remedy, heals)
+def _row(part: Part, words: str, remedy: str, heals: Heals = Heals.NO) -> _Row:
+    return _Row(part, re.compile(words), remedy, heals)
 
 
 # The first row that matches counts. In a remedy, `{user}`, `{prefix}` and `{rights}` stand for those of the host,
@@ -58,114 +70,176 @@ def _row(words: str, remedy: str, heals: Heals = Heals.NO) -> _Row:
 _TABLE = (
     # Each Sentinel has its own reason, and that may change.
     _row(
+        Part.ADDRESS,
         "^no Sentinel names a master",
         "Check `sentinels`, `master_name` and `sentinel_kwargs` in `hosts`",
         Heals.YES,
     ),
     # Another protocol.
     _row(
+        Part.TLS,
         f"{PLAIN}|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|HTTP_REQUEST",
         "Use redis{kind}:// in place of rediss{kind}://, or the port on which the server speaks TLS",
     ),
     _row(
+        Part.TLS,
         rf'{TLS}|got "\\x1[56]" as reply type byte',
         "Use rediss{kind}:// in place of redis{kind}://, or the port on which the server speaks plain text",
     ),
     _row(
+        Part.ADDRESS,
         f'{WEB}|got "[<H]" as reply type byte',
         "That is HTTP: check host and port in `hosts`; a Redis or Valkey server is mostly at port 6379",
     ),
     # Certificates.
     _row(
+        Part.TLS,
         "CERTIFICATE_VERIFY_FAILED.*(mismatch|not valid for)",
         "Give the host by a name or address that the server's certificate has, or have this one put into it",
     ),
-    _row("CERTIFICATE_VERIFY_FAILED.*expired", "Renew the server's certificate"),
+    _row(Part.TLS, "CERTIFICATE_VERIFY_FAILED.*expired", "Renew the server's certificate"),
     _row(
-        "CERTIFICATE_VERIFY_FAILED.*not yet valid", "Compare the clocks of this machine and of the server's"
+        Part.TLS,
+        "CERTIFICATE_VERIFY_FAILED.*not yet valid",
+        "Compare the clocks of this machine and of the server's",
     ),
     _row(
+        Part.TLS,
         "CERTIFICATE_VERIFY_FAILED",
         "Name the file of the authority that signed the server's certificate: "
         "rediss{kind}://HOST?ssl_ca_certs=/path/of/ca.pem",
     ),
     _row(
+        Part.TLS,
         "ALERT_CERTIFICATE_REQUIRED|ALERT_BAD_CERTIFICATE|ALERT_UNKNOWN_CA|HANDSHAKE_FAILURE",
         "The server may want a certificate of its clients: give ssl_certfile and ssl_keyfile",
     ),
     # Passwords and rights.
     _row(
+        Part.LOGIN,
         "WRONGPASS|invalid username-password pair|invalid password",
         "Check the password of the user {user} in `hosts`; in a URL, special characters are percent-encoded",
         Heals.WITH_PROVIDER,
     ),
     _row(
+        Part.LOGIN,
         "NOAUTH|Authentication required",
         "Give the password in `hosts`, as in redis{kind}://:PASSWORD@HOST or redis{kind}://USER:PASSWORD@HOST",
         Heals.WITH_PROVIDER,
     ),
     _row(
+        Part.LOGIN,
         "called without any password|AUTH, but no password is set",
         "Leave the password out of `hosts`, or set one in the server (requirepass)",
     ),
     _row(
+        Part.RIGHTS,
         "NOPERM|ACL failure in script|The user executing the script can't|has no permissions",
         "Grant the user {user} {rights} (all that is needed: access control, on the page of advanced settings)",
     ),
     # Kind and settings of the server.
     _row(
+        Part.LOGIN,
         "DENIED .*protected mode",
         "Set a password in the server (requirepass) and give it in `hosts`, or connect over 127.0.0.1",
     ),
     _row(
+        Part.LOGIN,
         "max number of clients",
         "Raise `maxclients` of the server, or close other connections: each event loop has two, and each process "
         "two more for callers without a lasting loop",
         Heals.YES,
     ),
     _row(
+        Part.SERVER,
         r"^it runs in cluster mode|CLUSTERDOWN|CROSSSLOT|^MOVED |^ASK \d|not allowed in cluster mode",
         "That is a node of a Redis Cluster: use redis+cluster://HOST:PORT in `hosts`, with TLS "
         "rediss+cluster://HOST:PORT",
     ),
     _row(
+        Part.SERVER,
         "^it is no node of a Redis Cluster",
         "List one server as redis://HOST:PORT, with TLS as rediss://HOST:PORT",
     ),
     _row(
+        Part.SERVER,
         r"^it is Redis .*, without sharded channels",
         f"Redis {OLDEST_OF_CLUSTERS[0]}.{OLDEST_OF_CLUSTERS[1]} is the oldest that works in a Redis Cluster: "
         "update the servers, or use Valkey",
     ),
     _row(
+        Part.SERVER,
         r"^it is Redis \d",
         f"Redis {OLDEST[0]}.{OLDEST[1]} is the oldest that works: update the server, or use Valkey",
     ),
     _row(
+        Part.SERVER,
         "^it is a Sentinel",
         'Name the Sentinels so: {{"sentinels": [("HOST", 26379)], "master_name": "mymaster"}}',
     ),
     _row(
+        Part.SERVER,
         f"{PROXY}|unknown command .?(ROLE|SCRIPT|EVALSHA|SUBSCRIBE|PUBLISH|SELECT)",
         "A proxy that passes neither pub/sub nor scripts, such as Twemproxy, cannot be used, and neither can a "
         "server whose commands were renamed: connect to the server itself",
     ),
     _row(
+        Part.SERVER,
         "DB index is out of range|invalid DB index",
         "The server has fewer databases: use a lower number in the URL, or raise its `databases`",
     ),
+    _row(
+        Part.SERVER,
+        "^it is a replica|^READONLY|^MASTERDOWN",
+        "Name the primary in `hosts`; or name Sentinels or a Redis Cluster, and the layer follows a failover",
+        Heals.YES,
+    ),
+    _row(
+        Part.SERVER,
+        "^LOADING",
+        "The server reads its data from the disk: wait until it has done so, as INFO persistence tells",
+        Heals.YES,
+    ),
+    # Writes.
+    _row(
+        Part.WRITES,
+        "^OOM",
+        "The server is full: raise its maxmemory, or see what fills it, as MEMORY STATS tells",
+        Heals.YES,
+    ),
+    _row(
+        Part.WRITES,
+        "^MISCONF",
+        "It cannot save to its disk: see its log, and the folder and the space there",
+        Heals.YES,
+    ),
+    _row(
+        Part.WRITES,
+        "^NOREPLICAS",
+        "It lacks replicas: see INFO replication, and its min-replicas-to-write",
+        Heals.YES,
+    ),
     # Addresses.
     _row(
+        Part.ADDRESS,
+        "^no connection within",
+        "Check host and port in `hosts`, and whether a firewall drops what is sent there; or the server is stuck",
+        Heals.YES,
+    ),
+    _row(
+        Part.ADDRESS,
         "(?i)name or service not known|nodename nor servname|name resolution|no address associated|getaddrinfo",
         "The name does not resolve: check the host in `hosts`, and the DNS of this machine or container",
         Heals.YES,
     ),
     _row(
+        Part.ADDRESS,
         f"^(?!{_RESET}).*Connect call failed|Connection refused|[Cc]onnecting to /.*No such file",
         "Nobody listens there: check that the server runs, and host and port (or path) in `hosts`",
         Heals.YES,
     ),
     _row(
+        Part.ADDRESS,
         "(?i)connecting to /.*permission denied",
         "The user of this process may not use the socket: check its mode (unixsocketperm) and owner",
     ),
@@ -174,12 +248,18 @@ _TABLE = (
 # The first rows for a node of a cluster.
 _CLUSTER_TABLE = (
     _row(
+        Part.SERVER,
         "^CLUSTERDOWN",
         "Slots have no primary: see CLUSTER INFO at the nodes. With cluster-require-full-coverage no, the other "
         "slots are served meanwhile",
         Heals.YES,
     ),
-    _row("^(MOVED|ASK|TRYAGAIN) ", "The slot is moving to another node, and is looked for", Heals.YES),
+    _row(
+        Part.SERVER,
+        "^(MOVED|ASK|TRYAGAIN) ",
+        "The slot is moving to another node, and is looked for",
+        Heals.YES,
+    ),
 )
 
 # The connection ended without an explanation: an examination of the port may find one.
@@ -212,6 +292,17 @@ class Diagnosis(NamedTuple):
     heals: bool
     #: The connection ended without an explanation.
     is_wordless: bool = False
+    part: Part = Part.ADDRESS
+
+    @property
+    def remedy(self) -> str:
+        """The remedy alone; empty if none is known."""
+        return "" if self.cause == self.reason else self.cause
+
+    @property
+    def words(self) -> str:
+        """The reason without the remedy."""
+        return self.reason.removesuffix(self.remedy).rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +337,11 @@ class Remedies:
             kind="+cluster" if self.is_cluster else "",
             user=self._user,
             prefix=self.prefix,
-            rights=self._rights(words),
+            rights=self.rights(words),
         )
         heals = row.heals is Heals.YES or (row.heals is Heals.WITH_PROVIDER and self._has_provider)
-        if remedy in words:
-            return Diagnosis(words, remedy, heals)
-        return Diagnosis(_with(remedy, clean(_shortened(words))), remedy, heals)
+        reason = words if remedy in words else _with(remedy, clean(_shortened(words)))
+        return Diagnosis(reason, remedy, heals, part=row.part)
 
     @property
     def _user(self) -> str:
@@ -261,7 +351,7 @@ class Remedies:
     def _has_provider(self) -> bool:
         return self.host.arguments.get("credential_provider") is not None
 
-    def _rights(self, words: str) -> str:
+    def rights(self, words: str) -> str:
         """Return the rights that the user lacks, in the form of ACL SETUSER: all if the server names none."""
         commands = _COMMAND_REFUSED.findall(words)
         for sha, number in _PLACE.findall(words):

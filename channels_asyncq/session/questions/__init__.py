@@ -13,7 +13,9 @@ from .channels import channels
 from .groups import group, groups
 from .metrics import metrics
 from .pieces import Pieces
+from .readers import readers
 from .status import status
+from .takers import takers
 from .trace import trace
 
 #: Answers a question: a dict of plain values (str, int, float, bool, None, and lists and dicts of them). It takes
@@ -28,4 +30,6 @@ QUESTIONS: Mapping[str, Question] = {
     "groups": groups,
     "status": status,
     "trace": trace,
+    "readers": readers,
+    "takers": takers,
 }

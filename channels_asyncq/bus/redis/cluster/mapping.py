@@ -11,7 +11,7 @@ from hiredis import ReplyError
 from ....events import CONNECTION
 from ....exceptions import ChannelLayerError
 from ...resp.connector import Connector
-from ...resp.protocol import WireProtocol
+from ...resp.protocol import Nobody, WireProtocol
 from .slot_map import Address, SlotMap, not_a_cluster
 
 if TYPE_CHECKING:
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
 # Seconds for an answer; fewer for a node that did not answer the last time, while others do.
 _TIMEOUT = 1.0
 _BRIEF = 0.2
-
-
-class _Nobody:
-    """The owner of a connection that is made for one question."""
-
-    def on_lost(self, wire: WireProtocol, error: Exception | None) -> None:
-        pass
-
-    def on_silent(self, wire: WireProtocol) -> None:
-        pass
 
 
 class SlotMapReader:
@@ -138,7 +128,7 @@ class SlotMapReader:
         if wire is not None and not wire.is_lost:
             return await wire.call(*command)
         connector = Connector(self._host.at(*address), connect_timeout=_TIMEOUT)
-        wire = await connector.connect(lambda: WireProtocol(owner=_Nobody(), timeout=_TIMEOUT))
+        wire = await connector.connect(lambda: WireProtocol(owner=Nobody(), timeout=_TIMEOUT))
         try:
             return await wire.call(*command)
         finally:
