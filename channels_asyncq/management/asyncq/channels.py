@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from channels_asyncq.layer import AsyncQueueChannelLayer
+from channels_asyncq.session.surveys import Answer
 
 from .base import FAULT, FINE, Subcommand, add_limit
 from .output import WIDTH, missing_as_json, shortened
@@ -33,11 +34,7 @@ class Channels(Subcommand):
     async def run(self, layer: AsyncQueueChannelLayer, options: dict[str, Any]) -> int:
         limit = options["limit"]
         survey = await self.survey(layer, "channels", options, slow=options["slow"], limit=limit)
-        rows = [
-            {**row, "process": answer.process} for answer in survey.answers for row in answer.body["channels"]
-        ]
-        rows.sort(key=lambda row: (-row["waiting"] / row["capacity"], -(row["oldest"] or 0), row["channel"]))
-        rows = rows[:limit]
+        rows = fullest(survey.answers, limit)
         count = sum(answer.body["count"] for answer in survey.answers)
         found = {"count": count, "channels": rows, "missing": missing_as_json(survey.missing)}
 
@@ -50,6 +47,13 @@ class Channels(Subcommand):
 
         self.output.show(found, lines)
         return FAULT if survey.missing else FINE
+
+
+def fullest(answers: Iterable[Answer], limit: int) -> list[dict[str, Any]]:
+    """Return the fullest channels of all processes, each with the name of its process."""
+    rows = [{**row, "process": answer.process} for answer in answers for row in answer.body["channels"]]
+    rows.sort(key=lambda row: (-row["waiting"] / row["capacity"], -(row["oldest"] or 0), row["channel"]))
+    return rows[:limit]
 
 
 def lines_of(heading: Any, rows: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
 from channels_asyncq.layer import AsyncQueueChannelLayer
 from channels_asyncq.names import check_group_name
+from channels_asyncq.session.surveys import Answer
 
 from .base import FAULT, FINE, UNKNOWN, Subcommand, add_limit
 from .channels import left_out, lines_of
@@ -51,29 +52,17 @@ class Groups(Subcommand):
         limit = options["limit"]
         survey = await self.survey(layer, "groups", options, pattern=pattern, limit=limit)
         rates = await layer.message_rates()
-        groups: dict[str, dict[str, Any]] = {}
-        for answer in survey.answers:
-            for row in answer.body["groups"]:
-                name = row["group"]
-                group = groups.setdefault(name, {"group": name, "members": 0, "processes": set()})
-                group["members"] += row["members"]
-                group["processes"].add(answer.process)
-        rows = sorted(groups.values(), key=lambda row: (-row["members"], row["group"]))[:limit]
-        for row in rows:
-            row["processes"] = len(row["processes"])
-            # A group without a log, and one without messages, have no rate. Only the former's is not known.
-            row["per_second"] = rates.get(row["group"], 0.0) if _is_logged(layer, row["group"]) else None
-        is_cut = any(answer.body["count"] > len(answer.body["groups"]) for answer in survey.answers)
+        rows, is_complete = largest(layer, survey.answers, rates, limit)
         found = {
             "groups": rows,
-            "is_complete": not is_cut and len(groups) <= limit,
+            "is_complete": is_complete,
             "missing": missing_as_json(survey.missing),
         }
 
         def lines() -> Iterator[str]:
             table = [[row["group"], row["members"], row["processes"], row["per_second"]] for row in rows]
             yield from self.output.table(["GROUP", "MEMBERS", "PROCESSES", "MSG/S"], table)
-            if not found["is_complete"]:
+            if not is_complete:
                 yield f"and more: each process told its {limit} largest groups; --limit asks for more"
             yield from self.output.missing(survey.missing)
 
@@ -110,6 +99,27 @@ class Groups(Subcommand):
 
         self.output.show(found, lines)
         return FAULT if survey.missing else FINE
+
+
+def largest(
+    layer: AsyncQueueChannelLayer, answers: Iterable[Answer], rates: Mapping[str, float], limit: int
+) -> tuple[list[dict[str, Any]], bool]:
+    """Return the groups with the most members in all processes, and whether these are all groups."""
+    groups: dict[str, dict[str, Any]] = {}
+    is_cut = False
+    for answer in answers:
+        is_cut = is_cut or answer.body["count"] > len(answer.body["groups"])
+        for row in answer.body["groups"]:
+            name = row["group"]
+            group = groups.setdefault(name, {"group": name, "members": 0, "processes": set()})
+            group["members"] += row["members"]
+            group["processes"].add(answer.process)
+    rows = sorted(groups.values(), key=lambda row: (-row["members"], row["group"]))[:limit]
+    for row in rows:
+        row["processes"] = len(row["processes"])
+        # A group without a log, and one without messages, have no rate. Only the former's is not known.
+        row["per_second"] = rates.get(row["group"], 0.0) if _is_logged(layer, row["group"]) else None
+    return rows, not is_cut and len(groups) <= limit
 
 
 def _is_logged(layer: AsyncQueueChannelLayer, group: str) -> bool:

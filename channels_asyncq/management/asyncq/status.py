@@ -32,10 +32,8 @@ class Status(Subcommand):
     async def run(self, layer: AsyncQueueChannelLayer, options: dict[str, Any]) -> int:
         interval = min(INTERVAL, options["timeout"] / 4)
         survey = await self.survey(layer, "status", options, interval=interval)
-        processes = _by_process(survey.answers)
-        total = {name: sum(each[name] for each in processes) for name in _SUMS}
-        for name in ("dropped", "told"):
-            total[name] = dict(sum((Counter(each[name]) for each in processes), Counter[str]()))
+        processes = by_process(survey.answers)
+        total = total_of(processes)
         found = {"processes": processes, "total": total, "missing": missing_as_json(survey.missing)}
 
         def lines() -> Iterator[str]:
@@ -65,7 +63,7 @@ class Status(Subcommand):
         yield from lines[len(processes) :]
 
 
-def _by_process(answers: Sequence[Answer]) -> list[Figures]:
+def by_process(answers: Sequence[Answer]) -> list[Figures]:
     """Return the figures of each process: the sums over its event loops."""
     found: dict[str, Figures] = {}
     for answer in answers:
@@ -90,6 +88,14 @@ def _by_process(answers: Sequence[Answer]) -> list[Figures]:
             figures[name] = dict(Counter(figures[name]) + Counter(body[name]))
         figures["links"] += body["links"]
     return list(found.values())
+
+
+def total_of(processes: Sequence[Figures]) -> Figures:
+    """Return the sums over processes: of figures, and of each reason why messages were dropped or told."""
+    total: Figures = {name: sum(each[name] for each in processes) for name in _SUMS}
+    for name in ("dropped", "told"):
+        total[name] = dict(sum((Counter(each[name]) for each in processes), Counter[str]()))
+    return total
 
 
 def _row(name: str, up: str, links: str, figures: Figures) -> list[object]:
