@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from .runner import BenchmarkError
@@ -21,9 +22,10 @@ def _cache(folder: Path) -> Path:
     return root / "channels_asyncq-benchmarks" / f"node-{digest}"
 
 
-def node_command(folder: Path, script: str, *arguments: str) -> list[str]:
+def node_command(folder: Path, script: str, *arguments: str, options: Sequence[str] = ()) -> list[str]:
     """The command of a script, which finds the packages that `install_packages()` has installed."""
-    return ["env", f"NODE_PATH={_cache(folder) / 'node_modules'}", "node", str(folder / script), *arguments]
+    modules = f"NODE_PATH={_cache(folder) / 'node_modules'}"
+    return ["env", modules, "node", *options, str(folder / script), *arguments]
 
 
 async def install_packages(folder: Path) -> None:

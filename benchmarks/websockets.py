@@ -130,7 +130,10 @@ async def look(arguments: argparse.Namespace, console: Console) -> int:
     """Profile, and write what was found."""
     with EmbeddedServer(external=False) as redis:
         found = await profiles(redis, arguments.clients, arguments.messages)
-    conditions = f"{arguments.clients} clients in a room, messages of 100 B, uvicorn without compression."
+    conditions = (
+        f"{arguments.clients} clients in a room, messages of 100 B, uvicorn without compression on asyncio's "
+        f"own loop.\n\n{pages.machine()}."
+    )
     text = profile_pages.page(found, conditions)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     if arguments.docs is not None:

@@ -38,7 +38,7 @@ from benchmarks.sockets.profiling import (
     Frame,
     Profile,
 )
-from benchmarks.sockets.results import GOALS, Result
+from benchmarks.sockets.results import RATIOS, Result
 from benchmarks.sockets.rounds import Round
 from benchmarks.sockets.sides import SIDES, chosen_sides
 
@@ -109,7 +109,7 @@ def test_sides_that_cannot_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ratios_and_what_is_left_out() -> None:
-    """A goal is a ratio of medians. The page says who has lost messages, and who is left out."""
+    """Ratios and capacities come from medians. The page says who has lost messages, and who is left out."""
     ours = Result(
         OURS_UVICORN, [Round({"frame, 100 B": cost, "1 group": 300.0}) for cost in (11.0, 12.0, 90.0)]
     )
@@ -117,7 +117,7 @@ def test_ratios_and_what_is_left_out() -> None:
     bare = Result(BARE, [Round({"accept": 250.0}, lost=7)], ["it failed"])
     results = [ours, ws, bare]
     by_name = {result.side.name: result for result in results}
-    ratios = {goal.name: goal.ratio(by_name) for goal in GOALS}
+    ratios = {each.name: each.value(by_name) for each in RATIOS}
     assert ratios["frame, 100 B: this layer / ws"] == 1.2
     assert ratios["connect, 1 group: this layer / bare loop"] == 1.2
     assert ratios["handler, 100 B: this layer / Socket.IO"] is None
@@ -125,6 +125,7 @@ def test_ratios_and_what_is_left_out() -> None:
     assert "| this layer | uvicorn | 12 (11 to 90) |  |  |  |" in text
     assert "| frame, 100 B: this layer / ws | 1.20 | 1.15 | missed |" in text
     assert "| connect, 1 group: this layer / bare loop | 1.20 | 1.5 | met |" in text
+    assert "| this layer | uvicorn | 83,333 |  | 3,333 |  |" in text
     assert "- bare loop; uvicorn: 7 messages lost, 1 rounds failed." in text
     assert "- Socket.IO; Node is left out: why." in text
     assert not bare.is_complete and not ours.is_complete

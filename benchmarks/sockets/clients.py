@@ -82,15 +82,13 @@ class Clients:
             f"Sec-WebSocket-Extensions: {DEFLATE}\r\n\r\n"
         ).encode()
         while count > 0:
-            batch = [
-                socket.create_connection(self._address, CONNECT_TIMEOUT) for _ in range(min(count, AT_ONCE))
-            ]
-            count -= len(batch)
-            # Known at once, so that close() closes them whatever happens.
-            connections = [Connection(each) for each in batch]
-            self._connections += connections
-            for each in batch:
-                each.sendall(request)
+            batch = min(count, AT_ONCE)
+            count -= batch
+            for _ in range(batch):
+                self._connections.append(Connection(socket.create_connection(self._address, CONNECT_TIMEOUT)))
+            connections = self._connections[-batch:]
+            for connection in connections:
+                connection.socket.sendall(request)
             for connection in connections:
                 self._await_answer(connection)
             if path.startswith("/socket.io/"):

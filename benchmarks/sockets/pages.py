@@ -1,5 +1,6 @@
 """What was found, for people and for programs."""
 
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from ..node import has_node
 from ..report import installed, number
-from .results import CONNECTS, DELIVERIES, GOALS, MEMORY, Result
+from .results import CONNECTS, DELIVERIES, MEMORY, RATIOS, Result
 
 #: Heading, what a figure is, and the names of the figures.
 TABLES: Sequence[tuple[str, str, Sequence[str]]] = (
@@ -24,6 +25,8 @@ DISTRIBUTIONS = (
     "django",
     "granian",
     "gunicorn",
+    "h11",
+    "httptools",
     "hypercorn",
     "uvicorn",
     "uvloop",
@@ -52,22 +55,49 @@ def _headings(names: Sequence[str]) -> tuple[str, ...]:
     return ("application", "server", *names, *(("compresses",) if names is MEMORY else ()))
 
 
-def _goal_rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
+def _ratio_rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
     by_name = {result.side.name: result for result in results}
-    for goal in GOALS:
-        ratio = goal.ratio(by_name)
-        if ratio is not None:
-            yield goal.name, f"{ratio:.2f}", f"{goal.at_most:g}", "met" if ratio <= goal.at_most else "missed"
+    for ratio in RATIOS:
+        value = ratio.value(by_name)
+        if value is not None:
+            goal = ratio.at_most
+            verdict = () if goal is None else (f"{goal:g}", "met" if value <= goal else "missed")
+            yield ratio.name, f"{value:.2f}", *(verdict or ("", ""))
 
 
-GOAL_HEADINGS = ("ratio of medians", "found", "goal: at most", "")
+RATIO_HEADINGS = ("ratio of medians", "found", "goal: at most", "")
+
+
+def _carried(result: Result) -> Iterator[str]:
+    """What a core and a GiB of that side carry, by the medians."""
+    for name in ("frame, 100 B", "handler, 100 B", "1 group"):
+        cost = result.median(name)
+        yield "" if cost is None else number(1e6 / cost)
+    size = result.median(MEMORY[-1])
+    yield number(2**20 / size) if size is not None and size > 0 else ""
+
+
+def _carried_rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
+    for result in results:
+        if result.side.consumer != "bare":
+            yield result.side.application, result.side.server, *_carried(result)
+
+
+CARRIED_HEADINGS = (
+    "application",
+    "server",
+    "frames a second and core",
+    "handlers' messages a second and core",
+    "connects a second and core",
+    "connections in a GiB",
+)
 
 
 def tables(results: Sequence[Result]) -> Iterator[Table]:
     """All tables for a terminal."""
     for heading, meaning, names in TABLES:
         yield _table(f"{heading}. {meaning}", _headings(names), _rows(results, names))
-    yield _table("Goals", GOAL_HEADINGS, _goal_rows(results))
+    yield _table("Ratios", RATIO_HEADINGS, _ratio_rows(results))
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterator[tuple[str, ...]]) -> Table:
@@ -91,7 +121,13 @@ def page(results: Sequence[Result], left_out: Mapping[str, str], conditions: str
         if names is DELIVERIES:
             parts.append("![CPU time for a message to one client](websockets.svg)")
         parts.append(markdown_table(_headings(names), _rows(results, names), 2))
-    parts += ["## Goals", markdown_table(GOAL_HEADINGS, _goal_rows(results), 1)]
+    parts += ["## Ratios", markdown_table(RATIO_HEADINGS, _ratio_rows(results), 1)]
+    parts += [
+        "## A core and a GiB",
+        "Computed from the medians: messages of 100 B, connects with one group, and connections that have got "
+        "messages of 2 KB. The core does nothing else, and nothing is left for peaks.",
+        markdown_table(CARRIED_HEADINGS, _carried_rows(results), 2),
+    ]
     failed = [
         f"- {each.side.name}: {each.lost} messages lost, {len(each.errors)} rounds failed."
         for each in results
@@ -105,14 +141,19 @@ def page(results: Sequence[Result], left_out: Mapping[str, str], conditions: str
 
 def conditions(rounds: int, clients: int, messages: int) -> str:
     """How it was measured, and with which versions."""
-    versions = ", ".join(f"{name} {version}" for name, version in _versions().items() if version)
     return (
         f"Medians of {rounds} rounds in turn, with the lowest and the highest: {clients} clients in a room, "
         f"which offer compression as browsers do, and {messages} messages of each kind, one after the other. "
         f"`frame` is a message that is passed on as it is, `handler` one that a handler makes anew "
         f"for each client. "
-        f"A figure is missing where a side has none, or has lost a message.\n\n{versions}."
+        f"A figure is missing where a side has none, or has lost a message.\n\n{machine()}."
     )
+
+
+def machine() -> str:
+    """The versions of what takes part, and how busy the machine was, as text."""
+    found = ", ".join(f"{name} {version}" for name, version in _versions().items() if version)
+    return f"{found}. {os.cpu_count()} cores, whose load was {os.getloadavg()[2]:.1f} in the last 15 minutes"
 
 
 def _versions() -> dict[str, str | None]:
@@ -146,5 +187,5 @@ def as_json(
             for name, result in by_name.items()
         },
         "left_out": dict(left_out),
-        "goals": {goal.name: {"ratio": goal.ratio(by_name), "at_most": goal.at_most} for goal in GOALS},
+        "ratios": {each.name: {"ratio": each.value(by_name), "at_most": each.at_most} for each in RATIOS},
     }

@@ -17,7 +17,7 @@ from channels_asyncq.testing import EmbeddedServer
 
 from ..runner import BenchmarkError
 from .messages import Way
-from .rounds import FIRST_CLIENTS, SIZES, Stage
+from .rounds import SIZES, Stage
 from .sampling import BEGAN, BEGIN, END, STACKS, Stack
 from .sides import SIDES
 
@@ -177,7 +177,7 @@ async def profiles(redis: EmbeddedServer, clients: int, messages: int) -> list[P
     with tempfile.TemporaryDirectory() as name:
         for number, side in enumerate(SIDES[name] for name in PROFILED):
             async with Stage(side, redis, f"profile{number}", profile=name) as stage:
-                await stage.connect(min(FIRST_CLIENTS, clients), 1)
+                await stage.connect(clients, 1)
                 await stage.leave()
                 found.append(await _connects(stage, clients, Path(name)))
                 found.extend([await _deliveries(stage, way, messages, Path(name)) for way in side.ways])

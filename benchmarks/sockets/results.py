@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .rounds import JOINS, SIZES, Round, delivery, memory
-from .sides import BOTH, SIDES, Side
+from .sides import BOTH, Side
 
 DELIVERIES = tuple(delivery(way, size) for way in BOTH for size in SIZES)
 CONNECTS = tuple(JOINS)
@@ -45,17 +45,17 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class SocketGoal:
-    """A figure of a side is at most a multiple of a figure of another one."""
+class Ratio:
+    """A figure of a side as a multiple of one of another side; with a goal, at most so many times as much."""
 
     name: str
     side: str
     figure: str
     reference: str
     of_reference: str
-    at_most: float
+    at_most: float | None = None
 
-    def ratio(self, results: Mapping[str, Result]) -> float | None:
+    def value(self, results: Mapping[str, Result]) -> float | None:
         """The ratio of the medians; None without both."""
         ours, theirs = results.get(self.side), results.get(self.reference)
         if ours is None or theirs is None:
@@ -64,20 +64,33 @@ class SocketGoal:
         return value / base if value is not None and base else None
 
 
-def _goals() -> Iterator[SocketGoal]:
-    ours, sync = SIDES["this layer; uvicorn"].name, SIDES["this layer, sync consumer; uvicorn"].name
-    ws, socket_io, bare = (
-        SIDES["ws; Node"].name,
-        SIDES["Socket.IO; Node"].name,
-        SIDES["bare loop; uvicorn"].name,
-    )
-    stock_sync = SIDES["Channels, this layer, sync consumer; uvicorn"].name
+OURS = "this layer; uvicorn"
+DEFLATE = "this layer; uvicorn, deflate"
+
+
+def _ratios() -> Iterator[Ratio]:
     for size in SIZES:
         frame, handler = delivery("frame", size), delivery("handler", size)
-        yield SocketGoal(f"{frame}: this layer / ws", ours, frame, ws, frame, 1.15)
-        yield SocketGoal(f"{handler}: this layer / Socket.IO", ours, handler, socket_io, handler, 1.0)
-        yield SocketGoal(f"{frame}: sync consumer, this / Channels", sync, frame, stock_sync, frame, 0.5)
-    yield SocketGoal("connect, 1 group: this layer / bare loop", ours, "1 group", bare, "accept", 1.5)
+        yield Ratio(f"{frame}: this layer / ws", OURS, frame, "ws; Node", frame, 1.15)
+        yield Ratio(f"{handler}: this layer / Socket.IO", OURS, handler, "Socket.IO; Node", handler, 1.0)
+        yield Ratio(
+            f"{frame}: sync consumer, this layer's / Channels'",
+            "this layer, sync consumer; uvicorn",
+            frame,
+            "Channels, this layer, sync consumer; uvicorn",
+            frame,
+            0.5,
+        )
+        yield Ratio(f"{frame}: with compression / without", DEFLATE, frame, OURS, frame)
+        for server in ("uvicorn", "Daphne"):
+            theirs, ours = f"Channels, channels_redis; {server}", f"this layer; {server}"
+            yield Ratio(f"{handler}, {server}: channels_redis / this layer", theirs, handler, ours, handler)
+    yield Ratio(
+        "connect, 1 group: this layer / bare loop", OURS, "1 group", "bare loop; uvicorn", "accept", 1.5
+    )
+    for size in SIZES:
+        open_one = memory(size)
+        yield Ratio(f"{open_one}: with compression / without", DEFLATE, open_one, OURS, open_one)
 
 
-GOALS: Sequence[SocketGoal] = tuple(_goals())
+RATIOS: Sequence[Ratio] = tuple(_ratios())

@@ -1,6 +1,8 @@
 """One round of a side: a fresh server, clients that come, messages of two sizes, clients that go."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,8 +17,9 @@ from .servers import SocketServer
 from .sides import Side
 
 PATIENCE = 20.0
-#: The first clients and messages, which find the server cold, are not counted.
-FIRST_CLIENTS = 200
+#: The first clients and messages, which find the server cold, are not counted. Only few of them come before the
+#: look at its memory: what they leave is used again.
+FIRST_CLIENTS = 20
 FIRST_MESSAGES = 5
 SIZES: Mapping[str, int] = {"100 B": 100, "2 KB": 2048}
 #: By the name of a figure: how many groups a client joins.
@@ -80,6 +83,13 @@ class Stage:
         await self.server.settle()
         return 1e6 * (self.server.cpu() - used) / count
 
+    async def memory(self) -> int:
+        """The bytes of the server; Node collects its garbage before."""
+        if self.side.is_node:
+            os.kill(self.server.serving_pid, signal.SIGUSR2)
+            await self.server.settle()
+        return self.server.memory()
+
     async def leave(self) -> None:
         """All clients go."""
         self.clients.close_all()
@@ -112,17 +122,17 @@ async def play(side: Side, redis: EmbeddedServer, prefix: str, clients: int, mes
     """
     found = Round()
     async with Stage(side, redis, prefix) as stage:
-        server = stage.server
         await stage.connect(min(FIRST_CLIENTS, clients), max(JOINS.values()))
         for way in side.ways:
             await stage.warm_up(way, min(SIZES.values()))
         await stage.leave()
-        before = server.memory()
-        for name in ("1 group", "accept", "20 groups"):
-            found.figures[name] = await stage.connect(clients, JOINS[name])
-            found.is_deflated = stage.clients.is_deflated
-            if name == "1 group":
-                await _deliver(stage, messages, before, found)
+        before = await stage.memory()
+        await stage.connect(clients, 1)
+        found.is_deflated = stage.clients.is_deflated
+        await _deliver(stage, messages, before, found)
+        await stage.leave()
+        for name, groups in JOINS.items():
+            found.figures[name] = await stage.connect(clients, groups)
             await stage.leave()
     if side.consumer == "bare":
         # It knows no groups.
@@ -139,4 +149,4 @@ async def _deliver(stage: Stage, messages: int, memory_before: int, found: Round
             found.lost += lost
             if not lost:
                 found.figures[delivery(way, size)] = figure
-        found.figures[memory(size)] = (stage.server.memory() - memory_before) / len(stage.clients) / 1024
+        found.figures[memory(size)] = (await stage.memory() - memory_before) / len(stage.clients) / 1024

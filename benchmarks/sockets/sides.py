@@ -64,7 +64,7 @@ class Side:
     def command(self, port: int) -> list[str]:
         """What starts its server."""
         if self.is_node:
-            return node_command(NODE, f"{self.consumer}.js")
+            return node_command(NODE, f"{self.consumer}.js", options=("--expose-gc",))
         kind, options = SERVERS[self.server]
         return [*COMMANDS[kind](APPLICATION, port), *options]
 

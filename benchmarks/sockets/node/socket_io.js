@@ -7,6 +7,8 @@ const { createClient } = require("redis");
 const { Server } = require("socket.io");
 
 const order = JSON.parse(process.env.BENCHMARK_SOCKETS);
+// Before a look at its memory: how much garbage there is would be a matter of chance.
+process.on("SIGUSR2", () => global.gc());
 
 async function main() {
   const publisher = createClient({ url: order.redis });

@@ -5,6 +5,8 @@ const { createClient } = require("redis");
 const { WebSocketServer } = require("ws");
 
 const order = JSON.parse(process.env.BENCHMARK_SOCKETS);
+// Before a look at its memory: how much garbage there is would be a matter of chance.
+process.on("SIGUSR2", () => global.gc());
 const members = new Map();
 
 async function main() {
