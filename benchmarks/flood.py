@@ -24,11 +24,12 @@ from rich.console import Console
 from rich.table import Table
 from websockets.asyncio.client import ClientConnection, connect
 
+from .asgi import COMMANDS, HOST, free_port
 from .runner import ROOT
 from .sockets.flooder import LONGEST_FRAME
-from .websockets import SERVERS, START_TIMEOUT, free_port
+from .sockets.servers import APPLICATION, ASYNCIO, START_SECONDS
 
-HOST = "127.0.0.1"
+SERVERS = ("uvicorn", "daphne")
 ACTIONS = ("none", "wait", "drop", "close")
 EVERY = 0.1
 WARM_UP = 1.0
@@ -61,11 +62,11 @@ def mebibytes(pid: int) -> float:
 
 
 async def opened(port: int, process: asyncio.subprocess.Process) -> ClientConnection:
-    deadline = time.monotonic() + START_TIMEOUT
+    deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             return await connect(
-                f"ws://{HOST}:{port}/ws/room/", open_timeout=START_TIMEOUT, ping_interval=None
+                f"ws://{HOST}:{port}/ws/room/", open_timeout=START_SECONDS, ping_interval=None
             )
         except OSError:
             if process.returncode is not None or time.monotonic() > deadline:
@@ -90,18 +91,14 @@ async def play(server: str, action: str, floods: bool, arguments: argparse.Names
     port = free_port()
     limits = {} if action == "none" else {"rate": "20/s", "rate_action": action}
     order = {
-        "server": server,
         "consumer": "echo",
         "limits": limits,
         "backend": "channels_asyncq.AsyncQueueChannelLayer",
         "config": {"hosts": ["memory://"]},
-        "host": HOST,
-        "port": port,
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "benchmarks.sockets.site",
+        *COMMANDS[server](APPLICATION, port),
+        *ASYNCIO[server],
         cwd=ROOT,
         env={**os.environ, "BENCHMARK_SOCKETS": json.dumps(order)},
         stdout=subprocess.DEVNULL,

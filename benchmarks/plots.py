@@ -58,3 +58,26 @@ def curves(
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def pairs(title: str, series: Mapping[str, Sequence[tuple[str, float | None]]], path: Path) -> None:
+    """A group of bars for each name, one for each series that has a figure of it."""
+    names = [name for name, _ in next(iter(series.values()))]
+    height = 0.8 / len(series)
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.42 * len(names)), layout="constrained")
+    for order, (label, line) in enumerate(series.items()):
+        found = [
+            (-place - order * height, value) for place, (_, value) in enumerate(line) if value is not None
+        ]
+        colour = (OURS_COLOUR, THEIRS_COLOUR)[order % 2]
+        bars = axes.barh(
+            [y for y, _ in found], [value for _, value in found], height, color=colour, label=label
+        )
+        axes.bar_label(bars, [number(value) for _, value in found], padding=3, fontsize=7)
+    axes.set_yticks([-place - height / 2 for place in range(len(names))], names, fontsize=8)
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.margins(x=0.1)
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -109,19 +109,6 @@ def test_no_server_for_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_websockets(tmp_path: Path) -> None:
-    """The command for clients in a room has a figure for every side, and nothing is lost."""
-    pytest.importorskip("uvicorn")
-    figures = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks.websockets", "--rounds", "1", "--members", "20"]
-    done = subprocess.run([*command, "--sends", "5", "--json", figures], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    sides = [side for server in json.loads(figures.read_text()).values() for side in server.values()]
-    assert len(sides) == 10 and all(side["median"] > 0 and side["lost"] == 0 for side in sides)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.skipif(sys.platform == "win32", reason="the memory of a process comes from /proc")
 def test_flood(tmp_path: Path) -> None:
     """The command for a client that floods has figures with and without it."""

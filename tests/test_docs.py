@@ -175,6 +175,22 @@ def test_commands_of_the_readme() -> None:
     assert "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox" in lines
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted(ROOT.joinpath("example_project").rglob("*.py"))], ids=name_of
+)
+def test_uvicorn_is_told_not_to_compress(page: Path) -> None:
+    """Each command that has uvicorn serve an application turns compression off, on one line or on several."""
+    text = page.read_text().replace("\\\n", " ")
+    for command in re.findall(r'^.*\buvicorn\b["\s].*\w+:application.*$', text, re.MULTILINE):
+        assert re.search(r'--ws-per-message-deflate[", ]+false', command), command
+
+
+def test_commands_of_uvicorn_are_found() -> None:
+    """The README and the recipe for Docker have one: the test above looks at something."""
+    for page in (README, DOCS / "deployment.md", ROOT / "example_project" / "chat_site" / "asgi.py"):
+        assert "--ws-per-message-deflate" in page.read_text(), page
+
+
 class TestPublishing:
     """docs/publishing.md"""
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..asgi import COMMANDS
+from ..node import has_node, install_packages
 from ..runner import BenchmarkError
 from .cluster_faults import CLUSTER_FAULTS
 from .faults import FAULTS
 from .report import as_json, heading, missed, table
 from .runs import Outcome, Plan, cuts, cuts_plan, drops, held, herd
-from .servers import COMMANDS
-from .sides import SIDES, Side, has_node, install_node
+from .sides import NODE, SIDES, Side
 
 COMPARED = ("sse", "websocket", "sse-control", "channels_redis", "socketio")
 
@@ -143,7 +144,7 @@ def chosen_run(arguments: argparse.Namespace) -> Callable[[Side, Path], Awaitabl
 async def run(arguments: argparse.Namespace, console: Console, folder: Path) -> int:
     sides, play = chosen_sides(arguments), chosen_run(arguments)
     if any(side.kind == "socketio" for side in sides):
-        await install_node(folder)
+        await install_packages(NODE)
     elif arguments.compare:
         console.print("Socket.IO is left out: there is no node and npm on PATH.")
     outcomes: list[Outcome] = []

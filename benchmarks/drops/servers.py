@@ -1,72 +1,24 @@
 """Server processes: how each kind is started, killed, asked, and what CPU time it took."""
 
 import asyncio
-import contextlib
 import json
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..asgi import COMMANDS, free_port
+from ..process_groups import kill_group, processes_of_group
 from ..runner import ROOT, BenchmarkError
-from ..websockets import free_port
 
 APPLICATION = "benchmarks.drops.site:application"
-BACKLOG = 4096
 START_SECONDS = 30.0
 TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def _uvicorn(port: int) -> list[str]:
-    options = [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--backlog",
-        str(BACKLOG),
-        "--log-level",
-        "warning",
-    ]
-    return [sys.executable, "-m", "uvicorn", *options, APPLICATION]
-
-
-def _daphne(port: int) -> list[str]:
-    endpoint = f"tcp:port={port}:interface=127.0.0.1:backlog={BACKLOG}"
-    return [sys.executable, "-m", "daphne", "-v", "0", "-e", endpoint, APPLICATION]
-
-
-def _granian(port: int) -> list[str]:
-    # Its back-pressure is a limit of open requests, and each stream is one.
-    options = ["--host", "127.0.0.1", "--port", str(port), "--backlog", str(BACKLOG)]
-    limits = ["--backpressure", "20000", "--log-level", "warning"]
-    return [sys.executable, "-m", "granian", "--interface", "asgi", *options, *limits, APPLICATION]
-
-
-def _gunicorn(port: int) -> list[str]:
-    options = ["-b", f"127.0.0.1:{port}", "--backlog", str(BACKLOG), "--log-level", "warning"]
-    limits = ["--workers", "1", "--worker-connections", "20000"]
-    return [sys.executable, "-m", "gunicorn", "-k", "asgi", *options, *limits, APPLICATION]
-
-
-def _hypercorn(port: int) -> list[str]:
-    # Its workers get no signal. Without them, the process itself does.
-    options = ["--workers", "0", "-b", f"127.0.0.1:{port}", "--backlog", str(BACKLOG)]
-    return [sys.executable, "-m", "hypercorn", *options, "--log-level", "warning", APPLICATION]
-
-
-COMMANDS: Mapping[str, Callable[[int], list[str]]] = {
-    "uvicorn": _uvicorn,
-    "daphne": _daphne,
-    "granian": _granian,
-    "gunicorn": _gunicorn,
-    "hypercorn": _hypercorn,
-}
 
 
 #: The servers whose clients must leave by the command, because SIGTERM cuts WebSockets at once.
@@ -153,8 +105,7 @@ class Server:
     async def kill(self) -> None:
         """Kill it and its workers: those of a parent that was killed alone would serve on."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            kill_group(self._process.pid)
             await self._process.wait()
             self._process = None
 
@@ -199,19 +150,6 @@ def cpu_of_group(group: int) -> dict[int, float]:
     return seconds
 
 
-def processes_of_group(group: int) -> Iterator[tuple[Path, list[str]]]:
-    """The folders below /proc of the processes of a group, and the values of `stat` from the state on."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                # The name of a program is in parentheses and may hold spaces.
-                values = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(values[2]) == group:
-                yield folder, values
-
-
 @dataclass(slots=True)
 class Resources:
     """What the processes of a group hold: `databases` are the open descriptors of one file."""
@@ -253,6 +191,6 @@ def cpu_times() -> list[int]:
 def asgi_server(kind: str, order: Mapping[str, Any], log: Path) -> Server:
     """A server of that kind for the site of this folder."""
     port = free_port()
-    server = Server(COMMANDS[kind](port), port, order, log)
+    server = Server(COMMANDS[kind](APPLICATION, port), port, order, log)
     server.is_told_by_command = kind in BY_COMMAND
     return server

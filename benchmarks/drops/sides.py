@@ -1,22 +1,19 @@
 """The sides that take part: this layer with and without resume, Channels, and Socket.IO."""
 
-import asyncio
 import json
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..asgi import free_port
 from ..layers import CONTENDERS
-from ..runner import BenchmarkError
-from ..websockets import free_port
+from ..node import node_command
 from .publisher import TEXT
 from .servers import Server, asgi_server
 
 NODE = Path(__file__).parent / "node"
-NODE_FILES = ("package.json", "make.js", "server.js", "publisher.js")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +84,7 @@ class Stage:
         """Return a server that is not started."""
         log = self._folder / f"{self.side.name}-{number}.log"
         if self.side.kind == "socketio":
-            command = ["node", str(self._folder / "node" / "server.js")]
-            return Server(command, free_port(), self._config, log)
+            return Server(node_command(NODE, "server.js"), free_port(), self._config, log)
         contender = CONTENDERS[self.side.layer]
         order = {
             "backend": contender.backend,
@@ -105,39 +101,9 @@ class Stage:
         order: dict[str, Any] = {"rooms": rooms, "rate": rate}
         if self.side.kind == "socketio":
             order |= {"config": self._config, "text": TEXT}
-            return ["node", str(self._folder / "node" / "publisher.js"), json.dumps(order)]
+            return node_command(NODE, "publisher.js", json.dumps(order))
         # The message and its settings are of CONTENDERS: the process makes the layer itself.
         contender = CONTENDERS[self.side.layer]
         config = contender.config(self._config["url"], self._config["prefix"])
         order |= {"layer": self.side.layer, "config": config}
         return [sys.executable, "-m", "benchmarks.drops.publisher", json.dumps(order)]
-
-
-def has_node() -> bool:
-    return shutil.which("node") is not None and shutil.which("npm") is not None
-
-
-async def install_node(folder: Path) -> None:
-    """
-    Install Socket.IO into a folder.
-
-    Raises:
-        BenchmarkError: npm failed; the text has its output.
-    """
-    target = folder / "node"
-    target.mkdir()
-    for name in NODE_FILES:
-        shutil.copy(NODE / name, target / name)
-    process = await asyncio.create_subprocess_exec(
-        "npm",
-        "install",
-        "--no-audit",
-        "--no-fund",
-        "--silent",
-        cwd=target,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    if process.returncode:
-        raise BenchmarkError(f"npm install failed:\n{output.decode(errors='replace')}")

@@ -1,1 +1,1 @@
-"""A site with one room, served by uvicorn or Daphne, and clients that cost next to nothing."""
+"""A site with one room under each ASGI server, and under Node; and clients that cost next to nothing."""

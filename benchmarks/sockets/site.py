@@ -1,17 +1,20 @@
 """
-The site: one room. `BENCHMARK_SOCKETS` says who talks to the clients, and with which layer.
+The site: one room. `BENCHMARK_SOCKETS` says what kind of application talks to the clients, and with which layer.
 
-Run as a program it serves itself. Each kind of application sends the same frame for the same message.
+An ASGI server serves `benchmarks.sockets.site:application`. Each kind of application sends the same frame for the
+same message. The path says how many groups a client joins: `/ws/20/`.
 """
 
 import asyncio
 import json
 import os
-import sys
-from collections.abc import Callable
+import resource
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import django
+from asgiref.sync import async_to_sync
 from django.conf import settings
 
 order: dict[str, Any] = json.loads(os.environ["BENCHMARK_SOCKETS"])
@@ -30,34 +33,81 @@ from channels.layers import get_channel_layer  # noqa: E402
 
 from channels_asyncq.generic import websocket as own_websocket  # noqa: E402
 
-GROUP = "room"
+from .messages import ROOM  # noqa: E402
+from .sampling import obey_signals  # noqa: E402
+
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+if "profile" in order:
+    obey_signals(Path(order["profile"]))
+Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-def room(base: Any) -> Any:
+def groups(scope: Any) -> Iterator[str]:
+    """The groups of a client: the room, and others that all clients share."""
+    for number in range(int(scope["path"].strip("/").rpartition("/")[2])):
+        yield f"{ROOM}.{number}" if number else ROOM
+
+
+def content(event: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key != "type"}
+
+
+def room(base: Any) -> Application:
     class Room(base):  # type: ignore[misc]
         """As a tutorial would write it."""
 
         async def connect(self) -> None:
-            await self.channel_layer.group_add(GROUP, self.channel_name)
+            for group in groups(self.scope):
+                await self.channel_layer.group_add(group, self.channel_name)
             await self.accept()
 
         async def disconnect(self, code: int) -> None:
-            await self.channel_layer.group_discard(GROUP, self.channel_name)
+            for group in groups(self.scope):
+                await self.channel_layer.group_discard(group, self.channel_name)
 
         async def chat_message(self, event: dict[str, Any]) -> None:
-            await self.send_json({key: value for key, value in event.items() if key != "type"})
+            await self.send_json(content(event))
 
-    return Room.as_asgi()
+    application: Application = Room.as_asgi()
+    return application
 
 
-def echo(limits: dict[str, Any]) -> Any:
+def sync_room(base: Any, **handlers: Any) -> Application:
+    class Room(base):  # type: ignore[misc]
+        """As most tutorials write it."""
+
+        def connect(self) -> None:
+            for group in groups(self.scope):
+                async_to_sync(self.channel_layer.group_add)(group, self.channel_name)
+            self.accept()
+
+        def disconnect(self, code: int) -> None:
+            for group in groups(self.scope):
+                async_to_sync(self.channel_layer.group_discard)(group, self.channel_name)
+
+        def chat_message(self, event: dict[str, Any]) -> None:
+            self.send_json(content(event))
+
+    application: Application = type("SyncRoom", (Room,), handlers).as_asgi()  # type: ignore[attr-defined]
+    return application
+
+
+def pass_on(self: Any, event: dict[str, Any]) -> None:
+    """What a consumer of Channels needs to send a `websocket.send` message to its client."""
+    self.send(text_data=event["text"])
+
+
+def echo(limits: dict[str, Any]) -> Application:
     class Echo(own_websocket.AsyncWebsocketConsumer):
         """Says what it hears."""
 
         async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
             await self.send(text_data=text_data)
 
-    return type("LimitedEcho", (Echo,), limits).as_asgi()  # type: ignore[attr-defined]
+    application: Application = type("LimitedEcho", (Echo,), limits).as_asgi()  # type: ignore[attr-defined]
+    return application
 
 
 _bare: set[Any] = set()
@@ -68,11 +118,11 @@ async def bare(scope: Any, receive: Any, send: Any) -> None:
     """The least an ASGI application can do: one task reads the channel and sends to all, one after the other."""
     global _listening
     await receive()
-    await send({"type": "websocket.accept"})
-    _bare.add(send)
     if _listening is None:
         _listening = asyncio.create_task(_send_to_all())
-        await asyncio.sleep(0.5)
+    await send({"type": "websocket.accept"})
+    if any(groups(scope)):
+        _bare.add(send)
     try:
         while (await receive())["type"] != "websocket.disconnect":
             pass
@@ -84,43 +134,26 @@ async def _send_to_all() -> None:
     layer = get_channel_layer()
     assert layer is not None
     channel = await layer.new_channel()
-    await layer.group_add(GROUP, channel)
+    await layer.group_add(ROOM, channel)
     while True:
         event = await layer.receive(channel)
-        if event["type"] == "websocket.send":
-            text = event["text"]
-        else:
-            text = json.dumps({key: value for key, value in event.items() if key != "type"})
         for send in list(_bare):
-            await send({"type": "websocket.send", "text": text})
+            await send({"type": "websocket.send", "text": event["text"]})
 
 
-_kinds: dict[str, Callable[[], Any]] = {
+_kinds: dict[str, Callable[[], Application]] = {
     "bare": lambda: bare,
     "stock": lambda: room(channels_websocket.AsyncJsonWebsocketConsumer),
     "own": lambda: room(own_websocket.AsyncJsonWebsocketConsumer),
+    "sync-stock": lambda: sync_room(channels_websocket.JsonWebsocketConsumer, websocket_send=pass_on),
+    "sync-own": lambda: sync_room(own_websocket.JsonWebsocketConsumer),
     "echo": lambda: echo(order["limits"]),
 }
-application = _kinds[order["consumer"]]()
+_application = _kinds[order["consumer"]]()
 
-if __name__ == "__main__":
-    address = order["host"], order["port"]
-    if order["server"] == "daphne":
-        from daphne.cli import CommandLineInterface
 
-        sys.modules["benchmarks.sockets.site"] = sys.modules["__main__"]
-        CommandLineInterface().run(
-            ["-v", "0", "-b", address[0], "-p", str(address[1]), "benchmarks.sockets.site:application"]
-        )
-    else:
-        import uvicorn
-
-        uvicorn.run(
-            application,
-            host=address[0],
-            port=address[1],
-            lifespan="off",
-            log_level="warning",
-            loop="asyncio",
-            interface="asgi3",
-        )
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Serve WebSockets, and nothing else."""
+    if scope["type"] != "websocket":
+        raise ValueError(f"only WebSockets are served here, not {scope['type']}")
+    await _application(scope, receive, send)

@@ -1,4 +1,9 @@
-"""`daphne chat_site.asgi:application` serves everything: pages, static files and WebSockets."""
+"""
+`daphne chat_site.asgi:application` serves everything: pages, static files and WebSockets.
+
+So does `uvicorn --ws-per-message-deflate false chat_site.asgi:application`. Without the option, uvicorn
+compresses each frame for each browser.
+"""
 
 import os
 
