@@ -176,8 +176,8 @@ async def test_no_type_ends_a_consumer(
         say(publish, "websocket.send", text="to the client")
         say(publish, "chat.message", text="handled")
         assert [(await talk.hears())["text"] for _ in range(2)] == ["to the client", "handled"]
-        assert dropped(layer, "unhandled") == 4 and Reader.asked == 0
-        assert "'no.such'" in caplog.text and "`external`" in caplog.text and kind.__name__ in caplog.text
+        assert dropped(layer, "unhandled") == 5 and consumer.asked == 0
+        assert "'no.such'" in caplog.text and "`external`" in caplog.text and consumer.__name__ in caplog.text
         await asyncio.wait_for(layer.group_send("room", {"type": "no.such"}), 20)
         with pytest.raises(ValueError, match=r"no\.such"):
             await talk.ends()
