@@ -93,6 +93,7 @@ def test_page_is_read_only(site: AdminSite) -> None:
 
 
 @processes
+@posix
 def test_choice_of_a_layer(site: AdminSite) -> None:
     """Layers of this package can be chosen, each has its own processes; others are unknown."""
     viewer = Visitor(site, "viewer")
