@@ -324,6 +324,26 @@ async def test_trips(
     assert len(set(trips)) == 1
 
 
+async def test_next_consumer_makes_no_trip(site: Database, prefix: str, trips: list[int]) -> None:
+    """In a thread that another consumer has visited, a new one goes there only if something is due."""
+    if site._settings["OPTIONS"].get("pool"):
+        pytest.skip("is never kept")
+    site.configure(CONN_MAX_AGE=600, CONN_HEALTH_CHECKS=False)
+    async with installed(make("asyncq.memory", "", prefix)), own_thread(), talks() as begin:
+        await begin(queries(OURS, site)).accepted()
+        assert len(trips) == 1
+        await site.query()
+        await begin(queries(OURS, site)).accepted()
+        assert len(trips) == 1
+        await sync_to_async(lambda: _age(connections[ALIAS]))()
+        await begin(queries(OURS, site)).accepted()
+        assert len(trips) == 2
+        assert not await site.is_open()
+    async with installed(make("asyncq.memory", "", prefix)), own_thread(), talks() as begin:
+        await begin(queries(OURS, site)).accepted()
+        assert len(trips) == 3  # another thread
+
+
 async def test_connection_opened_before(site: Database, prefix: str) -> None:
     """A connection that was opened in the thread before anybody looked is found by the first trip."""
     if site._settings["OPTIONS"].get("pool"):

@@ -81,7 +81,7 @@ class Conversation:
         #: The types of the layer's own notices, which need no handler.
         self.notices: frozenset[str] = frozenset()
         self._is_websocket = is_websocket
-        self._database_thread: int | None = None
+        self._database_thread = database.known_thread()
         self._events = events
         self._messages: Source = NOTHING
         self._lost: Exception | None = None  # the error by which the client seems to have gone
@@ -210,7 +210,7 @@ class Conversation:
                 events.take()
 
     def must_visit_database(self) -> bool:
-        """Tell whether a database connection may be due in the consumer's thread, as before the first visit."""
+        """Tell whether a database connection may be due in the consumer's thread, as before anybody's visit."""
         return self._database_thread is None or database.is_due(self._database_thread)
 
     async def visit_database(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
 from time import monotonic
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from channels import db
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -15,6 +16,10 @@ from django.db.backends.signals import connection_created
 # The connection wrappers that were opened in each thread. Event loops read the tuples: a tuple is never changed,
 # and only its own thread replaces it. Wrappers die with their thread.
 _opened: dict[int, tuple[weakref.ref[BaseDatabaseWrapper], ...]] = {}
+
+
+# The thread of the database code of each ThreadSensitiveContext, or of an event loop outside one, since a visit.
+_threads: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
 
 
 def _note(connection: BaseDatabaseWrapper) -> None:
@@ -48,7 +53,18 @@ async def close_old_connections() -> int:
 
     Returns that thread, for `is_due()`; it stays the same for a consumer's whole life.
     """
-    return await sync_to_async(_close_old_connections)()
+    thread = await sync_to_async(_close_old_connections)()
+    _threads[_owner()] = thread
+    return thread
+
+
+def known_thread() -> int | None:
+    """Return the thread of the caller's database code, None if nobody has visited it yet."""
+    return _threads.get(_owner())
+
+
+def _owner() -> object:
+    return SyncToAsync.thread_sensitive_context.get(None) or asyncio.get_running_loop()
 
 
 def is_due(thread: int) -> bool:
