@@ -14,7 +14,7 @@ from channels_asyncq.local.counters import MOST_DROPS
 from tests.consumers import installed
 from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
 from tests.operating import asyncq, sample, shape
-from tests.processes.handles import Agent, agents
+from tests.processes.handles import START_TIMEOUT, Agent, agents
 
 Row = dict[str, Any]
 #: Nobody is missing, so nothing takes so long.
@@ -193,7 +193,7 @@ async def _four_messages(reader: Agent, sender: Agent) -> str:
         await sender.do("group_send", "room.7", {"type": "chat.message", "n": n})
         if n == 0:
             await reader.do("receive", channel)
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(START_TIMEOUT):
         while (await reader.do("figures"))["dropped"] != {"overflow": 1}:
             pass
     return channel
@@ -204,6 +204,7 @@ def without_roles(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("keys", [[], ["a key of this test"]], ids=["plain", "encrypted"])
 async def test_why_a_message_was_dropped(redis_url: str, prefix: str, keys: list[str]) -> None:
     """
@@ -246,6 +247,7 @@ async def test_why_a_message_was_dropped(redis_url: str, prefix: str, keys: list
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(120)
 async def test_channel_whose_process_has_ended(redis_url: str, prefix: str) -> None:
     """There is nobody to ask, and the command says so."""
     config: Row = {"hosts": [redis_url], "prefix": prefix}
