@@ -22,11 +22,13 @@ from channels_asyncq.identity import identity
 from channels_asyncq.management.asyncq import COMMANDS
 from channels_asyncq.management.asyncq.output import Output, duration, missing_as_json, shortened
 from channels_asyncq.testing import EmbeddedServer
+from tests.buses import NOPERM
 from tests.consumers import installed
 from tests.contract import DEADLINE, eventually, members_of
 from tests.operating import asyncq
 from tests.processes.handles import Process
 from tests.processes.handles import said as said_by
+from tests.resp_server import RespServer
 
 BACKEND = "channels_asyncq.AsyncQueueChannelLayer"
 
@@ -189,6 +191,15 @@ class TestStatus:
         async with installed(AsyncQueueChannelLayer(hosts=[own_redis_server.url], send_timeout=0.2)):
             with pytest.raises(CommandError, match="the processes cannot be reached: ") as raised:
                 await asyncq("status")
+        assert raised.value.returncode == 2
+
+    async def test_refused(self, server: RespServer, prefix: str) -> None:
+        """A server that refuses a command is quoted: 2."""
+        async with installed(AsyncQueueChannelLayer(hosts=[server.url], prefix=prefix)) as layer:
+            await layer.new_channel()
+            server.always("XREVRANGE", NOPERM)
+            with pytest.raises(CommandError, match="refused: NOPERM") as raised:
+                await asyncq("trace", "room")
         assert raised.value.returncode == 2
 
     async def test_nobody(self, redis_url: str, prefix: str) -> None:

@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from channels_asyncq import get_layer
-from channels_asyncq.exceptions import DeliveryUnknown, LayerUnavailable
+from channels_asyncq.exceptions import ChannelLayerError, DeliveryUnknown, LayerUnavailable
 from channels_asyncq.layer import AsyncQueueChannelLayer
 
 from ..asyncq import COMMANDS
@@ -66,6 +66,8 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=UNKNOWN) from error
         except (LayerUnavailable, DeliveryUnknown) as error:
             raise CommandError(f"the processes cannot be reached: {error}", returncode=UNKNOWN) from error
+        except ChannelLayerError as error:
+            raise CommandError(str(error), returncode=UNKNOWN) from error
         except KeyboardInterrupt:
             status = FINE if options.get("watch") is not None else 128 + 2  # as a shell says of SIGINT
         if status != FINE:
@@ -100,4 +102,6 @@ class Command(BaseCommand):
                 await command.run(layer, options)
             except (LayerUnavailable, DeliveryUnknown) as error:
                 command.output.line(command.output.style.ERROR(f"the processes cannot be reached: {error}"))
+            except ChannelLayerError as error:
+                command.output.line(command.output.style.ERROR(str(error)))
             await asyncio.sleep(every)
