@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.db import OperationalError
@@ -23,7 +24,9 @@ from channels_asyncq.events import Faults
 from channels_asyncq.http import stream
 from channels_asyncq.messages.external import ExternalMessage
 from channels_asyncq.session.notices import REASONS
+from channels_asyncq.stopping import signals
 from channels_asyncq.stopping.connections import OpenConnections
+from channels_asyncq.stopping.signals import StopSignals
 from channels_asyncq.testing import EmbeddedServer
 from tests.buses import NOPERM, OOM
 from tests.clock import Clock
@@ -280,7 +283,8 @@ async def unheard_signals(site: Site) -> dict[str, int]:
         for _ in range(MANY):
             await application({"type": "http"}, None, None)
 
-    with override_settings(CHANNEL_LAYERS={}):
+    # What drained() sets for the process does not stay.
+    with override_settings(CHANNEL_LAYERS={}), mock.patch.object(signals, "_signals", StopSignals()):
         await asyncio.to_thread(asyncio.run, serve())
     return {"drain.unheard": 1}
 
