@@ -677,6 +677,15 @@ async def test_command(listener: orders.OrderListener, quick: None) -> None:
     assert output == f"{name}: 3 open, 0.1 s\ndrained: {name}\n"
 
 
+async def test_command_in_json(listener: orders.OrderListener, quick: None) -> None:
+    """One line has the processes that have drained, and what was open when they were told."""
+    guest = Guest(connections.of_running_loop(), leaves=True)
+    output = await asyncio.to_thread(command, "--seconds", "0.1", "--json")
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    told = [{"process": name, "open": 1, "seconds": 0.1}]
+    assert guest.told_at and json.loads(output) == {"drained": [name], "told": told}
+
+
 async def test_command_for_others(listener: orders.OrderListener, quick: None) -> None:
     """A process that is not meant goes on, and the command says that nobody has answered."""
     with pytest.raises(CommandError, match=r"no process of web-9:\* has answered within 0.3 s"):

@@ -26,7 +26,6 @@ class Drain(Subcommand):
 
     name = "drain"
     help = "have clients leave one after the other; returns when they have left"
-    has_json = False
     needs_server = False
 
     @classmethod
@@ -46,10 +45,12 @@ class Drain(Subcommand):
         patterns = [with_host(pattern) for pattern in options["process"] or [f"{socket.gethostname()}:*"]]
         channel = await layer.open_channel()
         order = Order(layer, channel, patterns, options["seconds"])
+        told: list[dict[str, Any]] = []
         began = monotonic()
         try:
             while True:
                 for report in await order.ask():
+                    told.append({"process": report.process, "open": report.open, "seconds": report.seconds})
                     self.output.line(f"{report.process}: {report.open} open, {report.seconds:g} s")
                 took = monotonic() - began
                 late = order.late()
@@ -65,7 +66,8 @@ class Drain(Subcommand):
                     raise CommandError(f"these have not drained in time: {names}")
         finally:
             channel.close()
-        self.output.line(f"drained: {', '.join(sorted(order.processes()))}")
+        drained = sorted(order.processes())
+        self.output.show({"drained": drained, "told": told}, lambda: [f"drained: {', '.join(drained)}"])
         return FINE
 
 
