@@ -31,7 +31,12 @@ def record(logger: logging.Logger, level: int, code: str, text: str, **fields: o
     has them apart.
     """
     fields["code"] = code
-    logger.log(level, text + " [%(code)s]", fields, extra=fields)
+    text += " [%(code)s]"
+    try:
+        logger.log(level, text, fields, extra=fields)
+    except KeyError:
+        # The LogRecord factory of the site sets an attribute of one of these names.
+        logger.log(level, text, fields)
 
 
 class Throttle:

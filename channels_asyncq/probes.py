@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from channels.exceptions import InvalidChannelLayerError
 from channels.layers import channel_layers, get_channel_layer
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured
@@ -53,5 +54,5 @@ async def _reasons(*, is_lasting: bool) -> AsyncIterator[Reason]:
             if isinstance(layer, AsyncQueueChannelLayer):
                 for address, reason in (await layer.faults(is_lasting=is_lasting)).items():
                     yield {"layer": alias, "address": address, "reason": reason}
-        except (ImproperlyConfigured, LayerClosed) as error:
+        except (ImproperlyConfigured, InvalidChannelLayerError, LayerClosed) as error:
             yield {"layer": alias, "reason": str(error)}

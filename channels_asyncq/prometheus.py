@@ -14,7 +14,9 @@ import concurrent.futures
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
+from channels.exceptions import InvalidChannelLayerError
 from channels.layers import channel_layers, get_channel_layer
+from django.core.exceptions import ImproperlyConfigured
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -46,7 +48,10 @@ class LayerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         labelled: list[Labelled] = []
         for alias in channel_layers.configs:
-            layer = get_channel_layer(alias)
+            try:
+                layer = get_channel_layer(alias)
+            except (ImproperlyConfigured, InvalidChannelLayerError):
+                continue  # the system checks name it; the others have figures all the same
             if isinstance(layer, AsyncQueueChannelLayer):
                 labelled.append(((alias,), Figures.of(layer.statistics())))
         return families(("layer",), labelled)
@@ -92,8 +97,10 @@ class SurveyCollector(Collector):
             return
         here = identity()
         figures: dict[str, Figures] = {}
+        # The sum of some loops of a process is less than the last one: a counter must not go back.
+        partial = {here, *(each.process for each in survey.missing)}
         for answer in survey.answers:
-            if answer.process != here:
+            if answer.process not in partial:
                 before = figures.get(answer.process, Figures())
                 figures[answer.process] = before + Figures.from_plain(answer.body)
         missing = [each for each in survey.missing if each.process != here]
@@ -135,7 +142,7 @@ def families(labels: tuple[str, ...], labelled: Iterable[Labelled]) -> Iterator[
     yield counter("told_channels", "Channels that were told of a loss.", told, "reason")
     reconnects = {at: host.reconnects for at, host in hosts}
     yield counter("reconnects", "How often a connection was made again.", reconnects, "address")
-    connected = {at: host.connected for at, host in hosts}
+    connected = {at: host.connected for at, host in hosts if host.connected is not None}
     yield gauge("connected", "1 if all connections to the host are there.", connected, "address")
     lags = {at: host.lag for at, host in hosts if host.lag is not None}
     yield gauge(

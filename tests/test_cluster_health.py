@@ -68,6 +68,7 @@ async def test_where_nobody_listens(make_layer: MakeLayer) -> None:
     async with asyncio.timeout(DEADLINE):
         [host] = (await layer.health()).hosts
     assert "Nobody listens there" in host.reason
+    assert "Nobody listens there" in (await layer.faults())[host.address]
 
 
 async def test_while_a_slot_is_open(make_layer: MakeLayer, redis_cluster: Cluster) -> None:

@@ -270,18 +270,24 @@ class Channels(Noting, channels.generic.websocket.AsyncWebsocketConsumer):
     groups = ["room"]  # noqa: RUF012
 
 
-class Sync(channels.generic.websocket.WebsocketConsumer):
-    groups = ["room"]  # noqa: RUF012
-
+class NotingSync:
     def room_message(self, event: Message) -> None:
         seen.append(trace.get_current_span())
-        self.send(text_data=event["text"])
+        self.send(text_data=event["text"])  # type: ignore[attr-defined]
 
     def room_fault(self, event: Message) -> None:
         raise LookupError("the handler's")
 
     def room_end(self, event: Message) -> None:
         raise StopConsumer
+
+
+class Sync(NotingSync, channels.generic.websocket.WebsocketConsumer):
+    groups = ["room"]  # noqa: RUF012
+
+
+class OursSync(NotingSync, channels_asyncq.generic.websocket.WebsocketConsumer):
+    groups = ["room"]  # noqa: RUF012
 
 
 class Resumable(Noting, channels_asyncq.generic.websocket.ResumableWebsocketConsumer):
@@ -297,7 +303,7 @@ def _begin_anew() -> None:
     seen.clear()
 
 
-@pytest.mark.parametrize("consumer", [Ours, Channels, Sync])
+@pytest.mark.parametrize("consumer", [Ours, OursSync, Channels, Sync])
 async def test_consumer(consumer: Any, layer: AsyncQueueChannelLayer, begin: Begin, spans: Spans) -> None:
     """A handler runs in a CONSUMER span, and so do sends in it. What the client sends has no such span."""
     talk = begin(consumer)
@@ -317,7 +323,7 @@ async def test_consumer(consumer: Any, layer: AsyncQueueChannelLayer, begin: Beg
     assert [each.status.status_code for each in spans.of(SpanKind.CONSUMER)] == [StatusCode.UNSET] * 2
 
 
-@pytest.mark.parametrize("consumer", [Ours, Channels, Sync])
+@pytest.mark.parametrize("consumer", [Ours, OursSync, Channels, Sync])
 async def test_fault_of_a_handler(
     consumer: Any, layer: AsyncQueueChannelLayer, begin: Begin, spans: Spans
 ) -> None:

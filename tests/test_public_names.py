@@ -23,6 +23,7 @@ PUBLIC = [
     ".generic.websocket",
     ".http",
     ".opentelemetry",
+    ".prometheus",
     ".pytest_plugin",
     ".sync",
     ".testing",

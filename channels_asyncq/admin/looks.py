@@ -49,7 +49,8 @@ def look_at(layer: AsyncQueueChannelLayer) -> Look:
     """
     Return the figures of all processes that use the layer. For threads without an event loop, of any server.
 
-    Blocks for at most `TIMEOUT`, or until the server is known to be out of reach.
+    Blocks while the processes answer, for at most `TIMEOUT`, and while the server counts messages. Where the
+    server cannot be reached, that takes up to `send_timeout`.
 
     Raises:
         LayerUnavailable, DeliveryUnknown: the server cannot be reached.

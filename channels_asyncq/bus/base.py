@@ -91,9 +91,8 @@ class Link:
     makes it of the two connections to a server, and `reconnects` counts both. `reconnected_at` is the last time
     at which one was made again, in seconds since 1970; None if that was never needed.
 
-    `fault` tells why some sends fail
-    now, or why nothing is known yet of a host that was never connected. It is empty otherwise: also for
-    connections that are lost for a moment, while sends wait for them.
+    `fault` tells why some sends fail now, or why nothing is known yet of a host that was never connected. It is
+    empty otherwise: also for connections that are lost for a moment, while sends wait for them.
 
     `latency` has the round trips of the checkpoints, which are sent every five seconds as sends are: behind
     everything that was sent before. `lag` is how long the last one took to arrive here behind the messages that

@@ -16,6 +16,7 @@ from ..bus.memory import bus as memory_bus
 from ..bus.redis.sender import Sender
 from ..consumers.consumer import AsyncConsumer
 from ..consumers.conversation import Conversation
+from ..consumers.sync import SyncConsumer
 from ..layer import AsyncQueueChannelLayer
 from ..messages.envelopes import Envelope
 from ..session import sending
@@ -156,6 +157,7 @@ _WRAPPED = (
     Wrapped(of_channels.AsyncConsumer, "dispatch", _wrap_dispatch),
     Wrapped(of_channels.SyncConsumer, "dispatch", _wrap_dispatch),
     Wrapped(AsyncConsumer, "dispatch", _wrap_dispatch),
+    Wrapped(SyncConsumer, "dispatch", _wrap_dispatch),
     Wrapped(Conversation, "pass_on", _wrap_dispatch),
 )
 

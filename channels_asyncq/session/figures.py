@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..bus.base import Link
 from ..tallies import Latency
+from .notices import REASONS
 from .statistics import Statistics
 
 #: What messages are sent to: the keys of `Statistics.sent`.
 KINDS = ("group", "channel", "normal", "local")
+#: The reasons in `Statistics.dropped` and `told`. A counter that is not there before its first event shows no
+#: increase.
+DROPPED = (
+    "overflow", "expired", "closed", "flushed", "unreadable", "unhandled", "dead_owner", "server_forgot",
+)  # fmt: skip
+TOLD = ("overflow", "server_forgot", *REASONS)
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """The connections of a process to one host, over its event loops."""
 
-    connected: bool
+    #: None if all of them are closed: that says nothing about the host.
+    connected: bool | None
     reconnects: int
     latency: Latency
     lag: float | None
 
     @classmethod
     def of(cls, link: Link) -> Host:
-        return cls(link.state == "connected", link.reconnects, link.latency, link.lag)
+        connected = None if link.state == "closed" else link.state == "connected"
+        return cls(connected, link.reconnects, link.latency, link.lag)
 
     def __add__(self, other: Host) -> Host:
+        known = [each for each in (self.connected, other.connected) if each is not None]
         lags = [lag for lag in (self.lag, other.lag) if lag is not None]
         return Host(
-            self.connected and other.connected,
+            all(known) if known else None,
             self.reconnects + other.reconnects,
             self.latency + other.latency,
             max(lags, default=None),
@@ -56,9 +65,7 @@ class Figures:
     def of(cls, statistics: Statistics) -> Figures:
         hosts: dict[str, Host] = {}
         for link in statistics.links:
-            # The link of an event loop that has ended, or rests, says nothing about the host.
-            if link.state != "closed":
-                _add_host(hosts, link.address, Host.of(link))
+            _add_host(hosts, link.address, Host.of(link))
         counts = [count for _, count in statistics.queued]
         return cls(
             statistics.channels,
@@ -67,8 +74,8 @@ class Figures:
             max(counts, default=0),
             statistics.delivered,
             {kind: statistics.sent.get(kind, 0) for kind in KINDS},
-            statistics.dropped,
-            statistics.told,
+            dict.fromkeys(DROPPED, 0) | statistics.dropped,
+            dict.fromkeys(TOLD, 0) | statistics.told,
             hosts,
         )
 
@@ -83,8 +90,8 @@ class Figures:
             max(self.fullest, other.fullest),
             self.delivered + other.delivered,
             {kind: self.sent[kind] + other.sent[kind] for kind in KINDS},
-            dict(Counter(self.dropped) + Counter(other.dropped)),
-            dict(Counter(self.told) + Counter(other.told)),
+            _sums(self.dropped, other.dropped),
+            _sums(self.told, other.told),
             hosts,
         )
 
@@ -106,3 +113,7 @@ def _host(plain: Mapping[str, Any]) -> Host:
 
 def _add_host(hosts: dict[str, Host], address: str, host: Host) -> None:
     hosts[address] = hosts[address] + host if address in hosts else host
+
+
+def _sums(some: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
+    return {reason: some.get(reason, 0) + others.get(reason, 0) for reason in {**some, **others}}

@@ -87,7 +87,7 @@ class Views:
             },
             delivered=hub.counters.delivered,
             external=hub.counters.external,
-            dropped=dict(hub.counters.dropped + Counter(overflow=self._drops.overruns)),
+            dropped=dict(hub.counters.dropped.copy() + Counter(overflow=self._drops.overruns)),
             told=dict(hub.counters.told),
             resumes=self._resumes.resumes,
             refused=dict(self._resumes.refused),

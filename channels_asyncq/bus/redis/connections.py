@@ -19,7 +19,7 @@ class RedisConnections:
         self._partitions = partitions
 
     def links(self) -> list[Link]:
-        return [node.link() for node in self._router.in_use]
+        return self._router.links()
 
     def transports(self) -> list[asyncio.BaseTransport]:
         return [transport for node in self._router.nodes for transport in node.transports()]

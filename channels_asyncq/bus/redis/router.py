@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...tasks import all_of
-from ..base import HostHealth
+from ..base import HostHealth, Link
 from .node import Node
 from .redirects import Redirects
 from .shared import Shared
@@ -65,6 +65,10 @@ class Router:
     def is_down(self) -> bool:
         """Whether this is an outage: then it ends when `is_up`."""
         return not self.is_up
+
+    def links(self) -> list[Link]:
+        """Return the state of the connections to each node in use. From any thread."""
+        return [node.link() for node in self.in_use]
 
     async def health(self, timeout: float) -> list[HostHealth]:  # noqa: ASYNC109
         """Check each node in use, within a timeout in seconds. Cancelling is safe."""

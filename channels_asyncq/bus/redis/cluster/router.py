@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ....clock import monotonic
-from ...base import HostHealth
+from ...base import HostHealth, Link
 from ..node import Node
 from ..router import Router
 from .departures import departures_of
@@ -118,7 +118,7 @@ class ClusterRouter(Router):
 
     @property
     def in_use(self) -> list[ClusterNode]:
-        return [node for node in self.nodes_by_place.values() if node.partitions]
+        return [node for node in list(self.nodes_by_place.values()) if node.partitions]
 
     @property
     def is_up(self) -> bool:
@@ -128,6 +128,12 @@ class ClusterRouter(Router):
     def is_down(self) -> bool:
         # A partition that moves to a node which is not connected yet makes no outage.
         return any(node.is_missing for node in self.in_use)
+
+    def links(self) -> list[Link]:
+        if self._map is None and self._searching is not None and not (self.is_closed or self._is_resting):
+            why = self.why_unknown
+            return [Link(self.address, "connecting", reason=why, fault=why)]
+        return super().links()
 
     async def health(self, timeout: float) -> list[HostHealth]:  # noqa: ASYNC109
         return await health_of(self, timeout)
