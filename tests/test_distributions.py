@@ -80,7 +80,12 @@ def test_metadata_of_the_wheel(wheel: zipfile.ZipFile) -> None:
     metadata = email.message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"cryptography", "demo", "opentelemetry", "prometheus"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "cryptography",
+        "demo",
+        "opentelemetry",
+        "prometheus",
+    }
     text = metadata.get_payload()
     assert isinstance(text, str)
     links = re.findall(r"\]\(([^)\s]+)\)", text)

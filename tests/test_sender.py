@@ -470,3 +470,27 @@ class TestNothingOvertakes:
         async with asyncio.timeout(DEADLINE):
             await asyncio.gather(*sends)
         assert await moving.arrived(3) == [1, 2, 3]
+
+
+class TestStale:
+    """A command that names another connection than the present one."""
+
+    @pytest.mark.parametrize("kind", ["send", "call"])
+    async def test_refused_where_it_was_resent(self, moving: Moving, server: RespServer, kind: str) -> None:
+        """What was never written, and is refused by the next connection, does not hold that one for ever."""
+        wire = moving.here.commands.wire
+        assert wire is not None
+        server.script("ECHO", resp_server.silence(executes=False))
+        moving.sender.commands.ask(b"ECHO", b"x")
+        await eventually(lambda: server.received("ECHO"), "the command in flight")
+        name = "EVALSHA" if kind == "send" else "PUBLISH"
+        server.script(name, READONLY)
+        # In the turn of the loss: it is called, and never written.
+        asyncio.get_running_loop().call_soon(wire.abort, ConnectionResetError("cable"))
+        if kind == "send":
+            send = asyncio.ensure_future(moving.owner.group_send("room", payload(1)))
+        else:
+            send = asyncio.ensure_future(moving.sender.commands.call(b"PUBLISH", b"nobody", b"x"))
+        await eventually(lambda: server.received(name), "the refusal")
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(send, *moving.send(2))

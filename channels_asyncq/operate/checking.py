@@ -61,7 +61,7 @@ async def _check_seeds(options: Options, servers: list[Server]) -> AsyncIterator
     silent: list[Finding] = []
     for seed in seeds_of(options):
         try:
-            findings = [each async for each in _connected(seed) if each.state is not State.OK]
+            findings = [each async for each in _connected(seed) if each.state is State.FAULT]
             if not findings:
                 slots = await slots_of(seed)
         except LayerUnavailable as exc:

@@ -67,9 +67,9 @@ _COMMANDS = tuple(
         LINDEX <key> 0
         LSET <key> 0 v
         LREM <key> 0 w
-        LTRIM <key> 0 -1
-        LPOP <key>
         LPUSH <key> v
+        LPOP <key>
+        LTRIM <key> 1 0
         PEXPIRE <key> 1000
         EXPIRE <key> 1
         PTTL <key>
@@ -144,8 +144,11 @@ class Rights:
             self.refusal = self.refusal or words
         if not words.startswith("NOPERM"):
             return
-        # A command that was refused does not show whether its key would be; another one does.
-        if " key" in words:
+        # A command that was refused does not show whether its key would be; another one does. The words name the
+        # user, who may be called "channels".
+        if " to run " in words:
+            self.missing.append(right)
+        elif " key" in words:
             self.lacks_keys = True
         elif " channel" in words:
             self.lacks_channels = True

@@ -144,7 +144,7 @@ class WireProtocol(asyncio.Protocol):
         #: `unanswered`, in order, when on_lost() is called, and their futures are still pending.
         self.keeps_unanswered = False
         self.unanswered: list[InFlight] = []
-        #: Whether it ends when everything is answered: its owner calls nothing more. Set only in `retire()`.
+        #: Whether it ends when everything is answered: its owner calls little more. Set only in `retire()`.
         self.is_retired = False
 
     @property

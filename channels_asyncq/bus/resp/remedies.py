@@ -272,6 +272,8 @@ _NO_WORD = (
     "reaches the server"
 )
 
+# A user may be called "channels".
+_USER = re.compile(r"\bUser \S+ ")
 _COMMAND_REFUSED = re.compile(r"run the '([\w|]+)' command")
 # Redis 7.0 does not name the command that a script may not run, but its line in the script.
 _PLACE = re.compile(r"script: ([0-9a-f]{40}), on @user_script:(\d+)")
@@ -353,6 +355,7 @@ class Remedies:
 
     def rights(self, words: str) -> str:
         """Return the rights that the user lacks, in the form of ACL SETUSER: all if the server names none."""
+        words = _USER.sub("", words)
         commands = _COMMAND_REFUSED.findall(words)
         for sha, number in _PLACE.findall(words):
             lines = self.scripts.get(sha, "").splitlines()

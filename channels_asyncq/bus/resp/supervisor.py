@@ -95,6 +95,9 @@ class SupervisedConnection:
     resting | no   | none     | waits      | `start()`: waiting, as at the beginning
     closed  | no   | closed   | fails      | none
 
+    A connection that was given up stays for as long as it has commands to answer. Sends wait meanwhile, whatever
+    the state: see `ConnectionOwner.on_refusing()`. Its end is a loss.
+
     The state is `wire` together with the phase of the downtime (running includes extended). `is_refusing` is
     independent of it: from `give_up()` to `mark_healthy()`, in waiting and trial too, an answer does not end the
     outage.
@@ -226,8 +229,8 @@ class SupervisedConnection:
 
         The outage lasts until `mark_healthy()`.
         """
-        if wire.is_retired:
-            return
+        if wire is not self.wire or wire.is_retired:
+            return  # a command that was resent names its first connection: it is sent again, and refused here
         self._attempts.lengthen_delay()
         self.is_refusing = True
         self._downtime.reason = reason

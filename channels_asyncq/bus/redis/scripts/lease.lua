@@ -41,7 +41,7 @@ else
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', digits(now))
   local is_new = redis.call('ZADD', KEYS[1], ends, ARGV[1]) == 1
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  redis.call('PEXPIRE', KEYS[2], ARGV[3])
+  redis.call('PEXPIRE', KEYS[2], digits(ARGV[3] + 3600000))
   if past[1] and past[1] ~= ARGV[5] then
     gap = math.max(gap, now)
   end
