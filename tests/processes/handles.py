@@ -13,6 +13,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 30.0
+#: Seconds after which a program that should have come to its end is taken for hanging.
+RUN_TIMEOUT = 100.0
 END_TIMEOUT = 15.0
 # A connection's ups and downs and what was told of them; and that the machine was busy, in development mode.
 EXPECTED = re.compile(r"\[connection\.\w+\]$|\[loss\.(too_large|server_changed)\]$|^Executing <.* seconds$")
@@ -196,7 +198,7 @@ async def run(program: str, *arguments: str, **more: str) -> tuple[int, str, str
         env=environment(**more),
     )
     try:
-        async with asyncio.timeout(START_TIMEOUT):
+        async with asyncio.timeout(RUN_TIMEOUT):
             output, errors = await process.communicate()
     finally:
         if process.returncode is None:
