@@ -494,8 +494,8 @@ async def test_a_crowd_while_slots_move(
             await asyncio.to_thread(place.fail_over if chosen == "failover" else lambda: place.move(chosen))
 
         await run_with(crowd, move, 20.0, lambda: changes.total() > 10)
-        assert crowd.wrong() == []
         assert (crowd.resets(), changes.total() > 10) == (Counter(), True)
+        assert crowd.wrong() == []
         # A move is no fault.
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
     finally:
