@@ -18,7 +18,7 @@ from ..tasks import all_of
 #: The request that carries a question. Releases without surveys take it for the confirmation of a request that
 #: nobody makes, and drop it without a word.
 QUESTION = {"do": "confirm", "request": 0}
-# Sessions that have ended without a word are in the register for a while: of so many each is asked for.
+# The most silent sessions that are asked again. A session that ended without a word stays in the register.
 _MOST_ASKED_AGAIN = 1000
 
 
