@@ -9,6 +9,7 @@ from typing import Any
 import channels.consumer
 import channels.generic.websocket
 import pytest
+from asgiref.sync import sync_to_async
 from channels.layers import InMemoryChannelLayer, channel_layers
 from django.test import override_settings
 
@@ -172,7 +173,12 @@ class Talk:
 
 @contextlib.asynccontextmanager
 async def talks() -> AsyncGenerator[Any, None]:
-    """A function that begins a Talk; at the end those that still go on are stopped."""
+    """
+    A function that begins a Talk; at the end those that still go on are stopped.
+
+    A handler that was cancelled in the thread of sync consumers may still wait there for something of this event loop.
+    The thread is waited for: if the loop closed first, it would be stuck, and every test after this one with it.
+    """
     begun: list[Talk] = []
 
     def begin(consumer: Any, scope: Message | None = None, **initkwargs: Any) -> Talk:
@@ -184,6 +190,8 @@ async def talks() -> AsyncGenerator[Any, None]:
     finally:
         for talk in begun:
             await talk.stop()
+        async with asyncio.timeout(DEADLINE):
+            await sync_to_async(bool)()
 
 
 Begin = Callable[..., Talk]
