@@ -483,8 +483,20 @@ async def test_a_crowd_while_slots_move(
     crowd = Crowd(made, seed=4)
     try:
         await crowd.gather(readers=30, senders=4, groups=12)
-        places = [await place_of(redis_cluster, made[0], f"group-{n}") for n in range(12)]
+        groups = [f"group-{n}" for n in range(12)]
+        places = [await place_of(redis_cluster, made[0], group) for group in groups]
         changes: Counter[str] = Counter()
+        is_read = asyncio.Event()
+
+        async def stay() -> None:
+            # A partition that no session reads while it moves refuses the positions of before.
+            async with made[0].subscribe(*groups) as subscription:
+                is_read.set()
+                async for _ in subscription:
+                    pass
+
+        staying = asyncio.create_task(stay())
+        await is_read.wait()
 
         async def move() -> None:
             await asyncio.sleep(crowd.chance.random() * 0.3)
@@ -496,8 +508,11 @@ async def test_a_crowd_while_slots_move(
         await run_with(crowd, move, 20.0, lambda: changes.total() > 10)
         assert (crowd.resets(), changes.total() > 10) == (Counter(), True)
         assert crowd.wrong() == []
+        assert not staying.done(), staying
         # A move is no fault.
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+        staying.cancel()
+        await asyncio.wait([staying])
     finally:
         for layer in made:
             await layer.close()
