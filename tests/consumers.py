@@ -176,8 +176,8 @@ async def talks() -> AsyncGenerator[Any, None]:
     """
     A function that begins a Talk; at the end those that still go on are stopped.
 
-    A handler that was cancelled in the thread of sync consumers may still wait there for something of this event loop.
-    The thread is waited for: if the loop closed first, it would be stuck, and every test after this one with it.
+    A handler that was cancelled in the thread of sync consumers may still wait there for something of this event
+    loop. The thread is waited for: if the loop closed first, it would be stuck, and all later tests with it.
     """
     begun: list[Talk] = []
 
