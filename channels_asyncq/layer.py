@@ -466,10 +466,7 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
     def _checked_history(self, group: str, limit: int, before: str | None) -> tuple[str, int, str | None]:
         check_group_name(group)
-        if isinstance(limit, bool) or not isinstance(limit, int):
-            raise TypeError(f"limit must be an int, not {limit!r}")
-        if not 1 <= limit <= MOST_MESSAGES:
-            raise ValueError(f"limit must be 1 to {MOST_MESSAGES}, not {limit}")
+        _check_limit(limit, MOST_MESSAGES)
         if before is not None and not isinstance(before, str):
             raise TypeError(f"before must be a position or None, not {before!r}")
         return group, limit, before
@@ -656,11 +653,16 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
 
         Oldest first. Groups and channels without a log have none: see `recovery`. Cancelling is safe.
 
+        Args:
+            limit: the number of messages, 1 or more.
+
         Raises:
-            TypeError: the name is not valid.
+            TypeError: the name is not valid, or `limit` is no int.
+            ValueError: `limit` is less than 1.
             LayerUnavailable: the server cannot be reached.
         """
         (check_channel_name if "!" in target else check_group_name)(target)
+        _check_limit(limit)
         return await self._dispatcher.logged_messages(target, limit)
 
     def drop_unhandled(self, message: ExternalMessage, reader: str) -> None:
@@ -748,6 +750,13 @@ class AsyncQueueChannelLayer(BaseChannelLayer):
         """Return the figures of this layer, over all loops of the process."""
         sessions = list(self._registry.sessions.values())
         return sum((session.views.statistics() for session in sessions), Statistics())
+
+
+def _check_limit(limit: int, most: int | None = None) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit must be an int, not {limit!r}")
+    if limit < 1 or (most is not None and limit > most):
+        raise ValueError(f"limit must be 1 {'or more' if most is None else f'to {most}'}, not {limit}")
 
 
 # The layers that Channels has made. When the setting changes, Channels takes a new dict and forgets this one.

@@ -300,6 +300,12 @@ def test_no_message(text: str) -> None:
         message(text)
 
 
+def test_deep_message() -> None:
+    """So is what the decoder cannot follow to its end."""
+    with pytest.raises(ArgumentTypeError, match="nested too deeply"):
+        message("[" * 100_000)
+
+
 async def test_send_to_a_full_channel(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
     """A normal channel that is full refuses it."""
     await layer.send("jobs", note(1))

@@ -155,6 +155,10 @@ async def test_logged_messages(make_any: MakeLayer) -> None:
     assert await layer.logged_messages("nobody") == []
     with pytest.raises(TypeError):
         await layer.logged_messages("not a name")
+    with pytest.raises(TypeError, match="limit must be an int, not '3'"):
+        await layer.logged_messages("room", "3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="limit must be 1 or more, not 0"):
+        await layer.logged_messages("room", 0)
 
 
 async def test_header_and_no_log(make_any: MakeLayer) -> None:

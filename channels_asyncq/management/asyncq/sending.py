@@ -29,6 +29,8 @@ def message(text: str) -> dict[str, Any]:
         found = json.loads(text)
     except ValueError as exc:
         raise ArgumentTypeError(f"{text!r} is no JSON: {exc}") from None
+    except RecursionError:
+        raise ArgumentTypeError(f"the message is nested too deeply: {text[:40]!r}...") from None
     if not isinstance(found, dict):
         raise ArgumentTypeError(f'{text!r} is no JSON object such as \'{{"type": "chat.message"}}\'')
     return found
