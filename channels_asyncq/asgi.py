@@ -42,8 +42,8 @@ def drained(
     At SIGTERM `is_ready()` becomes false. Over the `seconds`, in random order, event streams end with `retry:`,
     and WebSockets are closed with 1012 (4012 under Daphne), those of `ResumableWebsocketConsumer` after a frame
     `retry`. Clients that come meanwhile are served, and leave last. When nobody is left, or a second after the
-    last one was told, the server gets the signal. A second SIGTERM goes straight to the server. Ctrl-C ends all
-    connections at once.
+    last one was told (later where the event loop is late), the server gets the signal. A second SIGTERM goes
+    straight to the server. Ctrl-C ends all connections at once.
 
     Under some servers, and where the server runs in a thread, SIGTERM does not reach the application: there
     `manage.py asyncq drain` has to come before it. See the page about deployment.

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.stopping.connections import LAST_SLICE
 from tests import contract
 from tests.example import get
 from tests.processes.handles import Process
@@ -25,18 +26,18 @@ from tests.test_servers import Served
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(sys.platform == "win32", reason="there are no signals"),
 ]
 
 APPLICATION = "tests.processes.drains:application"
 SETTINGS = "tests.processes.stream_settings"
 SECONDS = 8.0
-#: Seconds beyond those of the drain in which the process ends.
-SOON = 20.0
-#: The part of the clients that may leave in a tenth of the time: 10 to 13 % do where the machine has time for it.
-#: Where the server stands still, those leave together that were due (`test_drained.py` has the exact pace).
-MOST_AT_ONCE = 0.5
+#: Seconds beyond those of the drain after which the process hangs.
+SOON = 60.0
+#: Seconds by which a client may leave before it is due. How much later it leaves is a matter of the machine here:
+#: `test_drained.py` has the exact pace.
+EARLY = 0.2
 GROUP = "room"
 #: Seconds from one message to the next with 200 clients, which all get each of them.
 EVERY = 0.5
@@ -302,6 +303,7 @@ async def check_drain(
             await asyncio.sleep(EVERY * count / 200)
 
     publishing = asyncio.create_task(publish())
+    begin = asyncio.get_running_loop().time()
     assert await server.stops() == 0, server.errors
     for visitor, task in zip(visitors, tasks, strict=True):
         await catch_up(visitor, task)  # it is back, at the other one
@@ -313,12 +315,12 @@ async def check_drain(
 
     await contract.eventually(have_all, "the last message")
     assert all(visitor.numbers == list(range(sent)) and not visitor.resets for visitor in visitors)
-    moments = [visitor.ended_at for visitor in visitors]
-    assert max(moments) - min(moments) > 0.7 * seconds
-    assert max(spread(moments)) <= MOST_AT_ONCE * count, spread(moments)
+    moments = sorted(visitor.ended_at - begin for visitor in visitors)
+    for number, moment in enumerate(moments):
+        assert moment > (1 - LAST_SLICE) * seconds * number / count - EARLY, (number, spread(moments))
     assert {visitor.code for visitor in visitors if isinstance(visitor, Socket)} == {KINDS[kind][1]}
     print(
-        f"\n{kind}: {count} ends within {max(moments) - min(moments):.1f} s, "
+        f"\n{kind}: {count} ends within {moments[-1] - moments[0]:.1f} s, "
         f"{spread(moments)} in tenths, {sent} messages"
     )
     for task in tasks:
@@ -331,7 +333,7 @@ async def test_clients_leave_one_after_the_other(
     make_server: MakeServer, layer: AsyncQueueChannelLayer, kind: str
 ) -> None:
     """
-    The ends are spread over the time, clients are told when to come back, and miss nothing.
+    Nobody leaves before it is due, clients are told when to come back, and miss nothing.
 
     The process ends with the exit status 0.
     """
@@ -339,7 +341,7 @@ async def test_clients_leave_one_after_the_other(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", kinds("signal", "command"))
 async def test_a_thousand_clients(make_server: MakeServer, layer: AsyncQueueChannelLayer, kind: str) -> None:
     """So it is with a thousand. Development mode would cost the servers half of their time."""
@@ -428,6 +430,30 @@ async def test_consumers_that_talk_on(
     talking = False
     await task
     assert await server.ended() == 0
+
+
+async def test_daphne_stands_still(make_server: MakeServer) -> None:
+    """Clients of Daphne get what they are told also where its event loop stands still right after that."""
+    server = await make_server("daphne", 0.2, TEST_STANDSTILL="1")
+    url = f"ws://127.0.0.1:{server.port}/room/?group={GROUP}"
+    sockets = [await connect(url, ping_interval=None, proxy=None) for _ in range(2)]
+    for socket in sockets:
+        assert json.loads(await socket.recv())["type"] == "resumed"
+    server.signal(signal.SIGTERM)
+    for socket in sockets:
+        frames = [json.loads(frame) async for frame in until_close(socket)]
+        assert [frame["type"] for frame in frames] == ["retry"]
+        assert socket.close_code == KINDS["daphne"][1]
+    assert await server.ended() == 0
+
+
+async def until_close(socket: ClientConnection) -> AsyncIterator[str | bytes]:
+    """Yield the frames until the connection is closed, in whatever way."""
+    try:
+        while True:
+            yield await socket.recv()
+    except ConnectionClosed:
+        pass
 
 
 async def test_command_first(make_server: MakeServer) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from io import StringIO
@@ -127,7 +128,7 @@ async def test_no_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     paused = Paused(monkeypatch)
     guests = [Guest(paused, leaves=True) for _ in range(3)]
     await paused.begin(0.0)
-    assert [guest.told_at for guest in guests] == [[0.0]] * 3 and paused.pauses == [connections.LONGEST]
+    assert [guest.told_at for guest in guests] == [[0.0]] * 3 and paused.pauses == [connections.SLICE]
 
 
 async def test_newcomers_leave_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +157,23 @@ async def test_ends_when_all_have_left() -> None:
         here.leave(guest)
     await asyncio.wait_for(drain, DEADLINE)
     assert here.phase is Phase.ENDED and not is_ready()
+
+
+async def test_late_loop() -> None:
+    """On an event loop whose turns are long, a connection that was told gets the turns that it needs to end."""
+    here = connections.of_running_loop()
+    guest = Guest(here)
+    drain = here.begin(0.0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+        stand_still(connections.LONGEST / 10)
+    assert guest.told_at and not drain.done()
+    here.leave(guest)
+    await asyncio.wait_for(drain, DEADLINE)
+
+
+def stand_still(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 async def test_nothing_is_open() -> None:

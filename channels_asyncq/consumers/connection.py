@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
+
+from ..stopping.sockets import protocol_of
 
 # Seconds in which a client that was disconnected for a limit can take the close frame and leave.
 _FAREWELL = 1.0
@@ -109,17 +110,13 @@ def connection_of(
     """
     Return the connection of a WebSocket, as its ASGI callables show it.
 
-    Daphne's `receive` is the `get()` of a queue, and its `send` a partial with the protocol. uvicorn's `receive`
-    is a method of the protocol. Middleware may wrap `send` by a method of an object that has the `send` below it
-    as `real_send`, as the session middleware of Channels does. Behind other middleware that wraps one of them,
-    nothing is known of the connection.
+    Daphne's `receive` is the `get()` of a queue, and `protocol_of()` finds its protocol. uvicorn's `receive` is a
+    method of the protocol. Behind middleware that wraps one of them in another way, nothing is known of the
+    connection.
     """
-    while (below := getattr(getattr(send, "__self__", None), "real_send", None)) is not None:
-        send = below
     owner = getattr(receive, "__self__", None)
     if isinstance(owner, asyncio.Queue):
-        protocol = send.args[0] if isinstance(send, partial) and send.args else None
-        transport = getattr(protocol, "transport", None)
+        transport = getattr(protocol_of(send), "transport", None)
         if callable(getattr(transport, "pauseProducing", None)):
             return DaphneConnection(owner, transport)
     else:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ..messages.closing import Close, send_close
@@ -18,6 +19,21 @@ _jitter = random.Random()
 SCOPE_KEY = "channels_asyncq.socket"
 #: "Service restart": the client is to come back.
 RESTART = Close(1012)
+#: Seconds in which a client of Daphne can answer the close. autobahn has 1.0, and cuts it off at the full second
+#: of the clock before that. On a late event loop Twisted has not yet written what the client was told.
+ANSWER = 10.0
+
+
+def protocol_of(send: Callable[[Any], Awaitable[None]]) -> Any:
+    """
+    Return Daphne's protocol of a WebSocket, None under another server.
+
+    Its `send` is a partial with the protocol. Middleware may wrap it by a method of an object that has the `send`
+    below it as `real_send`, as the session middleware of Channels does.
+    """
+    while (below := getattr(getattr(send, "__self__", None), "real_send", None)) is not None:
+        send = below
+    return send.args[0] if isinstance(send, partial) and send.args else None
 
 
 class OpenSocket:
@@ -55,6 +71,9 @@ class OpenSocket:
             self._closing = asyncio.get_running_loop().create_task(self._close())
 
     async def _close(self) -> None:
+        protocol = protocol_of(self.real_send)
+        if 0 < getattr(protocol, "closeHandshakeTimeout", 0) < ANSWER:  # 0 is no limit
+            protocol.closeHandshakeTimeout = ANSWER
         if self.retry is not None:
             frame = json.dumps({"type": "retry", "ms": _jitter.randint(*self.retry)})
             await self.real_send({"type": "websocket.send", "text": frame})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -49,7 +50,36 @@ async def sockets(scope: Any, receive: Any, send: Any) -> None:
     await consumer.as_asgi()(scope, receive, send)
 
 
-application = drained(
+application: Any = drained(
     ProtocolTypeRouter({"http": streams.application, "websocket": sockets}),
     seconds=float(os.environ.get("TEST_SECONDS", "5")),
 )
+
+
+class Standstill:
+    """The event loop stands still after each close, for longer than autobahn waits for the answer."""
+
+    def __init__(self, send: Any) -> None:
+        self.real_send = send
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await self.real_send(message)
+        if message["type"] == "websocket.close":
+            time.sleep(1.1)  # noqa: ASYNC251
+
+
+async def standing_still(scope: Any, receive: Any, send: Any) -> None:
+    """The application on an event loop that stands still at the worst moment. For Daphne."""
+    from twisted.internet.task import LoopingCall
+
+    # Timers of Twisted run in each turn, and before what is to be written.
+    timers = LoopingCall(lambda: None)
+    timers.start(0)
+    try:
+        await plain_application(scope, receive, Standstill(send).send)
+    finally:
+        timers.stop()
+
+
+if os.environ.get("TEST_STANDSTILL"):
+    plain_application, application = application, standing_still
