@@ -30,16 +30,21 @@ def config(request: pytest.FixtureRequest, prefix: str) -> dict[str, Any]:
     return {"hosts": [url], "prefix": prefix, "capacity": 1000}
 
 
-async def result_of(config: dict[str, Any], kind: str, what: str, *, logs: int = 0) -> Any:
-    """Run the program; its result, if it ended well and with so many log lines."""
+async def played(config: dict[str, Any], kind: str, what: str) -> tuple[Any, list[str]]:
+    """Run the program to a good end; its result and its log lines."""
     # They warn of asyncio, of their own end and of what others patched: that is not about the layer.
     code, output, errors = await run(
         "greenlets", json.dumps(config), kind, what, PYTHONDEVMODE="", PYTHONWARNINGS="ignore"
     )
-    lines = errors.splitlines()
-    assert (code, len(lines)) == (0, logs), errors[:5000]
-    assert all(re.search(r"\[connection\.failed\]$", line) for line in lines), errors
-    return json.loads(output)
+    assert code == 0, errors[:5000]
+    return json.loads(output), errors.splitlines()
+
+
+async def result_of(config: dict[str, Any], kind: str, what: str) -> Any:
+    """Run the program; its result, if it ended well and logged nothing."""
+    result, lines = await played(config, kind, what)
+    assert lines == []
+    return result
 
 
 @pytest.mark.parametrize("what", ["many", "late", "sockets"])
@@ -60,9 +65,14 @@ async def test_one_call_after_the_other(config: dict[str, Any], kind: str) -> No
 async def test_outage(kind: str, prefix: str) -> None:
     """
     Without a server each send fails, the first one after `send_timeout`: other greenlets run while it waits, and
-    its two connections log one line together.
+    its two connections log the same line once.
     """
     config = {"hosts": ["redis://127.0.0.1:1"], "prefix": prefix, "send_timeout": 0.5}
-    result = await result_of(config, kind, "outage", logs=1)
+    result, lines = await played(config, kind, "outage")
     assert result["errors"] == ["LayerUnavailable"] * 3
-    assert result["turns"] > 10
+    # A send that blocks its thread leaves none; how many there are in half a second depends on the machine.
+    assert result["turns"] > 1
+    # A slow machine may add an attempt that took too long, or the count of those after ten seconds: other lines.
+    assert lines
+    assert len(set(lines)) == len(lines), lines
+    assert all(re.search(r"\[connection\.failed\]$", line) for line in lines), lines

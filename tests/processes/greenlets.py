@@ -76,9 +76,20 @@ def alone(layer: AsyncQueueChannelLayer) -> dict[str, Any]:
 
 
 def outage(layer: AsyncQueueChannelLayer) -> dict[str, Any]:
-    """What a send waits for in vain, and how often another greenlet had its turn meanwhile."""
+    """
+    What a send waits for in vain, and how often another greenlet had its turn meanwhile.
+
+    It ends when an attempt to connect has failed: on a slow machine that may be after the sends.
+    """
     turns = 0
     waits = True
+    logged: list[str] = []
+
+    def note_line(record: logging.LogRecord) -> bool:
+        logged.append(record.getMessage())
+        return True
+
+    logging.getLogger("channels_asyncq.connection").addFilter(note_line)
 
     def take_turns() -> None:
         nonlocal turns
@@ -94,6 +105,8 @@ def outage(layer: AsyncQueueChannelLayer) -> dict[str, Any]:
         except ChannelLayerError as exc:
             errors.append(type(exc).__name__)
     waits = False
+    while not logged:
+        time.sleep(0.01)
     return {"errors": errors, "turns": turns}
 
 
