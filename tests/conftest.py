@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 
 from channels_asyncq.local import flow
+from channels_asyncq.stopping import signals
+from channels_asyncq.stopping.signals import StopSignals
 from channels_asyncq.testing import EmbeddedServer
 from tests import buses, contract
 from tests.certificates import make_certificate
@@ -200,3 +202,15 @@ async def owner(make_owner: buses.MakeOwner, server: RespServer) -> buses.Owner:
     owner = await make_owner(server.url, send_timeout=1.2)
     await owner.up()
     return owner
+
+
+@pytest.fixture
+def stop_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopSignals]:
+    """What stands before the handlers, as in a fresh process; the handlers are at the end what they were."""
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    fresh = StopSignals()
+    monkeypatch.setattr(signals, "_signals", fresh)
+    yield fresh
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -117,6 +117,7 @@ async def run(snippet: Snippet) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("snippet", python_snippets())
+@pytest.mark.usefixtures("stop_signals")  # of which drained() has one for the process
 async def test_python_snippet(snippet: Snippet, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each runs as it stands, and its settings are accepted."""
     if "from celery" in snippet.text:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from io import StringIO
 from types import FrameType
 from typing import Any
@@ -220,18 +220,6 @@ class ServerOf:
     def handle(self, number: int, frame: FrameType | None) -> None:
         self.calls.append(number)
         self.called.set()
-
-
-@pytest.fixture
-def stop_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopSignals]:
-    """What stands before the handlers, as in a fresh process; the handlers are at the end what they were."""
-    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    fresh = StopSignals()
-    monkeypatch.setattr(signals, "_signals", fresh)
-    yield fresh
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
