@@ -793,5 +793,8 @@ async def test_process_joins_again(
 
 async def test_closed_layer(listener: orders.OrderListener) -> None:
     """With its layer, a process is deaf to the command, and no timer is left."""
+    await listener._joining  # the session knows of the membership before the server has confirmed it
+    timer = listener._timer
+    assert timer is not None
     await listener._layer.close()
-    await eventually(lambda: listener._timer is not None and listener._timer.cancelled(), "the timer's end")
+    await eventually(timer.cancelled, "the timer's end")
