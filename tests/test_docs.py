@@ -29,6 +29,7 @@ import channels_asyncq
 from channels_asyncq import AsyncQueueChannelLayer, Statistics, exceptions
 from channels_asyncq.bus.base import Link
 from channels_asyncq.identity import identity
+from channels_asyncq.migration import Both
 from channels_asyncq.session import notices
 from channels_asyncq.session.answers import Answers
 from channels_asyncq.settings import arguments
@@ -126,6 +127,10 @@ async def test_python_snippet(snippet: Snippet, prefix: str, monkeypatch: pytest
     monkeypatch.setattr(channel_layers, "backends", {"default": layer})
     names = await run(snippet)
     for entry in names.get("CHANNEL_LAYERS", {}).values():
+        if entry["BACKEND"] == "channels_asyncq.migration.Both":
+            pytest.importorskip("channels_redis")
+            Both(**entry["CONFIG"])
+            entry = entry["CONFIG"]["new"]
         assert entry["BACKEND"] == "channels_asyncq.AsyncQueueChannelLayer"
         Options.from_config(entry["CONFIG"])
     if "LOGGING" in names:

@@ -22,6 +22,7 @@ PUBLIC = [
     ".consumers",
     ".generic.websocket",
     ".http",
+    ".migration",
     ".opentelemetry",
     ".prometheus",
     ".pytest_plugin",

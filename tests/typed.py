@@ -38,6 +38,7 @@ from channels_asyncq.generic.websocket import (
     JsonWebsocketConsumer,
 )
 from channels_asyncq.http import EventStream
+from channels_asyncq.migration import Both
 from channels_asyncq.pytest_plugin import Listener
 from channels_asyncq.testing import EmbeddedServer, Option
 
@@ -152,3 +153,9 @@ def applications() -> None:
     drained(drained(get_asgi_application()))
     drained("site.asgi")  # type: ignore[arg-type]
     assert_type(is_ready(), bool)
+
+
+def both_layers() -> None:
+    old = {"BACKEND": "channels_redis.core.RedisChannelLayer"}
+    Both(old=old, new={"BACKEND": "channels_asyncq.AsyncQueueChannelLayer", "CONFIG": {}}, send="old")
+    Both(old=old, new=old)  # type: ignore[call-arg]

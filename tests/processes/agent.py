@@ -79,8 +79,12 @@ def say(answer: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def main(make_agent: Callable[[AsyncQueueChannelLayer], Agent] = Agent) -> None:
-    agent = make_agent(AsyncQueueChannelLayer(**json.loads(sys.argv[1])))
+def layer_of(config: dict[str, Any]) -> AsyncQueueChannelLayer:
+    return AsyncQueueChannelLayer(**config)
+
+
+async def main(make_agent: Callable[[Any], Any] = Agent, make_layer: Callable[[Any], Any] = layer_of) -> None:
+    agent = make_agent(make_layer(json.loads(sys.argv[1])))
     reader = asyncio.StreamReader(limit=2**24)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
