@@ -563,12 +563,6 @@ def test_links_of_the_readme_lead_somewhere_on_pypi() -> None:
         assert (ROOT / target.partition("#")[0]).exists(), target
 
 
-def test_index_lists_every_page() -> None:
-    """docs/index.md leads to every page."""
-    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
-    assert listed == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_text_keeps_to_the_project(page: Path) -> None:
     """No path of somebody's machine."""
