@@ -121,6 +121,24 @@ def test_the_night_tries_the_main_branches() -> None:
     assert any("tox run -e main-branches" in run for run in runs)
 
 
+def test_environments_of_the_night() -> None:
+    """What the night runs is an environment of tox.ini; `links` asks other hosts, so it is no gate."""
+    runs = [step.get("run", "") for step in steps(WORKFLOWS / "nightly.yml")]
+    named = {match[1] for run in runs if (match := re.search(r"tox run -e (\S+)", run))}
+    assert named <= {section.removeprefix("testenv:") for section in tox().sections()}
+    assert "links" in named - set(env_list())
+
+
+def test_read_the_docs_builds_the_same_site() -> None:
+    """It has the configuration, the packages and a Python of `tox -e docs`, and a warning fails there too."""
+    config = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text())
+    assert config["sphinx"] == {"configuration": "docs/conf.py", "fail_on_warning": True}
+    assert (ROOT / "docs" / "conf.py").is_file()
+    environment = tox()["testenv:docs"]
+    assert f"pip install --group {environment['dependency_groups']} ." in config["build"]["jobs"]["install"]
+    assert config["build"]["tools"]["python"] == matrix()["docs"]
+
+
 # Supply
 
 

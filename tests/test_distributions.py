@@ -22,7 +22,7 @@ import channels_asyncq
 ROOT = Path(__file__).resolve().parent.parent
 NAME = f"channels_asyncq-{channels_asyncq.__version__}"
 #: What the repository has for its own upkeep.
-NOT_RELEASED = (".ci/", ".github/", ".pre-commit-config.yaml")
+NOT_RELEASED = (".ci/", ".github/", ".pre-commit-config.yaml", ".readthedocs.yaml")
 
 pytestmark = pytest.mark.skipif("DISTRIBUTIONS" not in os.environ, reason="`tox -e package` builds them")
 
@@ -113,7 +113,7 @@ def test_the_installed_package_is_that_of_the_sdist(unpacked: Path) -> None:
 @pytest.mark.timeout(240)
 def test_the_tests_of_the_sdist(unpacked: Path) -> None:
     """Its own tests pass on what is installed: on memory, on a server, of the pages and of the example."""
-    modules = ("contract_memory", "docs", "example_chat", "public_names", "scripts", "sync")
+    modules = ("contract_memory", "docs", "example_chat", "public_names", "scripts", "site", "sync")
     # Not `-m pytest`, which would put the package of the folder before the installed one.
     pytest_script = Path(sys.executable).with_name("pytest")
     environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
