@@ -48,6 +48,8 @@ linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 html_theme = "furo"
 html_title = project
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
+# The page API has all names in order, and the search finds them.
+html_use_index = html_domain_indices = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {"source_repository": SOURCE, "source_branch": "main", "source_directory": "docs/"}
