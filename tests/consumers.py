@@ -16,6 +16,7 @@ from django.test import override_settings
 import channels_asyncq.consumers
 import channels_asyncq.generic.websocket
 from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.migration import Both
 from tests.contract import DEADLINE
 from tests.handlers import written_once
 
@@ -57,7 +58,7 @@ KINDS = {
     )
 }
 
-LAYERS = ("none", "inmemory", "redis.pubsub", "asyncq.memory", "asyncq.redis", "asyncq.traced")
+LAYERS = ("none", "inmemory", "redis.pubsub", "asyncq.memory", "asyncq.redis", "asyncq.traced", "both")
 
 
 class TracedLayer(AsyncQueueChannelLayer):
@@ -85,6 +86,8 @@ async def installed(layer: Any) -> AsyncGenerator[Any, None]:
         del backends["default"]
         if before is not None:
             backends["default"] = before
+        if isinstance(layer, Both):
+            layer = layer.layers["new"]
         if isinstance(layer, AsyncQueueChannelLayer):
             await layer.close()
 
@@ -99,6 +102,13 @@ def make(name: str, url: str, prefix: str, **config: Any) -> Any:
         from channels_redis.pubsub import RedisPubSubChannelLayer
 
         return RedisPubSubChannelLayer(hosts=[url], prefix=prefix, **config)
+    if name == "both":
+        memory = {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": config}
+        ours = {
+            "BACKEND": "channels_asyncq.AsyncQueueChannelLayer",
+            "CONFIG": {"hosts": ["memory://"], "prefix": prefix, **config},
+        }
+        return Both(old=memory, new=ours, send="new")
     kind = TracedLayer if name == "asyncq.traced" else AsyncQueueChannelLayer
     return kind(hosts=[url if name == "asyncq.redis" else "memory://"], prefix=prefix, **config)
 
