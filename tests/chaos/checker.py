@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
-#: A word about a loss comes after what was read from the log behind the gap: so many seconds later at most.
-LATE = 3.0
+#: A word about a loss comes after what was read from the log behind the gap: so many seconds later at most, also
+#: on a busy machine.
+LATE = 10.0
 
 
 class Sent(NamedTuple):
