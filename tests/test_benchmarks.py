@@ -69,7 +69,7 @@ def test_plots(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.benchmark] * (name == "idle")) for name in SCENARIOS]
+    "name", [pytest.param(name, marks=[pytest.mark.nightly] * (name == "idle")) for name in SCENARIOS]
 )
 async def test_every_scenario(server: EmbeddedServer, name: str) -> None:
     """One round of each with our layer: it has a figure, and nothing is lost."""
@@ -110,7 +110,7 @@ def test_no_server_for_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.benchmark
+@pytest.mark.nightly
 @pytest.mark.timeout(180)
 @pytest.mark.skipif(sys.platform == "win32", reason="the memory of a process comes from /proc")
 def test_flood(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_flood(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.benchmark
+@pytest.mark.nightly
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "options",
@@ -156,7 +156,7 @@ def test_clusters(tmp_path: Path, options: Sequence[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.benchmark
+@pytest.mark.nightly
 @pytest.mark.timeout(120)
 def test_histories(capsys: pytest.CaptureFixture[str]) -> None:
     """The command for histories has a figure for every case, and for reads."""
@@ -169,7 +169,7 @@ def test_histories(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.benchmark
+@pytest.mark.nightly
 def test_limits(server: EmbeddedServer) -> None:
     """What no layer can exceed has figures."""
     assert all(value > 100 for value in limits(server).values())

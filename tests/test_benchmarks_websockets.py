@@ -202,7 +202,7 @@ def test_packages_that_cannot_be_installed(npm: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.benchmark
+@pytest.mark.nightly
 @pytest.mark.processes
 @pytest.mark.timeout(500)
 def test_check(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_check(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.benchmark
+@pytest.mark.nightly
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_profile(tmp_path: Path) -> None:

@@ -25,7 +25,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=SETTINGS)
+NIGHTLY = {"few", "many"}
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.nightly] * (name in NIGHTLY)) for name in SETTINGS]
+)
 async def make_layer(
     request: pytest.FixtureRequest, shared_redis_cluster: Cluster, prefix: str
 ) -> AsyncIterator[MakeLayer]:

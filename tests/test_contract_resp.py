@@ -85,7 +85,12 @@ class AilingServer(RespServer):
         return self._ailment(kind, number)
 
 
-@pytest.fixture(params=AILMENTS)
+NIGHTLY = {"readonly", "noauth", "half", "late"}
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.nightly] * (name in NIGHTLY)) for name in AILMENTS]
+)
 def ailment(request: pytest.FixtureRequest) -> Ailment:
     return AILMENTS[request.param]
 

@@ -74,7 +74,12 @@ LOST_BY_ASYNCIO = pytest.mark.filterwarnings(
 
 @pytest.fixture(
     scope="session",
-    params=[two_hosts, a_sentinel, a_unix_socket, pytest.param(tls, marks=LOST_BY_ASYNCIO)],
+    params=[
+        two_hosts,
+        a_sentinel,
+        pytest.param(a_unix_socket, marks=pytest.mark.nightly),
+        pytest.param(tls, marks=LOST_BY_ASYNCIO),
+    ],
     ids=lambda topology: topology.__name__,
 )
 def topology(request: pytest.FixtureRequest, certificate: tuple[Path, Path]) -> Iterator[Hosts]:
