@@ -76,7 +76,7 @@ LOST_BY_ASYNCIO = pytest.mark.filterwarnings(
     scope="session",
     params=[
         two_hosts,
-        a_sentinel,
+        pytest.param(a_sentinel, marks=pytest.mark.nightly),
         pytest.param(a_unix_socket, marks=pytest.mark.nightly),
         pytest.param(tls, marks=LOST_BY_ASYNCIO),
     ],

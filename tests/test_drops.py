@@ -484,7 +484,10 @@ def test_a_run_with_resume(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("server", ["uvicorn", "granian", "hypercorn"])
+@pytest.mark.parametrize(
+    "server",
+    ["uvicorn", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("granian", "hypercorn"))],
+)
 def test_a_run_with_restarts(tmp_path: Path, server: str) -> None:
     """Servers that are drained and started again, in turn, cost no client a message."""
     pytest.importorskip(server)
