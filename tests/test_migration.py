@@ -95,7 +95,7 @@ async def test_one_layer_is_sent_to(make: Make) -> None:
     """Messages to groups and normal channels go through the layer of `send` alone."""
     for send in ("old", "new"):
         both = make(send)
-        alone = both.layers["old" if send == "old" else "new"]
+        alone = both.layers[both.side]
         if "pubsub" in type(alone).__module__:
             continue  # there a normal channel that nobody reads forgets what is sent to it
         await both.send(f"jobs-{send}", note(1))
@@ -111,7 +111,7 @@ async def test_name_of_a_channel(make: Make, send: str) -> None:
     both = make(send)
     channel = await both.new_channel()
     assert f".via-{send}" in channel
-    alone = both.layers["old" if send == "old" else "new"]
+    alone = both.layers[both.side]
     await alone.send(channel, note(1))
     assert await received(both, channel) == note(1)
     other = Both.__new__(Both)  # a process that sends to the other one, with the connections of this one
@@ -125,7 +125,7 @@ async def test_channel_of_a_process_with_one_layer(make: Make) -> None:
     """It is reached through the layer of `send`: in each step these are the processes that are there."""
     for send in ("old", "new"):
         both = make(send)
-        alone = both.layers["old" if send == "old" else "new"]
+        alone = both.layers[both.side]
         channel = await alone.new_channel("specific.")  # type: ignore[call-arg]
         await both.send(channel, note(1))
         assert await received(alone, channel) == note(1)
