@@ -111,6 +111,23 @@ def start(target: Callable[[], None], name: str) -> Joinable:
     return thread
 
 
+def _leave_hub() -> None:
+    """
+    Take apart the hub that a patched socket made in this thread, before the thread ends.
+
+    Left to the garbage collector it may crash the process: greenlet frees the main greenlet of an ended thread
+    that only garbage refers to, and the collector visits it afterwards.
+    """
+    patcher = _patcher()
+    if patcher is None:
+        return
+    if patcher.__name__ == _GEVENT:
+        importlib.import_module("gevent").get_hub().destroy(destroy_loop=True)
+    else:
+        # The hub, its greenlet and the bound method that it would run refer to each other.
+        importlib.import_module("eventlet.hubs").get_hub().greenlet = None
+
+
 class _RealThread:
     """A real thread where threads are greenlets. It is not joined at exit."""
 
@@ -124,6 +141,7 @@ class _RealThread:
         try:
             self._target()
         finally:
+            _leave_hub()
             self._runs.release()
 
     def join(self, timeout: float | None = None) -> None:

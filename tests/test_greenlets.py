@@ -62,6 +62,11 @@ async def test_one_call_after_the_other(config: dict[str, Any], kind: str) -> No
     assert await result_of(config, kind, "alone") == {"sent": 5}
 
 
+async def test_a_thread_leaves_no_hub(kind: str) -> None:
+    """The hub that a patched socket makes in a thread of ours is taken apart: as garbage it may crash all."""
+    assert await result_of({"hosts": ["memory://"]}, kind, "hub") == {"holds": False}
+
+
 async def test_outage(kind: str, prefix: str) -> None:
     """
     Without a server each send fails, the first one after `send_timeout`: other greenlets run while it waits, and

@@ -25,11 +25,12 @@ else:
 
 import asyncio  # noqa: E402
 import logging  # noqa: E402
+import socket  # noqa: E402
 import time  # noqa: E402
 
 from asgiref.sync import async_to_sync  # noqa: E402
 
-from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, sync  # noqa: E402
+from channels_asyncq import AsyncQueueChannelLayer, ChannelLayerError, sync, threads  # noqa: E402
 
 SENDERS = 50
 EACH = 4
@@ -110,7 +111,22 @@ def outage(layer: AsyncQueueChannelLayer) -> dict[str, Any]:
     return {"errors": errors, "turns": turns}
 
 
-DO = {"many": many, "late": many, "sockets": sockets, "alone": alone, "outage": outage}
+def hub(layer: AsyncQueueChannelLayer) -> dict[str, Any]:
+    """Whether the hub that a socket has made in a real thread still holds anything after the thread has ended."""
+    made = []
+
+    def connect() -> None:
+        with socket.socket() as connection:
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", 1))
+        made.append(importlib.import_module("gevent" if kind == "gevent" else "eventlet.hubs").get_hub())
+
+    threads.start(connect, "test").join()
+    (ended,) = made
+    return {"holds": (ended.loop if kind == "gevent" else ended.greenlet) is not None}
+
+
+DO = {"many": many, "late": many, "sockets": sockets, "alone": alone, "outage": outage, "hub": hub}
 if __name__ == "__main__":
     layer = made if what == "late" else AsyncQueueChannelLayer(**json.loads(config))
     result = DO[what](layer)
