@@ -1,10 +1,10 @@
 """
 What a room of 500 clients costs a server: `python -m benchmarks.websockets`.
 
-This layer under each ASGI server, Channels with channels_redis, `ws` and Socket.IO under Node, and the bare loop
-of each server. A fresh server for each round, and the sides take turns. What is counted is the CPU time of all
-threads and workers of the server, and its memory; one other process has the clients and sends, one message after
-the other. A figure for which a message was lost is left out.
+This layer under each ASGI server, Channels with channels_redis, `ws` and Socket.IO under Node, the bare loop of
+each server, and a queue and a task for each client without a layer. A fresh server for each round, and the sides
+take turns. What is counted is the CPU time of all threads and workers of the server, and its memory; one other
+process has the clients and sends, one message after the other. A figure for which a message was lost is left out.
 """
 
 import argparse

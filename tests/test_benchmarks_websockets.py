@@ -90,6 +90,13 @@ def test_rows() -> None:
         chosen_sides("(")
 
 
+def test_sides_without_groups() -> None:
+    """Those that are a part of every application, and no application."""
+    without = {side.name for side in SIDES.values() if not side.has_groups}
+    servers = ("uvicorn", "Daphne", "granian", "gunicorn", "hypercorn")
+    assert without == {*(f"bare loop; {server}" for server in servers), "queue and task per client; uvicorn"}
+
+
 def test_sides_that_cannot_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without node, without a server, and where our sync consumer is that of Channels: each says why."""
     from channels.generic import websocket as theirs
@@ -229,12 +236,12 @@ def test_check(tmp_path: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_profile(tmp_path: Path) -> None:
-    """The page has owners, and a table of functions for each of the five profiles."""
+    """The page has owners, and a table of functions for each of the eight profiles."""
     options = ("--profile", "--clients", "100", "--messages", "3", "--docs", str(tmp_path))
     done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / "websockets-profile.md").read_text()
-    assert text.count("## By function") == 5
+    assert text.count("## By function") == 8
     assert f"| {SOCKET_WRITE} |" in text and f"| {SERVER} |" in text and f"| {OURS} |" in text
 
 

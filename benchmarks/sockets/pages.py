@@ -79,7 +79,7 @@ def _carried(result: Result) -> Iterator[str]:
 
 def _carried_rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
     for result in results:
-        if result.side.consumer != "bare":
+        if result.side.has_groups:
             yield result.side.application, result.side.server, *_carried(result)
 
 

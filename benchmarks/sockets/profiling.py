@@ -22,7 +22,7 @@ from .sampling import BEGAN, BEGIN, END, STACKS, Stack
 from .sides import SIDES
 
 OBEY_SECONDS = 30.0
-PROFILED = ("bare loop; uvicorn", "this layer; uvicorn")
+PROFILED = ("bare loop; uvicorn", "queue and task per client; uvicorn", "this layer; uvicorn")
 SIZE = "100 B"
 #: Samples are rare: so many times the messages, and the clients, of the measurement without them.
 DELIVERY_TIMES = 20

@@ -65,6 +65,7 @@ class Ratio:
 
 
 OURS = "this layer; uvicorn"
+TASKS = "queue and task per client; uvicorn"
 DEFLATE = "this layer; uvicorn, deflate"
 
 
@@ -73,6 +74,8 @@ def _ratios() -> Iterator[Ratio]:
         frame, handler = delivery("frame", size), delivery("handler", size)
         yield Ratio(f"{frame}: this layer / ws", OURS, frame, "ws; Node", frame, 1.15)
         yield Ratio(f"{handler}: this layer / Socket.IO", OURS, handler, "Socket.IO; Node", handler, 1.0)
+        for figure in (frame, handler):
+            yield Ratio(f"{figure}: this layer / queue and task per client", OURS, figure, TASKS, figure)
         yield Ratio(
             f"{frame}: sync consumer, this layer's / Channels'",
             "this layer, sync consumer; uvicorn",

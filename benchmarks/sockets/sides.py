@@ -55,6 +55,11 @@ class Side:
     def is_ours(self) -> bool:
         return self.application.startswith("this layer")
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether its clients join groups. Without that it is no application, but a part of what each costs."""
+        return self.consumer not in ("bare", "tasks")
+
     def path(self, groups: int) -> str:
         """The path of a client that joins so many groups."""
         if self.consumer == "socket_io":
@@ -103,6 +108,7 @@ def _sides() -> Iterator[Side]:
         if server not in ("uvicorn, deflate", "uvicorn, uvloop"):
             yield Side("bare loop", server, "bare", ("frame",))
         yield Side("this layer", server, "own")
+    yield Side("queue and task per client", "uvicorn", "tasks")
     yield Side("this layer, sync consumer", "uvicorn", "sync-own")
     yield Side("Channels, this layer", "uvicorn", "stock", ("handler",))
     yield Side("Channels, this layer, sync consumer", "uvicorn", "sync-stock")

@@ -141,8 +141,53 @@ async def _send_to_all() -> None:
             await send({"type": "websocket.send", "text": event["text"]})
 
 
+_queues: set[asyncio.Queue[dict[str, Any]]] = set()
+
+
+async def tasks(scope: Any, receive: Any, send: Any) -> None:
+    """
+    The least that gives each client a pace and handlers of its own: a queue, and a task that sends from it.
+
+    It has no consumers, and of a layer only one channel for all.
+    """
+    global _listening
+    await receive()
+    if _listening is None:
+        _listening = asyncio.create_task(_put_to_all())
+    await send({"type": "websocket.accept"})
+    queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(100)
+    if any(groups(scope)):
+        _queues.add(queue)
+    sending = asyncio.create_task(_send_from(queue, send))
+    try:
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+    finally:
+        _queues.discard(queue)
+        sending.cancel()
+
+
+async def _put_to_all() -> None:
+    layer = get_channel_layer()
+    assert layer is not None
+    channel = await layer.new_channel()
+    await layer.group_add(ROOM, channel)
+    while True:
+        event = await layer.receive(channel)
+        for queue in _queues:
+            queue.put_nowait(event)
+
+
+async def _send_from(queue: asyncio.Queue[dict[str, Any]], send: Any) -> None:
+    while True:
+        event = await queue.get()
+        text = event["text"] if event["type"] == "websocket.send" else json.dumps(content(event))
+        await send({"type": "websocket.send", "text": text})
+
+
 _kinds: dict[str, Callable[[], Application]] = {
     "bare": lambda: bare,
+    "tasks": lambda: tasks,
     "stock": lambda: room(channels_websocket.AsyncJsonWebsocketConsumer),
     "own": lambda: room(own_websocket.AsyncJsonWebsocketConsumer),
     "sync-stock": lambda: sync_room(channels_websocket.JsonWebsocketConsumer, websocket_send=pass_on),
