@@ -325,52 +325,6 @@ async def test_access_control(binary: str, monkeypatch: pytest.MonkeyPatch) -> N
 # Tables
 
 
-def documented_options(*pages: Path) -> dict[str, str]:
-    return {code_in(key)[0]: default for page in pages for key, default, *_ in rows(page, "key", "default")}
-
-
-def test_every_option_is_documented() -> None:
-    """docs/settings.md and docs/settings-advanced.md hold every key, and no other."""
-    fields = {field.name for field in dataclasses.fields(Options)}
-    assert set(documented_options(DOCS / "settings.md", DOCS / "settings-advanced.md")) == fields | {
-        "random_prefix_length"
-    }
-    assert set(documented_options(README)) == fields - {
-        "partitions",
-        "external",
-        "max_buffered_bytes",
-    }
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/settings.md", "docs/settings-advanced.md"])
-def test_defaults(page: str) -> None:
-    """A default in a table is what an empty CONFIG means."""
-    documented = {
-        key: ast.literal_eval(code_in(default)[0])
-        for key, default in documented_options(ROOT / page).items()
-        if default
-    }
-    assert documented
-    empty = Options.from_config({})
-    assert Options.from_config(documented) == empty
-    for key, value in documented.items():
-        if key != "hosts" and value is not None:
-            found = getattr(empty, key)
-            # A dict of CONFIG is an object of its own by now.
-            assert (
-                {name: getattr(found, name) for name in value} if isinstance(value, dict) else found
-            ) == value
-
-
-def test_values_of_overflow() -> None:
-    """Each has its line."""
-    assert {ast.literal_eval(code_in(row[0])[0]) for row in rows(DOCS / "settings.md", "value")} == {
-        "drop_newest",
-        "drop_oldest",
-        "close",
-    }
-
-
 def test_arguments_of_hosts() -> None:
     """Every argument of a connection that is named exists."""
     named = {

@@ -39,7 +39,7 @@ def error(config: Mapping[Any, Any]) -> str:
 
 
 def test_empty_config_has_the_documented_defaults() -> None:
-    """No CONFIG at all is a Redis on this machine, with the defaults of the README."""
+    """No CONFIG at all is a Redis on this machine, with the defaults of docs/settings.md."""
     found = Options.from_config({})
     assert found.hosts == (
         Host(
