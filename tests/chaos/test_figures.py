@@ -5,13 +5,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq import events as journal
@@ -22,6 +23,8 @@ from channels_asyncq.names import Topics
 from channels_asyncq.settings.keys import Recovery, log_bytes
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
+from tests.cluster_nodes import Node
+from tests.clusters import Cluster
 from tests.contract import note
 from tests.sessions import session_of
 
@@ -301,3 +304,94 @@ class Stuck:
         while contract.queued(self.layer, self.channel):
             heard.append(await receive())
         return heard
+
+
+async def idle_sender(layer: AsyncQueueChannelLayer) -> None:
+    await layer.send("jobs", {"type": "m"})
+
+
+async def idle_sync_caller(layer: AsyncQueueChannelLayer) -> None:
+    await asyncio.to_thread(async_to_sync(layer.send), "jobs", {"type": "m"})
+
+
+async def idle_worker(layer: AsyncQueueChannelLayer) -> "asyncio.Task[dict[str, Any]]":
+    await layer.new_channel()  # what is sent before there is a session has connections of its own
+    await layer.send("jobs", {"type": "m"})
+    assert await layer.receive("jobs") == {"type": "m"}
+    return asyncio.create_task(layer.receive("jobs"))
+
+
+async def one_idle_member(layer: AsyncQueueChannelLayer) -> None:
+    await layer.group_add("chat", await layer.new_channel())
+
+
+async def idle_members(layer: AsyncQueueChannelLayer) -> None:
+    """Members in all partitions."""
+    channel = await layer.new_channel()
+    for group in _groups_of_all_partitions(layer.options.topics("0" * 16)):
+        await layer.group_add(group, channel)
+
+
+async def _count_commands(server: EmbeddedServer | Node, seconds: float) -> tuple[int, int]:
+    """Return how many commands clients sent, and how many their scripts called, as MONITOR shows them."""
+    counts = [0, 0]
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    try:
+        writer.write(b"MONITOR\r\n")
+        assert await reader.readline() == b"+OK\r\n"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while line := await reader.readline():
+                    counts[b" lua] " in line] += 1
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    return counts[0], counts[1]
+
+
+FULL = pytest.mark.skipif(not os.environ.get("CHAOS_FULL"), reason="CHAOS_FULL is not set")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=FULL)])
+@pytest.mark.parametrize(
+    ("primaries", "use", "config", "most"),
+    [
+        pytest.param(0, idle_sender, {}, 1, marks=FULL),
+        pytest.param(0, idle_sync_caller, {}, 1, marks=FULL),
+        pytest.param(0, idle_worker, {}, 1, marks=FULL),
+        pytest.param(0, one_idle_member, {}, 1),
+        pytest.param(0, idle_members, {}, 1),
+        pytest.param(0, idle_members, {"recovery": None}, 1, marks=FULL),
+        pytest.param(1, one_idle_member, {}, 5),
+        pytest.param(1, idle_members, {}, 66, marks=FULL),
+        pytest.param(3, one_idle_member, {}, 9, marks=FULL),
+        pytest.param(3, idle_members, {}, 72),
+    ],
+)
+async def test_commands_of_an_idle_process(
+    prefix: str,
+    primaries: int,
+    use: Callable[[AsyncQueueChannelLayer], Awaitable[asyncio.Future[Any] | None]],
+    config: dict[str, Any],
+    most: int,
+    seconds: float,
+) -> None:
+    """A process with nothing to do sends `most` commands about every five seconds, and at most every four."""
+    with ExitStack() as stack:
+        servers: Sequence[EmbeddedServer | Node]
+        if primaries:
+            cluster = stack.enter_context(Cluster(primaries, 0))
+            url, servers = cluster.url, cluster.nodes
+        else:
+            server = stack.enter_context(EmbeddedServer(external=False, binary=valkey()))
+            url, servers = server.url, [server]
+        async with contract.layers(hosts=[url], prefix=prefix, **config) as make_layer:
+            waiting = await use(await make_layer())
+            counts = await asyncio.gather(*(_count_commands(each, seconds) for each in servers))
+            if waiting is not None:
+                waiting.cancel()
+    of_clients, of_scripts = (sum(each) for each in zip(*counts, strict=True))
+    an_hour = 3600 / seconds
+    print(f"{of_clients * an_hour:,.0f} commands an hour, of scripts {of_scripts * an_hour:,.0f} more")
+    assert 0 < of_clients <= most * (seconds / 4 + 1)
