@@ -173,6 +173,15 @@ def test_proof_of_the_readme(redis_url: str, prefix: str, tmp_path: Path) -> Non
     assert "prints `{'type': 'hello.world'}`" in README.read_text()
 
 
+def test_size_of_the_readme() -> None:
+    """It is short, with one picture, and leads to the pages: more than half of its links are to docs/."""
+    text = README.read_text()
+    assert len(text.split()) < 900
+    assert text.count("![") == 1
+    links = targets(text)
+    assert sum(link.startswith("docs/") for link in links) > len(links) / 2
+
+
 def test_commands_of_the_readme() -> None:
     """The two commands stand each on a line of its own, where .ci/run looks for one of them."""
     lines = [line for s in snippets("sh") if s.page == "README.md" for line in s.text.splitlines()]
