@@ -439,6 +439,23 @@ class TestServer:
             await layer.group_discard("room", member)
         await eventually(lambda: not topics("group:*"), "the end of the subscription")
 
+    async def test_a_message_to_a_group_is_one_command(
+        self, own_redis_server: EmbeddedServer, prefix: str
+    ) -> None:
+        """One script, however many members there are, in however many processes."""
+        async with contract.layers(hosts=[own_redis_server.url], prefix=prefix) as make_layer:
+            layers = [await make_layer() for _ in range(3)]
+            for layer in layers:
+                await members_of(layer, "room", 30)
+            own_redis_server.command("CONFIG", "RESETSTAT")
+            for n in range(50):
+                await layers[0].group_send("room", note(n))
+            text = own_redis_server.command("INFO", "commandstats").decode()
+        scripts = re.search(r"^cmdstat_evalsha:calls=(\d+)", text, re.MULTILINE)
+        # A few more are fences.
+        assert scripts is not None
+        assert 50 <= int(scripts[1]) < 100
+
     async def test_cancelled_group_add_leaves_no_subscription(
         self, make_layer: MakeLayer, redis_server: EmbeddedServer, prefix: str
     ) -> None:
