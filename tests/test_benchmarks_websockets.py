@@ -121,7 +121,7 @@ def test_ratios_and_what_is_left_out() -> None:
         OURS_UVICORN, [Round({"frame, 100 B": cost, "1 group": 300.0}) for cost in (11.0, 12.0, 90.0)]
     )
     ws = Result(WS, [Round({"frame, 100 B": 10.0})])
-    bare = Result(BARE, [Round({"accept": 250.0}, lost=7)], ["it failed"])
+    bare = Result(BARE, [Round({"1 group": 250.0}, lost=7)], ["it failed"])
     results = [ours, ws, bare]
     by_name = {result.side.name: result for result in results}
     ratios = {each.name: each.value(by_name) for each in RATIOS}

@@ -89,7 +89,7 @@ def _ratios() -> Iterator[Ratio]:
             theirs, ours = f"Channels, channels_redis; {server}", f"this layer; {server}"
             yield Ratio(f"{handler}, {server}: channels_redis / this layer", theirs, handler, ours, handler)
     yield Ratio(
-        "connect, 1 group: this layer / bare loop", OURS, "1 group", "bare loop; uvicorn", "accept", 1.5
+        "connect, 1 group: this layer / bare loop", OURS, "1 group", "bare loop; uvicorn", "1 group", 1.5
     )
     for size in SIZES:
         open_one = memory(size)
