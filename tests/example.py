@@ -73,9 +73,19 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 class Program:
-    """A Python program of the example, whose output can be waited for. It is killed when the block ends."""
+    """
+    A program whose output can be waited for: of the example, in Python, unless said otherwise.
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str]) -> None:
+    It is killed when the block ends.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str],
+        executable: str = sys.executable,
+        folder: Path = PROJECT,
+    ) -> None:
         inherited = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
         self.environment = inherited | {
             "DJANGO_SETTINGS_MODULE": "chat_site.settings",
@@ -86,14 +96,16 @@ class Program:
             "PYTHONWARNINGS": "",
             **environment,
         }
+        self.executable = executable
         self.arguments = arguments
+        self.folder = folder
         self.output = ""
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [sys.executable, *self.arguments],
-            cwd=PROJECT,
+            [self.executable, *self.arguments],
+            cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -148,9 +160,9 @@ class Program:
         self.process.send_signal(how)
         return self.end()
 
-    def end(self) -> int:
+    def end(self, timeout: float = 30) -> int:
         """Return the exit code, waiting for the end."""
-        code = self.process.wait(30)
+        code = self.process.wait(timeout)
         self._reader.join(10)
         return code
 

@@ -77,7 +77,7 @@ def python_snippets() -> list[Any]:
         for snippet in snippets("python")
         # Those that need a server, or are tests themselves, have tests of their own.
         if "redis.from_url" not in snippet.text.lower()
-        and snippet.page not in ("docs/testing.md", "docs/resume.md")
+        and snippet.page not in ("docs/testing.md", "docs/resume.md", "docs/tutorial.md")
     ]
 
 
