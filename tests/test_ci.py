@@ -122,11 +122,11 @@ def test_the_night_tries_the_main_branches() -> None:
 
 
 def test_environments_of_the_night() -> None:
-    """What the night runs is an environment of tox.ini; `links` asks other hosts, so it is no gate."""
+    """What the night runs is an environment of tox.ini; `links` and `suites` ask other hosts: no gates."""
     runs = [step.get("run", "") for step in steps(WORKFLOWS / "nightly.yml")]
     named = {match[1] for run in runs if (match := re.search(r"tox run -e (\S+)", run))}
     assert named <= {section.removeprefix("testenv:") for section in tox().sections()}
-    assert "links" in named - set(env_list())
+    assert {"links", "suites"} <= named - set(env_list())
 
 
 def test_read_the_docs_builds_the_same_site() -> None:

@@ -1,0 +1,1 @@
+"""What the tests of other projects need to run on this layer: `tests/test_suites.py` starts them."""

@@ -1,0 +1,1 @@
+"""What the tests of djangochannelsrestframework import, and its source distribution has not."""
