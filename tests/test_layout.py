@@ -12,16 +12,11 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerUnavailable
-from channels_asyncq.bus.base import Receiver
 from channels_asyncq.bus.redis import layout as bus_layout
 from channels_asyncq.bus.redis.bus import RedisBus
 from channels_asyncq.bus.redis.layout import Layout
 from channels_asyncq.bus.redis.scripts import Scripts
-from channels_asyncq.messages.codecs import Codec
-from channels_asyncq.messages.envelopes import Envelope
-from channels_asyncq.messages.framing import Format, Formats, pack, unpack
-from channels_asyncq.names import Topics
-from channels_asyncq.session.buses import RedisBuses
+from channels_asyncq.messages.framing import Formats
 from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
@@ -37,42 +32,9 @@ from tests.contract import (
     receive_many,
 )
 from tests.fences import fence_every
+from tests.releases import BETWEEN, NEW, OLD, layer_of_release
 from tests.resp_server import RespServer
 from tests.sessions import bus_of
-
-
-def pack_2(*args: Any, **kwargs: Any) -> bytes:
-    """Format 2, for tests: format 1 behind the new version and the length of a batch."""
-    batch = pack(*args, **kwargs)
-    return b"\x02%b%b" % (len(batch).to_bytes(4), batch)
-
-
-def unpack_2(data: bytes, *args: Any, **kwargs: Any) -> list[Envelope]:
-    envelopes = []
-    while data:
-        end = 5 + int.from_bytes(data[1:5])
-        envelopes += unpack(data[5:end], *args, **kwargs)
-        data = data[end:]
-    return envelopes
-
-
-ONE, TWO = Format(1, pack, unpack), Format(2, pack_2, unpack_2)
-THREE = Format(3, pack_2, unpack_2)
-OLD, BETWEEN, NEW = Formats(ONE), Formats(ONE, TWO), Formats(TWO, THREE)
-
-
-class ReleaseBuses(RedisBuses):
-    """The buses of a release that reads these formats."""
-
-    def __init__(self, formats: Formats) -> None:
-        super().__init__()
-        self._formats = formats
-
-    def open(
-        self, options: Options, topics: Topics, codec: Codec, session_id: str, receiver: Receiver
-    ) -> RedisBus:
-        return RedisBus(options, topics, codec, session_id, receiver, formats=self._formats)
-
 
 MakeRelease = Callable[..., Awaitable[AsyncQueueChannelLayer]]
 
@@ -83,8 +45,7 @@ async def make_release(redis_url: str, prefix: str) -> AsyncIterator[MakeRelease
     async with AsyncExitStack() as stack:
 
         async def make_release(formats: Formats, **config: Any) -> AsyncQueueChannelLayer:
-            layer = AsyncQueueChannelLayer(**{"hosts": [redis_url], "prefix": prefix, **config})
-            layer._registry.buses = ReleaseBuses(formats)
+            layer = layer_of_release(formats, **{"hosts": [redis_url], "prefix": prefix, **config})
             stack.push_async_callback(layer.close)
             return layer
 

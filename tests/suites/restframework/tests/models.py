@@ -1,5 +1,7 @@
 """The models that are observed."""
 
+from __future__ import annotations
+
 from django.db import models
 
 
