@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from channels_asyncq.bus.resp.remedies import OLDEST, OLDEST_OF_CLUSTERS
+from channels_asyncq.messages.framing import FORMATS
+
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / ".github" / "workflows"
 
@@ -240,6 +243,29 @@ def test_the_table_of_platforms_names_the_versions() -> None:
     )
     assert bounds is not None
     assert f"redis-py {bounds[1]} to {int(bounds[2]) - 1}" in tested
+
+
+def test_the_policies_name_the_versions() -> None:
+    """What the page calls supported is what pip accepts, what it says of the wire is so, its tests exist."""
+    page = (ROOT / "docs" / "policies.md").read_text()
+    supported = dict(re.findall(r"^\| (\S+) \| (.+) \|$", page, re.MULTILINE))
+    assert supported["Python"].split(", ") == in_order(versions_of("Programming Language :: Python"))
+    assert supported["Django"].split(", ") == in_order(versions_of("Framework :: Django"))
+    lowest = dict(re.findall(r"^(\w+)>=([\d.]+)", "\n".join(project()["dependencies"]), re.MULTILINE))
+    assert supported["Channels"] == f"{lowest['channels']} or newer"
+    assert supported["redis-py"].startswith(f"{lowest['redis']} to ")
+    oldest, of_clusters = (".".join(map(str, version)) for version in (OLDEST, OLDEST_OF_CLUSTERS))
+    assert supported["server"].startswith(f"Redis {oldest} or newer ({of_clusters} as a cluster)")
+    assert f"format {FORMATS.newest}. There is no other one" in page and len(FORMATS.versions) == 1
+    tests = re.findall(r"`(tests/[\w./]+)`", page)
+    assert len(tests) == 4 and all((ROOT / test).is_file() for test in tests)
+
+
+def test_nothing_is_deprecated() -> None:
+    """The page about policies says so until something in the package warns."""
+    warns = any("DeprecationWarning" in path.read_text() for path in (ROOT / "channels_asyncq").rglob("*.py"))
+    page = (ROOT / "docs" / "policies.md").read_text()
+    assert ("Nothing is deprecated at\npresent" in page) is not warns
 
 
 def test_platforms_agree() -> None:

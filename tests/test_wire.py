@@ -22,6 +22,7 @@ from channels_asyncq.messages.envelopes import CONTROL, HEADER_ONLY, Envelope
 from channels_asyncq.messages.framing import FORMATS, pack_names
 from channels_asyncq.messages.positions import Place, Position
 from channels_asyncq.messages.sealing import ANY_AGE, LOG, QUEUE, TOPIC, Seal, place
+from channels_asyncq.names import Topics
 from channels_asyncq.settings.options import Options
 from tests.wire import reader_1_0
 
@@ -93,7 +94,29 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def written() -> dict[str, dict[str, str]]:
+TOPICS = {
+    "on plain servers": Topics("asgi", 16, [0, 3], SESSION.hex()),
+    "in a cluster": Topics("asgi", 64, [0], SESSION.hex(), is_cluster=True),
+}
+
+
+def names_of(topics: Topics) -> list[str]:
+    """The names on the server by which processes meet; those of a session itself are its own affair."""
+    queue, group = topics.queue("jobs"), topics.group("room")
+    names = [
+        queue.topic.name,
+        queue.waiting,
+        group.topic.name,
+        group.members,
+        group.log,
+        topics.history("room"),
+    ]
+    names += [topics.inbox("0" * 16).name, topics.everybody.name, *topics.lease_keys(0, b"layout")]
+    names += [name(topics.partitions - 1) for name in (topics.log, topics.epoch, topics.mark)]
+    return [name.decode() for name in names]
+
+
+def written() -> dict[str, dict[str, Any]]:
     """What this version writes of all of these, in hex or as text."""
     formats = FORMATS[1]
     return {
@@ -114,6 +137,7 @@ def written() -> dict[str, dict[str, str]]:
         },
         "json": {name: codec_for("json").encode(message).hex() for name, message in MESSAGES.items()},
         "positions": {name: str(position) for name, position in POSITIONS.items()},
+        "names": {name: names_of(topics) for name, topics in TOPICS.items()},
         "layouts": {name: layout_of(name).text().decode() for name in LAYOUTS},
     }
 
@@ -122,8 +146,8 @@ def layout_of(name: str) -> Layout:
     return Layout.of(Options.from_config(LAYOUTS[name]), 0)
 
 
-def recorded(kind: str) -> dict[str, str]:
-    found: dict[str, str] = json.loads(RECORD.read_text())[kind]
+def recorded(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RECORD.read_text())[kind]
     return found
 
 
@@ -205,9 +229,9 @@ def test_layouts(name: str) -> None:
 
 
 def test_the_same_is_written() -> None:
-    """Where all bytes are determined, they are those of 1.0, so that it reads them."""
+    """Where all bytes are determined, they are those of 1.0, and so are the names under which it finds them."""
     now = written()
-    for kind in ("batches", "msgpack", "json", "positions"):
+    for kind in ("batches", "msgpack", "json", "positions", "names"):
         assert now[kind] == recorded(kind), kind
 
 
