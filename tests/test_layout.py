@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -223,6 +224,16 @@ def test_layouts_of_clusters() -> None:
         (objection,) = here.objections(there)
         assert "Redis Cluster" in objection.there + objection.here
         assert objection.there != objection.here
+
+
+@pytest.mark.parametrize("end", ["Z", "z"])
+def test_the_name_of_histories_is_that_of_other_pythons(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    r"""`fnmatch` ends a pattern with `\z` from Python 3.14 on, and with `\Z` before: no process may object."""
+    translate = fnmatch.translate
+    config = {"history": {"chat.*": {}}, "recovery": {"exclude": ["a*"]}}
+    here = Layout.of(Options.from_config(config), 0)
+    monkeypatch.setattr(fnmatch, "translate", lambda glob: translate(glob)[:-1] + end)
+    assert Layout.of(Options.from_config(config), 0) == here
 
 
 def test_the_name_of_histories() -> None:

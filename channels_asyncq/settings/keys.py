@@ -240,7 +240,17 @@ def patterns(key: str, value: Any, what: str) -> tuple[re.Pattern[str], ...]:
         is_pattern = isinstance(glob, re.Pattern) and isinstance(glob.pattern, str)
         if not (is_pattern or (isinstance(glob, str) and glob)):
             refuse(key, glob, "must be a glob or a compiled pattern of str.")
-    return tuple(re.compile(fnmatch.translate(glob)) if isinstance(glob, str) else glob for glob in value)
+    return tuple(_compiled(glob) if isinstance(glob, str) else glob for glob in value)
+
+
+def _compiled(glob: str) -> re.Pattern[str]:
+    r"""
+    Compile a glob.
+
+    From Python 3.14 on its translation ends with `\z`, before that with `\Z`, which means the same. Processes
+    compare the texts of patterns (the layout).
+    """
+    return re.compile(re.sub(r"\\z$", r"\\Z", fnmatch.translate(glob)))
 
 
 def channel_capacity(key: str, value: Any) -> tuple[tuple[re.Pattern[str], int], ...]:
@@ -257,7 +267,7 @@ def channel_capacity(key: str, value: Any) -> tuple[tuple[re.Pattern[str], int],
 
 def pattern(key: str, glob: Any, value: Any, example: str) -> re.Pattern[str]:
     """Return the pattern that is a key of a dict."""
-    compiled = re.compile(fnmatch.translate(glob)) if isinstance(glob, str) and glob else glob
+    compiled = _compiled(glob) if isinstance(glob, str) and glob else glob
     if not isinstance(compiled, re.Pattern) or not isinstance(compiled.pattern, str):
         refuse(key, value, f'the key must be a glob such as "{example}" or a compiled str pattern.')
     return compiled
