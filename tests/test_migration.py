@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 from channels.layers import BaseChannelLayer
 from django.core.exceptions import ImproperlyConfigured
 
+from benchmarks.nats import NatsServer, nats_server
 from channels_asyncq import ChannelLayerError
 from channels_asyncq.migration import Both
 from tests.contract import DEADLINE, eventually, note, steps
@@ -20,12 +21,25 @@ OLD = {
     "inmemory": "channels.layers.InMemoryChannelLayer",
     "core": "channels_redis.core.RedisChannelLayer",
     "pubsub": "channels_redis.pubsub.RedisPubSubChannelLayer",
+    "nats": "channels_nats.NatsChannelLayer",
 }
 Make = Callable[[str], Both]
 
 
+@pytest.fixture(scope="module")
+def nats_url() -> Iterator[str]:
+    if nats_server() is None:
+        pytest.skip("no nats-server on PATH")
+    with NatsServer() as server:
+        yield server.url
+
+
 @pytest.fixture(
-    params=["inmemory", *(pytest.param(name, marks=pytest.mark.server) for name in ("core", "pubsub"))]
+    params=[
+        "inmemory",
+        *(pytest.param(name, marks=pytest.mark.server) for name in ("core", "pubsub")),
+        pytest.param("nats", marks=[pytest.mark.server, pytest.mark.slow]),
+    ]
 )
 def configs(request: pytest.FixtureRequest, prefix: str) -> dict[str, dict[str, Any]]:
     """The layer of before, and ours."""
@@ -33,6 +47,10 @@ def configs(request: pytest.FixtureRequest, prefix: str) -> dict[str, dict[str, 
     new: dict[str, Any]
     if request.param == "inmemory":
         old, new = {}, {"hosts": ["memory://"], "prefix": prefix}
+    elif request.param == "nats":
+        pytest.importorskip("channels_nats")
+        old = {"servers": [request.getfixturevalue("nats_url")], "prefix": prefix, "capacity": 5000}
+        new = {"hosts": [request.getfixturevalue("redis_url")], "prefix": prefix, "capacity": 5000}
     else:
         pytest.importorskip("channels_redis")
         url = request.getfixturevalue("redis_url")
@@ -89,13 +107,20 @@ async def test_group(make: Make, send: str) -> None:
     assert await received(both, channel) == note(5)
 
 
+def keeps_jobs(layer: BaseChannelLayer) -> bool:
+    """Whether a message to a normal channel waits for a reader, and has one only."""
+    return (
+        type(layer).__module__.partition(".")[0] != "channels_nats" and "pubsub" not in type(layer).__module__
+    )
+
+
 async def test_one_layer_is_sent_to(make: Make) -> None:
     """Messages to groups and normal channels go through the layer of `send` alone."""
     for send in ("old", "new"):
         both = make(send)
         alone = both.layers[both.side]
-        if "pubsub" in type(alone).__module__:
-            continue  # there a normal channel that nobody reads forgets what is sent to it
+        if not keeps_jobs(alone):
+            continue
         await both.send(f"jobs-{send}", note(1))
         assert await received(alone, f"jobs-{send}") == note(1)
 
@@ -124,7 +149,7 @@ async def test_channel_of_a_process_with_one_layer(make: Make) -> None:
     for send in ("old", "new"):
         both = make(send)
         alone = both.layers[both.side]
-        channel = await alone.new_channel("specific.")  # type: ignore[call-arg]
+        channel = await alone.new_channel()
         await both.send(channel, note(1))
         assert await received(alone, channel) == note(1)
 
@@ -157,8 +182,8 @@ async def test_cancelled_receive(make: Make) -> None:
 async def test_jobs(make: Make) -> None:
     """A normal channel: jobs of both layers come once each. When the worker has ended, nothing waits for more."""
     both = make("new")
-    if "pubsub" in type(both.layers["old"]).__module__:
-        pytest.skip("its normal channels are copied to each reader")
+    if not keeps_jobs(both.layers["old"]):
+        pytest.skip("its normal channels forget what nobody reads, or give it to each reader")
     before = asyncio.all_tasks()
     for layer in both.layers.values():
         for n in range(3):
@@ -262,8 +287,8 @@ async def test_failed_join(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_flush(make: Make) -> None:
     """Both layers are emptied."""
     both = make("old")
-    if "pubsub" in type(both.layers["old"]).__module__:
-        pytest.skip("its flush() ends its connections for good")
+    if not keeps_jobs(both.layers["old"]):
+        pytest.skip("there is nothing to empty")
     for layer in both.layers.values():
         await layer.send("jobs", note(1))
     await both.flush()
@@ -297,7 +322,11 @@ def test_wrong_settings(arguments: dict[str, Any], words: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("configs", "way"),
-    [("core", "there"), pytest.param("pubsub", "back", marks=pytest.mark.nightly)],
+    [
+        ("core", "there"),
+        *(pytest.param(name, "back", marks=pytest.mark.nightly) for name in ("pubsub", "nats")),
+        pytest.param("nats", "there", marks=pytest.mark.nightly),
+    ],
     indirect=["configs"],
 )
 async def test_rolling_deploys(configs: dict[str, dict[str, Any]], way: str) -> None:
