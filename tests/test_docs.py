@@ -71,13 +71,18 @@ def snippets(*languages: str) -> Iterator[Snippet]:
                 yield Snippet(name_of(page), line, match[1], match[2])
 
 
+#: Their snippets need each other, or are tests themselves. Each page has a module of tests that runs them.
+TESTED_ELSEWHERE = {
+    f"docs/{name}.md" for name in ("ai-tokens", "notifications", "resume", "testing", "tutorial")
+}
+
+
 def python_snippets() -> list[Any]:
     return [
         pytest.param(snippet, id=f"{snippet.page}:{snippet.line}")
         for snippet in snippets("python")
-        # Those that need a server, or are tests themselves, have tests of their own.
-        if "redis.from_url" not in snippet.text.lower()
-        and snippet.page not in ("docs/testing.md", "docs/resume.md", "docs/tutorial.md")
+        # That of a program outside needs a server, and has a test of its own.
+        if "redis.from_url" not in snippet.text.lower() and snippet.page not in TESTED_ELSEWHERE
     ]
 
 
