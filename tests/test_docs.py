@@ -73,7 +73,8 @@ def snippets(*languages: str) -> Iterator[Snippet]:
 
 #: Their snippets need each other, or are tests themselves. Each page has a module of tests that runs them.
 TESTED_ELSEWHERE = {
-    f"docs/{name}.md" for name in ("ai-tokens", "notifications", "resume", "testing", "tutorial")
+    f"docs/{name}.md"
+    for name in ("ai-tokens", "encryption", "notifications", "resume", "testing", "tutorial")
 }
 
 
