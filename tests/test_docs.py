@@ -74,7 +74,15 @@ def snippets(*languages: str) -> Iterator[Snippet]:
 #: Their snippets need each other, or are tests themselves. Each page has a module of tests that runs them.
 TESTED_ELSEWHERE = {
     f"docs/{name}.md"
-    for name in ("ai-tokens", "encryption", "notifications", "resume", "testing", "tutorial")
+    for name in (
+        "ai-tokens",
+        "encryption",
+        "notifications",
+        "platform-recipes",
+        "resume",
+        "testing",
+        "tutorial",
+    )
 }
 
 
