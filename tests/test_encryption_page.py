@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -48,6 +51,23 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config["symmetric_encryption_keys"] == ["new", "old"]
     Options.from_config(config)
     Both(**settings("both.py", monkeypatch, "key")["CONFIG"])
+
+
+def test_a_key_is_made() -> None:
+    """The command of the page prints a key of its own each time."""
+    (line,) = (s.text for s in snippets("sh") if s.page == PAGE)
+    python, *arguments = shlex.split(line)
+    assert python == "python"
+    made = {
+        subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for _ in range(2)
+    }
+    assert len(made) == 2
+    for key in made:
+        assert len(key) == 43
+        Options.from_config({"symmetric_encryption_keys": [key]})
 
 
 async def talk(steps: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import inspect
 import json
 import os
 import re
@@ -19,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 import yaml
 from django.urls import resolve
 from websockets.asyncio.client import connect
 
 from channels_asyncq import AsyncQueueChannelLayer
+from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
+from channels_asyncq.http import EventStream
 from channels_asyncq.testing import EmbeddedServer, server_binaries
 from tests.contract import DEADLINE, note
 from tests.example import free_port, is_listening
@@ -158,14 +162,15 @@ class Site:
         await process.start(within, **self.environment, **more)
         try:
             yield process
-            process.signal(stop)
-            async with asyncio.timeout(END_TIMEOUT):
-                await process.process.wait()
-            await process.ended()
-            assert process.process.returncode == 0, process.errors
-            assert "Traceback" not in process.errors, process.errors
-        finally:
+        except BaseException:
+            # nginx that is killed leaves its workers behind, so it is asked first.
+            await ends(process, stop)
             await process.kill()
+            raise
+        await ends(process, stop)
+        code = process.process.returncode
+        await process.kill()
+        assert code == 0 and "Traceback" not in process.errors, process.errors
 
     async def works(self, command: list[str]) -> None:
         """A worker of this command does a job, and ends at SIGINT."""
@@ -187,6 +192,13 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, redis_url: str, prefix: str) -> Site:
     return Site(tmp_path, redis_url, prefix)
+
+
+async def ends(process: Process, stop: signal.Signals) -> None:
+    """Send a signal, and wait for the end."""
+    if process.process.returncode is None:
+        process.signal(stop)
+        await asyncio.wait([asyncio.create_task(process.process.wait())], timeout=END_TIMEOUT)
 
 
 async def listens(port: int, process: Process) -> None:
@@ -331,6 +343,22 @@ async def passes_streams(curl: list[str], layer: AsyncQueueChannelLayer) -> None
     finally:
         client.kill()
         await client.wait()
+
+
+def test_nobody_is_silent_for_long() -> None:
+    """What the page says of timeouts of proxies: something is sent every so many seconds, on every connection."""
+    server = pytest.importorskip("daphne.server").Server
+    heartbeats = {
+        inspect.signature(EventStream).parameters["heartbeat"].default,
+        ResumableWebsocketConsumer.heartbeat,
+    }
+    pings = {
+        inspect.signature(of).parameters[name].default
+        for of, name in ((uvicorn.Config, "ws_ping_interval"), (server, "ping_interval"))
+    }
+    assert heartbeats == {15.0} and pings == {20.0}
+    said = " ".join(PAGE.read_text().split())
+    assert "send something every 15 s, and uvicorn and Daphne ping each WebSocket every 20 s" in said
 
 
 # systemd
