@@ -16,8 +16,9 @@ from channels_asyncq.settings.options import Options
 from tests import contract
 from tests.contract import note
 from tests.contract.resume import resumed
+from tests.rolling import Site
 from tests.test_docs import DOCS, code_in, rows, snippets
-from tests.test_migration import OURS, Site
+from tests.test_migration import OURS
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
 PAGE = "docs/encryption.md"
@@ -72,7 +73,7 @@ def test_a_key_is_made() -> None:
 
 async def talk(steps: list[dict[str, Any]]) -> None:
     """Two processes talk; in each step they are replaced one by one. Everybody hears everything, once."""
-    site = Site()
+    site = Site("migrating")
     try:
         for _ in range(2):
             await site.add(steps[0])
