@@ -13,6 +13,7 @@ import yaml
 
 from channels_asyncq.bus.resp.remedies import OLDEST, OLDEST_OF_CLUSTERS
 from channels_asyncq.messages.framing import FORMATS
+from tests import grid
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -128,8 +129,19 @@ def test_environments_of_the_night() -> None:
     """What the night runs is an environment of tox.ini; `links` and `suites` ask other hosts: no gates."""
     runs = [step.get("run", "") for step in steps(WORKFLOWS / "nightly.yml")]
     named = {match[1] for run in runs if (match := re.search(r"tox run -e (\S+)", run))}
-    assert named <= {section.removeprefix("testenv:") for section in tox().sections()}
+    assert named <= {section.removeprefix("testenv:") for section in tox().sections()} | set(env_list())
     assert {"links", "suites"} <= named - set(env_list())
+
+
+def test_every_cell_of_the_grid_has_a_job() -> None:
+    """Once a week each cell runs on its Python, in no gate, and the page is made of what they have left."""
+    jobs = workflow("grid")["jobs"]
+    entries = {entry["env"]: entry["python"] for entry in jobs["cell"]["strategy"]["matrix"]["include"]}
+    assert entries == {cell.name: f"3.{cell.versions[0][3:]}" for cell in grid.cells().values()}
+    assert not set(entries) & set(env_list())
+    assert jobs["page"]["needs"] == "cell" and jobs["page"]["if"] == "always()"
+    assert any("python -m tests.grid_page" in step.get("run", "") for step in jobs["page"]["steps"])
+    assert "schedule" in workflow("grid")[True]  # type: ignore[index]
 
 
 def test_read_the_docs_builds_the_same_site() -> None:
@@ -269,7 +281,7 @@ def test_nothing_is_deprecated() -> None:
 
 
 def test_platforms_agree() -> None:
-    """Every job of CI and of a release runs on Linux; macOS is for the night, and promised nowhere."""
+    """Every job of CI and of a release runs on Linux; other systems are for the night, and promised nowhere."""
     systems = {line for line in project()["classifiers"] if line.startswith("Operating System")}
     assert systems == {"Operating System :: POSIX :: Linux"}
     for name in ("ci", "release"):
@@ -278,6 +290,7 @@ def test_platforms_agree() -> None:
     assert {job["runs-on"] for job in workflow("nightly")["jobs"].values()} == {
         "ubuntu-latest",
         "macos-latest",
+        "windows-latest",
     }
     said = platforms()
     assert "nightly" in said["macOS"]

@@ -8,7 +8,7 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,6 @@ class StreamServer(Served):
     def __init__(self, kind: str, layer: AsyncQueueChannelLayer) -> None:
         super().__init__(kind, APPLICATION)
         self.layer = layer
-
-    def command(self) -> Sequence[str]:
-        python = [sys.executable, "-m", self.name]
-        match self.name:
-            case "granian":
-                return [*python, "--interface", "asgi", "--port", str(self.port), APPLICATION]
-            case "gunicorn":
-                return [*python, "-k", "asgi", "-b", f"127.0.0.1:{self.port}", APPLICATION]
-        return super().command()
 
     async def run(self, config: dict[str, Any], **more: str) -> None:
         settings = "tests.processes.stream_settings"

@@ -20,6 +20,8 @@ from tests.processes.handles import END_TIMEOUT, START_TIMEOUT, Process
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 APPLICATION = "tests.processes.site:application"
+#: What a server's log has only if something went wrong.
+COMPLAINTS = ("Traceback", "Task was destroyed", "never retrieved", "never awaited")
 
 
 def site(config: dict[str, Any]) -> dict[str, str]:
@@ -31,7 +33,7 @@ def site(config: dict[str, Any]) -> dict[str, str]:
 
 
 class Served(Process):
-    """The site under a server, at a port."""
+    """The site under a server, at a port. `uvicorn-wsproto` is uvicorn with this one of its `--ws`."""
 
     def __init__(self, kind: str, application: str = APPLICATION) -> None:
         super().__init__(kind)
@@ -39,10 +41,21 @@ class Served(Process):
         self.application = application
 
     def command(self) -> Sequence[str]:
-        if self.name == "daphne":
-            return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(self.port), self.application]
+        server, _, protocol = self.name.partition("-")
+        python = [sys.executable, "-m", server]
+        match server:
+            case "daphne":
+                return [*python, "-b", "127.0.0.1", "-p", str(self.port), self.application]
+            case "granian":
+                return [*python, "--interface", "asgi", "--port", str(self.port), self.application]
+            case "gunicorn":
+                return [*python, "-k", "asgi", "-b", f"127.0.0.1:{self.port}", self.application]
+            case "hypercorn":
+                return [*python, "-b", f"127.0.0.1:{self.port}", self.application]
+        assert server == "uvicorn", self.name
+        more = ["--ws", protocol] if protocol else []
         host = ["--host", "127.0.0.1", "--port", str(self.port)]
-        return [sys.executable, "-m", "uvicorn", *host, "--lifespan", "off", self.application]
+        return [*python, *host, "--lifespan", "off", *more, self.application]
 
     async def answers(self, within: float = START_TIMEOUT) -> None:
         """Return when the server accepts connections."""
@@ -115,7 +128,7 @@ async def served(
             server.signal(signal.SIGTERM)
             async with asyncio.timeout(END_TIMEOUT):
                 await server.ended()
-            for complaint in ("Traceback", "Task was destroyed", "never retrieved", "never awaited"):
+            for complaint in COMPLAINTS:
                 assert complaint not in server.errors, server.errors
     finally:
         for server in servers:
