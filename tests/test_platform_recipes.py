@@ -23,6 +23,7 @@ import pytest
 import uvicorn
 import yaml
 from django.urls import resolve
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from websockets.asyncio.client import connect
 
 from channels_asyncq import AsyncQueueChannelLayer
@@ -68,6 +69,8 @@ urlpatterns = [
 ]
 """,
     "routing.py": """
+import asyncio
+
 from channels.routing import ChannelNameRouter
 from channels.security.websocket import AllowedHostsOriginValidator
 from channels_asyncq.consumers import AsyncConsumer
@@ -87,6 +90,13 @@ class Room(AsyncJsonWebsocketConsumer):
 class Jobs(AsyncConsumer):
     async def test_note(self, message):
         await self.channel_layer.group_send("done", message)
+
+    async def test_long(self, message):
+        await self.channel_layer.group_send("done", {"type": "test.begun"})
+        try:
+            await asyncio.Future()
+        finally:
+            await self.channel_layer.group_send("done", {"type": "test.cancelled"})
 
 sockets = AllowedHostsOriginValidator(Room.as_asgi())
 workers = ChannelNameRouter({"jobs": Jobs.as_asgi()})
@@ -361,6 +371,13 @@ def test_nobody_is_silent_for_long() -> None:
     assert "send something every 15 s, and uvicorn and Daphne ping each WebSocket every 20 s" in said
 
 
+def test_idle_connections_of_nginx() -> None:
+    """nginx closes them before uvicorn does."""
+    found = re.search(r"keepalive_timeout (\d+)s;", blocks()["/etc/nginx/conf.d/mysite.conf"])
+    assert found is not None
+    assert int(found[1]) < uvicorn.Config("").timeout_keep_alive
+
+
 # systemd
 
 
@@ -428,6 +445,43 @@ async def test_commands_of_the_units(site: Site) -> None:
     worker = unit(UNITS[1])["Service"]
     assert worker["KillSignal"] == "SIGINT"
     await site.works(exec_start(UNITS[1], site))
+
+
+@pytest.mark.processes
+async def test_jobs_of_a_worker_that_is_stopped(site: Site) -> None:
+    """At SIGINT the job can clean up; one that the worker has taken already is lost."""
+    worker = exec_start(UNITS[1], site)
+    async with site.layer() as layer:
+        layer.capacity = 1
+        channel = await layer.new_channel()
+        await layer.group_add("done", channel)
+        async with site.runs(worker, signal.SIGINT):
+            await layer.send("jobs", {"type": "test.long"})
+            assert await asyncio.wait_for(layer.receive(channel), START_TIMEOUT) == {"type": "test.begun"}
+            for n in range(2):  # there is a place for the second one when the first one was taken
+                await layer.send_wait("jobs", note(n), timeout=START_TIMEOUT)
+        assert await asyncio.wait_for(layer.receive(channel), DEADLINE) == {"type": "test.cancelled"}
+        layer.capacity = 10
+        await layer.send("jobs", note(2))
+        left = [await asyncio.wait_for(layer.receive("jobs"), DEADLINE)]
+        while left[-1] != note(2):
+            left.append(await asyncio.wait_for(layer.receive("jobs"), DEADLINE))
+        assert note(0) not in left
+
+
+@pytest.mark.parametrize(("allowed", "seen"), [("*", "203.0.113.9"), ("10.0.0.0/8", "198.51.100.7")])
+async def test_address_behind_a_proxy_that_appends(allowed: str, seen: str) -> None:
+    """uvicorn takes the address that the proxy has appended, but with `*` the one that the client has written."""
+    found: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        found.append(scope["client"][0])
+
+    headers = [(b"x-forwarded-for", b"203.0.113.9, 198.51.100.7")]
+    scope: Any = {"type": "http", "scheme": "http", "client": ("10.1.2.3", 1), "headers": headers}
+    unused: Any = None
+    await ProxyHeadersMiddleware(application, allowed)(scope, unused, unused)
+    assert found == [seen]
 
 
 # Docker
