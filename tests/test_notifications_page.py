@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
+from tests.example import free_port
 from tests.page_sites import DOCS, PageSite, python
 from tests.test_resume_browser import browser
 from tests.test_resume_browser import pytestmark as marks_of_browsers
@@ -44,7 +45,10 @@ def sign_out(request):
 
 def ship(request, name, is_kept):
     with transaction.atomic():
-        Order.objects.create(buyer=User.objects.get(username=name), is_sent=True)
+        order = Order.objects.create(buyer=User.objects.get(username=name))
+        order.is_sent = True
+        order.save(update_fields=["is_sent"])
+        order.save()  # of this nobody is told
         transaction.set_rollback(not is_kept)
     return HttpResponse()
 
@@ -119,6 +123,28 @@ def test_every_block_is_a_file_of_the_site(tmp_path: Path) -> None:
     site = PageSite(tmp_path, "notifications.md", URLS, json.dumps({"hosts": ["memory://"]}))
     assert len(site.files) == 14
     assert {"settings.py", "asgi.py", "notes/tasks.py", "notes/consumers.py"} < site.files
+
+
+OUTAGE = """
+from django.contrib.auth.models import User
+from django.test import Client
+from notes.models import Notification
+from notes.notify import notify
+ada = User.objects.create(username="ada")
+notify(ada, "It is stored")
+client = Client(headers={"host": "127.0.0.1"})
+client.force_login(ada)
+page = client.get("/notes/")
+print(page.status_code, page.content.decode())
+"""
+
+
+def test_without_the_message_server(tmp_path: Path) -> None:
+    """The notification is stored, and the page is shown. It has a position that makes it load again later."""
+    config = {"hosts": [f"redis://127.0.0.1:{free_port()}/0"], "send_timeout": 0.2}
+    site = PageSite(tmp_path, "notifications.md", URLS, json.dumps(config))
+    said = site.run(*python(OUTAGE))
+    assert said.startswith("200 ") and 'data-since="none"' in said and "It is stored" in said
 
 
 def test_from_the_first_notification_to_signing_out(browser: Any, site: PageSite) -> None:
