@@ -141,8 +141,10 @@ class _RealThread:
         try:
             self._target()
         finally:
-            _leave_hub()
-            self._runs.release()
+            try:
+                _leave_hub()
+            finally:
+                self._runs.release()
 
     def join(self, timeout: float | None = None) -> None:
         if self._runs.acquire(timeout=-1 if timeout is None else timeout):

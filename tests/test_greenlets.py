@@ -3,10 +3,13 @@
 import importlib.util
 import json
 import re
+import sys
+import threading
 from typing import Any
 
 import pytest
 
+from channels_asyncq import threads
 from tests.processes.handles import run
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
@@ -81,3 +84,18 @@ async def test_outage(kind: str, prefix: str) -> None:
     assert lines
     assert len(set(lines)) == len(lines), lines
     assert all(re.search(r"\[connection\.failed\]$", line) for line in lines), lines
+
+
+def test_a_hub_that_cannot_be_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread counts as ended all the same: nobody waits for it for ever."""
+
+    def fails() -> None:
+        raise RuntimeError("no hub")
+
+    told = threading.Event()
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.set())
+    monkeypatch.setattr(threads, "_leave_hub", fails)
+    thread = threads._RealThread(lambda: None)
+    thread.join(20)
+    assert not thread._runs.locked()
+    assert told.wait(20)
