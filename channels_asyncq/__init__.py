@@ -65,7 +65,7 @@ __all__ = [
     "sync",
 ]
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 # Imported when they are asked for: every run of pytest imports this package for its plugin, whatever it tests.
 _HOMES = {
