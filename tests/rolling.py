@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from tests.processes.handles import Agent
@@ -58,3 +59,20 @@ class Site:
             for other, numbers in heard.items():
                 assert numbers == list(range(numbers[0], numbers[-1] + 1)), (name, other)
                 assert numbers[0] <= self.joined[name].get(other, 0) + 1, (name, other)
+
+
+async def talk_in_steps(steps: Sequence[dict[str, Any]]) -> None:
+    """Two processes talk; in each step they are replaced one by one. Everybody hears everything, in order."""
+    site = Site("migrating")
+    try:
+        for _ in range(2):
+            await site.add(steps[0])
+        for step in steps[1:]:
+            for _ in range(2):
+                await site.add(step)
+                await site.remove_first()
+        while site.members:
+            await site.remove_first()
+    finally:
+        await site.kill()
+    site.check()

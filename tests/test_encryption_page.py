@@ -16,7 +16,7 @@ from channels_asyncq.settings.options import Options
 from tests import contract
 from tests.contract import note
 from tests.contract.resume import resumed
-from tests.rolling import Site
+from tests.rolling import talk_in_steps
 from tests.test_docs import DOCS, code_in, rows, snippets
 from tests.test_migration import OURS
 
@@ -71,23 +71,6 @@ def test_a_key_is_made() -> None:
         Options.from_config({"symmetric_encryption_keys": [key]})
 
 
-async def talk(steps: list[dict[str, Any]]) -> None:
-    """Two processes talk; in each step they are replaced one by one. Everybody hears everything, once."""
-    site = Site("migrating")
-    try:
-        for _ in range(2):
-            await site.add(steps[0])
-        for step in steps[1:]:
-            for _ in range(2):
-                await site.add(step)
-                await site.remove_first()
-        while site.members:
-            await site.remove_first()
-    finally:
-        await site.kill()
-    site.check()
-
-
 @pytest.mark.processes
 @pytest.mark.timeout(900)
 async def test_change_a_key(redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +80,7 @@ async def test_change_a_key(redis_url: str, prefix: str, monkeypatch: pytest.Mon
         step = settings("settings.py", monkeypatch, keys)
         step["CONFIG"].update(hosts=[redis_url], prefix=prefix)
         steps.append(step)
-    await talk(steps)
+    await talk_in_steps(steps)
 
 
 @pytest.mark.processes
@@ -109,7 +92,7 @@ async def test_turn_it_on(redis_url: str, prefix: str, monkeypatch: pytest.Monke
     assert old["BACKEND"] == new["BACKEND"] == OURS
     old["CONFIG"].update(hosts=[redis_url], prefix=prefix)
     new["CONFIG"].update(hosts=[redis_url], prefix=f"{prefix}-sealed")
-    await talk([old, step, {**step, "CONFIG": {**step["CONFIG"], "send": "new"}}, new])
+    await talk_in_steps([old, step, {**step, "CONFIG": {**step["CONFIG"], "send": "new"}}, new])
 
 
 async def test_a_step_left_out(make_layer: contract.MakeLayer) -> None:

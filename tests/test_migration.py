@@ -14,7 +14,7 @@ from benchmarks.nats import NatsServer, nats_server
 from channels_asyncq import ChannelLayerError
 from channels_asyncq.migration import Both
 from tests.contract import DEADLINE, eventually, note, steps
-from tests.rolling import Site
+from tests.rolling import talk_in_steps
 
 OURS = "channels_asyncq.AsyncQueueChannelLayer"
 OLD = {
@@ -342,16 +342,4 @@ async def test_rolling_deploys(configs: dict[str, dict[str, Any]], way: str) -> 
     ]
     if way == "back":
         steps.reverse()
-    site = Site("migrating")
-    try:
-        for _ in range(2):
-            await site.add(steps[0])
-        for step in steps[1:]:
-            for _ in range(2):
-                await site.add(step)
-                await site.remove_first()
-        while site.members:
-            await site.remove_first()
-    finally:
-        await site.kill()
-    site.check()
+    await talk_in_steps(steps)

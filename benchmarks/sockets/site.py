@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import resource
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +130,18 @@ async def bare(scope: Any, receive: Any, send: Any) -> None:
         _bare.discard(send)
 
 
-async def _send_to_all() -> None:
+async def _room_messages() -> AsyncIterator[dict[str, Any]]:
+    """The messages of the room, by one channel for all clients."""
     layer = get_channel_layer()
     assert layer is not None
     channel = await layer.new_channel()
     await layer.group_add(ROOM, channel)
     while True:
-        event = await layer.receive(channel)
+        yield await layer.receive(channel)
+
+
+async def _send_to_all() -> None:
+    async for event in _room_messages():
         for send in list(_bare):
             await send({"type": "websocket.send", "text": event["text"]})
 
@@ -168,12 +173,7 @@ async def tasks(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def _put_to_all() -> None:
-    layer = get_channel_layer()
-    assert layer is not None
-    channel = await layer.new_channel()
-    await layer.group_add(ROOM, channel)
-    while True:
-        event = await layer.receive(channel)
+    async for event in _room_messages():
         for queue in _queues:
             queue.put_nowait(event)
 
