@@ -113,6 +113,31 @@ def test_lost_words_are_waited_for(browser: Any, site: PageSite, redis_server: E
     context.close()
 
 
+FAILURE = """
+from asgiref.sync import async_to_sync
+from answers import write
+from answers.models import Answer
+
+async def words(question):
+    yield "It "
+    raise ValueError("the model failed")
+
+write.words = words
+answer = Answer.objects.create(question="Why?")
+try:
+    async_to_sync(write.write)(answer.pk)
+except ValueError as error:
+    answer.refresh_from_db()
+    print(error, answer.text, answer.is_whole)
+"""
+
+
+def test_the_model_fails(tmp_path: Path) -> None:
+    """The answer ends with what came before, so that no page waits for ever; the caller hears of the failure."""
+    site = PageSite(tmp_path, "ai-tokens.md", URLS, json.dumps({"hosts": ["memory://"]}))
+    assert site.run(*python(FAILURE)) == "the model failed It  True\n"
+
+
 def test_every_block_is_a_file_of_the_site(tmp_path: Path) -> None:
     """The page has the whole app."""
     site = PageSite(tmp_path, "ai-tokens.md", URLS, json.dumps({"hosts": ["memory://"]}))
