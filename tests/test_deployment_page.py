@@ -1,0 +1,74 @@
+"""docs/deployment.md: its blocks for systemd, Docker and Kubernetes, which systemd and the recipes bear out."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from channels_asyncq.management.commands.asyncq import Command
+from tests.test_platform_recipes import PAGE as RECIPES
+from tests.test_platform_recipes import blocks, needs_systemd, said_by_systemd
+
+PAGE = RECIPES.parent / "deployment.md"
+
+pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="only the package is here, without its pages")
+
+
+def block(language: str) -> str:
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def is_known(arguments: list[str]) -> None:
+    """Refuse what `manage.py asyncq` does not know: its parser exits."""
+    python, program, name, *rest = arguments
+    assert (Path(python).name, program, name) == ("python", "manage.py", "asyncq")
+    Command().create_parser(program, name).parse_args(rest)
+
+
+@needs_systemd
+def test_the_unit_is_verified(tmp_path: Path) -> None:
+    """systemd has nothing to say of it."""
+    assert said_by_systemd(block("ini"), tmp_path / "mysite.service") == ""
+
+
+def test_the_commands_of_the_unit() -> None:
+    """granian has the options, and our command those of ExecStop."""
+    lines = dict(line.split("=", 1) for line in block("ini").splitlines()[1:])
+    is_known(shlex.split(lines["ExecStop"].removeprefix("-").replace("$MAINPID", "5")))
+    pytest.importorskip("granian")
+    options = [word for word in shlex.split(lines["ExecStart"]) if word.startswith("--")]
+    command = [sys.executable, "-m", "granian", "--help"]
+    helped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert options and all(option in helped for option in options)
+
+
+def test_the_command_of_the_image() -> None:
+    """It is that of the recipe, but for the port."""
+    ours, theirs = (
+        json.loads(re.search(r"^CMD (\[.*?\])$", text.replace("\\\n", ""), re.MULTILINE)[1])  # type: ignore[index]
+        for text in (block("dockerfile"), blocks()["Dockerfile"])
+    )
+    at = theirs.index("--port")
+    assert ours == theirs[:at] + theirs[at + 2 :]
+
+
+def test_the_hook_of_the_pod() -> None:
+    """Our command knows it, and the pod has the time of the recipe's."""
+    spec = yaml.safe_load(block("yaml"))["spec"]
+    (container,) = spec["containers"]
+    is_known(container["lifecycle"]["preStop"]["exec"]["command"])
+    documents = yaml.safe_load_all(next(text for text in blocks().values() if "kind: Deployment" in text))
+    times = {
+        each["spec"]["template"]["spec"].get("terminationGracePeriodSeconds")
+        for each in documents
+        if each["kind"] == "Deployment"
+    }
+    assert spec["terminationGracePeriodSeconds"] in times
