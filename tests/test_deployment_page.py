@@ -13,17 +13,14 @@ import pytest
 import yaml
 
 from channels_asyncq.management.commands.asyncq import Command
-from tests.test_platform_recipes import PAGE as RECIPES
+from tests.test_docs import DOCS, only, snippets
 from tests.test_platform_recipes import blocks, needs_systemd, said_by_systemd
 
-PAGE = RECIPES.parent / "deployment.md"
-
-pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="only the package is here, without its pages")
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
 
 
 def block(language: str) -> str:
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    return str(text)
+    return only(snippet.text for snippet in snippets(language) if snippet.page == "docs/deployment.md")
 
 
 def is_known(arguments: list[str]) -> None:
