@@ -15,7 +15,7 @@ from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.bus.base import WAITS_SECONDS
 from channels_asyncq.bus.memory import logs
 from channels_asyncq.bus.memory.broker import Broker
-from channels_asyncq.bus.memory.queues import Waiter
+from channels_asyncq.bus.memory.queues import MANY_CHANNELS, Queues, Waiter
 from channels_asyncq.exceptions import LayerClosed
 from channels_asyncq.local import mailbox
 from channels_asyncq.messages.envelopes import Envelope
@@ -129,6 +129,31 @@ def test_waiting_senders_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_place(broker, 1, there)
     broker.stop_waiting("jobs", "b")
     assert has_place(broker, 1, there)
+
+
+def test_expired_messages_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not wait, and channels that are used once and never read do not add up."""
+    clock = Clock()
+    clock.put_into(monkeypatch, ["bus.memory", "local"])
+    queues = Queues()
+
+    def push_to(channel: str, expiry: float) -> None:
+        queues.push(channel, Envelope(b"m", channel, expires_at=clock.now + expiry), 2, None)
+
+    push_to("read", 60)
+    push_to("half", 10)
+    push_to("half", 60)
+    push_to("unread", 10)
+    assert queues.lengths() == {"read": 1, "half": 2, "unread": 1}
+    clock.turn(10)
+    assert queues.lengths() == {"read": 1, "half": 1}
+    for number in range(10 * MANY_CHANNELS):
+        push_to(f"job-{number}", 1)
+        clock.turn(1)
+        assert len(queues.by_channel) <= MANY_CHANNELS
+    for number in range(10 * MANY_CHANNELS):
+        push_to(f"task-{number}", 1)
+    assert len(queues.lengths()) == 10 * MANY_CHANNELS
 
 
 async def test_sessions_count_their_own_bytes(prefix: str) -> None:

@@ -10,6 +10,9 @@ from ...local.counters import Counters
 from ...messages.envelopes import Envelope
 from ..base import WAITS_SECONDS, channel_full
 
+#: With fewer channels than this, no sender looks for expired messages.
+MANY_CHANNELS = 64
+
 
 class Waiter(NamedTuple):
     """A session with a sender that waits for a place in a normal channel, and since when."""
@@ -60,7 +63,8 @@ class Queues:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[str, ChannelBuffer] = {}
+        self.by_channel: dict[str, ChannelBuffer] = {}
+        self._many = MANY_CHANNELS
         self._claimed: dict[tuple[str, str], tuple[int, Envelope]] = {}
         self._waiting = WaitingSessions()
 
@@ -71,9 +75,13 @@ class Queues:
         Raises:
             ChannelFull: there is no place, or it belongs to a session that waits for it.
         """
-        queue = self._queues.get(channel)
+        queue = self.by_channel.get(channel)
         if queue is None:
-            queue = self._queues[channel] = ChannelBuffer(channel, capacity, Counters())
+            if len(self.by_channel) >= self._many:
+                self._drop_expired()
+                # Each channel is looked at about once for each new one.
+                self._many = max(MANY_CHANNELS, 2 * len(self.by_channel))
+            queue = self.by_channel[channel] = ChannelBuffer(channel, capacity, Counters())
         queue.resize(capacity)
         may_push = not self._waiting.by_channel or self._may_push(channel, queue, waiter)
         if not may_push or queue.offer(envelope) < 0:
@@ -104,10 +112,10 @@ class Queues:
         claimed = self._claimed.get((session_id, channel))
         if claimed is not None and claimed[0] == number:
             return claimed[1]
-        queue = self._queues.get(channel)
+        queue = self.by_channel.get(channel)
         envelope = queue.take() if queue is not None else None
         if envelope is None:
-            self._queues.pop(channel, None)
+            self.by_channel.pop(channel, None)
             self._claimed.pop((session_id, channel), None)
         else:
             self._claimed[session_id, channel] = (number, envelope)
@@ -119,9 +127,9 @@ class Queues:
         if claimed is None or claimed[0] != number:
             return False
         del self._claimed[session_id, channel]
-        queue = self._queues.get(channel)
+        queue = self.by_channel.get(channel)
         if queue is None:
-            queue = self._queues[channel] = ChannelBuffer(channel, 1, Counters())
+            queue = self.by_channel[channel] = ChannelBuffer(channel, 1, Counters())
         queue.put_back(claimed[1])
         return True
 
@@ -131,9 +139,17 @@ class Queues:
             del self._claimed[key]
 
     def lengths(self) -> dict[str, int]:
-        """Return how many messages wait in each channel that is not empty."""
-        return {channel: queue.queued for channel, queue in self._queues.items() if queue.queued}
+        """Return how many messages wait in each channel that is not empty, after dropping those that expired."""
+        self._drop_expired()
+        return {channel: queue.queued for channel, queue in self.by_channel.items()}
+
+    def _drop_expired(self) -> None:
+        """Drop the expired messages of all channels, and the channels that are empty."""
+        for channel, queue in list(self.by_channel.items()):
+            queue.drop_expired()
+            if queue.empty():
+                del self.by_channel[channel]
 
     def clear(self) -> None:
-        self._queues.clear()
+        self.by_channel.clear()
         self._claimed.clear()
