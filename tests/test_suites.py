@@ -1,7 +1,8 @@
 """
 The tests of other projects on this layer. Which of them fail, and why, is on the page about migrating.
 
-`tox -e suites` downloads their source distributions, and names the folder in SUITES.
+`tox -e suites` downloads their source distributions, and names the folder in SUITES. That of Channels has no
+tests: put an archive of its repository, such as `channels-4.3.2.tar.gz`, into a folder by hand.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Suite(NamedTuple):
     options: tuple[str, ...] = ()
     #: What its tests import besides.
     path: tuple[Path, ...] = ()
+    #: Nothing downloads it.
+    is_by_hand: bool = False
 
 
 ALL = [
@@ -49,6 +52,12 @@ ALL = [
         "test_*.py",
         ("--ds=suite_settings",),
         (SUITES / "restframework",),
+    ),
+    Suite(
+        "Channels",
+        ("channels.layers.InMemoryChannelLayer",),
+        "test_inmemorychannel.py test_layers.py test_generic_*.py",
+        is_by_hand=True,
     ),
 ]
 
@@ -102,11 +111,15 @@ def outcomes_in(report: Path) -> dict[str, str]:
 
 def run(suite: Suite, server: EmbeddedServer, sentinel: EmbeddedServer, folder: Path) -> dict[str, str]:
     """Unpack a source distribution, and run its tests on this layer."""
-    (archive,) = Path(os.environ["SUITES"]).glob(f"{suite.project}-*.tar.gz")
+    name = suite.project.lower()
+    archives = list(Path(os.environ["SUITES"]).glob(f"{name}-*.tar.gz"))
+    if suite.is_by_hand and not archives:
+        pytest.skip("nobody has put an archive there")
+    (archive,) = archives
     with tarfile.open(archive) as sdist:
         sdist.extractall(folder, filter="data")
     (root,) = folder.iterdir()
-    assert root.name == f"{suite.project}-{version(suite.project)}", "another one is installed"
+    assert root.name == f"{name}-{version(name)}", "another one is installed"
     modules = sorted({path for name in suite.modules.split() for path in (root / "tests").glob(name)})
     assert modules
     report = folder / "report.xml"
@@ -138,7 +151,8 @@ def test_differences(suite: Suite, redis_server: EmbeddedServer, tmp_path: Path)
         outcomes = run(suite, redis_server, sentinel, tmp_path)
     assert judge(outcomes, expected(suite.project)) == []
     release, tests, passed = figures(suite.project)
-    if release == version(suite.project):
+    # By hand, the files need not be those of the page, which are not from a tag.
+    if release == version(suite.project) and not suite.is_by_hand:
         assert (tests, passed) == (len(outcomes), list(outcomes.values()).count("passed"))
 
 
