@@ -33,17 +33,26 @@ BY_HAND = [
     (
         "chanx 2.13.0",
         "2026-11-30",
-        "pass: two processes under uvicorn, `broadcast_message()` with and without `exclude_current`, "
-        "`broadcast_event()` from a third process; Python 3.13, Django 6.1.3, Channels 4.3.2, Redis 7.0",
+        "pass: 17 of 17 tests of two of its modules; two processes under uvicorn, `broadcast_message()` with and "
+        "without `exclude_current`, `broadcast_event()` from a third process; Python 3.13, Django 6.1.3, "
+        "Channels 4.3.2, Redis 7.0",
     ),
-    ("django-eventstream 5.3.4", "2026-11-30", "nothing to try: it uses no channel layer"),
     (
         "strawberry-graphql 0.341.2",
         "2026-11-30",
-        "pass: a subscription with `listen_to_channel(groups=[...])` in two processes under uvicorn gets what a "
-        "mutation and another process send, and its memberships end with it; the same versions",
+        "pass: 12 of 12 tests of its module about layers; a subscription with `listen_to_channel(groups=[...])` "
+        "in two processes under uvicorn gets what a mutation and another process send, and its memberships end "
+        "with it; the same versions",
     ),
-    ("channels_graphql_ws", "", "not tried"),
+    (
+        "channels_graphql_ws 1.0.0rc7",
+        "2026-11-30",
+        "pass: subscriptions in two processes, under uvicorn and under Daphne, get what a mutation and a third "
+        "process broadcast, in order, and `unsubscribe()` ends them; the same versions, and Django 5.2.19. It "
+        "requires Django 4 (0.9.1 requires Django 3), so pip refuses it beside this layer: it was installed with "
+        "`--no-deps`. Its tests were not run",
+    ),
+    ("django-eventstream 5.3.4", "2026-11-30", "nothing to try: it uses no channel layer"),
 ]
 #: The checks of each row, and when they pass.
 CHECKS = {
@@ -254,7 +263,8 @@ has waited for this limit. Without it, some servers wait for as long as a client
 {pairs_not_run(results)}
 ## Packages on top
 
-Tried by hand with this layer, as their source distributions hold no tests for it.
+Tried by hand with this layer. [Tests of other projects](migrating.md#tests-of-other-projects) says which of their
+tests were run, and how. The same page has djangochannelsrestframework, with all of its tests.
 
 {table(["package", "date", "outcome"], BY_HAND)}
 ## Configured, not run
