@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
@@ -13,8 +14,13 @@ import pytest
 import yaml
 
 from channels_asyncq.management.commands.asyncq import Command
+from tests.contract import DEADLINE
+from tests.example import free_port
+from tests.systemd import Systemd, needs_systemd, systemd
 from tests.test_docs import DOCS, only, snippets
-from tests.test_platform_recipes import blocks, needs_systemd, said_by_systemd
+from tests.test_platform_recipes import Site, blocks, needs_systemd_analyze, said_by_systemd, site
+
+__all__ = ["site", "systemd"]
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
 
@@ -30,7 +36,7 @@ def is_known(arguments: list[str]) -> None:
     Command().create_parser(program, name).parse_args(rest)
 
 
-@needs_systemd
+@needs_systemd_analyze
 def test_the_unit_is_verified(tmp_path: Path) -> None:
     """systemd has nothing to say of it."""
     assert said_by_systemd(block("ini"), tmp_path / "mysite.service") == ""
@@ -45,6 +51,27 @@ def test_the_commands_of_the_unit() -> None:
     command = [sys.executable, "-m", "granian", "--help"]
     helped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert options and all(option in helped for option in options)
+
+
+@needs_systemd
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+async def test_the_unit(site: Site, systemd: Systemd) -> None:
+    """granian serves under it. When it is stopped, the command of ExecStop tells its clients to come back."""
+    pytest.importorskip("granian")
+    port = free_port()
+    await systemd.install("mysite.service", site.unit(block("ini"), port))
+    await systemd.do("start", "mysite.service")
+    await site.is_ready(port)
+    async with site.client(port) as socket:
+        await systemd.do("stop", "mysite.service")
+        await asyncio.wait_for(socket.wait_closed(), DEADLINE)
+        assert socket.close_code == 1012
+    assert await systemd.property("mysite.service", "ActiveState") == "inactive"
+    assert await systemd.property("mysite.service", "Result") == "success"
+    assert not any(
+        "failed" in line.lower() for line in (await systemd.ask("status", "mysite.service")).splitlines()
+    )
 
 
 def test_the_command_of_the_image() -> None:

@@ -24,7 +24,7 @@ import uvicorn
 import yaml
 from django.urls import resolve
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
@@ -34,6 +34,9 @@ from tests.contract import DEADLINE, note
 from tests.example import free_port, is_listening
 from tests.processes.handles import END_TIMEOUT, START_TIMEOUT, Process
 from tests.sse import Parser
+from tests.systemd import Systemd, needs_systemd, systemd
+
+__all__ = ["systemd"]
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "platform-recipes.md"
 NGINX = shutil.which("nginx", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin"]))
@@ -194,9 +197,34 @@ class Site:
         """A server of this command is live and ready, and ends at SIGTERM."""
         async with self.runs(command, signal.SIGTERM, **more) as process:
             await listens(port, process)
-            for path in ("live", "ready"):
-                url = f"http://127.0.0.1:{port}/health/{path}/"
-                assert await status(["--header", "Host: www.example.com", url], until=200) == 200
+            await self.is_ready(port)
+
+    async def is_ready(self, port: int) -> None:
+        """Wait until the server is live and ready."""
+        for path in ("live", "ready"):
+            url = f"http://127.0.0.1:{port}/health/{path}/"
+            assert await status(["--header", "Host: www.example.com", url], until=200) == 200
+
+    @asynccontextmanager
+    async def client(self, port: int) -> AsyncIterator[ClientConnection]:
+        """A WebSocket that the site has answered."""
+        origin: Any = "https://www.example.com"
+        url = "ws://www.example.com/"
+        async with connect(url, host="127.0.0.1", port=port, origin=origin, proxy=None) as socket:
+            await socket.send('{"n": 1}')
+            assert json.loads(await asyncio.wait_for(socket.recv(), DEADLINE)) == {"echo": {"n": 1}}
+            yield socket
+
+    def unit(self, text: str, port: int) -> str:
+        """A unit of systemd with the folder, the Python, the environment and the user of this test."""
+        environment = self.folder / "mysite.env"
+        variables = {**self.environment, "GRANIAN_PORT": str(port)}
+        environment.write_text("".join(f'{name}="{value}"\n' for name, value in variables.items()))
+        text = text.replace("User=www-data\n", "").replace("EnvironmentFile=/etc/mysite.env\n", "")
+        text = text.replace("[Service]\n", f"[Service]\nEnvironmentFile={environment}\n")
+        text = re.sub(r"/srv/mysite/\.venv/bin/(uvicorn|granian)", rf"{sys.executable} -m \1", text)
+        text = text.replace("/srv/mysite/.venv/bin/python", sys.executable)
+        return text.replace("/srv/mysite", str(self.folder)).replace("--port 8000", f"--port {port}")
 
 
 @pytest.fixture
@@ -399,12 +427,12 @@ def exec_start(name: str, site: Site) -> list[str]:
     return [sys.executable, *(["-m", name] if name != "python" else []), *arguments]
 
 
-needs_systemd = pytest.mark.skipif(
+needs_systemd_analyze = pytest.mark.skipif(
     not shutil.which("systemd-analyze"), reason="no systemd-analyze here (Debian: systemd)"
 )
 
 
-@needs_systemd
+@needs_systemd_analyze
 @pytest.mark.parametrize("name", UNITS)
 def test_units_are_verified(tmp_path: Path, name: str) -> None:
     """systemd has nothing to say of them."""
@@ -455,6 +483,45 @@ async def test_commands_of_the_units(site: Site) -> None:
     worker = unit(UNITS[1])["Service"]
     assert worker["KillSignal"] == "SIGINT"
     await site.works(exec_start(UNITS[1], site))
+
+
+@needs_systemd
+@pytest.mark.processes
+async def test_units(site: Site, systemd: Systemd) -> None:
+    """
+    systemd starts both units, and starts them again when they are killed. When it stops them, the clients are
+    told to come back, and nothing is killed or failed.
+    """
+    port = free_port()
+    web, worker = (Path(name).name for name in UNITS)
+    for name in UNITS:
+        await systemd.install(Path(name).name, site.unit(blocks()[name], port))
+    await systemd.do("start", web, worker)
+    async with site.layer() as layer:
+        channel = await layer.new_channel()
+        await layer.group_add("done", channel)
+
+        async def work(n: int) -> None:
+            await layer.send("jobs", note(n))
+            assert await asyncio.wait_for(layer.receive(channel), START_TIMEOUT) == note(n)
+
+        await site.is_ready(port)
+        await work(1)
+        for name in (web, worker):
+            killed = await systemd.property(name, "MainPID")
+            os.kill(int(killed), signal.SIGKILL)
+            async with asyncio.timeout(START_TIMEOUT):
+                while await systemd.property(name, "MainPID") in (killed, "0"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+        await site.is_ready(port)
+        await work(2)
+        async with site.client(port) as socket:
+            await systemd.do("stop", web, worker)
+            await asyncio.wait_for(socket.wait_closed(), DEADLINE)
+            assert socket.close_code == 1012
+    for name in (web, worker):
+        assert await systemd.property(name, "ActiveState") == "inactive"
+        assert await systemd.property(name, "Result") == "success"
 
 
 @pytest.mark.processes
