@@ -17,7 +17,7 @@ from channels_asyncq.testing import EmbeddedServer
 from .layers import CONTENDERS, OURS, THEIRS, Contender
 from .limits import limits
 from .nats import NatsServer
-from .report import Comparison, as_json, markdown, table
+from .report import Comparison, as_json, page, table
 from .runner import Server, compare
 from .scenarios import load
 
@@ -72,7 +72,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
             for result in comparison.results:
                 if result.error is not None:
                     console.print(f"{result.layer}: {result.error}", markup=False)
-        figures = as_json(comparisons, contenders, arguments.rounds, server)
+        figures = as_json(comparisons, contenders, arguments.rounds, server, command_of(arguments))
         if arguments.limits:
             figures["limits"] = await asyncio.to_thread(limits, server)
             for name, value in figures["limits"].items():
@@ -83,13 +83,19 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         if arguments.docs is not None:
             arguments.docs.mkdir(parents=True, exist_ok=True)
             arguments.docs.joinpath("results.json").write_text(text)
-            arguments.docs.joinpath("results.md").write_text("# Results\n\n" + markdown(comparisons))
+            arguments.docs.joinpath("results.md").write_text(page(comparisons, figures))
             # Imported here, because it takes a while, and is not needed to measure.
             from .plots import bars
 
             for comparison in comparisons:
                 bars(comparison, arguments.docs / f"{comparison.scenario.name}.svg")
     return 1 if arguments.check and any(comparison.has_failed for comparison in comparisons) else 0
+
+
+def command_of(arguments: argparse.Namespace) -> str:
+    """Return the command that measures the same again."""
+    parts = ["python -m benchmarks", *arguments.scenarios, f"--rounds {arguments.rounds}"]
+    return " ".join([*parts, *["--limits"] * arguments.limits, f'--layers "{arguments.layers}"'])
 
 
 def chosen_contenders(names: str) -> list[Contender]:

@@ -1,5 +1,6 @@
 """`python -m benchmarks.many_sends`: one send after the other, and many at once, from async and sync code."""
 
+import argparse
 import asyncio
 import statistics
 import time
@@ -11,7 +12,6 @@ from channels_asyncq.testing import EmbeddedServer
 
 from .scenario import CHAT_MESSAGE
 
-ROUNDS = 5
 SENDS = 6400
 WARM_UP = 200
 FROM_SYNC = 100
@@ -64,13 +64,20 @@ def from_sync_code(url: str) -> dict[str, float]:
 
 
 def main() -> None:
-    with EmbeddedServer() as server:
+    command = argparse.ArgumentParser(prog="python -m benchmarks.many_sends", description=__doc__)
+    command.add_argument("--rounds", type=int, default=5, help="rounds of all in turn (default: %(default)s)")
+    arguments = command.parse_args()
+    with EmbeddedServer(external=False) as server:
         rounds = [
-            asyncio.run(from_async_code(server.url)) | from_sync_code(server.url) for _ in range(ROUNDS)
+            asyncio.run(from_async_code(server.url)) | from_sync_code(server.url)
+            for _ in range(arguments.rounds)
         ]
-    for name in rounds[0]:
-        rates = sorted(rates[name] for rates in rounds)
-        print(f"{name}: {statistics.median(rates):,.0f} sends/s ({rates[0]:,.0f} to {rates[-1]:,.0f})")
+    medians = {name: statistics.median(rates[name] for rates in rounds) for name in rounds[0]}
+    first = next(iter(medians.values()))
+    for name, middle in medians.items():
+        rates = [each[name] for each in rounds]
+        spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+        print(f"{name}: {middle / first:.1f} times the first, {middle:,.0f} sends/s ({spread})")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Figures for people and for programs."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -105,11 +106,31 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def page(comparisons: Sequence[Comparison], figures: Mapping[str, Any]) -> str:
+    """The page of a run: the command, the day, what it ran on, and all tables."""
+    versions = [
+        f"{name} {found}"
+        for name, found in figures["versions"].items()
+        if found and name != "channels_asyncq"
+    ]
+    return (
+        f"# Results\n\n`{figures['command']}` on {figures['date']}: medians of {figures['rounds']} rounds in "
+        "turn, with the lowest and the highest. `lost` counts messages that did not arrive. "
+        f"Python {figures['python']}, {figures['server']}, {', '.join(versions)}.\n\n{markdown(comparisons)}"
+    )
+
+
 def as_json(
-    comparisons: Sequence[Comparison], contenders: Sequence[Contender], rounds: int, server: EmbeddedServer
+    comparisons: Sequence[Comparison],
+    contenders: Sequence[Contender],
+    rounds: int,
+    server: EmbeddedServer,
+    command: str,
 ) -> dict[str, Any]:
-    """Everything that was measured, and on what."""
+    """Everything that was measured, by which command, and on what."""
     return {
+        "command": command,
+        "date": date.today().isoformat(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "server": server_version(server),

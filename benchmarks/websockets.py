@@ -13,6 +13,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from rich.console import Console
@@ -112,7 +113,7 @@ async def compare(arguments: argparse.Namespace, console: Console) -> int:
 
         arguments.docs.mkdir(parents=True, exist_ok=True)
         arguments.docs.joinpath("websockets.json").write_text(text)
-        conditions = pages.conditions(size["rounds"], clients, messages)
+        conditions = pages.conditions(size["rounds"], clients, messages, arguments.rows)
         arguments.docs.joinpath("websockets.md").write_text(pages.page(results, left_out, conditions))
         small = min(SIZES, key=lambda name: SIZES[name])
         pairs(
@@ -128,11 +129,13 @@ async def compare(arguments: argparse.Namespace, console: Console) -> int:
 
 async def look(arguments: argparse.Namespace, console: Console) -> int:
     """Profile, and write what was found."""
+    clients, messages = arguments.clients, arguments.messages
     with EmbeddedServer(external=False) as redis:
-        found = await profiles(redis, arguments.clients, arguments.messages)
+        found = await profiles(redis, clients, messages)
     conditions = (
-        f"{arguments.clients} clients in a room, messages of 100 B, uvicorn without compression on asyncio's "
-        f"own loop.\n\n{pages.machine()}."
+        f"`python -m benchmarks.websockets --profile --clients {clients} --messages {messages}` "
+        f"on {date.today()}. {clients} clients in a room, messages of 100 B, uvicorn without compression on "
+        f"asyncio's own loop.\n\n{pages.machine()}."
     )
     text = profile_pages.page(found, conditions)
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -36,7 +36,7 @@ def check_channel_name(name: object, receive: bool = False) -> None:
         )
 
 
-# Prefixes are few, and each new channel needs one: new_channel() takes 1.9 us with this cache, 2.2 us without.
+# Prefixes are few, and each new channel needs one.
 @lru_cache(256)
 def checked_prefix(prefix: str) -> str:
     """

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from rich.table import Table
@@ -139,11 +140,14 @@ def page(results: Sequence[Result], left_out: Mapping[str, str], conditions: str
     return "\n\n".join(parts) + "\n"
 
 
-def conditions(rounds: int, clients: int, messages: int) -> str:
-    """How it was measured, and with which versions."""
+def conditions(rounds: int, clients: int, messages: int, rows: str = "") -> str:
+    """By which command and how it was measured, and with which versions."""
+    only = f' --rows "{rows}"' if rows else ""
     return (
-        f"Medians of {rounds} rounds in turn, with the lowest and the highest: {clients} clients in a room, "
-        f"which offer compression as browsers do, and {messages} messages of each kind, one after the other. "
+        f"`python -m benchmarks.websockets --rounds {rounds} --clients {clients} --messages {messages}{only}` "
+        f"on {date.today()}. Medians of {rounds} rounds in turn, with the lowest and the highest: "
+        f"{clients} clients in a room, which offer compression as browsers do, and {messages} messages of each "
+        f"kind, one after the other. "
         f"`frame` is a message that is passed on as it is, `handler` one that a handler makes anew "
         f"for each client. "
         f"A figure is missing where a side has none, or has lost a message.\n\n{machine()}."

@@ -61,9 +61,9 @@ def logout_everywhere(user: Any) -> int:
     """
     Delete all sessions of a user, then close the connections with 4401. Returns the number of sessions.
 
-    It reads every session that has not expired, because sessions have no column for the user: about 30 µs of
-    CPU time each. In a transaction of the sessions' database the connections are closed after the commit. An
-    error of the channel layer is logged as `session.untold`: the sessions are gone all the same.
+    It reads every session that has not expired, because sessions have no column for the user. In a
+    transaction of the sessions' database the connections are closed after the commit. An error of the channel
+    layer is logged as `session.untold`: the sessions are gone all the same.
 
     Raises:
         RuntimeError: an event loop runs in this thread; await `alogout_everywhere()` there.

@@ -19,7 +19,7 @@ from .losses import Losses
 from .queue_interface import QueueInterface
 from .senders import WaitingSenders
 
-# The deque of a buffer that has had no message: shared, because an empty deque takes 760 bytes.
+# The deque of a buffer that has had no message: shared, because an empty deque is large.
 _NOTHING = cast("deque[Envelope]", ())
 _CLOSE = CLOSE.encode()
 
@@ -83,7 +83,7 @@ class ChannelBuffer(QueueInterface):
         observer: PlaceObserver | None = None,
         on_loss: str | None = None,
     ) -> None:
-        # Queue.__init__() is not called: it makes deques and an Event, 1.5 KiB a channel. So every method of
+        # Queue.__init__() is not called: it makes deques and an Event for each channel. So every method of
         # Queue is overridden (see QueueInterface), and no attribute has the name of one of Queue's.
         self.channel = channel
         self.capacity = capacity

@@ -70,7 +70,7 @@ class Counters:
         self.delivered = 0
         self.external = 0
         self.dropped: Counter[str] = Counter()
-        #: The last `MOST_DROPS` drops, oldest first. None until there is one: a deque takes 760 bytes.
+        #: The last `MOST_DROPS` drops, oldest first. None until there is one: an empty deque is large.
         self.drops: deque[Drop] | None = None
         #: Channels that lost something, by reason, whether or not `on_loss` is set: `Statistics.told`.
         self.told: Counter[str] = Counter()

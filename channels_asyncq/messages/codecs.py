@@ -87,7 +87,7 @@ class Codec:
         """
         Like `decode()`, for bytes that `encode()` made or `decode()` has accepted.
 
-        It looks for no mistakes, and takes 0.3 us less.
+        It looks for no mistakes, which costs less.
         """
         message: dict[str, Any] = ormsgpack.unpackb(data, ext_hook=unpack_extension)
         return message

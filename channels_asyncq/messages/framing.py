@@ -263,7 +263,7 @@ class Formats:
         self.versions = sorted(self._formats)
         self.oldest, self.newest = self.versions[0], self.versions[-1]
         #: By their first byte, how to unpack bytes; the newest format raises the error for an unknown version.
-        #: (A method in its place costs each push 0.1 us.)
+        #: (A method in its place would cost each push a call.)
         self.unpack = _Unpackers({b"%c" % one.version: one.unpack for one in formats})
         self.unpack.newest = self[self.newest].unpack
 

@@ -115,7 +115,7 @@ def _epoch_and_partition(item: tuple[int, Place]) -> tuple[str, int]:
     return item[1].epoch, item[0]
 
 
-# All readers of a group need the text of a place at the same time: 0.1 us with this cache, 1.6 us without.
+# All readers of a group need the text of a place at the same time.
 @lru_cache(1024)
 def _place_text(partition: int, position: int, nth: int) -> str:
     numbers = [partition, position >> 64, position & _LOW]

@@ -31,7 +31,7 @@ class RelayLoop(asyncio.SelectorEventLoop):
         #: Each loop has its own: at the exit a successor may run already, and two threads cannot share a context.
         self.context = contextvars.Context()
         # An eventfd wakes a loop at less cost than call_soon_threadsafe(), which makes a handle and reads twice.
-        # (sync.group_send: 94 us a call with it, 109 us without.) Only Linux has it, and it may be forbidden.
+        # Only Linux has it, and it may be forbidden. `python -m benchmarks sync` has what a call costs.
         self._posted: deque[Job[Any]] = deque()
         # Reentrant: a signal handler may post while its thread is posting.
         self._eventfd, self._eventfd_lock = -1, threads.original("_thread", "RLock")()

@@ -19,9 +19,8 @@ from .sequences import format_position, milliseconds_of, parse_position
 from .shared import Shared
 
 _PAGE = 500
-# Up to this number of wanted topics, the server leaves out the entries of others. An entry takes 1.5 us then if
-# few topics of a log are wanted, 1.8 us if a quarter is, and 2.5 us if all entries are returned. A page without
-# news takes 14 us, with 64 topics 21 us, with 256 topics 43 us. (SUBSCRIBE takes 1.8 us for each topic.)
+# Up to this number of wanted topics, the server leaves out the entries of others, because it costs more to return
+# them. Each wanted topic adds to the cost of each page. (`python -m benchmarks.recovery --others 950`)
 _MOST_FILTERED = 128
 
 

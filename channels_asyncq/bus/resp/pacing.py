@@ -5,8 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 #: After this many calls the next write does not wait for the end of the loop iteration: the server works on the
-#: first commands while the next are packed. (32 senders: 172,000 sends a second with one write per iteration,
-#: 240,000 with this limit. An additional write costs 3 us.)
+#: first commands while the next are packed. Each write is a system call. (`python -m benchmarks senders`)
 CALLS_PER_WRITE = 16
 
 
