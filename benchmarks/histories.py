@@ -14,7 +14,7 @@ import redis
 from channels_asyncq.bus.redis.scripts import Script, Scripts
 from channels_asyncq.messages.framing import pack, pack_names
 from channels_asyncq.settings.keys import Keeping, Recovery
-from channels_asyncq.testing import EmbeddedServer
+from channels_asyncq.testing import EmbeddedServer, server_binaries
 
 KEEPING = Keeping(seconds=300, messages=100)
 SCRIPTS = Scripts.of(Recovery(), keepings={KEEPING})
@@ -95,13 +95,13 @@ def read(client: Any, count: int) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     command = argparse.ArgumentParser(prog="python -m benchmarks.histories", description=__doc__)
     command.add_argument("--rounds", type=int, default=7, help="how often each case is measured, in turn")
-    command.add_argument("--binary", help="the server, if not the one that tests use")
+    command.add_argument("--binary", help="the server to start; the newest that is installed by default")
     command.add_argument("--commands", type=int, default=20_000, help="the commands of one measurement")
     arguments = command.parse_args(argv)
     figures: dict[tuple[Case, bool], list[float]] = {}
     reads: dict[tuple[Case, int], list[float]] = {}
     taken: dict[Case, tuple[int, int]] = {}
-    with EmbeddedServer(external=False, binary=arguments.binary) as server:
+    with EmbeddedServer(external=False, binary=arguments.binary or server_binaries()[-1]) as server:
         client: Any = redis.Redis.from_url(server.url, protocol=2)
         facts = client.info("server")
         print(facts.get("server_name", "redis"), facts.get("valkey_version") or facts["redis_version"])

@@ -106,6 +106,7 @@ def test_figures_are_found() -> None:
         "README.md: Serve it",
         "README.md: Compared with others",
         "docs/callers.md: Many sends at once",
+        "docs/consumers.md: Limits for clients",
         "docs/consumers.md: What a site can expect",
         "docs/delivery.md: What the logs cost",
         "docs/deployment.md: Compression",
