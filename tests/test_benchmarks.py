@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import pytest
 
 rich = pytest.importorskip("rich")
 
+from benchmarks.__main__ import command_of, parser  # noqa: E402
 from benchmarks.layers import CONTENDERS, OURS, THEIRS  # noqa: E402
 from benchmarks.limits import limits  # noqa: E402
 from benchmarks.nats import NatsServer  # noqa: E402
@@ -53,6 +55,15 @@ def test_a_layer_that_lost_messages_has_no_figure() -> None:
     assert "| asyncq | 900 | 800 | 1,000 | 0 | 9.00 x | >= 8 x met |" in text
     assert "| redis.core | lost | - | - | 21 | - |  |" in text
     assert "memory is left out: it serves one process only." in text
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["senders", "idle", "--rounds", "2", "--limits"], ["--layers", "a;b, c"]]
+)
+def test_the_command_of_a_run(options: list[str]) -> None:
+    """The page of a run names a command that measures the same again."""
+    arguments = parser().parse_args(options)
+    assert parser().parse_args(shlex.split(command_of(arguments))[3:]) == arguments
 
 
 def test_plots(tmp_path: Path) -> None:
