@@ -47,10 +47,13 @@ KINDS = {
 }
 RESUMABLE = ("resumable", "stream")
 
-#: The pairs of versions that no pip would install together.
-IMPOSSIBLE = {frozenset({"py311", "django60"}), frozenset({"py311", "django61"})}
-#: Not released, or for few users: these have one cell each, without every pair.
-EXTRA = {"py315"}
+#: The servers of messages: how each calls itself, and how its version begins.
+SERVERS = {"redis70": ("Redis", "7.0"), "redis8": ("Redis", "8"), "valkey9": ("Valkey", "9")}
+#: The Pythons that a version of Django does not have among its own.
+IMPOSSIBLE = {
+    frozenset(pair)
+    for pair in [("py311", "django60"), ("py311", "django61"), ("py315", "django52"), ("py315", "django60")]
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Cell:
         """What is tried together: the versions, and one web server."""
         for web in self.web_servers:
             yield (*self.versions, web)
+
+    def is_about(self, server: str, version: str) -> bool:
+        """Whether a server of messages is the one in the cell's name."""
+        name, beginning = SERVERS[self.versions[3]]
+        return server == name and f"{version}.".startswith(f"{beginning}.")
 
 
 def cells() -> dict[str, Cell]:
@@ -89,7 +97,7 @@ def pairs(rows: Iterable[tuple[str, ...]]) -> set[frozenset[str]]:
 
 def wanted(rows: Iterable[tuple[str, ...]]) -> set[frozenset[str]]:
     """Return all pairs of the values that occur in these rows, but for those that cannot be."""
-    columns = [set(column) - EXTRA for column in zip(*rows, strict=True)]
+    columns = [set(column) for column in zip(*rows, strict=True)]
     every = {
         frozenset(pair)
         for one, other in itertools.combinations(columns, 2)

@@ -19,14 +19,11 @@ Result = dict[str, Any]
 #: What each job of the night tries that no cell does.
 JOBS = {
     "main-branches": "the main branches of Django, Channels and redis-py, on Python 3.14",
+    "free-threaded": "free-threaded Python 3.14",
     "macos": "macOS",
     "musl": "Linux with musl (Alpine), on Python 3.13",
     "windows": "Windows, with the tests that need no server",
 }
-#: The servers of messages.
-SERVERS = ("Valkey", "Redis")
-#: What no job tries.
-ELSEWHERE = ["free-threaded Python (3.14t)"]
 
 #: Packages on top, which were tried by hand: what, when, and what came of it.
 BY_HAND = [
@@ -85,12 +82,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {line} |\n" if "---|" not in line else f"|{line}|\n" for line in lines)
 
 
-def versions_of(results: Iterable[Result], *names: str) -> str:
-    """Return the versions of a package in these results, or of the first of several that is there."""
-    found = {
-        next(result["versions"][name] for name in names if name in result["versions"]) for result in results
-    }
-    return ", ".join(sorted(found))
+def versions_of(results: Iterable[Result], package: str) -> str:
+    """Return the versions of a package in these results."""
+    return ", ".join(sorted({result["versions"][package] for result in results}))
 
 
 def title(web: str, results: Sequence[Result]) -> str:
@@ -177,7 +171,7 @@ def cell_table(results: Sequence[Result]) -> str:
                 versions_of(own, "Django"),
                 versions_of(own, "channels"),
                 versions_of(own, "redis"),
-                f"{next(name for name in SERVERS if name in own[0]['versions'])} {versions_of(own, *SERVERS)}",
+                f"{grid.SERVERS[cell.versions[3]][0]} {versions_of(own, grid.SERVERS[cell.versions[3]][0])}",
             ]
         else:
             python, django, redis_py, server = cell.versions
@@ -186,7 +180,7 @@ def cell_table(results: Sequence[Result]) -> str:
                 f"{django[6]}.{django[7]}",
                 "4.3",
                 redis_py.removeprefix("redispy"),
-                "Valkey 9" if server == "valkey9" else "Redis 7.0",
+                " ".join(grid.SERVERS[server]),
             ]
         rows.append([*versions, ", ".join(cell.web_servers), outcome])
     return table(
@@ -222,6 +216,7 @@ def page(results: Sequence[Result]) -> str:
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "never"
     servers = web_servers(results, failures)
     configured = [f"- {JOBS[job]}: the job `{job}` of the nightly workflow." for job in jobs() if job in JOBS]
+    configured.append("- these cells on GitHub, with the Redis 8 that its makers package: the weekly workflow.")
     configured += [
         f"- Python 3.{python[3:]}: cells of the weekly workflow."
         for python in sorted({cell.versions[0] for cell in grid.cells().values()})
@@ -246,6 +241,7 @@ a version of Django, is in at least one cell: a test counts that. Not every comb
 ## Cells
 
 `tox -e {next(iter(grid.cells()))}` runs the first one.
+A Redis is `redis-server` on PATH, or the program that `REDIS_70` or `REDIS_8` names. Valkey comes with a wheel.
 
 {cell_table(results)}
 ## What is checked
@@ -253,8 +249,8 @@ a version of Django, is in at least one cell: a test counts that. Not every comb
 Each web server runs one small site, once for each kind of client.
 
 {table(["check", "passes if"], CHECKS.items())}
-The servers have these options, and are otherwise as by default. A stop of more than three seconds is one that
-has waited for this limit. Without it, some servers wait for as long as a client stays. Nothing is
+The servers have these options, and are otherwise as by default. If one of them takes more than three seconds to
+stop, it has waited for this limit. Without it, some servers wait for as long as a client stays. Nothing is
 [drained](deployment.md#before-a-server-stops) here.
 
 {table(["web server", "options"], options)}
@@ -270,8 +266,6 @@ tests were run, and how. The same page has djangochannelsrestframework, with all
 ## Configured, not run
 
 {chr(10).join(configured)}
-
-Neither configured nor run: {"; ".join(ELSEWHERE)}.
 """
 
 

@@ -133,6 +133,18 @@ def test_environments_of_the_night() -> None:
     assert {"links", "suites"} <= named - set(env_list())
 
 
+def test_the_night_tries_free_threaded_python() -> None:
+    """Its Python is the first that the environment asks for, and nothing may turn the lock on again."""
+    environment = tox()["testenv:free-threaded"]
+    of_job = list(workflow("nightly")["jobs"]["free-threaded"]["steps"])
+    pythons = [step["with"]["python-version"] for step in of_job if "setup-python" in step.get("uses", "")]
+    assert pythons == [environment["base_python"].partition(",")[0].removeprefix("python")]
+    assert pythons[0].endswith("t")
+    assert "PYTHON_GIL = 0" in environment["set_env"]
+    assert "tests/test_free_threading.py" in environment["commands"]
+    assert any("tox run -e free-threaded " in step.get("run", "") for step in of_job)
+
+
 def test_every_cell_of_the_grid_has_a_job() -> None:
     """Once a week each cell runs on its Python, in no gate, and the page is made of what they have left."""
     jobs = workflow("grid")["jobs"]

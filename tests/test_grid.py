@@ -58,24 +58,23 @@ pytestmark = [
 def redis_server() -> Iterator[EmbeddedServer]:
     """The server of messages of this cell, in place of the one that the other tests share."""
     wanted = os.environ["GRID_SERVER"]
-    binary = next(path for path in server_binaries() if Path(path).name == wanted)
+    binary = next((path for path in server_binaries() if Path(path).name == wanted), wanted)
     with EmbeddedServer(external=False, binary=binary) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def versions(redis_server: EmbeddedServer) -> dict[str, str]:
-    """What is installed here, by name."""
+    """What is installed here, by name; a server of another version than the cell's is an error."""
     facts = dict(
         line.split(":", 1) for line in redis_server.command("INFO", "server").decode().split() if ":" in line
     )
-    of_server = (
-        {"Valkey": facts["valkey_version"]}
-        if "valkey_version" in facts
-        else {"Redis": facts["redis_version"]}
-    )
+    name = "Valkey" if "valkey_version" in facts else "Redis"
+    server_version = facts[f"{name.lower()}_version"]
+    assert CELL is not None
+    assert CELL.is_about(name, server_version), f"{name} {server_version} is not what {CELL.name} is about"
     installed = {package: version(package) for package in (*PACKAGES, "gunicorn")}
-    return {"Python": platform.python_version(), **installed, **of_server}
+    return {"Python": platform.python_version(), **installed, name: server_version}
 
 
 @pytest.fixture(scope="module")

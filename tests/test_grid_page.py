@@ -34,7 +34,8 @@ def body(text: str) -> list[list[str]]:
 def result(**facts: Any) -> dict[str, Any]:
     """A result of the first cell."""
     cell = next(iter(grid.cells().values()))
-    versions = dict.fromkeys(("Django", "channels", "redis", "daphne", "Valkey"), "1.2.3")
+    versions = dict.fromkeys(("Django", "channels", "redis", "daphne"), "1.2.3")
+    name, beginning = grid.SERVERS[cell.versions[3]]
     return {
         "cell": cell.name,
         "web": cell.web_servers[0],
@@ -43,7 +44,7 @@ def result(**facts: Any) -> dict[str, Any]:
         "failed": "",
         "seconds": 1.25,
         "date": "2030-01-02",
-        "versions": {"Python": "3.11.7", **versions},
+        "versions": {"Python": "3.11.7", name: beginning, **versions},
         **facts,
     }
 
@@ -87,6 +88,14 @@ def test_every_value_is_installed() -> None:
     assert servers == {"daphne", *grid.STOP_OPTIONS}
 
 
+def test_a_cell_knows_its_server() -> None:
+    """A cell is about one server of messages: neither another version nor another make passes for it."""
+    cell = next(cell for cell in grid.cells().values() if cell.versions[3] == "redis8")
+    assert cell.is_about("Redis", "8.6.3")
+    for name, version in [("Redis", "7.0.15"), ("Redis", "80.1"), ("Valkey", "8.1.1")]:
+        assert not cell.is_about(name, version)
+
+
 # The page
 
 
@@ -96,7 +105,7 @@ def test_published_page() -> None:
     assert re.search(r", last on 20\d\d-\d\d-\d\d", page)
     cells = body(section(page, "Cells"))
     assert [row[5] for row in cells] == [", ".join(cell.web_servers) for cell in grid.cells().values()]
-    assert sum(row[6] != "not run" for row in cells) >= 9
+    assert sum(row[6] != "not run" for row in cells) >= 12
     servers = body(section(page, "Web servers and consumers"))
     assert len(servers) == len({row[-1] for row in rows()})
     assert all(len(row) == len(grid.KINDS) + 2 for row in servers)
