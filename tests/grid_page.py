@@ -216,7 +216,9 @@ def page(results: Sequence[Result]) -> str:
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "never"
     servers = web_servers(results, failures)
     configured = [f"- {JOBS[job]}: the job `{job}` of the nightly workflow." for job in jobs() if job in JOBS]
-    configured.append("- these cells on GitHub, with the Redis 8 that its makers package: the weekly workflow.")
+    configured.append(
+        "- these cells on GitHub, with the Redis 8 that its makers package: the weekly workflow."
+    )
     configured += [
         f"- Python 3.{python[3:]}: cells of the weekly workflow."
         for python in sorted({cell.versions[0] for cell in grid.cells().values()})

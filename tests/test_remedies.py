@@ -588,6 +588,24 @@ def test_right_by_its_place_in_a_script() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("ACL failure in script: No permissions to access a channel", "&asgi:*"),
+        ("ACL failure in script: No permissions to access a key", "~asgi:*"),
+        ("The user executing the script can't publish to the channel mentioned in the command", "&asgi:*"),
+        ("The user executing the script can't access at least one of the keys mentioned in it", "~asgi:*"),
+    ],
+)
+def test_right_to_a_name_in_a_script(said: str, right: str) -> None:
+    """A user who may run the command, and not on this key or channel, lacks that alone: Redis 8 and 7."""
+    lease = Scripts.of(None).lease
+    lines = lease.text.decode().splitlines()
+    number = next(n for n, line in enumerate(lines, 1) if "redis.call('PUBLISH'" in line)
+    words = f"ERR {said} script: {lease.sha.decode()}, on @user_script:{number}."
+    assert f"Grant the user 'bob' {right} (" in remedies().diagnose(words).reason
+
+
+@pytest.mark.parametrize(
     ("info", "problem"),
     [
         (b"redis_version:6.0.9\r\n", "it is Redis 6.0.9"),

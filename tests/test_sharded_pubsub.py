@@ -161,8 +161,10 @@ async def test_slot_moves(pair: Pair, wires: Wires, topics: list[str]) -> None:
     assert is_redirect(caught.value)
     assert moved_to(caught.value) == (slot, target.host, target.port)
     assert await wire.sunsubscribe(room) == room
-    assert wires.replies[-2:] == ["MOVED", room]
-    assert wires.handler.unsubscribed == [room]
+    assert wires.replies[-1] == room
+    # Both commands are redirected. Redis 8 confirms the end of a subscription that it no longer has instead.
+    is_redirected = wires.replies.count("MOVED") == 2
+    assert wires.handler.unsubscribed == [room] * (1 if is_redirected else 2)
     other = await wires.pushes(1)
     assert await other.call("SSUBSCRIBE", room) == [b"ssubscribe", room, 1]
 
@@ -192,8 +194,10 @@ async def test_slot_moves_under_a_sunsubscribe(
     first_reply, *pongs = [each.result() for each in (first, *futures)]
     assert first_reply == (b"first" if is_last else [b"pong", b"first"])
     assert pongs == [topic if is_last else [b"pong", topic] for topic in (room, inbox)]
-    assert wires.replies == [first_reply, "MOVED", pongs[0], "MOVED", pongs[1], last.result()]
-    assert sorted(wires.handler.unsubscribed) == sorted([room, inbox])
+    assert [reply for reply in wires.replies if reply != "MOVED"] == [first_reply, *pongs, last.result()]
+    # Redis 8 redirects neither of the two commands.
+    assert wires.replies.count("MOVED") in (0, 2)
+    assert set(wires.handler.unsubscribed) == {room, inbox}
     if not is_last:
         assert await wire.sunsubscribe(stays) == stays
 

@@ -59,6 +59,11 @@ async def back(layer: AsyncQueueChannelLayer, proxy: RespServer) -> None:
     await eventually(lambda: layer.statistics().connected, "the link")
 
 
+def is_closed_to_subscribers(server: EmbeddedServer, kind: str) -> bool:
+    """Whether it refuses to subscribe too. Redis 8 does, when it is full."""
+    return kind == "OOM" and "denyoom" in str(server.command("COMMAND", "INFO", "subscribe"))
+
+
 pytestmark = pytest.mark.server
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -110,6 +115,8 @@ async def test_who_reconnects_meanwhile_is_told(
     make_layer: MakeLayer, server: EmbeddedServer, proxy: RespServer, kind: str
 ) -> None:
     """A process that reconnects while the server refuses to write is told, and hears what is sent then."""
+    if is_closed_to_subscribers(server, kind):
+        pytest.skip("a full server of this version lets nobody subscribe")
     sender, reader = await make_layer(), await make_layer(hosts=[proxy.url])
     channel = await member_of(reader)
     with refusing(server, kind):
@@ -121,11 +128,34 @@ async def test_who_reconnects_meanwhile_is_told(
         assert await receive(reader, channel) == note(2)
 
 
+async def test_a_full_server_that_lets_nobody_subscribe(
+    make_layer: MakeLayer, server: EmbeddedServer, proxy: RespServer
+) -> None:
+    """Who comes while it is full is refused with its words, and is served and told when it has room again."""
+    if not is_closed_to_subscribers(server, "OOM"):
+        pytest.skip("a full server of this version lets processes subscribe")
+    sender, reader = await make_layer(), await make_layer(hosts=[proxy.url])
+    channel = await member_of(reader)
+    with refusing(server, "OOM"):
+        await away(reader, proxy)
+        await sender.group_send("room", note(1))
+        await proxy.start()
+        with pytest.raises(LayerUnavailable, match="OOM"):
+            await every([member_of(await make_layer())])
+        assert not reader.statistics().connected
+    await eventually(lambda: reader.statistics().connected, "the link")
+    assert await receive(reader, channel) == TOLD
+    await sender.group_send("room", note(2))
+    assert await receive(reader, channel) == note(2)
+
+
 @each_kind
 async def test_a_process_that_starts_meanwhile(
     make_layer: MakeLayer, server: EmbeddedServer, kind: str
 ) -> None:
     """One that connects the first time hears everything that is sent from then on."""
+    if is_closed_to_subscribers(server, kind):
+        pytest.skip("a full server of this version lets nobody subscribe")
     sender = await make_layer()
     await sender.new_channel()
     with refusing(server, kind):

@@ -278,6 +278,8 @@ _COMMAND_REFUSED = re.compile(r"run the '([\w|]+)' command")
 # Redis 7.0 does not name the command that a script may not run, but its line in the script.
 _PLACE = re.compile(r"script: ([0-9a-f]{40}), on @user_script:(\d+)")
 _COMMAND = re.compile(r"redis\.p?call\(\s*'(\w+)'")
+# It may run the command, and not on this key or channel: the words of Redis 7, and those of Redis 8.
+_OF_A_NAME = re.compile("to the channel|access (?:a|at least one of the) (?:channel|key)")
 # A longer text, such as that about the protected mode, is cut after its first sentence.
 _MOST_WORDS = 200
 _SENTENCE = re.compile(r"(?<=[.!?]) ")
@@ -360,7 +362,7 @@ class Remedies:
         for sha, number in _PLACE.findall(words):
             lines = self.scripts.get(sha, "").splitlines()
             called = _COMMAND.search(lines[int(number) - 1]) if int(number) <= len(lines) else None
-            if called is not None and "to the channel" not in words:
+            if called is not None and _OF_A_NAME.search(words) is None:
                 commands.append(called[1].lower())
         rights = [f"+{command}" for command in dict.fromkeys(commands)]
         if re.search(r"\bkeys?\b", words):
