@@ -19,7 +19,7 @@ Result = dict[str, Any]
 #: What each job of the night tries that no cell does.
 JOBS = {
     "main-branches": "the main branches of Django, Channels and redis-py, on Python 3.14",
-    "free-threaded": "free-threaded Python 3.14",
+    "free-threaded": "free-threaded Python 3.14 (3.13 was [tried by hand](platforms.md))",
     "macos": "macOS",
     "musl": "Linux with musl (Alpine), on Python 3.13",
     "windows": "Windows, with the tests that need no server",
