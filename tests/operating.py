@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 from io import StringIO
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from django.core.management import call_command
-
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "operating.md"
 
 #: What differs from run to run, and what it is called in a shape.
 _VARIABLE = (
@@ -59,12 +57,12 @@ async def asyncq(*arguments: str) -> Said:
     return said
 
 
-def sample(command: str) -> str:
-    """Return what the page says that a command says: the text that follows `python manage.py asyncq COMMAND`."""
-    pattern = rf"^```sh\npython manage\.py asyncq {re.escape(command)}\n```\n\n```text\n(.*?)^```$"
-    found = re.search(pattern, PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert found is not None, f"no sample of {command!r} in {PAGE.name}"
-    return found[1]
+def transcript(text: str) -> tuple[list[str], str]:
+    """Return the arguments of `python manage.py asyncq` in a block of the page, and the output below it."""
+    command, _, output = text.partition("\n")
+    prompt, python, program, name, *arguments = shlex.split(command)
+    assert (prompt, python, program, name) == ("$", "python", "manage.py", "asyncq"), command
+    return arguments, output
 
 
 def shape(text: str) -> list[str]:

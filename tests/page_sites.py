@@ -1,20 +1,17 @@
-"""Sites made of the code blocks of a page: each block that begins with the name of its file is one."""
+"""Sites made of the code blocks of a page."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.example import HOST, Program, free_port
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_NAME = re.compile(r"(?:#|//|<!--) ([\w./-]+)(?: -->)?\n")
 
 #: What the page does not say because every site has it.
 _SETTINGS = """\
@@ -55,31 +52,14 @@ application = ProtocolTypeRouter({**routes, "http": ASGIStaticFilesHandler(route
 """
 
 
-def write_files(page: str, folder: Path) -> set[str]:
-    """
-    Write the blocks of a page into a folder; return the names of the files.
-
-    Raises:
-        AssertionError: a block does not begin with the name of its file.
-    """
-    names = set()
-    for language, text in _BLOCK.findall((DOCS / page).read_text()):
-        if language == "text":
-            continue  # output
-        found = _NAME.match(text)
-        assert found is not None, text
-        path = folder / found[1]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        names.add(found[1])
-    return names
-
-
 class PageSite:
-    """The site of a page in a folder, with `urls` as its URLs, under uvicorn."""
+    """The site of a page's files in a folder, with `urls` as its URLs, under uvicorn."""
 
-    def __init__(self, folder: Path, page: str, urls: str, config: str) -> None:
-        self.files = write_files(page, folder)
+    def __init__(self, folder: Path, files: Mapping[str, str], urls: str, config: str) -> None:
+        for name, text in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
         self.folder = folder
         (folder / "tested_settings.py").write_text(_SETTINGS)
         (folder / "tested_urls.py").write_text(urls)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
+from tests.code_blocks import files
 from tests.page_sites import DOCS, PageSite, python
 from tests.test_resume_browser import browser
 from tests.test_resume_browser import pytestmark as marks_of_browsers
@@ -43,7 +44,7 @@ HAS_WAITED = "performance.getEntriesByType('resource').some(({ name }) => name.e
 def site(tmp_path: Path, redis_server: EmbeddedServer, prefix: str) -> Iterator[PageSite]:
     pytest.importorskip("celery")
     config = json.dumps({"hosts": [redis_server.url], "prefix": prefix})
-    site = PageSite(tmp_path, "ai-tokens.md", URLS, config)
+    site = PageSite(tmp_path, files("docs/ai-tokens.md"), URLS, config)
     with (tmp_path / "tested_settings.py").open("a") as settings:
         settings.write('ASGI_APPLICATION = "asgi.application"\n')
     site.start()
@@ -134,12 +135,12 @@ except ValueError as error:
 
 def test_the_model_fails(tmp_path: Path) -> None:
     """The answer ends with what came before, so that no page waits for ever; the caller hears of the failure."""
-    site = PageSite(tmp_path, "ai-tokens.md", URLS, json.dumps({"hosts": ["memory://"]}))
+    site = PageSite(tmp_path, files("docs/ai-tokens.md"), URLS, json.dumps({"hosts": ["memory://"]}))
     assert site.run(*python(FAILURE)) == "the model failed It  True\n"
 
 
-def test_every_block_is_a_file_of_the_site(tmp_path: Path) -> None:
+def test_every_block_is_a_file_of_the_site() -> None:
     """The page has the whole app."""
-    site = PageSite(tmp_path, "ai-tokens.md", URLS, json.dumps({"hosts": ["memory://"]}))
-    assert len(site.files) == 11
-    assert {"settings.py", "asgi.py", "answers/worker.py", "answers/tasks.py"} < site.files
+    site = files("docs/ai-tokens.md")
+    assert len(site) == 11
+    assert {"settings.py", "asgi.py", "answers/worker.py", "answers/tasks.py"} < set(site)

@@ -9,7 +9,6 @@ import re
 import signal
 from argparse import ArgumentTypeError
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,23 +20,16 @@ from channels_asyncq.management.asyncq.sending import message
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
 from tests.clusters import Cluster
+from tests.code_blocks import block
 from tests.contract import DEADLINE, eventually, note
 from tests.contract import started as begun
+from tests.operating import transcript
 from tests.processes.asyncq import asyncq, called, ended, started
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
 
-PAGE = Path(__file__).parent.parent / "docs" / "operating.md"
+PAGE = "docs/operating.md"
 HERE = identity()
-
-
-def sample(beginning: str, number: int = 0) -> list[str]:
-    """Return the lines of an output on the page, by the beginning of its command."""
-    found = re.findall(
-        r"^```console\n\$ python manage\.py asyncq (.*)\n((?:.*\n)*?)```$", PAGE.read_text(), re.M
-    )
-    texts = [text for command, text in found if command.startswith(beginning)]
-    return shapes(texts[number])
 
 
 def shapes(text: str) -> list[str]:
@@ -68,10 +60,10 @@ async def layer(config: dict[str, Any]) -> AsyncIterator[AsyncQueueChannelLayer]
         yield await make_layer()
 
 
-async def members_of_room(layer: AsyncQueueChannelLayer, process: asyncio.subprocess.Process) -> int:
-    """Return how many channels of a process are in the group "room"."""
+async def members_of_chat(layer: AsyncQueueChannelLayer, process: asyncio.subprocess.Process) -> int:
+    """Return how many channels of a process are in the group "chat"."""
     assert process.returncode is None
-    survey = await layer.survey("takers", timeout=1.0, group="room", exclude=[])
+    survey = await layer.survey("takers", timeout=1.0, group="chat", exclude=[])
     end = f":{process.pid}:asyncq"
     return sum(answer.body["channels"] for answer in survey.answers if answer.process.endswith(end))
 
@@ -79,10 +71,10 @@ async def members_of_room(layer: AsyncQueueChannelLayer, process: asyncio.subpro
 async def listening(
     layer: AsyncQueueChannelLayer, config: dict[str, Any], *arguments: str
 ) -> asyncio.subprocess.Process:
-    """Start a process that listens to the group "room", and return when it does."""
-    process = await started("listen", "room", *arguments, config=config)
+    """Start a process that listens to the group "chat", and return when it does."""
+    process = await started("listen", "chat", *arguments, config=config)
     async with asyncio.timeout(4 * DEADLINE):
-        while not await members_of_room(layer, process):
+        while not await members_of_chat(layer, process):
             await contract.time_passes(0.05)
     return process
 
@@ -100,9 +92,10 @@ async def test_check(own_redis_server: EmbeddedServer) -> None:
     config = {"hosts": [own_redis_server.url]}
     async with contract.layers(**config) as make_layer:
         await (await make_layer()).new_channel()
-        done = await called("check", config=config)
+        arguments, output = transcript(block(PAGE, "console", having="as the user 'default'"))
+        done = await called(*arguments, config=config)
     assert (done.status, done.errors) == (0, "")
-    assert shapes(done.text) == sample("check")
+    assert shapes(done.text) == shapes(output)
     assert all(len(line) <= 80 for line in done.lines)
 
 
@@ -114,10 +107,11 @@ async def test_check_of_a_limited_user(own_redis_server: EmbeddedServer) -> None
     async with contract.layers(hosts=[own_redis_server.url]) as make_layer:
         await (await make_layer()).new_channel()
         config = {"hosts": [own_redis_server.url.replace("://", "://site:secret@")]}
-        done = await called("check", config=config)
+        arguments, output = transcript(block(PAGE, "console", having="as the user 'site'"))
+        done = await called(*arguments, config=config)
         as_json = await called("check", "--json", config=config)
     assert done.status == as_json.status == 1
-    assert shapes(done.text) == sample("check", 1)
+    assert shapes(done.text) == shapes(output)
     assert all(len(line) <= 80 for line in done.lines)
     found = as_json.found
     assert not found["ok"]
@@ -158,9 +152,10 @@ async def test_queues(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> 
     await eventually(lambda: layer.statistics().connected, "the reader")
     for n in range(3):
         await layer.send("mails", note(n))
-    done = await asyncq("queues", config=config)
+    arguments, output = transcript(block(PAGE, "console", having="asyncq queues\n"))
+    done = await asyncq(*arguments, config=config)
     assert (done.status, done.errors) == (0, "")
-    assert shapes(done.text) == sample("queues")
+    assert shapes(done.text) == shapes(output)
     listener = await listening(layer, config)
     try:
         listener.send_signal(signal.SIGSTOP)
@@ -181,9 +176,10 @@ async def test_logs(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> No
     """Each partition has its line: as on the page."""
     for group in ("room.1", "room.2", "room.3"):
         await layer.group_send(group, note(1))
-    done = await called("logs", config=config)
+    arguments, output = transcript(block(PAGE, "console", having="asyncq logs\n"))
+    done = await called(*arguments, config=config)
     assert (done.status, done.errors) == (0, "")
-    assert shapes(done.text) == sample("logs")
+    assert shapes(done.text) == shapes(output)
     found = (await called("logs", "--json", config=config)).found
     assert found["seconds"] == 60
     assert sum(log["entries"] for log in found["logs"]) == 3
@@ -236,18 +232,18 @@ async def test_group_send(layer: AsyncQueueChannelLayer, config: dict[str, Any])
     """The processes that take it are shown, with their channels, and the queues: as on the page."""
     channels = [await layer.new_channel() for _ in range(3)]
     for channel in (*channels, "mails"):
-        await layer.group_add("room", channel)
+        await layer.group_add("chat", channel)
+    arguments, output = transcript(block(PAGE, "console", having="asyncq group-send "))
     listener = await listening(layer, config)
     try:
-        text = '{"type": "test.note", "n": 99}'
-        done = await asyncq("group-send", "room", text, "--exclude", channels[0], config=config)
+        done = await asyncq(*arguments, "--exclude", channels[0], config=config)
     finally:
         await end(listener)
     assert (done.status, done.errors) == (0, "")
-    assert shapes(done.text) == sample("group-send")
+    assert shapes(done.text) == shapes(output)
     assert f"  {HERE}: 2" in done.lines and re.search(rf":{listener.pid}:asyncq: 1$", done.text, re.M)
     for channel in (*channels[1:], "mails"):
-        assert await contract.receive(layer, channel) == note(99)
+        assert await contract.receive(layer, channel) == {"type": "chat.message", "text": "hello"}
 
 
 async def test_group_send_to_nobody(config: dict[str, Any]) -> None:
@@ -261,14 +257,16 @@ async def test_send(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> No
     """To a normal channel, and to one of a process: as on the page. It arrives."""
     reading = await begun(layer.receive("jobs"))
     channel = await layer.new_channel()
-    done = await asyncq("send", "jobs", '{"type": "job"}', config=config)
+    arguments, output = transcript(block(PAGE, "console", having="asyncq send jobs "))
+    done = await asyncq(*arguments, config=config)
     assert (done.status, done.errors) == (0, "")
-    assert shapes(done.text) == sample("send jobs") and f"  {HERE}" in done.lines
+    assert shapes(done.text) == shapes(output) and f"  {HERE}" in done.lines
     assert await reading == {"type": "job"}
-    done = await asyncq("send", channel, '{"type": "job", "n": 1}', config=config)
+    (command, _, text), output = transcript(block(PAGE, "console", having="asyncq send 'specific."))
+    done = await asyncq(command, channel, text, config=config)
     assert (done.status, done.errors) == (0, "")
-    assert shapes(done.text) == sample("send 'specific") and f"  {HERE}" in done.lines
-    assert await contract.receive(layer, channel) == {"type": "job", "n": 1}
+    assert shapes(done.text) == shapes(output) and f"  {HERE}" in done.lines
+    assert await contract.receive(layer, channel) == {"type": "job"}
 
 
 async def test_send_to_a_channel_that_is_gone(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> None:
@@ -322,17 +320,19 @@ async def test_listen(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> 
     told, as_json = await asyncio.gather(
         listening(layer, config), listening(layer, config, "--json", "--count", "1")
     )
-    await layer.group_send("room", {"type": "chat.message", "text": "hello"})
+    await layer.group_send("chat", {"type": "chat.message", "text": "hello"})
     done = await ended(as_json)
     assert (done.status, done.errors) == (0, "")
     assert done.found["message"] == {"type": "chat.message", "text": "hello"}
-    assert (done.found["group"], done.found["sender"]) == ("room", HERE)
+    assert (done.found["group"], done.found["sender"]) == ("chat", HERE)
     assert told.stdout is not None
     begin = await told.stdout.readline() + await told.stdout.readline()
     told.send_signal(signal.SIGINT)
     done = await ended(told, begin)
     assert done.status == 130 and "Traceback" not in done.errors
-    assert shapes(done.text) == [line.replace(" chat ", " room ") for line in sample("listen")]
+    arguments, output = transcript(block(PAGE, "console", having="asyncq listen "))
+    assert arguments == ["listen", "chat"]  # as listening() has it
+    assert shapes(done.text) == shapes(output)
     assert HERE in done.lines[0]
 
 
@@ -343,10 +343,10 @@ async def test_listen_with_encryption(config: dict[str, Any]) -> None:
     async with contract.layers(**sealed) as make_layer:
         layer = await make_layer()
         await layer.new_channel()
-        done = await called("listen", "room", config=config)
+        done = await called("listen", "chat", config=config)
         assert done.status == 2 and "symmetric_encryption_keys" in done.errors and not done.text
         process = await listening(layer, sealed, "--json", "--count", "1")
-        await layer.group_send("room", note(1))
+        await layer.group_send("chat", note(1))
         assert (await ended(process)).found["message"] == note(1)
 
 
@@ -377,8 +377,9 @@ async def test_flush(layer: AsyncQueueChannelLayer, config: dict[str, Any]) -> N
     await layer.send("mails", note(1))
     done = await called("flush", "--json", config=config)
     assert done.status == 2 and "--yes" in done.errors
-    done = await called("flush", "--yes", config=config)
-    assert (done.status, done.errors) == (0, "") and shapes(done.text) == sample("flush")
+    arguments, output = transcript(block(PAGE, "console", having="asyncq flush "))
+    done = await called(*arguments, config=config)
+    assert (done.status, done.errors) == (0, "") and shapes(done.text) == shapes(output)
     await eventually(lambda: not layer.groups, "the flush")
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.template import Context, Template
 
 from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.testing import EmbeddedServer
+from tests.code_blocks import block
 from tests.example import HOST, Program, free_port
 from tests.processes.handles import ROOT
 from tests.test_browser import browser, pytestmark
@@ -32,7 +36,9 @@ COLLECT = """(path) => {
 class StreamSite:
     """The site with event streams under uvicorn, and a layer to send from."""
 
-    def __init__(self, server: EmbeddedServer, prefix: str, middleware: list[str]) -> None:
+    def __init__(
+        self, server: EmbeddedServer, prefix: str, middleware: list[str], **environment: str
+    ) -> None:
         config: dict[str, Any] = {"hosts": [server.url], "prefix": prefix}
         self.layer = AsyncQueueChannelLayer(**config)
         self.port = free_port()
@@ -41,6 +47,7 @@ class StreamSite:
             "TEST_LAYER_CONFIG": json.dumps(config),
             "TEST_MIDDLEWARE": json.dumps(middleware),
             "PYTHONPATH": str(ROOT),
+            **environment,
         }
         self.start()
 
@@ -55,15 +62,17 @@ class StreamSite:
         self.uvicorn.end()
         self.uvicorn.__exit__(None, None, None)
 
-    def position(self) -> str:
+    def position(self, group: str = "room") -> str:
         with ThreadPoolExecutor(1) as pool:  # playwright's event loop runs in this thread
-            return pool.submit(sync.position, "room", layer=self.layer).result()
+            return pool.submit(sync.position, group, layer=self.layer).result()
 
     def say(self, *numbers: int) -> None:
+        for number in numbers:
+            self.send("room", {"type": "test.message", "n": number})
+
+    def send(self, group: str, message: dict[str, Any]) -> None:
         with ThreadPoolExecutor(1) as pool:
-            for number in numbers:
-                message = {"type": "test.message", "n": number}
-                pool.submit(sync.group_send, "room", message, self.layer).result()
+            pool.submit(sync.group_send, group, message, self.layer).result()
 
     def stop(self) -> None:
         self.uvicorn.__exit__(None, None, None)
@@ -116,3 +125,68 @@ def test_gzip_middleware(page: Page, site: StreamSite) -> None:
         site.say(number)
         page.wait_for_function(f"seen.at(-1) == {number}")
     assert page.evaluate("seen") == [-1, *range(6)]
+
+
+DOCUMENTED = "docs/event-streams.md"
+VENDOR = ROOT / "example_project" / "orders" / "static" / "orders" / "vendor"
+REST = """
+from pathlib import Path
+
+from channels_asyncq.http import EventStream
+from django.http import HttpResponse
+from django.urls import path
+
+async def page(request, name):
+    return HttpResponse(Path(__file__).with_name(f"{name}.html").read_text())
+
+async def events(request, shop):
+    return EventStream(request, [f"orders.{shop}"])
+
+urlpatterns = [
+    path("documented/<name>/", page),
+    path("orders/<slug:shop>/events/", events),
+    path("orders/events/", rows),
+]
+"""
+
+
+@pytest.mark.skipif(not (ROOT / DOCUMENTED).is_file(), reason="only the package is here, without its pages")
+def test_documented_pages(browser: Any, redis_server: EmbeddedServer, prefix: str, tmp_path: Path) -> None:
+    """The script shows an event, and loads again at a reset; htmx puts the rows of the view in its table."""
+    view = block(DOCUMENTED, "python", having="async def rows(")
+    (tmp_path / "documented_urls.py").write_text(f"{view}\n{REST}")
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    site = StreamSite(redis_server, prefix, [], TEST_URLS="documented_urls", PYTHONPATH=path)
+    context = browser.new_context()
+    context.set_default_timeout(60_000)
+    try:
+        html = block(DOCUMENTED, "html", having="<script")
+        page = documented_page(context, site, tmp_path, html, "orders.berlin")
+        site.send("orders.berlin", {"type": "order.paid", "id": 7})
+        page.wait_for_function("shown.length === 1")
+        assert page.evaluate("shown") == [{"type": "order.paid", "id": 7}]
+        with page.expect_navigation():
+            site.send("orders.berlin", {"type": "reset"})
+
+        html = "".join(f"<script>{file.read_text()}</script>" for file in sorted(VENDOR.glob("htmx-*.js")))
+        html += block(DOCUMENTED, "html", having="hx-ext")
+        page = documented_page(context, site, tmp_path, html, "orders")
+        for number in (7, 8):
+            site.send("orders", {"type": "order.other", "id": 0})
+            site.send("orders", {"type": "order.paid", "id": number})
+        page.wait_for_selector("tbody tr + tr")
+        rows = page.eval_on_selector_all("tbody tr", "rows => rows.map((row) => row.id + row.innerText)")
+        assert rows == ["order-8paid", "order-7paid"]
+    finally:
+        context.close()
+        site.stop()
+
+
+def documented_page(context: Any, site: StreamSite, folder: Path, html: str, group: str) -> Page:
+    """A page of the site with this template, which has a position."""
+    text = Template(html).render(Context({"position": site.position(group)}))
+    (folder / f"{group}.html").write_text(f"<!doctype html>{text}")
+    page = context.new_page()
+    page.add_init_script("window.shown = []; window.show = (data) => shown.push(data)")
+    page.goto(f"http://{HOST}:{site.port}/documented/{group}/")
+    return page

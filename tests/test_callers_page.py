@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,21 +11,18 @@ from asgiref.sync import async_to_sync
 from channels.layers import channel_layers
 
 from channels_asyncq import AsyncQueueChannelLayer
+from tests.code_blocks import block
 from tests.contract import every
+from tests.test_docs import DOCS
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "callers.md"
-
-pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="only the package is here, without its pages")
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
 
 
 @pytest.fixture
 def functions() -> dict[str, Any]:
     """What the section's program defines."""
-    section = PAGE.read_text().partition("## Many sends at once\n")[2].partition("\n## ")[0]
-    program = re.search(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    assert program is not None
     names: dict[str, Any] = {}
-    exec(program[1], names)
+    exec(block("docs/callers.md", "python", having="def async_view"), names)
     return names
 
 

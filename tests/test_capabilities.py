@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_docs import DOCS, README, ROOT, anchors, code_in, is_there, rows
+from tests.code_blocks import ROOT
+from tests.test_docs import DOCS, README, anchors, code_in, is_there, rows
 
 TESTS = ROOT / "tests"
 PAGE = DOCS / "capabilities.md"

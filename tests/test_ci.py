@@ -3,6 +3,9 @@
 import configparser
 import itertools
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +17,8 @@ import yaml
 from channels_asyncq.bus.resp.remedies import OLDEST, OLDEST_OF_CLUSTERS
 from channels_asyncq.messages.framing import FORMATS
 from tests import grid
+from tests.code_blocks import ROOT, block
 
-ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / ".github" / "workflows"
 
 pytestmark = pytest.mark.skipif(not WORKFLOWS.is_dir(), reason="the workflows are in the repository only")
@@ -35,8 +38,12 @@ def steps(path: Path) -> Iterator[dict[str, Any]]:
         yield from job.get("steps", ())
 
 
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 def project() -> dict[str, Any]:
-    loaded: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    loaded: dict[str, Any] = pyproject()["project"]
     return loaded
 
 
@@ -316,4 +323,46 @@ def test_the_command_of_the_readme_runs_the_gates() -> None:
     environments = env_list()
     assert environments[-1] == "coverage"
     assert len(environments) == len(set(environments))
-    assert "pip install tox && .venv/bin/tox\n" in (ROOT / "README.md").read_text()
+    command = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox\n"
+    assert block("README.md", "sh", having="tox") == command
+    assert block("CONTRIBUTING.md", "console", having="pip install tox") == f"$ {command}"
+
+
+def test_commands_of_a_checkout() -> None:
+    """What README and CONTRIBUTING have one type names what is there: address, extras, groups, environments."""
+    texts = [
+        block("README.md", "sh", having="manage.py demo"),
+        block("CONTRIBUTING.md", "console", having="git clone"),
+        block("CONTRIBUTING.md", "console", having="tox -e"),
+    ]
+    lines = [line.removeprefix("$ ") for text in texts for line in text.splitlines()]
+    for command in (shlex.split(part) for line in lines for part in line.split(" && ")):
+        match command:
+            case ["git", "clone", address]:
+                assert address == project()["urls"]["Source"]
+            case ["cd", folder]:
+                assert project()["urls"]["Source"].endswith(f"/{folder}")
+            case ["python3", "-m", "venv", ".venv"] | [".venv/bin/pip", "install", "--upgrade", "pip"]:
+                pass  # tests/test_tutorial.py makes such an environment
+            case [".venv/bin/pip", "install", "-e", ".[demo]", *more]:
+                assert "demo" in project()["optional-dependencies"]
+                assert more in ([], ["--group", "dev"]) and "dev" in pyproject()["dependency-groups"]
+            case [".venv/bin/python", program, name]:
+                commands = (ROOT / program).parent.glob(f"*/management/commands/{name}.py")
+                assert (ROOT / program).is_file() and len(list(commands)) == 1
+            case [".venv/bin/pytest", *options]:
+                asked = [
+                    sys.executable,
+                    "-m",
+                    "pytest",
+                    *options,
+                    "--collect-only",
+                    "-q",
+                    "tests/test_names.py",
+                ]
+                done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60)
+                assert done.returncode == 0, done.stdout + done.stderr
+            case [".venv/bin/tox", "-e", environment]:
+                assert f"testenv:{environment}" in tox()
+            case _:
+                raise AssertionError(command)

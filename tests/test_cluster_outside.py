@@ -15,6 +15,7 @@ from channels_asyncq import LayerUnavailable
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract, resp_server
 from tests.clusters import Cluster
+from tests.code_blocks import block
 from tests.contract import DEADLINE, MakeLayer, eventually, members_of, note, receive
 from tests.resp_server import RespServer
 
@@ -59,10 +60,9 @@ async def test_refused_message_of_another_program(
 def rights_of_the_page(prefix: str) -> list[str]:
     """The rules of docs/settings-advanced.md for a user of a cluster, for this prefix."""
     page = (Path(__file__).parent.parent / "docs" / "settings-advanced.md").read_text()
-    [rules] = re.findall(r"^user site (on .*)$", page, re.MULTILINE)
-    section = page.partition("### Access control in a cluster")[2].partition("\n## ")[0]
-    [added] = re.findall(r"```text\n(.*)\n```", section)
-    [needless] = re.findall(r"does not need `(.*?)`", section)
+    rules = block("docs/settings-advanced.md", "text", having="user site ").removeprefix("user site ")
+    added = block("docs/settings-advanced.md", "text", having="+cluster|slots")
+    [needless] = re.findall(r"does not need `(.*?)`", page)
     kept = [rule for rule in rules.split() if rule not in needless.split()]
     return [rule.replace("asgi:", f"{prefix}:") for rule in (*kept, *added.split())]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +15,8 @@ if sys.platform == "win32":
 from benchmarks.asgi import free_port
 from benchmarks.sockets.servers import SocketServer
 from benchmarks.sockets.sides import SIDES
+from tests.code_blocks import block
 
-PAGE = Path(__file__).parents[1] / "docs" / "deployment.md"
 HEADER = "sec-websocket-extensions: permessage-deflate"
 
 
@@ -43,9 +41,9 @@ async def test_command_of_the_page(server: str, compresses: bool) -> None:
     if (why := side.obstacle()) is not None:
         pytest.skip(why)
     port = free_port()
-    command = re.search(r"^```sh\n(curl .*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert command is not None and "localhost:8000/ws/room/" in command[1]
-    script = command[1].replace("localhost:8000", f"127.0.0.1:{port}").replace("/ws/room/", "/ws/1/")
+    command = block("docs/deployment.md", "sh", having="curl ")
+    assert "localhost:8000/ws/room/" in command
+    script = command.replace("localhost:8000", f"127.0.0.1:{port}").replace("/ws/room/", "/ws/1/")
     async with SocketServer(side.command(port), port, side.order("memory://", "compression")):
         output = b""
         async with asyncio.timeout(60):

@@ -21,6 +21,7 @@ from channels_asyncq.messages.codecs import Codec
 from channels_asyncq.messages.framing import pack, pack_names
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
+from tests.code_blocks import block
 from tests.contract import (
     DEADLINE,
     MARKER,
@@ -371,8 +372,7 @@ class TestAccess:
     @pytest.fixture
     def user(self, redis_server: EmbeddedServer, prefix: str) -> Iterator[str]:
         """The URL of such a user, for this prefix."""
-        page = (Path(__file__).parent.parent / "docs" / "settings-advanced.md").read_text()
-        [rules] = [line.split()[2:] for line in page.splitlines() if line.startswith("user site on")]
+        _, _, *rules = block("docs/settings-advanced.md", "text", having="user site ").split()
         redis_server.command(
             "ACL", "SETUSER", prefix, *(rule.replace("asgi:", f"{prefix}:") for rule in rules)
         )

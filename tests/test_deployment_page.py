@@ -9,24 +9,25 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from channels_asyncq.management.commands.asyncq import Command
+from channels_asyncq.testing import EmbeddedServer
+from tests.code_blocks import block
 from tests.contract import DEADLINE
 from tests.example import free_port
 from tests.systemd import Systemd, needs_systemd, systemd
-from tests.test_docs import DOCS, only, snippets
+from tests.test_docs import DOCS
 from tests.test_platform_recipes import Site, blocks, needs_systemd_analyze, said_by_systemd, site
 
 __all__ = ["site", "systemd"]
 
+PAGE = "docs/deployment.md"
+
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
-
-
-def block(language: str) -> str:
-    return only(snippet.text for snippet in snippets(language) if snippet.page == "docs/deployment.md")
 
 
 def is_known(arguments: list[str]) -> None:
@@ -39,12 +40,12 @@ def is_known(arguments: list[str]) -> None:
 @needs_systemd_analyze
 def test_the_unit_is_verified(tmp_path: Path) -> None:
     """systemd has nothing to say of it."""
-    assert said_by_systemd(block("ini"), tmp_path / "mysite.service") == ""
+    assert said_by_systemd(block(PAGE, "ini"), tmp_path / "mysite.service") == ""
 
 
 def test_the_commands_of_the_unit() -> None:
     """granian has the options, and our command those of ExecStop."""
-    lines = dict(line.split("=", 1) for line in block("ini").splitlines()[1:])
+    lines = dict(line.split("=", 1) for line in block(PAGE, "ini").splitlines()[1:])
     is_known(shlex.split(lines["ExecStop"].removeprefix("-").replace("$MAINPID", "5")))
     pytest.importorskip("granian")
     options = [word for word in shlex.split(lines["ExecStart"]) if word.startswith("--")]
@@ -60,7 +61,7 @@ async def test_the_unit(site: Site, systemd: Systemd) -> None:
     """granian serves under it. When it is stopped, the command of ExecStop tells its clients to come back."""
     pytest.importorskip("granian")
     port = free_port()
-    await systemd.install("mysite.service", site.unit(block("ini"), port))
+    await systemd.install("mysite.service", site.unit(block(PAGE, "ini"), port))
     await systemd.do("start", "mysite.service")
     await site.is_ready(port)
     async with site.client(port) as socket:
@@ -78,7 +79,7 @@ def test_the_command_of_the_image() -> None:
     """It is that of the recipe, but for the port."""
     ours, theirs = (
         json.loads(re.search(r"^CMD (\[.*?\])$", text.replace("\\\n", ""), re.MULTILINE)[1])  # type: ignore[index]
-        for text in (block("dockerfile"), blocks()["Dockerfile"])
+        for text in (block(PAGE, "dockerfile"), blocks()["Dockerfile"])
     )
     at = theirs.index("--port")
     assert ours == theirs[:at] + theirs[at + 2 :]
@@ -86,7 +87,7 @@ def test_the_command_of_the_image() -> None:
 
 def test_the_hook_of_the_pod() -> None:
     """Our command knows it, and the pod has the time of the recipe's."""
-    spec = yaml.safe_load(block("yaml"))["spec"]
+    spec = yaml.safe_load(block(PAGE, "yaml"))["spec"]
     (container,) = spec["containers"]
     is_known(container["lifecycle"]["preStop"]["exec"]["command"])
     documents = yaml.safe_load_all(next(text for text in blocks().values() if "kind: Deployment" in text))
@@ -96,3 +97,21 @@ def test_the_hook_of_the_pod() -> None:
         if each["kind"] == "Deployment"
     }
     assert spec["terminationGracePeriodSeconds"] in times
+
+
+def test_the_commands_of_drain() -> None:
+    """Our command knows their options."""
+    for line in block(PAGE, "sh", having="asyncq drain").splitlines():
+        is_known(shlex.split(line))
+
+
+@pytest.mark.server
+def test_the_configuration_of_a_server() -> None:
+    """A server takes each line."""
+    lines = dict(line.split(" ", 1) for line in block(PAGE, "text", having="cluster-enabled").splitlines())
+    settings: Any = {name.replace("-", "_"): value for name, value in lines.items()}
+    with EmbeddedServer(external=False, **settings) as server:
+        for name, value in lines.items():
+            (_, found) = server.command("CONFIG", "GET", name)
+            wanted = value.replace("64mb", str(64 << 20)).replace("32mb", str(32 << 20))
+            assert wanted.encode() in found, name

@@ -14,22 +14,21 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.migration import Both
 from channels_asyncq.settings.options import Options
 from tests import contract
+from tests.code_blocks import block, files
 from tests.contract import note
 from tests.contract.resume import resumed
 from tests.rolling import talk_in_steps
-from tests.test_docs import DOCS, code_in, rows, snippets
+from tests.test_docs import DOCS, code_in, rows
 from tests.test_migration import OURS
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
-PAGE = "docs/encryption.md"
 
 
 def settings(file: str, monkeypatch: pytest.MonkeyPatch, keys: str) -> dict[str, Any]:
     """The CHANNEL_LAYERS of the example that begins with the name of this file, with these keys."""
-    (text,) = (s.text for s in snippets("python") if s.page == PAGE and s.text.startswith(f"# {file}\n"))
     monkeypatch.setenv("LAYER_KEYS", keys)
     names: dict[str, Any] = {}
-    exec(text, names)
+    exec(files("docs/encryption.md", "python")[file], names)
     found: dict[str, Any] = names["CHANNEL_LAYERS"]["default"]
     return found
 
@@ -39,11 +38,6 @@ def deploys() -> list[str]:
     found = [code_in(row[1])[0] for row in rows(DOCS / "encryption.md", "deploy")]
     assert found == ["old", "old,new", "new,old", "new"]
     return found
-
-
-def test_all_examples_are_run() -> None:
-    """The page has the two examples that are run here."""
-    assert sum(s.page == PAGE for s in snippets("python")) == 2
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,8 +50,7 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_key_is_made() -> None:
     """The command of the page prints a key of its own each time."""
-    (line,) = (s.text for s in snippets("sh") if s.page == PAGE)
-    python, *arguments = shlex.split(line)
+    python, *arguments = shlex.split(block("docs/encryption.md", "sh"))
     assert python == "python"
     made = {
         subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +22,9 @@ from channels_asyncq.http import EventStream, frames, stream
 from channels_asyncq.http.wakeups import Wakeups
 from channels_asyncq.testing import EmbeddedServer
 from tests import contract
+from tests.code_blocks import block
 from tests.sse import Client, Comment, Event, Parser
+from tests.test_docs import DOCS
 
 Message = dict[str, Any]
 HEARTBEAT = 0.05
@@ -92,6 +95,20 @@ async def test_lines(make_any: contract.MakeLayer) -> None:
         "",
     ]
     await chunks.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
+async def test_lines_of_the_page(make_any: contract.MakeLayer) -> None:
+    """A stream that resumes has the lines of docs/event-streams.md, but for the times and positions."""
+    shown = re.sub(r" {2,}.*", "", block("docs/event-streams.md", "text"))
+    layer = await make_any()
+    position = await layer.position("orders")
+    await layer.group_send("orders", {"type": "order.paid", "id": 7})
+    chunks = aiter(EventStream(request(), ["orders"], since=position, layer=layer, heartbeat=0.1))
+    sent = b"".join([await anext(chunks) for _ in range(4)]).decode().removesuffix("\n")
+    await chunks.aclose()  # type: ignore[attr-defined]
+    shapes = [re.sub(r"^(retry|id): \S+$", r"\1", text, flags=re.MULTILINE) for text in (sent, shown)]
+    assert shapes[0] == shapes[1]
 
 
 async def test_retry_is_spread(make_redis: contract.MakeLayer) -> None:

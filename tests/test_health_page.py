@@ -10,43 +10,38 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from channels_asyncq.testing import EmbeddedServer
+from tests.code_blocks import block
+from tests.test_docs import DOCS
 from tests.test_servers import Served, site
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "health.md"
+PAGE = "docs/health.md"
 # Seconds for a server to start, to learn of an outage, or to end, on a machine that is busy with other tests.
 PATIENCE = 60.0
 
 pytestmark = [
     pytest.mark.processes,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(not PAGE.is_file(), reason="only the package is here, without its pages"),
+    pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages"),
     pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl on PATH"),
 ]
 
 
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-
-
 def of_docker(port: int) -> list[str]:
     """The command of the Dockerfile, without the exit status that Docker wants."""
-    [text] = snippets("dockerfile")
-    command = text.replace("\\\n", " ").partition(" CMD ")[2]
+    command = block(PAGE, "dockerfile").replace("\\\n", " ").partition(" CMD ")[2]
     assert command.strip().endswith("|| exit 1")
     return shlex.split(command.replace(":8000/", f":{port}/").rpartition("||")[0])
 
 
 def of_kubernetes(probe: str, port: int) -> list[str]:
     """What Kubernetes sends for a probe of the page, as a command."""
-    [text] = snippets("yaml")
-    [container] = yaml.safe_load(text)["containers"]
+    [container] = yaml.safe_load(block(PAGE, "yaml"))["containers"]
     get = container[probe]["httpGet"]
     [header] = get["httpHeaders"]
     name = f"{header['name']}: {header['value']}"
@@ -114,7 +109,7 @@ async def test_examples(own_redis_server: EmbeddedServer, prefix: str, kind: str
         live = of_kubernetes("livenessProbe", server.port)
         for command in (*ready, live):
             await ends_with(0, command)
-        [said_live, said_ready] = re.findall(r"^\{.*\}$", snippets("console")[0], re.MULTILINE)
+        [said_live, said_ready] = re.findall(r"^\{.*\}$", block(PAGE, "console"), re.MULTILINE)
         assert await page("live", server.port) == json.loads(said_live)
         assert await page("ready", server.port) == json.loads(said_ready)
 
@@ -122,7 +117,7 @@ async def test_examples(own_redis_server: EmbeddedServer, prefix: str, kind: str
         for command in ready:
             await ends_with(22, command)  # of curl, for the status 503
         assert (await run(live))[0] == 0
-        [shown] = snippets("json")
+        shown = block(PAGE, "json")
         answer = without_cause(await page("ready", server.port))
         assert answer == without_cause(json.loads(shown.replace("6379", str(own_redis_server.port))))
 

@@ -14,18 +14,18 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import RequestFactory
 
 from channels_asyncq import AsyncQueueChannelLayer, History
+from tests.code_blocks import block
 from tests.consumers import installed
 from tests.contract import note, notes
 from tests.contract.resume import resumed
-from tests.test_docs import DOCS, code_in, rows, snippets
+from tests.test_docs import DOCS, code_in, rows
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
 PAGE = "docs/history.md"
 
 
-def example(words: str) -> SimpleNamespace:
-    """The names of the example with these words."""
-    (text,) = (s.text for s in snippets("python") if s.page == PAGE and words in s.text)
+def run(text: str) -> SimpleNamespace:
+    """The names of an example."""
     names: dict[str, Any] = {}
     exec(compile(text, PAGE, "exec"), names)
     return SimpleNamespace(**names)
@@ -34,7 +34,7 @@ def example(words: str) -> SimpleNamespace:
 @pytest.fixture
 async def layer(prefix: str) -> AsyncIterator[AsyncQueueChannelLayer]:
     """The layer of the settings on the page, without their server."""
-    config = example("CHANNEL_LAYERS").CHANNEL_LAYERS["default"]["CONFIG"]
+    config = run(block(PAGE, "python", having="CHANNEL_LAYERS")).CHANNEL_LAYERS["default"]["CONFIG"]
     config |= {"hosts": ["memory://"], "prefix": prefix}
     async with installed(AsyncQueueChannelLayer(**config)) as layer:
         yield layer
@@ -48,7 +48,7 @@ async def test_views(layer: AsyncQueueChannelLayer, monkeypatch: pytest.MonkeyPa
         return JsonResponse(context)
 
     monkeypatch.setattr(django.shortcuts, "render", render)
-    views = example("def older")
+    views = run(block(PAGE, "python", having="def older"))
     for n in range(70):
         await layer.group_send("chat.7", note(n))
 

@@ -17,9 +17,10 @@ from benchmarks.nats import NatsServer, nats_server
 from channels_asyncq import AsyncQueueChannelLayer, ChannelClosed, ChannelLayerError, LayerUnavailable
 from channels_asyncq.migration import Both
 from channels_asyncq.settings.options import Options
+from tests.code_blocks import block
 from tests.contract import DEADLINE, note
 from tests.example import free_port
-from tests.test_docs import DOCS, code_in, rows, snippets
+from tests.test_docs import DOCS, code_in, rows
 
 pytestmark = [
     pytest.mark.slow,
@@ -87,11 +88,8 @@ def test_every_line_has_its_test() -> None:
 
 def test_old_settings() -> None:
     """The settings of the page make a layer of theirs in `Both`."""
-    (text,) = (
-        s.text for s in snippets("python") if "NatsChannelLayer" in s.text and s.text.startswith("OLD")
-    )
     names: dict[str, Any] = {}
-    exec(text, names)
+    exec(block("docs/migrating.md", "python", having="channels_nats.NatsChannelLayer"), names)
     new = {"BACKEND": "channels_asyncq.AsyncQueueChannelLayer", "CONFIG": {"hosts": ["memory://"]}}
     both = Both(old=names["OLD"], new=new, send="old")
     assert isinstance(both.layers["old"], channels_nats.NatsChannelLayer)

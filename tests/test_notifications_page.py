@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
+from tests.code_blocks import files
 from tests.example import free_port
 from tests.page_sites import DOCS, PageSite, python
 from tests.test_resume_browser import browser
@@ -79,7 +80,7 @@ report.apply(args=[User.objects.get(username="ada").pk]).get()
 def site(tmp_path: Path, redis_server: EmbeddedServer, prefix: str) -> Iterator[PageSite]:
     pytest.importorskip("celery")
     config = json.dumps({"hosts": [redis_server.url], "prefix": prefix})
-    site = PageSite(tmp_path, "notifications.md", URLS, config)
+    site = PageSite(tmp_path, files("docs/notifications.md"), URLS, config)
     site.start()
     yield site
     site.stop()
@@ -118,11 +119,11 @@ class Visitor:
             )
 
 
-def test_every_block_is_a_file_of_the_site(tmp_path: Path) -> None:
+def test_every_block_is_a_file_of_the_site() -> None:
     """The page has the whole app."""
-    site = PageSite(tmp_path, "notifications.md", URLS, json.dumps({"hosts": ["memory://"]}))
-    assert len(site.files) == 14
-    assert {"settings.py", "asgi.py", "notes/tasks.py", "notes/consumers.py"} < site.files
+    site = files("docs/notifications.md")
+    assert len(site) == 14
+    assert {"settings.py", "asgi.py", "notes/tasks.py", "notes/consumers.py"} < set(site)
 
 
 OUTAGE = """
@@ -142,7 +143,7 @@ print(page.status_code, page.content.decode())
 def test_without_the_message_server(tmp_path: Path) -> None:
     """The notification is stored, and the page is shown. It has a position that makes it load again later."""
     config = {"hosts": [f"redis://127.0.0.1:{free_port()}/0"], "send_timeout": 0.2}
-    site = PageSite(tmp_path, "notifications.md", URLS, json.dumps(config))
+    site = PageSite(tmp_path, files("docs/notifications.md"), URLS, json.dumps(config))
     said = site.run(*python(OUTAGE))
     assert said.startswith("200 ") and 'data-since="none"' in said and "It is stored" in said
 

@@ -23,6 +23,7 @@ from channels_asyncq.testing import EmbeddedServer
 from tests import resp_server
 from tests.certificates import make_certificate, server_with_tls, tls_options
 from tests.clusters import Cluster
+from tests.code_blocks import block
 from tests.contract import DEADLINE, MakeLayer, eventually, every
 from tests.refusals import KINDS, PROTECTED, refusing
 from tests.resp_server import RespServer
@@ -287,11 +288,9 @@ async def test_max_clients(stack: ExitStack, login: str) -> None:
 
 def granted() -> tuple[set[str], set[str]]:
     """Return the commands on the page: for a plain server, and for a cluster."""
-    text = PAGE.read_text()
-    (line,) = re.findall(r"^user site on.*$", text, re.MULTILINE)
-    plain = set(re.findall(r"\+([a-z|]+)", line))
-    (more,) = re.findall(r"^\+cluster\|slots.*$", text, re.MULTILINE)
-    (less,) = re.findall(r"It does not need `([^`]*)`", text)
+    plain = set(re.findall(r"\+([a-z|]+)", block("docs/settings-advanced.md", "text", having="user site ")))
+    more = block("docs/settings-advanced.md", "text", having="+cluster|slots")
+    (less,) = re.findall(r"It does not need `([^`]*)`", PAGE.read_text())
     cluster = plain | set(re.findall(r"\+([a-z|]+)", more))
     return plain, cluster - set(re.findall(r"\+([a-z|]+)", less))
 

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from channels_asyncq import AsyncQueueChannelLayer
+from tests.code_blocks import block
 from tests.consumers import installed
 from tests.contract import DEADLINE, started
-from tests.operating import asyncq, sample, shape
+from tests.operating import asyncq, shape, transcript
 from tests.processes.handles import Process
 from tests.test_servers import Served, Visit
 
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="there are no signals"),
 ]
 
+PAGE = "docs/operating.md"
 CAPACITY = 10
 #: For processes on a busy machine; nobody is missing, so nothing takes so long.
 PATIENT = ("--timeout", "20")
@@ -187,12 +189,18 @@ async def test_site_under_load(site: Site) -> None:
         said = await asyncq("groups", "games", "--json", *PATIENT)
         assert (said.json["count"], said.json["normal_channels"]) == (3, ["words"])
 
-        said = await asyncq("groups", *PATIENT)
-        assert (shape(said.text), said.status) == (shape(sample("groups")), 0)
+        arguments, output = transcript(block(PAGE, "console", having="asyncq groups\n"))
+        said = await asyncq(*arguments, *PATIENT)
+        assert (shape(said.text), said.status) == (shape(output), 0)
         # These are in the order of process ids, or of ages.
-        for command in ("status", "groups news", "channels --slow"):
-            said = await asyncq(*command.split(), *PATIENT)
-            assert sorted(shape(said.text)) == sorted(shape(sample(command))), said.text
+        for text in (
+            block(PAGE, "console", having="asyncq status\n"),
+            block(PAGE, "console", having="asyncq groups news\n"),
+            block(PAGE, "console", having="asyncq channels --slow\n"),
+        ):
+            arguments, output = transcript(text)
+            said = await asyncq(*arguments, *PATIENT)
+            assert sorted(shape(said.text)) == sorted(shape(output)), said.text
             assert said.status == 0
         said = await asyncq("groups", "l*", *PATIENT)
         assert [line.split()[0] for line in said.lines] == ["GROUP", "lobby"]

@@ -30,6 +30,7 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.generic.websocket import ResumableWebsocketConsumer
 from channels_asyncq.http import EventStream
 from channels_asyncq.testing import EmbeddedServer, server_binaries
+from tests.code_blocks import files
 from tests.contract import DEADLINE, note
 from tests.example import free_port, is_listening
 from tests.processes.handles import END_TIMEOUT, START_TIMEOUT, Process
@@ -116,12 +117,7 @@ execute_from_command_line(sys.argv)
 
 def blocks() -> dict[str, str]:
     """The blocks of the page, by the name of the file with which each begins."""
-    found = {}
-    for text in re.findall(r"^```\w+\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
-        name = re.match(r"# (\S+)\n", text)
-        assert name is not None, text
-        found[name[1]] = text
-    return found
+    return files("docs/platform-recipes.md")
 
 
 def test_blocks() -> None:

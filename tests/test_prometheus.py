@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.prometheus import LayerCollector
 from channels_asyncq.session.figures import Figures
+from tests.code_blocks import block
 from tests.contract import DEADLINE, MakeLayer, eventually, layers, members_of, note
 from tests.processes.handles import Process
 from tests.test_servers import site
@@ -173,6 +175,13 @@ def test_figures_as_a_message() -> None:
 # The command
 
 
+def documented() -> list[list[str]]:
+    """The commands of docs/operating.md: without a port, and with one, as it is in docs/metrics.md."""
+    text = block("docs/operating.md", "sh", having="asyncq metrics")
+    assert text.splitlines()[1:] == block("docs/metrics.md", "sh", having="asyncq metrics").splitlines()
+    return [[sys.executable, "-m", "django", *shlex.split(line)[2:]] for line in text.splitlines()]
+
+
 class Command(Process):
     """`manage.py asyncq metrics --port 0`."""
 
@@ -198,6 +207,7 @@ async def fetch(url: str) -> str:
     return await asyncio.to_thread(get)
 
 
+@needs_page
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 async def test_command(make_layer: MakeLayer, redis_url: str, prefix: str, tmp_path: Path) -> None:
@@ -208,10 +218,10 @@ async def test_command(make_layer: MakeLayer, redis_url: str, prefix: str, tmp_p
     process = layer.statistics().process
     environment = site({"hosts": [redis_url], "prefix": prefix})
     environment["DJANGO_SETTINGS_MODULE"] = "tests.processes.command_settings"
-    manage = [sys.executable, "-m", "django", "asyncq", "metrics", "--timeout", "20"]
+    manage = ["0" if word == "9200" else word for word in documented()[1]]
     command = Command()
     try:
-        await command.start([*manage, "--port", "0"], **environment)
+        await command.start([*manage, "--timeout", "20"], **environment)
         async with asyncio.timeout(PATIENCE):
             url = await command.url
         for sent in (1, 2):
@@ -232,13 +242,14 @@ async def test_command(make_layer: MakeLayer, redis_url: str, prefix: str, tmp_p
             await command.process.wait()
 
 
+@needs_page
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 async def test_command_once(make_layer: MakeLayer, redis_url: str, prefix: str) -> None:
     """Without a port the figures are written once; without a server the exit status says so."""
     layer = await make_layer()
     await members_of(layer, "room", 3)
-    manage = [sys.executable, "-m", "django", "asyncq", "metrics", "--timeout", "20"]
+    manage = [*documented()[0], "--timeout", "20"]
     for url, status in ((redis_url, 0), ("redis://127.0.0.1:1", 1)):
         config = {"hosts": [url], "prefix": prefix, "send_timeout": 1.0 if status else 20.0}
         process = Process("metrics")
@@ -259,10 +270,7 @@ async def test_command_once(make_layer: MakeLayer, redis_url: str, prefix: str) 
 
 
 def rules() -> str:
-    found = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    [text] = [each for each in found if each.startswith("groups:")]
-    assert isinstance(text, str)
-    return text
+    return block("docs/metrics.md", "yaml", having="groups:")
 
 
 def promtool(*arguments: str, given: str | None = None) -> str:
@@ -301,6 +309,19 @@ def test_alerts_are_valid(tmp_path: Path) -> None:
     path.write_text(rules())
     said = promtool("check", "rules", str(path))
     assert f"{len(alerts())} rules found" in said
+
+
+@needs_page
+@needs_promtool
+def test_the_job_is_valid(tmp_path: Path) -> None:
+    """Prometheus takes the configuration, and asks at the port that the command above it serves."""
+    text = block("docs/metrics.md", "yaml", having="scrape_configs:")
+    path = tmp_path / "prometheus.yml"
+    path.write_text(text)
+    assert "is valid prometheus config" in promtool("check", "config", str(path))
+    (job,) = yaml.safe_load(text)["scrape_configs"]
+    port = block("docs/metrics.md", "sh", having="asyncq metrics").split()[-1]
+    assert job["static_configs"] == [{"targets": [f"127.0.0.1:{port}"]}]
 
 
 def alerts() -> list[str]:

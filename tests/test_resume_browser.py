@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.template import Context, Template
 
 import channels_asyncq
 from tests.browsers import CHROMIUM, Browser, Page, chromium, chromium_with_tabs
+from tests.code_blocks import block
 from tests.example import HOST, Program, free_port
 
 pytestmark = [
@@ -611,22 +612,23 @@ def test_consumer_of_the_package(page: Page, site: Site, redis_url: str, prefix:
     assert "~~" in page.evaluate("socket.position")
 
 
-def snippet(heading: str) -> str:
-    """The first script of a section of docs/browser-client.md, without its import, as a page would run it."""
-    section = (ROOT / "docs" / "browser-client.md").read_text().partition(f"## {heading}\n")[2]
-    script = section.partition("```js\n")[2].partition("```")[0]
-    return re.sub(r"^import .*\n", "", script, flags=re.MULTILINE)
-
-
-STUBS = """
+CLIENT = "docs/browser-client.md"
+#: The functions of the page's own.
+NOTES = """
 window.notes = [];
 for (const name of ["show", "load", "say", "answered"]) {
   window[name] = (data) => { notes.push(data === undefined ? [name] : [name, data]) };
 }
-for (const id of ["room", "orders"]) {
-  document.body.append(Object.assign(document.createElement("main"), { id }));
-  document.getElementById(id).dataset.since = "p~1";
-}
+"""
+ORDERS = """
+document.body.append(Object.assign(document.createElement("main"), { id: "orders" }));
+document.getElementById("orders").dataset.since = "p~1";
+"""
+#: As the page of the site has it.
+VIOLATIONS = """
+window.told = [];
+window.violations = [];
+addEventListener("securitypolicyviolation", ({ violatedDirective }) => violations.push(violatedDirective));
 """
 
 
@@ -643,7 +645,13 @@ def test_documented_script(page: Page, site: Site) -> None:
     """The example of the script shows what was missed, tells what is the consumer's own, and loads if it must."""
     for text in ("rendered", "missed"):
         site.say(text)
-    page.evaluate(f"() => {{ {STUBS} {snippet('The script')} }}")
+    html = Template(block(CLIENT, "html")).render(Context({"position": "p~1"}))
+    site.log.with_name("documented.html").write_text(html)
+    name = "**/static/myapp/room.js"
+    script = block(CLIENT, "js", having="// myapp/static/myapp/room.js\n")
+    page.route(name, lambda route: route.fulfill(body=script, content_type="text/javascript"))
+    page.add_init_script(NOTES + VIOLATIONS)
+    page.goto(f"http://{HOST}:{site.port}/documented/")
     is_noted(page, "say", "Live")
     assert page.evaluate("notes") == [["answered", {"since": "p~1"}], ["show", "missed"], ["say", "Live"]]
     site.kill()
@@ -654,9 +662,25 @@ def test_documented_script(page: Page, site: Site) -> None:
     assert page.evaluate("notes.filter(([name]) => name === 'show').length") == 1
 
 
+def test_documented_storage(page: Page) -> None:
+    """The example for reloads keeps the words and their position together, and begins there after one."""
+    connect(page)
+    page.evaluate(f"() => {{ {block(CLIENT, 'js', having='sessionStorage')} }}")
+    for number, word in enumerate(("one ", "two "), 1):
+        tell(page, send=json.dumps({"id": f"p~{number}", "m": {"text": word}}))
+    tell(page, send="the end")
+    wait(page, "told.some(({ data }) => data === 'the end')")
+    page.reload()
+    wait(page, "window.connect")
+    assert page.evaluate("sessionStorage.words") == "one two "
+    page.evaluate('() => { window.socket = connect({ since: sessionStorage.getItem("since") ?? "" }) }')
+    wait_for(page, "recovered", 1)
+    assert positions_sent(page) == ["p~2"]
+
+
 def test_documented_websocket(page: Page, site: Site) -> None:
     """The example of a plain WebSocket comes back where it was, without a gap, and loads if it must."""
-    page.evaluate(f"() => {{ {STUBS} {snippet('A plain WebSocket')} }}")
+    page.evaluate(f"() => {{ {NOTES} {block(CLIENT, 'js', having='new WebSocket(')} }}")
     page.evaluate("window.socket = connect(); 0")
     wait_for(page, "recovered", 1)
     tell(page, say="one")
@@ -675,7 +699,7 @@ def test_documented_event_source(page: Page, site: Site) -> None:
     """The example of EventSource goes on after ends of its stream and after a refusal, and loads if it must."""
     for text in ("rendered", "missed"):
         site.say(text)
-    page.evaluate(f"() => {{ {STUBS} {snippet('EventSource')} }}")
+    page.evaluate(f"() => {{ {NOTES} {ORDERS} {block(CLIENT, 'js', having='new EventSource(')} }}")
     is_noted(page, "show", "missed")
     site.say("later")
     is_noted(page, "show", "later")

@@ -19,9 +19,10 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.messages.positions import MOST_CHANNELS, MOST_CHARACTERS
 from channels_asyncq.session.lingering import LINGER
 from channels_asyncq.settings.keys import Recovery
+from tests.code_blocks import files
 from tests.consumers import Message, installed
 from tests.contract import DEADLINE, eventually
-from tests.test_docs import DOCS, PACKAGE, code_in, rows, snippets
+from tests.test_docs import DOCS, PACKAGE, code_in, rows
 
 PAGE = DOCS / "resume.md"
 
@@ -68,10 +69,8 @@ async def layer(request: pytest.FixtureRequest, prefix: str) -> AsyncGenerator[A
 
 def example(file: str) -> SimpleNamespace:
     """The names of the example that begins with the name of this file."""
-    (text,) = (s.text for s in snippets("python") if s.page == "docs/resume.md" and file in s.text)
-    assert text.startswith(f"# {file}\n")
     names: dict[str, Any] = {}
-    exec(compile(text, f"docs/resume.md: {file}", "exec"), names)
+    exec(compile(files("docs/resume.md")[file], f"docs/resume.md: {file}", "exec"), names)
     return SimpleNamespace(**names)
 
 

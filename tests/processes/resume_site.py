@@ -77,6 +77,12 @@ def page(request: HttpRequest) -> HttpResponse:
     return HttpResponse(PAGE, headers={"Content-Security-Policy": "default-src 'self'"})
 
 
+def documented(request: HttpRequest) -> HttpResponse:
+    """What the test has written: Chromium lets a page that the test itself answers open no WebSocket here."""
+    html = LOG.with_name("documented.html").read_text()
+    return HttpResponse(html, headers={"Content-Security-Policy": "default-src 'self'"})
+
+
 def other_page(request: HttpRequest) -> HttpResponse:
     return HttpResponse(OTHER_PAGE)
 
@@ -186,6 +192,7 @@ class PackageRoom(ResumableWebsocketConsumer):
 
 
 urlpatterns = [
+    path("documented/", documented),
     path("", page),
     path("other/", other_page),
     path("page.js", script),
