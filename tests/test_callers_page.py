@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is h
 def functions() -> dict[str, Any]:
     """What the section's program defines."""
     names: dict[str, Any] = {}
-    exec(block("docs/callers.md", "python", having="def async_view"), names)
+    exec(block("docs/callers.md", "python", having="TaskGroup"), names)
     return names
 
 

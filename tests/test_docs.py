@@ -353,7 +353,9 @@ def test_hosts_of_a_cluster() -> None:
     else [],
 )
 def test_pip_install(line: str) -> None:
-    """pip takes the line, and finds what it names installed here: name and extra are those of the package."""
+    """pip takes the line, and finds what it names installed here; the extra is one of the package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(re.findall(r"\[(\w+)\]", line)) <= project["optional-dependencies"].keys()
     done = subprocess.run(
         [sys.executable, "-m", *shlex.split(line), "--dry-run", "--no-index"],
         capture_output=True,
@@ -363,7 +365,7 @@ def test_pip_install(line: str) -> None:
     )
     if "No module named pip" in done.stderr:
         pytest.skip("there is no pip here")
-    assert done.returncode == 0 and "does not provide the extra" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.processes
@@ -451,7 +453,8 @@ def test_tree_of_exceptions() -> None:
         depth = len(indent) // 4
         assert depth == 0 or issubclass(kind, tree[depth - 1]), line
         assert other is None or issubclass(kind, getattr(builtins, other)), line
-        assert set(carried.replace(".", "").split()) <= set(inspect.signature(kind).parameters), line
+        if carried:
+            assert set(carried.replace(".", "").split()) <= set(inspect.signature(kind).parameters), line
         tree[depth:] = [kind]
         named.add(kind.__name__)
     assert set(exceptions.__all__) <= named
