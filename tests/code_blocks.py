@@ -88,6 +88,7 @@ class Taking(NamedTuple):
 
     where: str  # module:line
     function: str  # at the top of the module, or the class; empty outside of these
+    by: str  # the name of what is called
     blocks: tuple[Block, ...]
 
 
@@ -130,7 +131,8 @@ def _takings(path: Path) -> Iterator[Taking]:
                 page, *languages = (literal(each, where) for each in node.args)
                 having = "".join(literal(keyword.value, where) for keyword in node.keywords)
                 found = tuple(blocks(page, *languages, having=having))
-                yield Taking(where, top.name if isinstance(top, _DEFINITION) else "", found)
+                function = top.name if isinstance(top, _DEFINITION) else ""
+                yield Taking(where, function, node.func.id, found)
 
 
 def all_blocks() -> list[Block]:

@@ -37,9 +37,9 @@ def test_every_block_has_an_owner() -> None:
 
 
 def test_every_taking_finds_its_block() -> None:
-    """The program of no test names a block that is not there."""
+    """The program of no test names a block that is not there, or two of them for one."""
     for taking in takings():
-        assert taking.blocks, taking.where
+        assert len(taking.blocks) == 1 or (taking.blocks and taking.by != "block"), taking.where
 
 
 def test_owners_are_tests() -> None:

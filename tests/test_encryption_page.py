@@ -14,7 +14,7 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.migration import Both
 from channels_asyncq.settings.options import Options
 from tests import contract
-from tests.code_blocks import block, files
+from tests.code_blocks import block
 from tests.contract import note
 from tests.contract.resume import resumed
 from tests.rolling import talk_in_steps
@@ -23,12 +23,14 @@ from tests.test_migration import OURS
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
 
+PAGE = "docs/encryption.md"
 
-def settings(file: str, monkeypatch: pytest.MonkeyPatch, keys: str) -> dict[str, Any]:
+
+def settings(text: str, monkeypatch: pytest.MonkeyPatch, keys: str) -> dict[str, Any]:
     """The CHANNEL_LAYERS of the example that begins with the name of this file, with these keys."""
     monkeypatch.setenv("LAYER_KEYS", keys)
     names: dict[str, Any] = {}
-    exec(files("docs/encryption.md", "python")[file], names)
+    exec(text, names)
     found: dict[str, Any] = names["CHANNEL_LAYERS"]["default"]
     return found
 
@@ -42,15 +44,15 @@ def deploys() -> list[str]:
 
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is accepted, with the keys of the environment in their order."""
-    config = settings("settings.py", monkeypatch, "new,old")["CONFIG"]
+    config = settings(block(PAGE, "python", having="# settings.py\n"), monkeypatch, "new,old")["CONFIG"]
     assert config["symmetric_encryption_keys"] == ["new", "old"]
     Options.from_config(config)
-    Both(**settings("both.py", monkeypatch, "key")["CONFIG"])
+    Both(**settings(block(PAGE, "python", having="# both.py\n"), monkeypatch, "key")["CONFIG"])
 
 
 def test_a_key_is_made() -> None:
     """The command of the page prints a key of its own each time."""
-    python, *arguments = shlex.split(block("docs/encryption.md", "sh"))
+    python, *arguments = shlex.split(block(PAGE, "sh"))
     assert python == "python"
     made = {
         subprocess.run(
@@ -70,7 +72,7 @@ async def test_change_a_key(redis_url: str, prefix: str, monkeypatch: pytest.Mon
     """Processes that change their key in the deploys of the page miss nothing."""
     steps = []
     for keys in deploys():
-        step = settings("settings.py", monkeypatch, keys)
+        step = settings(block(PAGE, "python", having="# settings.py\n"), monkeypatch, keys)
         step["CONFIG"].update(hosts=[redis_url], prefix=prefix)
         steps.append(step)
     await talk_in_steps(steps)
@@ -80,7 +82,7 @@ async def test_change_a_key(redis_url: str, prefix: str, monkeypatch: pytest.Mon
 @pytest.mark.timeout(900)
 async def test_turn_it_on(redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `Both`, processes that begin to encrypt miss nothing."""
-    step = settings("both.py", monkeypatch, "key")
+    step = settings(block(PAGE, "python", having="# both.py\n"), monkeypatch, "key")
     old, new = step["CONFIG"]["old"], step["CONFIG"]["new"]
     assert old["BACKEND"] == new["BACKEND"] == OURS
     old["CONFIG"].update(hosts=[redis_url], prefix=prefix)

@@ -89,7 +89,7 @@ def test_every_line_has_its_test() -> None:
 def test_old_settings() -> None:
     """The settings of the page make a layer of theirs in `Both`."""
     names: dict[str, Any] = {}
-    exec(block("docs/migrating.md", "python", having="channels_nats.NatsChannelLayer"), names)
+    exec(block("docs/migrating.md", "python", having='"BACKEND": "channels_nats'), names)
     new = {"BACKEND": "channels_asyncq.AsyncQueueChannelLayer", "CONFIG": {"hosts": ["memory://"]}}
     both = Both(old=names["OLD"], new=new, send="old")
     assert isinstance(both.layers["old"], channels_nats.NatsChannelLayer)

@@ -19,12 +19,13 @@ from channels_asyncq import AsyncQueueChannelLayer
 from channels_asyncq.messages.positions import MOST_CHANNELS, MOST_CHARACTERS
 from channels_asyncq.session.lingering import LINGER
 from channels_asyncq.settings.keys import Recovery
-from tests.code_blocks import files
+from tests.code_blocks import block
 from tests.consumers import Message, installed
 from tests.contract import DEADLINE, eventually
 from tests.test_docs import DOCS, PACKAGE, code_in, rows
 
 PAGE = DOCS / "resume.md"
+EXAMPLES = "docs/resume.md"
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
 
@@ -67,11 +68,15 @@ async def layer(request: pytest.FixtureRequest, prefix: str) -> AsyncGenerator[A
         yield layer
 
 
-def example(file: str) -> SimpleNamespace:
-    """The names of the example that begins with the name of this file."""
+def example(text: str) -> SimpleNamespace:
+    """The names of an example."""
     names: dict[str, Any] = {}
-    exec(compile(files("docs/resume.md")[file], f"docs/resume.md: {file}", "exec"), names)
+    exec(compile(text, EXAMPLES, "exec"), names)
     return SimpleNamespace(**names)
+
+
+def consumers() -> SimpleNamespace:
+    return example(block(EXAMPLES, "python", having="# consumers.py\n"))
 
 
 class Page:
@@ -133,7 +138,8 @@ async def test_what_is_sent_after_the_view_comes_over_the_websocket(
         return HttpResponse()
 
     monkeypatch.setattr("django.shortcuts.render", render)
-    views, orders, consumers = example("views.py"), example("orders.py"), example("consumers.py")
+    views = example(block(EXAMPLES, "python", having="# views.py\n"))
+    orders = example(block(EXAMPLES, "python", having="# orders.py\n"))
     await in_thread(orders.change, Order(1), "paid")
     await in_thread(views.orders, RequestFactory().get("/orders/"))
     (context,) = contexts
@@ -142,13 +148,13 @@ async def test_what_is_sent_after_the_view_comes_over_the_websocket(
     await layer.group_send("user.7", {"type": "greeting"})
 
     since = await layer.position("orders", "user.7")
-    async with Page(consumers.Orders, context["position"], user(7)) as page:
+    async with Page(consumers().Orders, context["position"], user(7)) as page:
         frame = await page.frame()
         assert frame["type"] == "resumed"
         # The view names one group, and this page follows two: they may be in one partition by chance.
         assert frame["reason"] in ("", "unknown_position")
     await in_thread(orders.change, Order(3), "sent")
-    async with Page(consumers.Orders, since, user(7)) as page:
+    async with Page(consumers().Orders, since, user(7)) as page:
         frame = await page.frame()
         assert frame["m"] == {"type": "order.changed", "id": 3, "state": "sent"}
         assert (await page.frame())["recovered"]
@@ -159,7 +165,7 @@ async def test_what_is_sent_after_the_view_comes_over_the_websocket(
 async def test_a_page_without_a_position_is_told_to_load(layer: AsyncQueueChannelLayer) -> None:
     """What a view renders while the server is away, as the page says."""
     assert '`"none"`' in PAGE.read_text()
-    orders = example("consumers.py").Orders
+    orders = consumers().Orders
     for since, recovered in (("none", False), ("", True)):
         async with Page(orders, since, user(7)) as page:
             assert (await page.frame())["recovered"] is recovered
@@ -167,7 +173,11 @@ async def test_a_page_without_a_position_is_told_to_load(layer: AsyncQueueChanne
 
 async def test_a_client_that_may_not_read_joins_nothing(layer: AsyncQueueChannelLayer) -> None:
     """After `close()` in `connect()` the groups are not joined."""
-    page = Page(example("consumers.py").Orders, "", user(7, is_authenticated=False))
+    page = Page(
+        consumers().Orders,
+        "",
+        user(7, is_authenticated=False),
+    )
     async with page:
         assert await page.close_code() == 4401
         assert not layer.groups
@@ -175,7 +185,7 @@ async def test_a_client_that_may_not_read_joins_nothing(layer: AsyncQueueChannel
 
 async def test_messages_without_a_handler_reach_the_client(layer: AsyncQueueChannelLayer) -> None:
     """All of them, `websocket.send` too: the page says that a handler keeps one back."""
-    async with Page(example("consumers.py").Orders, "", user(7)) as page:
+    async with Page(consumers().Orders, "", user(7)) as page:
         assert (await page.frame())["recovered"]
         for message in ({"type": "some.thing"}, {"type": "websocket.send", "text": "frame"}):
             await layer.group_send("orders", message)
@@ -186,11 +196,34 @@ async def test_messages_from_before_a_user_joined_are_not_sent(layer: AsyncQueue
     """`not_before` of the page: the position says more than the user may read."""
     since = await layer.position("room.7")
     await layer.group_send("room.7", {"type": "room.old"})
-    room = example("rooms.py").Room
+    room = example(block(EXAMPLES, "python", having="# rooms.py\n")).Room
     async with Page(room, since, user=60) as page:
         assert (await page.frame())["recovered"]
     async with Page(room, since, user=-60) as page:
         assert (await page.frame())["m"] == {"type": "room.old"}
+
+
+async def test_the_limit_of_a_tenant(layer: AsyncQueueChannelLayer, prefix: str) -> None:
+    """All users of a tenant count as one client; others come back meanwhile."""
+    shop: Any = example(block(EXAMPLES, "python", having="# shops.py\n")).Shop
+    since = await layer.position("shop")
+
+    class Shop(shop):  # type: ignore[misc]
+        resume_rate = "1/h"  # nobody else may come while this test runs
+
+    def comes_back(tenant: int, consumer: Any = Shop) -> Page:
+        return Page(consumer, since, SimpleNamespace(tenant_id=f"{prefix} {tenant}"))
+
+    async with comes_back(0, shop) as page:
+        assert (await page.frame())["recovered"]
+    for _ in range(shop.resume_burst):
+        async with comes_back(1) as page:
+            assert (await page.frame())["recovered"]
+    async with comes_back(1) as page:
+        assert (await page.frame())["type"] == "retry"
+        assert await page.close_code() == 1012
+    async with comes_back(2) as page:
+        assert (await page.frame())["recovered"]
 
 
 # Other readers
@@ -216,7 +249,7 @@ class Copy:
 
 async def test_a_mirror_goes_on_where_it_was(layer: AsyncQueueChannelLayer) -> None:
     """It loads once. Another one that begins from its position gets what was sent meanwhile."""
-    mirror = example("mirror.py").mirror
+    mirror = example(block(EXAMPLES, "python", having="# mirror.py\n")).mirror
     first = Copy()
     task = asyncio.create_task(mirror(first.load, first.write))
     await asyncio.wait_for(first.loaded.wait(), DEADLINE)
@@ -237,7 +270,11 @@ async def test_a_mirror_goes_on_where_it_was(layer: AsyncQueueChannelLayer) -> N
 async def test_a_mirror_loads_again_after_a_refusal(layer: AsyncQueueChannelLayer) -> None:
     """What a server that has lost its keys had is not known."""
     copy = Copy()
-    task = asyncio.create_task(example("mirror.py").mirror(copy.load, copy.write, "1~00000000~0.1.0"))
+    task = asyncio.create_task(
+        example(block(EXAMPLES, "python", having="# mirror.py\n")).mirror(
+            copy.load, copy.write, "1~00000000~0.1.0"
+        )
+    )
     await asyncio.wait_for(copy.loaded.wait(), DEADLINE)
     task.cancel()
     await asyncio.wait([task])
@@ -246,7 +283,7 @@ async def test_a_mirror_loads_again_after_a_refusal(layer: AsyncQueueChannelLaye
 
 async def test_group_resume_closes_the_gap_of_a_page(layer: AsyncQueueChannelLayer) -> None:
     """The consumer of the page sends what was missed, and what comes."""
-    news = example("news.py").News
+    news = example(block(EXAMPLES, "python", having="# news.py\n")).News
     since = await layer.position("news")
     await layer.group_send("news", {"type": "news.item", "text": "missed"})
     async with Page(news, since) as page:
