@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.template import Context, Template
 
 from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.testing import EmbeddedServer
 from tests.code_blocks import block
 from tests.example import HOST, Program, free_port
+from tests.npm import global_packages
 from tests.processes.handles import ROOT
 from tests.test_browser import browser, pytestmark
 
@@ -132,6 +132,12 @@ VENDOR = ROOT / "example_project" / "orders" / "static" / "orders" / "vendor"
 REST = """
 from pathlib import Path
 
+def stream(message):
+    return f'<turbo-stream action="append" target="orders"><template>{message["id"]} </template></turbo-stream>'
+
+async def turbo(request):
+    return EventStream(request, ["orders"], render=stream)
+
 from channels_asyncq.http import EventStream
 from django.http import HttpResponse
 from django.urls import path
@@ -146,47 +152,73 @@ urlpatterns = [
     path("documented/<name>/", page),
     path("orders/<slug:shop>/events/", events),
     path("orders/events/", rows),
+    path("turbo/events/", turbo),
 ]
 """
 
 
-@pytest.mark.skipif(not (ROOT / DOCUMENTED).is_file(), reason="only the package is here, without its pages")
-def test_documented_pages(browser: Any, redis_server: EmbeddedServer, prefix: str, tmp_path: Path) -> None:
-    """The script shows an event, and loads again at a reset; htmx puts the rows of the view in its table."""
+@pytest.fixture
+def documented(redis_server: EmbeddedServer, prefix: str, tmp_path: Path) -> Iterator[StreamSite]:
+    """A site with the view of the page that renders rows, and one for Turbo."""
+    if not (ROOT / DOCUMENTED).is_file():
+        pytest.skip("only the package is here, without its pages")
     view = block(DOCUMENTED, "python", having="async def rows(")
     (tmp_path / "documented_urls.py").write_text(f"{view}\n{REST}")
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
     site = StreamSite(redis_server, prefix, [], TEST_URLS="documented_urls", PYTHONPATH=path)
+    yield site
+    site.stop()
+
+
+@pytest.fixture
+def context(browser: Any) -> Iterator[Any]:
     context = browser.new_context()
     context.set_default_timeout(60_000)
-    try:
-        html = block(DOCUMENTED, "html", having="<script")
-        page = documented_page(context, site, tmp_path, html, "orders.berlin")
-        site.send("orders.berlin", {"type": "order.paid", "id": 7})
-        page.wait_for_function("shown.length === 1")
-        assert page.evaluate("shown") == [{"type": "order.paid", "id": 7}]
-        with page.expect_navigation():
-            site.send("orders.berlin", {"type": "reset"})
+    context.add_init_script("window.shown = []; window.show = (data) => shown.push(data)")
+    yield context
+    context.close()
 
-        html = "".join(f"<script>{file.read_text()}</script>" for file in sorted(VENDOR.glob("htmx-*.js")))
-        html += block(DOCUMENTED, "html", having="hx-ext")
-        page = documented_page(context, site, tmp_path, html, "orders")
-        for number in (7, 8):
-            site.send("orders", {"type": "order.other", "id": 0})
-            site.send("orders", {"type": "order.paid", "id": number})
-        page.wait_for_selector("tbody tr + tr")
-        rows = page.eval_on_selector_all("tbody tr", "rows => rows.map((row) => row.id + row.innerText)")
-        assert rows == ["order-8paid", "order-7paid"]
-    finally:
-        context.close()
-        site.stop()
+
+def test_documented_script(context: Any, documented: StreamSite, tmp_path: Path) -> None:
+    """It shows an event, and loads the page again at a reset."""
+    html = block(DOCUMENTED, "html", having="<script")
+    page = documented_page(context, documented, tmp_path, html, "orders.berlin")
+    documented.send("orders.berlin", {"type": "order.paid", "id": 7})
+    page.wait_for_function("shown.length === 1")
+    assert page.evaluate("shown") == [{"type": "order.paid", "id": 7}]
+    with page.expect_navigation():
+        documented.send("orders.berlin", {"type": "reset"})
+
+
+def test_documented_htmx(context: Any, documented: StreamSite, tmp_path: Path) -> None:
+    """The rows of the view come into the table of the page, the newest first."""
+    html = "".join(f"<script>{file.read_text()}</script>" for file in sorted(VENDOR.glob("htmx-*.js")))
+    html += block(DOCUMENTED, "html", having="hx-ext")
+    page = documented_page(context, documented, tmp_path, html, "orders")
+    for number in (7, 8):
+        documented.send("orders", {"type": "order.other", "id": 0})
+        documented.send("orders", {"type": "order.paid", "id": number})
+    page.wait_for_selector("tbody tr + tr")
+    rows = page.eval_on_selector_all("tbody tr", "rows => rows.map((row) => row.id + row.innerText)")
+    assert rows == ["order-8paid", "order-7paid"]
+
+
+def test_documented_turbo(context: Any, documented: StreamSite, tmp_path: Path) -> None:
+    """What a view renders for Turbo is appended to the element that it names."""
+    turbo = global_packages("@hotwired/turbo") / "@hotwired/turbo/dist/turbo.es2017-umd.js"
+    html = f'<script>{turbo.read_text()}</script><p id="orders"></p>'
+    html += block(DOCUMENTED, "html", having="<turbo-stream-source").replace("/orders/", "/turbo/")
+    page = documented_page(context, documented, tmp_path, html, "orders")
+    for number in (7, 8):
+        documented.send("orders", {"type": "message", "id": number})
+    page.wait_for_function("document.getElementById('orders').textContent === '7 8 '")
 
 
 def documented_page(context: Any, site: StreamSite, folder: Path, html: str, group: str) -> Page:
-    """A page of the site with this template, which has a position."""
-    text = Template(html).render(Context({"position": site.position(group)}))
+    """A page of the site with this HTML, in which a template would put a position."""
+    text = html.replace("{{ position }}", site.position(group))
+    assert text != html
     (folder / f"{group}.html").write_text(f"<!doctype html>{text}")
     page = context.new_page()
-    page.add_init_script("window.shown = []; window.show = (data) => shown.push(data)")
     page.goto(f"http://{HOST}:{site.port}/documented/{group}/")
     return page

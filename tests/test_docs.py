@@ -39,6 +39,7 @@ from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer, server_binaries
 from tests.code_blocks import PAGES, ROOT, Block, block, blocks_of, untaken
 from tests.example import Program, free_port
+from tests.npm import global_packages
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -178,13 +179,6 @@ def test_commands_of_uvicorn_are_found() -> None:
         assert "--ws-per-message-deflate" in page.read_text(), page
 
 
-def printed_by(*command: str) -> str:
-    """What a program prints; nothing if it is not on PATH."""
-    if shutil.which(command[0]) is None:
-        return ""
-    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-
-
 class TestPublishing:
     """docs/publishing.md"""
 
@@ -222,15 +216,16 @@ class TestPublishing:
 
     async def test_node(self, own_redis_server: EmbeddedServer, tmp_path: Path) -> None:
         """So does the program in JavaScript, by node."""
-        packages = Path(printed_by("npm", "root", "--global").strip())
-        if not packages.joinpath("redis").is_dir():
-            pytest.skip("no npm with the client of Redis: npm install --global redis@5")
-        tmp_path.joinpath("node_modules").symlink_to(packages)
+        tmp_path.joinpath("node_modules").symlink_to(global_packages("redis"))
         await self.publishes(own_redis_server, block("docs/publishing.md", "js"), "node", tmp_path / "a.mjs")
 
     async def test_php(self, own_redis_server: EmbeddedServer, tmp_path: Path) -> None:
         """So does the program in PHP."""
-        if "redis" not in printed_by("php", "-m").split():
+        php = shutil.which("php")
+        if (
+            php is None
+            or b"redis" not in (await asyncio.to_thread(subprocess.check_output, [php, "-m"])).split()
+        ):
             pytest.skip("no php with phpredis (Debian: apt install php-cli php-redis)")
         text = f"<?php\n{block('docs/publishing.md', 'php')}"
         await self.publishes(own_redis_server, text, "php", tmp_path / "a.php")

@@ -50,11 +50,17 @@ def run(project: Path, redis_url: str, *arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+def test_every_file_is_used() -> None:
+    """The tests below run each file of the page."""
+    names = {"test_sends.py", "test_consumer.py", "test_coming_back.py", "test_live.py", "live_settings.py"}
+    assert set(files("docs/testing.md")) == names
+
+
 def test_code_that_sends_and_consumers(project: Path, redis_url: str) -> None:
     """The fixtures do what the page says."""
     asyncio_mode = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"]
-    files = ["test_sends.py", "test_consumer.py", "test_coming_back.py"]
-    said = run(project, redis_url, *asyncio_mode, *files)
+    names = ["test_sends.py", "test_consumer.py", "test_coming_back.py"]
+    said = run(project, redis_url, *asyncio_mode, *names)
     assert re.search(r"\b6 passed\b", said), said
 
 
