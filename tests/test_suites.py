@@ -8,6 +8,7 @@ tests: put an archive of its repository, such as `channels-4.3.2.tar.gz`, into a
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,9 +20,11 @@ from typing import NamedTuple
 import pytest
 
 from channels_asyncq.testing import HOST, EmbeddedServer
+from tests.code_blocks import block
 from tests.test_docs import DOCS, code_in, rows
 
-SUITES = Path(__file__).parent / "suites"
+ROOT = Path(__file__).resolve().parent.parent
+SUITES = ROOT / "tests" / "suites"
 PAGE = DOCS / "migrating.md"
 
 
@@ -77,6 +80,18 @@ def figures(project: str) -> tuple[str, int, int]:
     """What the page says of a project: its version, how many tests there are, how many pass."""
     (row,) = (row for row in rows(PAGE, "project", "version", "tests", "pass") if row[0].startswith(project))
     return row[1], int(row[2]), int(row[3])
+
+
+#: A test of another project, of a layer that this one stands in for.
+MADE_IN_PLACE = """
+import asyncio
+
+from channels.layers import InMemoryChannelLayer
+
+
+def test_send():
+    asyncio.run(InMemoryChannelLayer().send("jobs", {"type": "a.job"}))
+"""
 
 
 def judge(outcomes: dict[str, str], differences: dict[str, str]) -> list[str]:
@@ -199,3 +214,27 @@ def test_outcomes_of_a_report(tmp_path: Path) -> None:
         "test_a.py::four": "passed",
         "test_a.py::five": "was skipped",
     }
+
+
+@pytest.mark.server
+@pytest.mark.skipif(sys.platform == "win32", reason="the page has a command for a POSIX shell")
+def test_command_of_the_page(redis_server: EmbeddedServer, tmp_path: Path) -> None:
+    """By the command for a run by hand, what another project's tests make is this layer, on the server named."""
+    (tmp_path / "channels_asyncq").symlink_to(ROOT)
+    tests = tmp_path / "channels" / "tests"
+    tests.mkdir(parents=True)
+    (tests.parent / "pytest.ini").write_text("[pytest]\naddopts = --ds=django.conf.global_settings\n")
+    command = block("docs/migrating.md", "sh", having="IN_PLACE_OF")
+    assert "redis://localhost:6379/0" in command
+    for name in (modules := re.findall(r"tests/(test_\w+\.py)", command)):
+        (tests / name).write_text(MADE_IN_PLACE)
+    done = subprocess.run(
+        ["sh", "-c", command.replace("redis://localhost:6379/0", redis_server.url)],
+        cwd=tests.parent,
+        env={"PATH": os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert f"{len(modules)} passed" in done.stdout, done.stdout + done.stderr
+    assert redis_server.command("KEYS", "test1:*jobs*")
