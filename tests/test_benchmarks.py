@@ -183,6 +183,20 @@ def test_histories(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum("are read in" in line for line in lines) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("options", [(), ("--cluster",)], ids=["one server", "cluster"])
+def test_recovery(options: Sequence[str]) -> None:
+    """The command for recovery has a figure for all that it measures, and its readers miss nothing."""
+    few = ["--rounds", "1", "--seconds", "1", "--rate", "500", "--others", "10", "--readers", "2"]
+    command = [sys.executable, "-m", "benchmarks.recovery", *few, *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = {name: float(figure) for name, figure, *_ in map(str.split, done.stdout.splitlines())}
+    assert set(figures) == {"seconds", "cpu", "sent", "reader_cpu", "received", "told"}
+    assert figures["received"] > 0 and figures["told"] == 0
+
+
 class Begins(Exception):
     """A benchmark would begin to measure now."""
 

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
-from tests.code_blocks import PAGES, ROOT, Block, all_blocks, blocks_of, takings, untaken
+from tests.code_blocks import PAGES, ROOT, all_blocks, blocks_of, takings, untaken
 from tests.test_docs import DOCS
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is here, without its pages")
 
 #: What `tox -e docs` makes pictures and references of: a fault there is a warning, which fails the build.
 DRAWN = {"mermaid", "{eval-rst}"}
-#: What no test can run, by the beginning of the block, with the reason. The page says it, in the paragraph below.
-NOT_RUN = {
-    (
-        "docs/publishing.md",
-        "client := redis.NewClient",
-    ): "go-redis comes from nowhere that these tests may load from",
-}
-
-
-def is_not_run(block: Block) -> bool:
-    return any(block.page == page and block.text.startswith(begin) for page, begin in NOT_RUN)
+#: What no test can run, by page and language, with the reason. The page says it, in the paragraph below.
+NOT_RUN = {("docs/publishing.md", "go"): "go-redis comes from nowhere that these tests may load from"}
 
 
 def test_every_block_has_an_owner() -> None:
     """A test takes it, test_python_snippet runs it, the site draws it, or it is in the short list."""
-    taken = Counter(each for taking in takings() for each in taking.blocks)
+    taken = {each for taking in takings() for each in taking.blocks}
     alone = set(untaken("python"))
     for each in all_blocks():
-        owners = [each in taken, each in alone, each.language in DRAWN, is_not_run(each)]
+        owners = [
+            each in taken,
+            each in alone,
+            each.language in DRAWN,
+            (each.page, each.language) in NOT_RUN,
+        ]
         assert sum(owners) == 1, f"{each.page}:{each.line} ({each.language or 'indented'}): {owners}"
     assert len(all_blocks()) > 200
 
@@ -72,11 +68,47 @@ def called_by_tests(module: str) -> set[str]:
 
 
 def test_what_is_not_run_says_so() -> None:
-    """Each entry of the list is a block, and the page says below it that no test runs it."""
-    for page, begin in NOT_RUN:
-        (block,) = (each for each in blocks_of(page) if each.text.startswith(begin))
-        below = (ROOT / page).read_text().partition(block.text)[2].partition("\n\n")[2].partition("\n\n")[0]
-        assert "not run by a test" in " ".join(below.split()), (page, block.line)
+    """Each entry of the list is one block, and the page says below it that no test runs it."""
+    for page, language in NOT_RUN:
+        (each,) = (each for each in blocks_of(page) if each.language == language)
+        _, below, *_ = (ROOT / page).read_text().partition(each.text)[2].split("\n\n")
+        assert "not run by a test" in " ".join(below.split()), page
+
+
+WRITTEN = """
+# A page
+
+Do this:
+
+~~~sh
+one
+~~~
+
+- In a list:
+
+  ``` {.python title="a file"}
+  two
+  ```
+
+> ```
+> three
+> ```
+
+    four
+"""
+
+
+def test_every_way_to_write_a_block_is_seen(tmp_path: Path) -> None:
+    """Fences of both kinds, with any words behind them, in lists and quotations, and code that is indented."""
+    page = tmp_path / "page.md"
+    page.write_text(WRITTEN)
+    found = [(each.language, each.text.strip(), each.lead) for each in blocks_of(str(page))]
+    assert found == [
+        ("sh", "one", "Do this:"),
+        ('{.python title="a file"}', "two", "In a list:"),
+        ("", "three", ""),
+        ("", "four", ""),
+    ]
 
 
 def test_no_block_is_hidden() -> None:
