@@ -60,7 +60,11 @@ class Site:
             ],
         }[self.kind]
         self.server = Program(*command, environment=self.environment | more).__enter__()
-        self.server.wait_for("Listening on TCP address|Uvicorn running on")
+        try:
+            self.server.wait_for("Listening on TCP address|Uvicorn running on")
+        except BaseException:
+            self.kill()
+            raise
 
     def signal(self, number: signal.Signals) -> None:
         assert self.server is not None
