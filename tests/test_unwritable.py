@@ -132,15 +132,16 @@ async def test_a_full_server_that_lets_nobody_subscribe(
     make_layer: MakeLayer, server: EmbeddedServer, proxy: RespServer
 ) -> None:
     """As Redis 8.6 does: who is away comes back when there is memory, and is told; a join says why it fails."""
-    sender, reader = await make_layer(), await make_layer(hosts=[proxy.url], send_timeout=0.5)
+    sender, reader = await make_layer(), await make_layer(hosts=[proxy.url])
     channel = await member_of(reader)
     with refusing(server, "OOM"):
         await away(reader, proxy)
         await sender.group_send("room", note(1))
         proxy.always("SUBSCRIBE", error("OOM command not allowed when used memory > 'maxmemory'."))
         await proxy.start()
+        await eventually(lambda: "OOM" in reader.statistics().links[0].reason, "the refusal")
         with pytest.raises(LayerUnavailable, match="OOM"):
-            await reader.group_add("another", channel)
+            await every([member_of(await make_layer(hosts=[proxy.url]))])
         assert not reader.statistics().connected
     proxy.restore()
     await eventually(lambda: reader.statistics().connected, "the link")
