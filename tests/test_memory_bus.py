@@ -15,7 +15,7 @@ from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.bus.base import WAITS_SECONDS
 from channels_asyncq.bus.memory import logs
 from channels_asyncq.bus.memory.broker import Broker
-from channels_asyncq.bus.memory.queues import MANY_CHANNELS, Queues, Waiter
+from channels_asyncq.bus.memory.queues import MANY, Queues, Waiter
 from channels_asyncq.exceptions import LayerClosed
 from channels_asyncq.local import mailbox
 from channels_asyncq.messages.envelopes import Envelope
@@ -147,13 +147,36 @@ def test_expired_messages_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> 
     assert queues.lengths() == {"read": 1, "half": 2, "unread": 1}
     clock.turn(10)
     assert queues.lengths() == {"read": 1, "half": 1}
-    for number in range(10 * MANY_CHANNELS):
+    for number in range(10 * MANY):
         push_to(f"job-{number}", 1)
         clock.turn(1)
-        assert len(queues.by_channel) <= MANY_CHANNELS
-    for number in range(10 * MANY_CHANNELS):
+        assert len(queues.by_channel) <= MANY
+    for number in range(10 * MANY):
         push_to(f"task-{number}", 1)
-    assert len(queues.lengths()) == 10 * MANY_CHANNELS
+    assert len(queues.lengths()) == 10 * MANY
+    clock.turn(1)
+    assert not queues.lengths()
+    for number in range(10 * MANY):
+        push_to(f"late-{number}", 1)
+        clock.turn(1)
+        assert len(queues.by_channel) <= MANY
+
+
+def test_claims_of_channels_that_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim is kept until its message expires, so channels that are used and read once do not add up."""
+    clock = Clock()
+    clock.put_into(monkeypatch, ["bus.memory", "local"])
+    queues = Queues()
+    for number in range(10 * MANY):
+        channel = f"answer-{number}"
+        queues.push(channel, Envelope(b"m", channel, expires_at=clock.now + 10), 1, None)
+        claimed = queues.pop(channel, "reader", number)
+        assert claimed is not None
+        assert queues.pop(channel, "reader", number) is claimed
+        clock.turn(1)
+        assert max(len(queues.by_channel), len(queues.claimed)) <= MANY
+    assert queues.give_back(channel, "reader", number)
+    assert queues.lengths() == {channel: 1}
 
 
 async def test_sessions_count_their_own_bytes(prefix: str) -> None:

@@ -10,8 +10,8 @@ from ...local.counters import Counters
 from ...messages.envelopes import Envelope
 from ..base import WAITS_SECONDS, channel_full
 
-#: With fewer channels than this, no sender looks for expired messages.
-MANY_CHANNELS = 64
+#: With fewer channels and claims than this, no sender looks for those that expired.
+MANY = 64
 
 
 class Waiter(NamedTuple):
@@ -59,13 +59,15 @@ class Queues:
     -----------------------------|---------------------------------------------------------------------------
     none                         | the session has claimed nothing; `pop()` claims the oldest message
     (number, envelope)           | claimed: `pop()` with the same number returns it again, with a higher number
-                                 | acknowledges it; `give_back()` returns it to the head of the channel
+                                 | acknowledges it; `give_back()` returns it to the head of the channel. When it
+                                 | has expired, it need not be returned, and the record is dropped
     """
 
     def __init__(self) -> None:
         self.by_channel: dict[str, ChannelBuffer] = {}
-        self._many = MANY_CHANNELS
-        self._claimed: dict[tuple[str, str], tuple[int, Envelope]] = {}
+        self.claimed: dict[tuple[str, str], tuple[int, Envelope]] = {}
+        #: With as many channels and claims, a new channel has the expired ones dropped.
+        self._many = MANY
         self._waiting = WaitingSessions()
 
     def push(self, channel: str, envelope: Envelope, capacity: int, waiter: Waiter | None) -> None:
@@ -77,10 +79,8 @@ class Queues:
         """
         queue = self.by_channel.get(channel)
         if queue is None:
-            if len(self.by_channel) >= self._many:
+            if len(self.by_channel) + len(self.claimed) >= self._many:
                 self._drop_expired()
-                # Each channel is looked at about once for each new one.
-                self._many = max(MANY_CHANNELS, 2 * len(self.by_channel))
             queue = self.by_channel[channel] = ChannelBuffer(channel, capacity, Counters())
         queue.resize(capacity)
         may_push = not self._waiting.by_channel or self._may_push(channel, queue, waiter)
@@ -109,24 +109,24 @@ class Queues:
 
     def pop(self, channel: str, session_id: str, number: int) -> Envelope | None:
         """Return what the session claimed under this number, else claim the oldest message; None without one."""
-        claimed = self._claimed.get((session_id, channel))
+        claimed = self.claimed.get((session_id, channel))
         if claimed is not None and claimed[0] == number:
             return claimed[1]
         queue = self.by_channel.get(channel)
         envelope = queue.take() if queue is not None else None
         if envelope is None:
             self.by_channel.pop(channel, None)
-            self._claimed.pop((session_id, channel), None)
+            self.claimed.pop((session_id, channel), None)
         else:
-            self._claimed[session_id, channel] = (number, envelope)
+            self.claimed[session_id, channel] = (number, envelope)
         return envelope
 
     def give_back(self, channel: str, session_id: str, number: int) -> bool:
         """Put the message back that the session claimed under this number; False if there is none."""
-        claimed = self._claimed.get((session_id, channel))
+        claimed = self.claimed.get((session_id, channel))
         if claimed is None or claimed[0] != number:
             return False
-        del self._claimed[session_id, channel]
+        del self.claimed[session_id, channel]
         queue = self.by_channel.get(channel)
         if queue is None:
             queue = self.by_channel[channel] = ChannelBuffer(channel, 1, Counters())
@@ -135,8 +135,8 @@ class Queues:
 
     def forget_session(self, session_id: str) -> None:
         """Drop what a session has claimed: it is gone."""
-        for key in [key for key in self._claimed if key[0] == session_id]:
-            del self._claimed[key]
+        for key in [key for key in self.claimed if key[0] == session_id]:
+            del self.claimed[key]
 
     def lengths(self) -> dict[str, int]:
         """Return how many messages wait in each channel that is not empty, after dropping those that expired."""
@@ -144,12 +144,18 @@ class Queues:
         return {channel: queue.queued for channel, queue in self.by_channel.items()}
 
     def _drop_expired(self) -> None:
-        """Drop the expired messages of all channels, and the channels that are empty."""
+        """Drop the expired messages of all channels, the channels that are empty, and expired claims."""
         for channel, queue in list(self.by_channel.items()):
             queue.drop_expired()
             if queue.empty():
                 del self.by_channel[channel]
+        now = monotonic()
+        for key, (_, envelope) in list(self.claimed.items()):
+            if envelope.expires_at <= now:
+                del self.claimed[key]
+        # Twice what is left: so there are as many new ones before all are looked at again.
+        self._many = max(MANY, 2 * (len(self.by_channel) + len(self.claimed)))
 
     def clear(self) -> None:
         self.by_channel.clear()
-        self._claimed.clear()
+        self.claimed.clear()
