@@ -53,7 +53,7 @@ def result(**facts: Any) -> dict[str, Any]:
 
 
 def test_every_pair_is_in_a_cell() -> None:
-    """Whatever two values one takes, some cell has both, but for a Django that the Python is too old for."""
+    """Whatever two values one takes, some cell has both, but for a Django that is not for the Python."""
     assert grid.wanted(rows()) <= grid.pairs(rows())
 
 
