@@ -230,8 +230,8 @@ def page(results: Sequence[Result]) -> str:
 
 What was run together, on Linux with glibc, last on {days}. Tests make this page: a cell is an environment of
 tox, and `python -m tests.grid_page` writes what came of the cells. Each pair of values, such as a web server and
-a version of Django, is in at least one cell: a test counts that. Left out are pairs of Django and a Python that it is
-not for. Not every combination of more than two is in a cell.
+a version of Django, is in at least one cell: a test counts that. Left out are pairs of Django and a Python that
+it is not for. Not every combination of more than two is in a cell.
 
 ## Web servers and consumers
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -26,7 +23,6 @@ from benchmarks.runner import Result, Round  # noqa: E402
 from benchmarks.scenarios import load  # noqa: E402
 from benchmarks.scenarios.growth import Growth  # noqa: E402
 from channels_asyncq.testing import EmbeddedServer  # noqa: E402
-from tests.code_blocks import blocks  # noqa: E402
 
 SCENARIOS = {name: scenario for name, scenario in load().items() if scenario.is_default}
 
@@ -195,44 +191,6 @@ def test_recovery(options: Sequence[str]) -> None:
     figures = {name: float(figure) for name, figure, *_ in map(str.split, done.stdout.splitlines())}
     assert set(figures) == {"seconds", "cpu", "sent", "reader_cpu", "received", "told"}
     assert figures["received"] > 0 and figures["told"] == 0
-
-
-class Begins(Exception):
-    """A benchmark would begin to measure now."""
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        line
-        for each in (
-            *blocks("docs/benchmarks.md", "sh"),
-            *blocks("docs/drops.md", "sh"),
-            *blocks("docs/performance.md", "sh"),
-        )
-        for line in each.text.replace("\\\n", " ").splitlines()
-    ],
-)
-def test_documented_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its module, options and names are there: it begins to measure. Other tests do measure, briefly."""
-
-    def begins(coroutine: Any = None, **options: Any) -> None:
-        if coroutine is not None:
-            coroutine.close()
-        raise Begins
-
-    for start in ("tox -e benchmark -- ", "python -m "):
-        command = command.removeprefix(start)
-    name, *arguments = shlex.split(command)
-    module: Any = importlib.import_module(name)
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"{name}.__main__")
-    monkeypatch.setattr(asyncio, "run", begins)
-    # The one that measures without an event loop.
-    monkeypatch.setattr("benchmarks.histories.EmbeddedServer", begins)
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    with pytest.raises(Begins):
-        module.main()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from channels_asyncq.testing import EmbeddedServer
+from tests.code_blocks import blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -146,8 +147,17 @@ COMMAND = re.compile(
 def commands() -> list[Any]:
     """Each command once, with all its options, also those in brackets."""
     texts = (page.read_text().replace("\\\n", " ") for page in PAGES)
-    found = sorted({match[1].strip() for text in texts for match in COMMAND.finditer(text)})
-    return [pytest.param(re.sub(r"[][]", "", command), id=command) for command in found]
+    found = {match[1].strip() for text in texts for match in COMMAND.finditer(text)}
+    lines = {
+        line.removeprefix("tox -e benchmark -- ").removeprefix("python -m ")
+        for each in (
+            *blocks("docs/benchmarks.md", "sh"),
+            *blocks("docs/drops.md", "sh"),
+            *blocks("docs/performance.md", "sh"),
+        )
+        for line in each.text.replace("\\\n", " ").splitlines()
+    }
+    return [pytest.param(re.sub(r"[][]", "", command), id=command) for command in sorted(found | lines)]
 
 
 class Begun(Exception):

@@ -173,12 +173,7 @@ async def test_a_page_without_a_position_is_told_to_load(layer: AsyncQueueChanne
 
 async def test_a_client_that_may_not_read_joins_nothing(layer: AsyncQueueChannelLayer) -> None:
     """After `close()` in `connect()` the groups are not joined."""
-    page = Page(
-        consumers().Orders,
-        "",
-        user(7, is_authenticated=False),
-    )
-    async with page:
+    async with Page(consumers().Orders, "", user(7, is_authenticated=False)) as page:
         assert await page.close_code() == 4401
         assert not layer.groups
 
