@@ -39,8 +39,8 @@ from channels_asyncq.settings.options import Options
 from channels_asyncq.testing import EmbeddedServer, server_binaries
 from tests.code_blocks import PAGES, ROOT, Block, block, blocks_of, untaken
 from tests.example import Program, free_port
+from tests.installing import dry_run
 from tests.npm import global_packages
-from tests.pip import dry_run
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"

@@ -33,7 +33,7 @@ from channels_asyncq.testing import EmbeddedServer, server_binaries
 from tests.code_blocks import files
 from tests.contract import DEADLINE, note
 from tests.example import free_port, is_listening
-from tests.pip import dry_run
+from tests.installing import dry_run
 from tests.processes.handles import END_TIMEOUT, START_TIMEOUT, Process
 from tests.sse import Parser
 from tests.systemd import Systemd, needs_systemd, systemd
