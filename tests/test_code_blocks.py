@@ -15,12 +15,10 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only the package is h
 
 #: What `tox -e docs` makes pictures and references of: a fault there is a warning, which fails the build.
 DRAWN = {"mermaid", "{eval-rst}"}
-#: What no test can run, by page and language, with the reason. The page says it, in the paragraph below.
-NOT_RUN = {("docs/publishing.md", "go"): "go-redis comes from nowhere that these tests may load from"}
 
 
 def test_every_block_has_an_owner() -> None:
-    """A test takes it, test_python_snippet runs it, the site draws it, or it is in the short list."""
+    """A test takes it, test_python_snippet runs it, or the site draws it."""
     taken = {each for taking in takings() for each in taking.blocks}
     alone = set(untaken("python"))
     for each in all_blocks():
@@ -28,7 +26,6 @@ def test_every_block_has_an_owner() -> None:
             each in taken,
             each in alone,
             each.language in DRAWN,
-            (each.page, each.language) in NOT_RUN,
         ]
         assert sum(owners) == 1, f"{each.page}:{each.line} ({each.language or 'indented'}): {owners}"
     assert len(all_blocks()) > 200
@@ -65,14 +62,6 @@ def called_by_tests(module: str) -> set[str]:
         found |= following
         following = {name for each in following for name in names[each] & names.keys()} - found
     return found
-
-
-def test_what_is_not_run_says_so() -> None:
-    """Each entry of the list is one block, and the page says below it that no test runs it."""
-    for page, language in NOT_RUN:
-        (each,) = (each for each in blocks_of(page) if each.language == language)
-        _, below, *_ = (ROOT / page).read_text().partition(each.text)[2].split("\n\n")
-        assert "not run by a test" in " ".join(below.split()), page
 
 
 WRITTEN = """

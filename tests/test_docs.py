@@ -180,6 +180,10 @@ def test_commands_of_uvicorn_are_found() -> None:
         assert "--ws-per-message-deflate" in page.read_text(), page
 
 
+#: Where Debian's packages put the sources of Go's libraries.
+GO_SOURCES = Path("/usr/share/gocode")
+
+
 class TestPublishing:
     """docs/publishing.md"""
 
@@ -231,13 +235,27 @@ class TestPublishing:
         text = f"<?php\n{block('docs/publishing.md', 'php')}"
         await self.publishes(own_redis_server, text, "php", tmp_path / "a.php")
 
+    @pytest.mark.skipif(
+        shutil.which("go") is None or not GO_SOURCES.joinpath("src/github.com/gomodule/redigo").is_dir(),
+        reason="no go with redigo (Debian: apt install golang-go golang-github-gomodule-redigo-dev)",
+    )
+    async def test_go(
+        self, own_redis_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So does the program in Go."""
+        environment = {"GO111MODULE": "off", "GOPATH": str(GO_SOURCES), "GOCACHE": f"{tmp_path}/cache"}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        text = block("docs/publishing.md", "go")
+        await self.publishes(own_redis_server, text, "go run", tmp_path / "a.go")
+
     async def publishes(self, server: EmbeddedServer, text: str, command: str, path: Path) -> None:
         """Run a program that publishes to localhost:6379, on this server: its message arrives."""
         assert text.count("6379") == 1
         await asyncio.to_thread(path.write_text, text.replace("6379", str(server.port)))
 
         async def publish() -> None:
-            process = await asyncio.create_subprocess_exec(command, path)
+            process = await asyncio.create_subprocess_exec(*command.split(), path)
             assert await asyncio.wait_for(process.wait(), 60) == 0
 
         message = await self.receive_from(server, publish)
