@@ -134,12 +134,13 @@ def read(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] += navigation(source[0])
 
 
-def prepare_docstring(app: Sphinx, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+def prepare_docstring(app: Sphinx, kind: Any, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Prepare a docstring in Google's style for the parser."""
-    from sphinx.ext.napoleon import Config, GoogleDocstring
+    from sphinx.ext.napoleon import Config
+    from sphinx.ext.napoleon.docstring import GoogleDocstring
 
     # Of a property napoleon would take what is before a colon in the first line for its type.
-    what = "" if kind in ("attribute", "property") else kind
+    what: Any = "object" if kind in ("attribute", "property") else kind
     lines[:] = GoogleDocstring(with_code_blocks(lines), Config(), app, what, name, thing).lines()
 
 
