@@ -13,7 +13,7 @@ from channels.exceptions import ChannelFull
 
 from channels_asyncq import AsyncQueueChannelLayer, sync
 from channels_asyncq.bus.base import WAITS_SECONDS
-from channels_asyncq.bus.memory import logs
+from channels_asyncq.bus.memory import logs, members
 from channels_asyncq.bus.memory.broker import Broker
 from channels_asyncq.bus.memory.queues import MANY, Queues, Waiter
 from channels_asyncq.exceptions import LayerClosed
@@ -177,6 +177,37 @@ def test_claims_of_channels_that_are_read_once(monkeypatch: pytest.MonkeyPatch) 
         assert max(len(queues.by_channel), len(queues.claimed)) <= MANY
     assert queues.give_back(channel, "reader", number)
     assert queues.lengths() == {channel: 1}
+
+
+def test_places_in_line_of_sessions_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that does not ask again is forgotten, also when nobody else sends to its channel."""
+    clock = Clock()
+    clock.put_into(monkeypatch, ["bus.memory", "local"])
+    queues = Queues()
+    envelope = Envelope(b"m", "jobs", expires_at=float("inf"))
+    queues.push("jobs", envelope, 1, None)
+    with pytest.raises(ChannelFull):
+        queues.push("jobs", envelope, 1, Waiter("gone", clock.now))
+    assert queues.lengths() == {"jobs": 1} and queues.waiting.by_channel
+    clock.turn(WAITS_SECONDS)
+    assert queues.lengths() == {"jobs": 1} and not queues.waiting.by_channel
+
+
+def test_memberships_of_groups_that_nobody_sends_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memberships of normal channels that lapsed are dropped, so groups that are used once do not add up."""
+    clock = Clock()
+    clock.put_into(monkeypatch, ["bus.memory"])
+    groups = members.Members()
+    groups.add("kept", "jobs", float("inf"))
+    for number in range(10 * members.MANY):
+        groups.add(f"order-{number}", "jobs", 1)
+        clock.turn(1)
+        assert len(groups.by_group) <= members.MANY + 1
+    for number in range(10 * members.MANY):
+        groups.add("kept", f"jobs-{number}", 1)
+        clock.turn(1)
+        assert sum(map(len, groups.by_group.values())) <= members.MANY + 1
+    assert groups.of("kept") == ["jobs"]
 
 
 async def test_sessions_count_their_own_bytes(prefix: str) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ...clock import monotonic
 
+#: Of fewer memberships than this, nobody looks for those that lapsed.
+MANY = 64
+
 
 class Members:
     """The normal channels in groups. Not thread-safe: the broker's lock is held."""
@@ -11,8 +14,16 @@ class Members:
     def __init__(self) -> None:
         #: By group and channel, when the membership was added and when it lapses. No group is empty.
         self.by_group: dict[str, dict[str, tuple[float, float]]] = {}
+        #: So many are added before those that lapsed are dropped in all groups.
+        self._adds_left = MANY
 
     def add(self, group: str, channel: str, seconds: float) -> None:
+        if not self._adds_left:
+            for each in list(self.by_group):
+                self.of(each)
+            # As many as are left: so each is looked at about once for each that is added.
+            self._adds_left = max(MANY, sum(map(len, self.by_group.values())))
+        self._adds_left -= 1
         now = monotonic()
         self.by_group.setdefault(group, {})[channel] = now, now + seconds
 

@@ -10,7 +10,7 @@ from ...local.counters import Counters
 from ...messages.envelopes import Envelope
 from ..base import WAITS_SECONDS, channel_full
 
-#: With fewer channels and claims than this, no sender looks for those that expired.
+#: Of fewer channels and claims than this, nobody looks for those that expired.
 MANY = 64
 
 
@@ -38,6 +38,11 @@ class WaitingSessions:
             waiting.pop(session_id, None)
             if not waiting:
                 del self.by_channel[channel]
+
+    def drop_expired(self) -> None:
+        """Forget the sessions that did not ask again in time: their event loops ended."""
+        for channel in list(self.by_channel):
+            self.count_before(channel, None)
 
     def count_before(self, channel: str, waiter: Waiter | None) -> int:
         """Return how many sessions came before this one; all of them for a sender that does not wait."""
@@ -68,7 +73,7 @@ class Queues:
         self.claimed: dict[tuple[str, str], tuple[int, Envelope]] = {}
         #: With as many channels and claims, a new channel has the expired ones dropped.
         self._many = MANY
-        self._waiting = WaitingSessions()
+        self.waiting = WaitingSessions()
 
     def push(self, channel: str, envelope: Envelope, capacity: int, waiter: Waiter | None) -> None:
         """
@@ -83,13 +88,13 @@ class Queues:
                 self._drop_expired()
             queue = self.by_channel[channel] = ChannelBuffer(channel, capacity, Counters())
         queue.resize(capacity)
-        may_push = not self._waiting.by_channel or self._may_push(channel, queue, waiter)
+        may_push = not self.waiting.by_channel or self._may_push(channel, queue, waiter)
         if not may_push or queue.offer(envelope) < 0:
             if waiter is not None:
-                self._waiting.add(channel, waiter)
+                self.waiting.add(channel, waiter)
             raise channel_full(channel, capacity)
         if waiter is not None:
-            self._waiting.remove(channel, waiter.session_id)
+            self.waiting.remove(channel, waiter.session_id)
 
     def _may_push(self, channel: str, queue: ChannelBuffer, waiter: Waiter | None) -> bool:
         """
@@ -101,11 +106,11 @@ class Queues:
         free = queue.maxsize - queue.qsize()
         if waiter is None and free != 1:
             return free > 0
-        return free > self._waiting.count_before(channel, waiter)
+        return free > self.waiting.count_before(channel, waiter)
 
     def stop_waiting(self, channel: str, session_id: str) -> None:
         """Give up the place in line of a session's senders."""
-        self._waiting.remove(channel, session_id)
+        self.waiting.remove(channel, session_id)
 
     def pop(self, channel: str, session_id: str, number: int) -> Envelope | None:
         """Return what the session claimed under this number, else claim the oldest message; None without one."""
@@ -144,7 +149,7 @@ class Queues:
         return {channel: queue.queued for channel, queue in self.by_channel.items()}
 
     def _drop_expired(self) -> None:
-        """Drop the expired messages of all channels, the channels that are empty, and expired claims."""
+        """Drop expired messages, claims and places in line, and the channels that are empty."""
         for channel, queue in list(self.by_channel.items()):
             queue.drop_expired()
             if queue.empty():
@@ -153,6 +158,7 @@ class Queues:
         for key, (_, envelope) in list(self.claimed.items()):
             if envelope.expires_at <= now:
                 del self.claimed[key]
+        self.waiting.drop_expired()
         # Twice what is left: so there are as many new ones before all are looked at again.
         self._many = max(MANY, 2 * (len(self.by_channel) + len(self.claimed)))
 
