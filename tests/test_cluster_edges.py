@@ -330,35 +330,34 @@ async def test_partition_that_nobody_wanted_has_moved(
     assert (replay.recovered, replay.reason, replay.messages) == (True, "", [note(1)])
 
 
-async def test_partition_0_comes_while_a_node_is_set_up(
-    make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+async def test_partition_0_comes_to_a_node_that_waits_for_the_lease(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node that did not ask for the lease, as it was kept elsewhere, asks for it before it is up."""
+    """It asks for the lease then: the node that had the partition does not any more, and waits for it too."""
     layer = await make_on_cluster()
-    await joined(layer)
+    channel = await joined(layer)
     router = router_of(layer)
-    node = router.partitions[0].home
-    set_up, hold, held = Node.set_up, router.lease.hold, []
+    await eventually(lambda: router.is_up, "all connections")
+    last = router._node_of(0)
+    target = next(each for each in redis_cluster.primaries() if each.port != last.place[1])
+    node = router.node_at(("127.0.0.1", target.port))
+    set_up, has_moved = Node.set_up, asyncio.Event()
 
-    def leave(*map_and_source: object) -> None:
-        """As if partition 0 was elsewhere when the node begins to be set up."""
-        node.partitions.pop(0, None)
-
-    async def set_up_and_come(self: Node, wire: WireProtocol) -> None:
+    async def set_up_late(self: Node, wire: WireProtocol) -> None:
+        if self is last:
+            await has_moved.wait()
         await set_up(self, wire)
-        node.partitions[0] = router.partitions[0]
 
-    async def hold_and_note(call: Any) -> None:
-        held.append(call)
-        await hold(call)
-
-    monkeypatch.setattr(router.lease, "hold", hold_and_note)
-    monkeypatch.setattr(router, "learn", leave)
-    monkeypatch.setattr(Node, "set_up", set_up_and_come)
+    monkeypatch.setattr(Node, "set_up", set_up_late)
     router.lease.note_lost()
-    await commands_lost(node)
-    await eventually(lambda: node.commands.wire is not None, "the next connection")
-    assert held
+    await asyncio.gather(commands_lost(last), commands_lost(node))
+    await eventually(lambda: "it waits for the lease" in node.commands.reason, "the wait for the lease")
+    await asyncio.to_thread(redis_cluster.migrate_classic, router._slots[0], target)
+    has_moved.set()
+    await eventually(lambda: router.is_up, "all connections again")
+    assert router.partitions[0].home is node
+    await layer.group_send("room-0", note(1))
+    assert await receive(layer, channel) == note(1)
 
 
 async def test_nodes_that_do_not_answer(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:
@@ -396,7 +395,7 @@ async def test_close_pools(make_on_cluster: MakeLayer) -> None:
     await sender.group_send("room-1", note(1))
     assert rests(layer)
     # Another session may use the namespace in another way meanwhile.
-    assert not router_of(layer).lease._is_held
+    assert not router_of(layer).lease.is_held
     await layer.group_send("room-1", note(2))
     assert [await receive(layer, channel), await receive(layer, channel)] == [note(1), note(2)]
 

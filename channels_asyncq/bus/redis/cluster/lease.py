@@ -63,40 +63,44 @@ class ClusterLease(LeaseKeeper):
     The lease of the session, for all its nodes.
 
     The node that has partition 0 takes it while its connection for commands is set up. The others wait for that,
-    the first time and after `note_lost()`. Then a timer renews it.
+    the first time and after `note_lost()`, or until the partition comes to them. Then a timer renews it.
     """
 
     def __init__(self, shared: Shared, router: ClusterRouter) -> None:
         options, address = shared.options, shared.options.hosts[0].address
         lease = Lease(Layout.of(options, 0, shared.formats), shared.formats, address, options.prefix)
         super().__init__(shared, ClusterLeaseHome(router, address), lease)
-        self._is_held = False
+        #: Whether the session has its lease, as far as it knows.
+        self.is_held = False
         self._waiters = Waiters()
 
     def note_held(self) -> None:
         """Note that the session has its lease."""
-        self._is_held = True
+        self.is_held = True
         self._waiters.release()
         self.renew_later()
 
     def note_lost(self) -> None:
         """Note that others may use the namespace in another way: the nodes wait for the lease again."""
-        self._is_held = False
+        self.is_held = False
 
     def note_refused(self, error: ImproperlyConfigured) -> None:
         """Note that another session uses the namespace in an incompatible way."""
-        self._is_held = False
+        self.is_held = False
         self._waiters.fail(error)
 
-    async def held(self) -> None:
+    def note_home(self) -> None:
+        """Note that partition 0 has another home, which may wait for the lease that it must ask for now."""
+        self._waiters.release()
+
+    async def news(self) -> None:
         """
-        Return when the session has its lease.
+        Return when the session has its lease, or when that is kept elsewhere.
 
         Raises:
             ImproperlyConfigured: another session uses the namespace in an incompatible way.
         """
-        while not self._is_held:
-            await self._waiters.wait()
+        await self._waiters.wait()
 
     async def hold(self, call: Callable[..., Awaitable[Any]]) -> None:
         await super().hold(call)

@@ -99,12 +99,20 @@ class ClusterNode(Node):
         self.run_id = self.identity_in(await _done(wire.call(b"INFO", b"replication")))
         if is_leased:
             self.router.lease.note_held()
-        elif self.keeps_lease:
-            await self.router.lease.hold(wire.call)  # partition 0 has come here meanwhile
         else:
+            await self._wait_for_lease(wire)
+
+    async def _wait_for_lease(self, wire: WireProtocol) -> None:
+        """Return when the session has its lease. Ask for it if partition 0 has come here meanwhile."""
+        lease = self.router.lease
+        while True:
+            if self.keeps_lease:
+                await lease.hold(wire.call)
+            if lease.is_held:
+                return
             home = self.router.partitions[0].home
             self.commands.explain(f"it waits for the lease of this session, which is kept at {home.address}")
-            await self.router.lease.held()
+            await lease.news()
 
     @property
     def keeps_lease(self) -> bool:

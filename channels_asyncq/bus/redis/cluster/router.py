@@ -209,6 +209,8 @@ class ClusterRouter(Router):
         partition.departures = departures
         self._redirects[number].release()
         node.start()
+        if number == 0:
+            self.lease.note_home()
         if not last.partitions:
             self._retire_in(_UNUSED if last.is_up else 0.0, last)
         self._search()
