@@ -26,6 +26,7 @@ from tests.cluster_nodes import Node as Server
 from tests.cluster_sessions import Company, Moving, partition_of, router_of, slot_of_group
 from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
+from tests.fences import fence_every
 from tests.sessions import bus_of
 
 pytestmark = pytest.mark.server
@@ -197,6 +198,30 @@ async def commands_lost(node: Node) -> None:
     assert wire is not None
     wire.abort(ConnectionResetError("cut by the test"))
     await eventually(lambda: node.commands.wire is None, "the loss")
+
+
+async def fences_go_on(node: Node) -> None:
+    """Return when a node has sent more fences, one after the other."""
+    number = node.checkpoint._number
+    await eventually(lambda: node.checkpoint._number > number + 2, "more fences")
+
+
+async def test_commands_are_lost_with_a_fence(
+    make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next fence follows, over the next connection: without fences, nobody notices a deaf connection."""
+    fence_every(monkeypatch, 0.05)
+    layer = await make_on_cluster()
+    await joined(layer)
+    await eventually(lambda: router_of(layer).is_up, "all connections")
+    node = router_of(layer).partitions[0].home
+    pushes = node.pushes.wire
+    node.checkpoint.stop()
+    node.checkpoint._send()
+    await commands_lost(node)
+    await eventually(lambda: node.commands.wire is not None, "the next connection")
+    await fences_go_on(node)
+    assert node.pushes.wire is pushes
 
 
 async def test_join_while_the_home_is_in_doubt(make_on_cluster: MakeLayer) -> None:

@@ -264,6 +264,8 @@ class ClusterCheckpoint(Checkpoint):
 
     def on_refused(self, fence: ClusterFence, error: Exception) -> None:
         """Void a fence: a partition has left, or the connection was lost. The next one follows soon."""
+        # First: one that was void before, with the connection for pushes, is followed by none of this connection.
+        self._sent_here(fence, has_failed=True)
         if not fence.arrived.done():
             has_moved = isinstance(error, Redirected) or is_redirect(error)
             kind = Redirected if has_moved else ConnectionResetError
@@ -274,7 +276,6 @@ class ClusterCheckpoint(Checkpoint):
             if owner is not None:
                 owner.sender.is_redirected(error, self._node)
         self._fences.pop(fence.number, None)
-        self._sent_here(fence, has_failed=True)
 
     def _sent_here(self, fence: ClusterFence, *, has_failed: bool) -> None:
         if fence.is_regular:
