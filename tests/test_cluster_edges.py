@@ -224,6 +224,25 @@ async def test_commands_are_lost_with_a_fence(
     assert node.pushes.wire is pushes
 
 
+async def test_scripts_are_lost(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fences load them: a session that only receives has no other command at most nodes."""
+    fence_every(monkeypatch, 0.05)
+    layer = await make_on_cluster()
+    channel = await layer.new_channel()
+    node, (group, _) = await node_without_topics(layer)
+    assert not node.keeps_lease
+    server = next(each for each in redis_cluster.primaries() if each.port == node.place[1])
+    await asyncio.to_thread(server.command, "SCRIPT", "FLUSH")
+    async with asyncio.timeout(DEADLINE):
+        await layer.group_add(group, channel)
+    await asyncio.to_thread(server.command, "SCRIPT", "FLUSH")
+    partition = partition_of_group(layer, group)
+    then = millisecond_of(server)
+    await eventually(lambda: partition.fenced_at > then, "a fence that arrives")
+
+
 async def test_join_while_the_home_is_in_doubt(make_on_cluster: MakeLayer) -> None:
     """A group of a partition that is not read, and whose home is in doubt, is joined when the home is up."""
     layer = await make_on_cluster()

@@ -14,6 +14,7 @@ from ...resp.replies import ReplySink, is_redirect
 from ..checkpoint import LONGEST_FENCE, MARK_DIFFERS, MARK_LIVES, Checkpoint, Covered, Fence
 from ..partition import Partition, Reading
 from ..redirects import Redirected
+from ..refusals import is_script_missing
 from ..scripts import Script
 
 if TYPE_CHECKING:
@@ -275,6 +276,10 @@ class ClusterCheckpoint(Checkpoint):
             owner = self._node.partition_of_own(fence.plan.topic)
             if owner is not None:
                 owner.sender.is_redirected(error, self._node)
+            wire = self._node.commands.wire
+            if wire is not None and is_script_missing(error):
+                # Loads it: there may be no other command that does.
+                self._node.refusals.may_go_on(wire, error)
         self._fences.pop(fence.number, None)
 
     def _sent_here(self, fence: ClusterFence, *, has_failed: bool) -> None:
