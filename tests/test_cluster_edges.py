@@ -243,6 +243,33 @@ async def test_scripts_are_lost(
     await eventually(lambda: partition.fenced_at > then, "a fence that arrives")
 
 
+async def test_next_topic_of_the_fences_is_refused(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another connection is made, and has fences again."""
+    fence_every(monkeypatch, 0.05)
+    layer = await make_on_cluster()
+    await joined(layer)
+    await eventually(lambda: router_of(layer).is_up, "all connections")
+    node = router_of(layer).partitions[0].home
+    assert isinstance(node, ClusterNode) and node.pushes.wire is not None
+    wire, call = node.pushes.wire, node.pushes.wire.call
+
+    def refuse(*command: Any, **options: Any) -> asyncio.Future[Any]:
+        if command[0] != b"SSUBSCRIBE" or b":fence:" not in command[1]:
+            return call(*command, **options)
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        reply.set_exception(ReplyError("BUSY Redis is busy running a script"))
+        return reply
+
+    monkeypatch.setattr(wire, "call", refuse)
+    slot = router_of(layer)._slots[node._fence_partition]
+    target = next(each for each in redis_cluster.primaries() if each.port != node.place[1])
+    await asyncio.to_thread(redis_cluster.migrate_classic, slot, target)
+    await eventually(lambda: node.pushes.wire not in (None, wire), "another connection")
+    await fences_go_on(node)
+
+
 async def test_join_while_the_home_is_in_doubt(make_on_cluster: MakeLayer) -> None:
     """A group of a partition that is not read, and whose home is in doubt, is joined when the home is up."""
     layer = await make_on_cluster()

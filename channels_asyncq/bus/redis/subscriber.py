@@ -300,7 +300,8 @@ class Subscriber:
     async def _use_own(self, wire: WireProtocol) -> None:
         try:
             await self._subscribe_to_own(wire)
-        except ReplyError:
+        except ReplyError as exc:
+            wire.abort(exc)  # without fences nobody would notice that it is deaf
             return
         except ConnectionError:
             if wire.is_lost:
