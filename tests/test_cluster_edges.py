@@ -25,7 +25,7 @@ from channels_asyncq.names import owner_of
 from tests.cluster_nodes import Node as Server
 from tests.cluster_sessions import Company, Moving, partition_of, router_of, slot_of_group
 from tests.clusters import Cluster
-from tests.contract import DEADLINE, MakeLayer, eventually, note, receive
+from tests.contract import DEADLINE, MakeLayer, ended, eventually, note, receive, started
 from tests.fences import fence_every
 from tests.sessions import bus_of
 
@@ -429,6 +429,31 @@ async def test_partition_0_comes_to_a_node_that_waits_for_the_lease(
     assert router.partitions[0].home is node
     await layer.group_send("room-0", note(1))
     assert await receive(layer, channel) == note(1)
+
+
+async def test_last_topic_of_a_node_is_given_up_while_it_is_asked_for(
+    make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next connection of the node, which asks for none, does not mind that the last one was not answered."""
+    layer = await make_on_cluster()
+    channel = await layer.new_channel()
+    node, (group, _) = await node_without_topics(layer)
+    assert node.pushes.wire is not None
+    wire, call, is_cut = node.pushes.wire, node.pushes.wire.call, asyncio.Event()
+
+    def cut(*command: Any, **options: Any) -> asyncio.Future[Any]:
+        reply = call(*command, **options)
+        if command[0] == b"SSUBSCRIBE":
+            wire.abort(ConnectionResetError("cut by the test"))
+            is_cut.set()
+        return reply
+
+    monkeypatch.setattr(wire, "call", cut)
+    joining = await started(layer.group_add(group, channel))
+    await is_cut.wait()
+    joining.cancel()
+    await ended(joining)
+    await eventually(lambda: node.pushes.reconnects == 1, "the next connection")
 
 
 async def test_nodes_that_do_not_answer(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:

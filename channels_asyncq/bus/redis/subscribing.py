@@ -56,7 +56,7 @@ class TopicSubscriber:
 
     def connect(self, wire: WireProtocol) -> None:
         """Use a new connection."""
-        self.wire = wire
+        self.wire, self.last_asked = wire, None
 
     def disconnect(self) -> None:
         """Note that the connection is lost, or another one follows."""
