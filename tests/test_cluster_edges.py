@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from hiredis import ReplyError
 
 from channels_asyncq import AsyncQueueChannelLayer, DeliveryUnknown, LayerUnavailable
@@ -427,6 +428,38 @@ async def test_partition_0_comes_to_a_node_that_waits_for_the_lease(
     has_moved.set()
     await eventually(lambda: router.is_up, "all connections again")
     assert router.partitions[0].home is node
+    await layer.group_send("room-0", note(1))
+    assert await receive(layer, channel) == note(1)
+
+
+async def test_partition_0_comes_to_a_node_that_is_up(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a refusal at its last home, the nodes that wait hear of the lease that is renewed at this one."""
+    fence_every(monkeypatch, 0.05)
+    layer = await make_on_cluster()
+    await joined(layer)
+    router = router_of(layer)
+    await eventually(lambda: router.is_up, "all connections")
+    last = router._node_of(0)
+    target, third = (each for each in redis_cluster.primaries() if each.port != last.place[1])
+    node, other = (router.node_at(("127.0.0.1", each.port)) for each in (target, third))
+    set_up = Node.set_up
+
+    async def refuse(self: Node, wire: WireProtocol) -> None:
+        """As if others use the namespace in another way, for as long as the partition is there."""
+        if self is last and self.keeps_lease:
+            raise ImproperlyConfigured("others have partitions: 8")
+        await set_up(self, wire)
+
+    monkeypatch.setattr(Node, "set_up", refuse)
+    await commands_lost(last)
+    await eventually(lambda: not router.lease.is_held, "the refusal")
+    await commands_lost(other)
+    await asyncio.to_thread(redis_cluster.migrate_classic, router._slots[0], target)
+    await eventually(lambda: router.is_up, "all connections again")
+    assert router.partitions[0].home is node and node.commands.reconnects == 0
+    channel = await joined(layer, 1)  # which gets no notice of the move, that its last home has not seen
     await layer.group_send("room-0", note(1))
     assert await receive(layer, channel) == note(1)
 

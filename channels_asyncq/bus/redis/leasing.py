@@ -128,6 +128,9 @@ class LeaseKeeper:
             await asyncio.sleep(pause)
             pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
 
+    def note_held(self) -> None:
+        """Note that the session has its lease."""
+
     async def refresh(self) -> None:
         """Return when the session is known to have its lease still, or has it again. Raises as `hold()`."""
         await self.hold(partial(self._node.sender.commands.call, is_repeatable=True))
@@ -182,7 +185,10 @@ class LeaseKeeper:
                 name=f"channels_asyncq changing the format for {self._node.address}",
                 context=contextvars.Context(),
             )
-        return standing in _LET_IN
+        is_let_in = standing in _LET_IN
+        if is_let_in:
+            self.note_held()
+        return is_let_in
 
     async def write(self) -> None:
         """

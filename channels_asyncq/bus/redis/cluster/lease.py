@@ -63,7 +63,8 @@ class ClusterLease(LeaseKeeper):
     The lease of the session, for all its nodes.
 
     The node that has partition 0 takes it while its connection for commands is set up. The others wait for that,
-    the first time and after `note_lost()`, or until the partition comes to them. Then a timer renews it.
+    the first time and after `note_lost()`, or until the partition comes to them. Then a timer renews it. If the
+    partition comes to a node that is up, the first answer to the timer tells the others that the lease is held.
     """
 
     def __init__(self, shared: Shared, router: ClusterRouter) -> None:
