@@ -529,6 +529,22 @@ async def test_close_pools(make_on_cluster: MakeLayer) -> None:
     assert [await receive(layer, channel), await receive(layer, channel)] == [note(1), note(2)]
 
 
+async def test_home_of_partition_0_dies_while_the_session_rests(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer
+) -> None:
+    """A question for the health, too, finds its successor: otherwise all nodes wait for the lease there."""
+    layer = await make_on_cluster()
+    await joined(layer)
+    router = router_of(layer)
+    await eventually(lambda: router.is_up, "all connections")
+    server = next(each for each in redis_cluster.primaries() if each.port == router._node_of(0).place[1])
+    [replica] = redis_cluster.replicas_of(server)
+    await layer.close_pools()
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(redis_cluster.wait_for_promotion, replica)
+    assert (await layer.health(DEADLINE)).ok
+
+
 async def test_close_pools_and_use_at_once(make_on_cluster: MakeLayer) -> None:
     """A search that is being cancelled is begun again."""
     layer = await make_on_cluster()

@@ -136,6 +136,8 @@ class ClusterRouter(Router):
         return super().links()
 
     async def health(self, timeout: float) -> list[HostHealth]:  # noqa: ASYNC109
+        # All nodes wait for the lease if the home of partition 0 has died while the session rested.
+        self.wake()
         return await health_of(self, timeout)
 
     @property
