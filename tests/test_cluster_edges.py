@@ -23,8 +23,9 @@ from channels_asyncq.bus.redis.node import Node
 from channels_asyncq.bus.redis.partition import Partition, Reading
 from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.names import owner_of
+from channels_asyncq.testing import _free_port
 from tests.cluster_nodes import Node as Server
-from tests.cluster_sessions import Company, Moving, partition_of, router_of, slot_of_group
+from tests.cluster_sessions import Company, Moving, partition_of, router_of, slot_of_group, slot_of_queue
 from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, ended, eventually, note, receive, started
 from tests.fences import fence_every
@@ -50,6 +51,11 @@ def bus_of_redis(layer: AsyncQueueChannelLayer) -> RedisBus:
     bus = bus_of(layer)
     assert isinstance(bus, RedisBus)
     return bus
+
+
+def home_of_queue(layer: AsyncQueueChannelLayer, channel: str) -> Node:
+    """The home of a normal channel in the running loop's session."""
+    return partition_of(layer, slot_of_queue(layer, channel)).home
 
 
 def unread(layer: AsyncQueueChannelLayer) -> Iterator[str]:
@@ -487,6 +493,42 @@ async def test_last_topic_of_a_node_is_given_up_while_it_is_asked_for(
     joining.cancel()
     await ended(joining)
     await eventually(lambda: node.pushes.reconnects == 1, "the next connection")
+
+
+async def test_receiver_whose_channel_moves_before_the_first_home_is_up(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the next home then, although the first one stays in use and never comes up."""
+    layer = await make_on_cluster()
+    await layer.new_channel()
+    router = router_of(layer)
+    await eventually(lambda: router.is_up, "all connections")
+    last = next(node for node in router.in_use if not node.keeps_lease)
+    jobs = next(
+        name for name in map("jobs-{}".format, itertools.count()) if home_of_queue(layer, name) is last
+    )
+    await layer.close_pools()
+
+    async def never(wire: WireProtocol) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(last, "set_up", never)
+    receiving = await started(layer.receive(jobs))
+    target = next(each for each in redis_cluster.primaries() if each.port != last.place[1])
+    await asyncio.to_thread(redis_cluster.migrate_classic, slot_of_queue(layer, jobs), target)
+    await eventually(lambda: home_of_queue(layer, jobs) is not last, "the move")
+    await layer.send(jobs, note(1))
+    assert await ended(receiving) == note(1)
+    assert last.partitions
+
+
+async def test_first_node_in_the_settings_is_dead(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:
+    """A receiver of a normal channel, which waits for it, waits for the home of the channel instead."""
+    dead = f"127.0.0.1:{_free_port()}"
+    layer = await make_on_cluster(hosts=[redis_cluster.url.replace("//", f"//{dead},")])
+    receiving = await started(layer.receive("jobs"))
+    await layer.send("jobs", note(1))
+    assert await ended(receiving) == note(1)
 
 
 async def test_nodes_that_do_not_answer(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:

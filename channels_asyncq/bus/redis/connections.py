@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from ...names import Topic
 from ..base import Health, Link
+from .node import Node
 from .partition import Partition
 from .router import Router
 
@@ -30,4 +32,10 @@ class RedisConnections:
 
     async def checked(self, topic: Topic) -> None:
         """Return when the topic's node has accepted the layout of this process, as `Connections` describes."""
-        await self._partitions[topic.partition].home.commands.first_up()
+        partition = self._partitions[topic.partition]
+        while not (home := partition.home).commands.was_up:
+            await home.commands.first_up(partial(_is_at, partition, home))
+
+
+def _is_at(partition: Partition, node: Node) -> bool:
+    return partition.home is node

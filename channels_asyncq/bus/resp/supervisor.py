@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from ...clock import monotonic, time_ns
 from ...events import CONNECTION, record
@@ -352,15 +352,22 @@ class SupervisedConnection:
                 raise LayerUnavailable(self._address, self._attempts.refusal)
             await self._askers.wait()
 
-    async def first_up(self) -> None:
+    def look_again(self) -> None:
+        """Let those look again that wait for it: they may wait for another one by now."""
+        self._waiters.release()
+
+    async def first_up(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """
-        Return when the connection was up once, however long that takes.
+        Return when the connection was up once, however long that takes, or when it is not wanted any more.
+
+        Args:
+            is_wanted: is asked at the beginning, at each change, and at `look_again()`.
 
         Raises:
             ImproperlyConfigured: the server holds another layout of this namespace.
             LayerClosed: the connection was closed.
         """
-        while not self.was_up:
+        while not self.was_up and is_wanted():
             error = self._downtime.error
             if error is not None and not isinstance(error, LayerUnavailable):
                 raise copy_error(error)

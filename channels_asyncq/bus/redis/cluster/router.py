@@ -208,6 +208,7 @@ class ClusterRouter(Router):
         else:
             self._doubts.add(number)  # it may not be a primary any more
         partition.move(node)
+        last.commands.look_again()
         partition.departures = departures
         self._redirects[number].release()
         node.start()
