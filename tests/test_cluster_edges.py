@@ -522,6 +522,30 @@ async def test_receiver_whose_channel_moves_before_the_first_home_is_up(
     assert last.partitions
 
 
+async def test_site_maps_no_addresses_for_a_moment(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer
+) -> None:
+    """The search for the homes goes on, whatever `address_remap` raises."""
+    has_failed = asyncio.Event()
+    is_broken = False
+
+    def remap(address: tuple[str, int]) -> tuple[str, int]:
+        if is_broken:
+            has_failed.set()
+            raise KeyError(address)
+        return address
+
+    layer = await make_on_cluster(hosts=[{"address": redis_cluster.url, "address_remap": remap}])
+    await joined(layer)
+    router = router_of(layer)
+    await eventually(lambda: router.is_up, "all connections")
+    is_broken = True
+    router.doubt([0])
+    await has_failed.wait()
+    is_broken = False
+    await eventually(lambda: not router.is_in_doubt(0), "the end of the search")
+
+
 async def test_first_node_in_the_settings_is_dead(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:
     """A receiver of a normal channel, which waits for it, waits for the home of the channel instead."""
     dead = f"127.0.0.1:{_free_port()}"
