@@ -123,6 +123,20 @@ async def test_expiry_makes_room() -> None:
     assert texts(buffer) == ["b"]
 
 
+async def test_expiry_makes_room_for_the_next_sender() -> None:
+    """It is woken when the message of the sender before it expires, though it was in line before that was put."""
+    counters = Counters()
+    buffer = make(1, counters)
+    buffer.offer(envelope("a", asyncio.get_running_loop().time() + 0.02))
+    senders = [
+        await started(buffer.put_when_free(envelope(text), lives))
+        for text, lives in (("b", 0.02), ("c", 60.0))
+    ]
+    await every(senders)
+    assert dict(counters.dropped) == {"expired": 2}
+    assert texts(buffer) == ["c"]
+
+
 async def test_expiry_counts_from_the_place(clock: Clock) -> None:
     """A message that waited long for its place lives its whole time from there."""
     buffer = make(1)

@@ -220,6 +220,8 @@ class ChannelBuffer(QueueInterface):
             if expiry is not None:
                 envelope.expires_at = monotonic() + expiry
             if not must_wait and self.offer(envelope) >= 0:
+                if self._senders is not None:
+                    self._senders.watch_expiry()  # those behind this one may wait for its expiry
                 return
             if self._senders is None:
                 self._senders = WaitingSenders(self)

@@ -61,8 +61,7 @@ class WaitingSenders:
         """
         sender = asyncio.get_running_loop().create_future()
         self.line.append(sender)
-        if self._expiry_timer is None:
-            self._watch_expiry()
+        self.watch_expiry()
         try:
             await sender
         except asyncio.CancelledError:
@@ -87,12 +86,16 @@ class WaitingSenders:
         self.held -= 1
         self._places.return_place()
 
-    def _watch_expiry(self) -> None:
-        # The oldest message frees its place when it expires, and nothing else runs at that time.
+    def watch_expiry(self) -> None:
+        """See to it that the oldest message frees its place when it expires: nothing else runs at that time."""
+        if self.line and self._expiry_timer is None:
+            self._hand_out_expired()
+
+    def _hand_out_expired(self) -> None:
         self._expiry_timer = None
         self._places.drop_expired()
         self.hand_out()
         until = self._places.next_expiry()
         if self.line and until is not None:
             loop = asyncio.get_running_loop()
-            self._expiry_timer = loop.call_later(max(0.0, until - monotonic()), self._watch_expiry)
+            self._expiry_timer = loop.call_later(max(0.0, until - monotonic()), self._hand_out_expired)
