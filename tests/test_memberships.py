@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
 from channels_asyncq.bus.base import Members
 from channels_asyncq.exceptions import LayerUnavailable
@@ -107,14 +108,15 @@ async def test_ended_ones_are_not_renewed(server: Server, here: Memberships) -> 
     assert server.joined == {}
 
 
+@pytest.mark.parametrize("error", [REFUSED, ImproperlyConfigured("others have partitions: 8")])
 async def test_refused_renewal_is_repeated(
-    server: Server, here: Memberships, monkeypatch: pytest.MonkeyPatch
+    server: Server, here: Memberships, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """More and more seldom, until it succeeds; several at once are one."""
     monkeypatch.setattr(memberships, "_FIRST_PAUSE", 0.001)
     await here.add("room", "jobs")
     server.forget()
-    server.error = REFUSED
+    server.error = error
     for _ in range(3):
         here.renew(EVERYWHERE)
     await eventually(lambda: server.added >= 4, "some attempts")

@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 from collections.abc import Collection
 
+from django.core.exceptions import ImproperlyConfigured
+
 from ..bus.base import Members
 from ..clock import monotonic
 from ..exceptions import ChannelLayerError
@@ -86,7 +88,7 @@ class Memberships:
                 continue  # lapsed, or discarded meanwhile
             try:
                 await self._members.add(*membership, seconds=left)
-            except ChannelLayerError:
+            except (ChannelLayerError, ImproperlyConfigured):
                 self._due[membership] = None
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, 2 * pause)
