@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from dataclasses import dataclass
 
 from . import threads
@@ -33,10 +34,15 @@ def record(logger: logging.Logger, level: int, code: str, text: str, **fields: o
     fields["code"] = code
     text += " [%(code)s]"
     try:
-        logger.log(level, text, fields, extra=fields)
-    except KeyError:
-        # The LogRecord factory of the site sets an attribute of one of these names.
-        logger.log(level, text, fields)
+        try:
+            logger.log(level, text, fields, extra=fields)
+        except KeyError:
+            # The LogRecord factory of the site sets an attribute of one of these names.
+            logger.log(level, text, fields)
+    except Exception:
+        # A handler of the site has failed, and nothing here ends by that. It is shown as logging itself does.
+        if logging.raiseExceptions:
+            traceback.print_exc()
 
 
 class Throttle:

@@ -45,6 +45,24 @@ def test_record(caplog: pytest.LogCaptureFixture) -> None:
     assert line.msg == "%(address)s is %(share)d%% back [%(code)s]"
 
 
+class Broken(logging.Handler):
+    """A handler of a site that has failed, and says so by an exception."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_handler_that_raises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_shown: bool
+) -> None:
+    """It ends nothing: what is logged is often the last that is done before something else has to be."""
+    monkeypatch.setattr(CONNECTION, "handlers", [Broken()])
+    monkeypatch.setattr(logging, "raiseExceptions", is_shown)
+    record(CONNECTION, logging.WARNING, "connection.lost", "x")
+    assert ("no space left on device" in capsys.readouterr().err) is is_shown
+
+
 def test_one_line_in_ten_seconds(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Of a flood the first line is written; after ten seconds the next one says how many were left out."""
     throttle = Throttle()

@@ -20,6 +20,7 @@ from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.bus.resp.remedies import Diagnosis
 from channels_asyncq.bus.resp.replies import InFlight, NoAnswer, NotSent
 from channels_asyncq.bus.resp.supervisor import SupervisedConnection
+from channels_asyncq.events import CONNECTION
 from channels_asyncq.exceptions import LayerClosed, LayerUnavailable
 from channels_asyncq.settings.options import Options
 from tests.clock import Clock
@@ -410,6 +411,18 @@ class TestIncurable:
         hosts.error = None
         await eventually(lambda: recorded.line.wire is not None)
         await every([recorded.line.up()])
+
+    async def test_handler_of_logs_fails(
+        self, hosts: Hosts, make: Callable[..., Recorded], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its error is not the connection's, which is made as soon as it can be. (This one has no emit().)"""
+        monkeypatch.setattr(CONNECTION, "handlers", [logging.Handler()])
+        recorded = make()
+        hosts.error = LayerUnavailable(hosts.address, "refused")
+        recorded.line.start()
+        await eventually(lambda: hosts.attempts == 3)
+        hosts.error = None
+        await eventually(lambda: recorded.line.wire is not None)
 
 
 class TestSaidOnce:

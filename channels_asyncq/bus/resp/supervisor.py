@@ -261,7 +261,6 @@ class SupervisedConnection:
         share = 1 - _NOTICE if isinstance(error, TimeoutError) else 1
         self._start(self._send_timeout * share)
         self._owner.on_change()
-        # Last: the application's handlers of logs may raise.
         _log_lost(self._outage, self._address, self.reason, is_idle=isinstance(error, ClosedIdle))
 
     def on_silent(self, wire: WireProtocol) -> None:
