@@ -167,6 +167,15 @@ async def test_a_subscription_is_refused_at_a_reconnect(
     assert "subscription.refused" in codes(caplog)
 
 
+async def test_server_is_busy_at_a_reconnect(owner: Owner, server: RespServer) -> None:
+    """Such a refusal passes, and nobody would ask for the topic again: the next connection does."""
+    topics = [await owner.join(group) for group in ("room", "lobby")]
+    server.script("SUBSCRIBE", None, None, resp_server.error("BUSY Redis is busy running a script."))
+    server.cut()
+    await owner.up(2)
+    await eventually(lambda: all(map(owner.bus.pubsub.is_confirmed, topics)), "both")
+
+
 async def test_the_fence_is_refused_while_much_is_subscribed_to(
     owner: Owner, server: RespServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

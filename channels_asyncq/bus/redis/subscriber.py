@@ -94,6 +94,8 @@ class Subscriber:
         # The waiters for a refused topic have its error. The other topics work, but not without fences.
         for reply in own:
             reply.result()
+        if wire.is_lost:
+            raise ConnectionResetError("the server was busy, and refused a topic")
         self.topics.report_refusals()
         run_id = node.identity_in(info)
         await node.commands.up()

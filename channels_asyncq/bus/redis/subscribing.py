@@ -150,6 +150,10 @@ class TopicSubscriber:
                 return
             if partition is None and self._is_cluster and is_redirect(error):
                 return  # of the node itself: the partition with which it moves has left meanwhile
+            if self.wire is not None and str(error).startswith("BUSY"):
+                # It passes, and nobody would ask again. The next connection subscribes to all topics.
+                self.wire.abort(error)
+                return
             if self._node.pushes.wire is None:
                 self._refused[entry.topic] = error
             else:
