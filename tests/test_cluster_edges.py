@@ -25,7 +25,15 @@ from channels_asyncq.bus.resp.protocol import WireProtocol
 from channels_asyncq.names import owner_of
 from channels_asyncq.testing import _free_port
 from tests.cluster_nodes import Node as Server
-from tests.cluster_sessions import Company, Moving, partition_of, router_of, slot_of_group, slot_of_queue
+from tests.cluster_sessions import (
+    Company,
+    Moving,
+    home_of,
+    partition_of,
+    router_of,
+    slot_of_group,
+    slot_of_queue,
+)
 from tests.clusters import Cluster
 from tests.contract import DEADLINE, MakeLayer, ended, eventually, note, receive, started
 from tests.fences import fence_every
@@ -544,6 +552,34 @@ async def test_site_maps_no_addresses_for_a_moment(
     await has_failed.wait()
     is_broken = False
     await eventually(lambda: not router.is_in_doubt(0), "the end of the search")
+
+
+async def test_site_maps_no_address_of_the_next_home(
+    redis_cluster: Cluster, make_on_cluster: MakeLayer
+) -> None:
+    """Sends that are redirected there fail in time, and go on when there is one."""
+    unknown: set[tuple[str, int]] = set()
+
+    def remap(address: tuple[str, int]) -> tuple[str, int]:
+        if address in unknown:
+            raise KeyError(address)
+        return address
+
+    host = {"address": redis_cluster.url, "address_remap": remap}
+    layer = await make_on_cluster(hosts=[host], send_timeout=1)
+    await layer.new_channel()
+    await eventually(lambda: router_of(layer).is_up, "all connections")
+    slot = slot_of_group(layer, "room")
+    home = redis_cluster.node_of(slot)
+    target = next(each for each in redis_cluster.primaries() if each is not home)
+    unknown.add(("127.0.0.1", target.port))
+    await asyncio.to_thread(redis_cluster.migrate_classic, slot, target)
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(LayerUnavailable):
+            await layer.group_send("room", note(1))
+    unknown.clear()
+    await eventually(lambda: home_of(layer, slot).place[1] == target.port, "the move")
+    await layer.group_send("room", note(2))
 
 
 async def test_first_node_in_the_settings_is_dead(redis_cluster: Cluster, make_on_cluster: MakeLayer) -> None:

@@ -174,14 +174,18 @@ class ClusterRouter(Router):
         """
         Move a partition: its node has answered that another one has it.
 
-        Two nodes may name each other, for a while or until an operator mends it. Then the partition is held.
+        Two nodes may name each other, for a while or until an operator mends it. Then the partition is held, and
+        so it is while no address of the other one is known.
         """
         if self.is_closed:
             # No node is made that nobody would close. What is held fails when the connections are closed.
             self._redirects[number].hold("MOVED")
             return
         home = self._node_of(number)
-        address = address_in(host, port, home.place, self.remap)
+        try:
+            address = address_in(host, port, home.place, self.remap)
+        except Exception:
+            address = home.place  # the site's `address_remap` does not know that node
         moves = self._moves.setdefault(number, deque(maxlen=_MOST_MOVES))
         is_disputed = len(moves) == _MOST_MOVES and monotonic() - moves[0] < _SECOND
         if address != home.place and not is_disputed:
