@@ -14,7 +14,7 @@ class Members:
     def __init__(self) -> None:
         #: By group and channel, when the membership was added and when it lapses. No group is empty.
         self.by_group: dict[str, dict[str, tuple[float, float]]] = {}
-        #: So many are added before those that lapsed are dropped in all groups.
+        # How many may be added before those that lapsed are dropped in all groups.
         self._adds_left = MANY
 
     def add(self, group: str, channel: str, seconds: float) -> None:

@@ -123,6 +123,7 @@ class LeaseKeeper:
         while True:
             layout = self.lease.layout
             if self.is_let_in(await call(*self.command(layout)), layout):
+                self.note_held()
                 return
             # The others were notified of the layout. A session that is stopped is not waited for: its lease ends.
             await asyncio.sleep(pause)

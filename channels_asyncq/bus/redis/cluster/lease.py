@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -102,10 +101,6 @@ class ClusterLease(LeaseKeeper):
             ImproperlyConfigured: another session uses the namespace in an incompatible way.
         """
         await self._waiters.wait()
-
-    async def hold(self, call: Callable[..., Awaitable[Any]]) -> None:
-        await super().hold(call)
-        self.note_held()
 
     async def refresh(self) -> None:
         """
